@@ -1,0 +1,51 @@
+"""Progress of long stages: done of all, rate, time left; on the screen and in the stage's log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from datetime import timedelta
+
+
+def say(message: str) -> None:
+    """Print one line where both the screen and the log see it."""
+    print(message, file=sys.stderr, flush=True)
+
+
+class Progress:
+    """Count work done and say so at most every `interval` seconds, and at the end.
+
+    Parameters
+    ----------
+    title: what is being worked on, e.g. `finetune_shard train 0`.
+    total: units of work in all.
+    unit: plural noun of the units, e.g. `subsets`.
+    done: units that an earlier attempt had finished; they don't count towards the rate.
+    """
+
+    def __init__(self, title: str, total: int, unit: str, done: int = 0, interval: float = 10.0):
+        self.title, self.total, self.unit, self.interval = title, total, unit, interval
+        self.done = self.done_before = done
+        self.start = self.last_said = time.monotonic()
+        if done:
+            say(f"{title}: going on from {done:,} of {total:,} {unit}")
+
+    def advance(self, units: int = 1, note: str = "") -> None:
+        """Count `units` more as done; `note` (e.g. the current loss) ends the line."""
+        self.done += units
+        now = time.monotonic()
+        if self.done < self.total and now - self.last_said < self.interval:
+            return
+        self.last_said = now
+        elapsed = max(now - self.start, 1e-9)
+        rate = (self.done - self.done_before) / elapsed
+        if self.done < self.total:
+            left = timedelta(seconds=round((self.total - self.done) / rate)) if rate else "?"
+            tail = f"{left} left"
+        else:
+            tail = f"done in {timedelta(seconds=round(elapsed))}"
+        share = 100 * self.done / max(self.total, 1)
+        say(
+            f"{self.title}: {self.done:,} of {self.total:,} {self.unit} ({share:.0f} %), "
+            f"{rate:.3g} {self.unit}/s, {tail}" + (f", {note}" if note else "")
+        )
