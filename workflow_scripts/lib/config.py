@@ -1,0 +1,302 @@
+"""The study's configuration: typed, unknown keys refused, every value with its meaning.
+
+The field descriptions are the config reference: `docs/config.md` and `configs/schema.json` are made from them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from workflow_scripts.lib.errors import StudyError
+
+NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+
+def _check_name(name: str) -> str:
+    if not NAME_PATTERN.fullmatch(name):
+        raise ValueError(
+            f"{name!r} is not a usable name: write letters, digits, '_' and '-' (at most 64), "
+            "because it becomes a file name"
+        )
+    return name
+
+
+Name = Annotated[str, AfterValidator(_check_name)]
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """A block of the config: immutable, and no key that it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Corpus(Section):
+    """Where rows come from, and which of them."""
+
+    source: str = Field(
+        description="`builtin:mini`, a local file or glob (JSONL, JSON, CSV, Parquet; plain, .gz, .zst), "
+        "or a hub dataset id."
+    )
+    config_name: str | None = Field(None, description="Hub only: the dataset's config name.")
+    split: str = Field("train", description="Hub only: the split.")
+    revision: str | None = Field(None, description="Hub only: a commit or tag, to pin the data.")
+    data_files: str | None = Field(None, description="Hub only: file or pattern inside the dataset.")
+    columns: dict[Literal["prompt", "response", "messages", "label"], str] = Field(
+        default_factory=dict,
+        description="Column names, where the shape is not recognised by itself, e.g. `{label: task}`.",
+    )
+    part: tuple[Share, Share] = Field(
+        (0.0, 1.0),
+        description="Which share of the prompts, as [from, to). A prompt's place is a hash of its normalised "
+        "text, so parts that don't overlap share no prompt, and appended rows move no other row.",
+    )
+    limit: Positive | None = Field(None, description="Take at most so many rows, the first ones of the part.")
+    max_rejected_share: Share = Field(0.05, description="Stop when more than this share of the rows is bad.")
+
+    @model_validator(mode="after")
+    def _part_is_an_interval(self) -> Corpus:
+        if self.part[0] >= self.part[1]:
+            raise ValueError(f"part: {list(self.part)} is empty; write [from, to] with from < to")
+        return self
+
+
+class Pretraining(Section):
+    """How the builtin LM is made (`model: builtin:tiny` only)."""
+
+    corpus: Name = Field("pretraining", description="Corpus whose text it reads; disjoint from all others.")
+    vocabulary: Positive = Field(2048, description="Size of the BPE vocabulary trained on that corpus.")
+    hidden: Positive = Field(96, description="Hidden size; a multiple of 32.")
+    layers: Positive = Field(2, description="Number of Qwen2 layers.")
+    steps: Positive = Field(300, description="AdamW steps.")
+    batch_tokens: Positive = Field(4096, description="Tokens a step.")
+    learning_rate: float = Field(2e-3, gt=0, description="Peak learning rate, cosine decay.")
+
+
+class LanguageModel(Section):
+    """The base LM that is fine-tuned on subsets."""
+
+    model: str = Field(
+        "builtin:tiny",
+        description="`builtin:tiny`, a local folder, or a hub id of any causal LM.",
+    )
+    revision: str | None = Field(None, description="Hub only: a commit or tag, to pin the weights.")
+    max_tokens: Positive = Field(512, description="Longest example in tokens; the end is cut, and counted.")
+    chat_template: bool = Field(False, description="Render prompts with the tokenizer's chat template.")
+    trust_remote_code: bool = Field(False, description="Run code that comes with the model. Off is safe.")
+    pretraining: Pretraining = Field(default_factory=Pretraining, description="Of `builtin:tiny`.")
+
+
+class Finetuning(Section):
+    """How the LM is fine-tuned on one subset (paper, section 4.1)."""
+
+    learning_rate: float = Field(2e-5, gt=0, description="AdamW's learning rate, constant.")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay.")
+    batch_examples: Positive = Field(32, description="Examples in one optimiser step.")
+    epochs: Positive = Field(2, description="Passes over the subset.")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="Of the forward pass; weights and optimiser state stay float32."
+    )
+    step_tokens: Positive = Field(
+        16384, description="Most tokens in one forward pass of training; a larger batch is accumulated."
+    )
+    evaluation_tokens: Positive = Field(16384, description="Most tokens in one forward pass of evaluation.")
+    max_diverged_share: Share = Field(0.05, description="Stop when more runs than this share diverge.")
+
+
+class Targets(Section):
+    """Folds, subsets and validation sets that the encoder is trained on (paper, section 3.1)."""
+
+    corpus: Name = Field("train", description="Corpus that folds are drawn from.")
+    folds: Positive = Field(description="Cross-validation instances.")
+    pool_examples: Positive = Field(description="N_t: examples in a fold's training pool.")
+    validation_examples: Positive = Field(description="N_v: examples in a fold's validation set.")
+    evaluated_examples: Positive = Field(description="Of the validation set, how many each subset is judged on.")
+    subsets_per_fold: Positive = Field(description="M: subsets of a fold.")
+    subset_examples: Positive = Field(description="n: examples in a subset.")
+    seeds: Positive = Field(1, description="Fine-tuning runs per subset; labels use their mean loss.")
+    folds_per_job: Positive = Field(1, description="A job covers a block of folds x subsets: its folds.")
+    subsets_per_job: Positive = Field(100, description="A job covers a block of folds x subsets: its subsets.")
+
+    @model_validator(mode="after")
+    def _sizes_agree(self) -> Targets:
+        if self.evaluated_examples > self.validation_examples:
+            raise ValueError("evaluated_examples can't exceed validation_examples")
+        if self.subset_examples > self.pool_examples:
+            raise ValueError("subset_examples can't exceed pool_examples")
+        return self
+
+
+class Encoder(Section):
+    """The attribution encoder before training (paper, section 3.2)."""
+
+    model: str = Field(
+        "builtin:small", description="`builtin:small`, a local folder, or a hub id of a BERT-type encoder."
+    )
+    revision: str | None = Field(None, description="Hub only: a commit or tag, to pin the weights.")
+    dimension: Positive = Field(384, description="Size of an embedding, after the projection.")
+    max_tokens: Positive = Field(512, description="Longest text in tokens; the end is cut.")
+    prompt_words: Positive = Field(256, description="Words of the prompt that are read.")
+    hidden: Positive = Field(128, description="`builtin:small` only: hidden size.")
+    layers: int = Field(2, ge=0, description="`builtin:small` only: number of BERT layers.")
+    vocabulary: Positive = Field(4096, description="`builtin:small` only: WordPiece vocabulary.")
+    trust_remote_code: bool = Field(False, description="Run code that comes with the model. Off is safe.")
+
+
+class EncoderTraining(Section):
+    """How the encoder learns to rank subsets (paper, sections 3.3 and 4.1)."""
+
+    pooling: Literal["attention", "mean"] = Field("attention", description="How scores of a group are pooled.")
+    steps: Positive = Field(2000, description="Optimiser steps.")
+    learning_rate: float = Field(1e-4, gt=0, description="AdamW's learning rate, constant after the warm-up.")
+    warmup_steps: int = Field(10, ge=0, description="Steps of linear warm-up.")
+    gradient_clip: float = Field(1.0, gt=0, description="Largest gradient norm.")
+    subsets_per_step: Positive = Field(32, description="Subsets of the fold in one step.")
+    examples_per_step: Positive = Field(1000, description="Validation examples of the fold in one step.")
+    smallest_difference: float = Field(0.1, ge=0, description="T_min: pairs of closer labels are dropped.")
+    largest_weight: float = Field(5.0, gt=0, description="T_max: cap of a pair's weight.")
+    learned_scale: bool = Field(
+        False,
+        description="Learn the scale of the scores, which is the pooling's temperature; it is folded into the "
+        "projection when the encoder is saved.",
+    )
+    validation_folds: Positive = Field(2, description="Folds held back to choose the best checkpoint.")
+    validate_every: Positive = Field(100, description="Steps between two validations and checkpoints.")
+    patience: Positive | None = Field(None, description="Stop after so many validations without a better one.")
+    chunk_tokens: Positive = Field(16384, description="Most tokens in one forward pass.")
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="Of the forward pass.")
+
+
+class Evaluation(Section):
+    """A test set and the pool of training examples whose influence on it is measured."""
+
+    train: Name = Field(description="Corpus that subsets are drawn from.")
+    test: Name = Field(description="Corpus of the test examples.")
+    tests: Positive = Field(description="Test examples, drawn from the test corpus.")
+    subsets: Positive = Field(description="Random subsets, each fine-tuned.")
+    subset_examples: Positive = Field(description="Examples in a subset.")
+    seeds: int = Field(2, ge=2, description="Fine-tuning runs per subset; two or more give the noise ceiling.")
+    subsets_per_job: Positive = Field(100, description="Subsets that one job fine-tunes.")
+
+
+METHODS = ("airrep", "airrep_mean", "untrained", "tfidf", "bm25", "length", "random")
+MethodName = Literal["airrep", "airrep_mean", "untrained", "tfidf", "bm25", "length", "random"]
+
+
+class Scoring(Section):
+    """Which methods score, and what is kept."""
+
+    methods: list[MethodName] = Field(list(METHODS), description="Rows of the LDS table.", min_length=1)
+    top: Positive = Field(50, description="Most helpful and most harmful examples kept per test.")
+    tile_examples: Positive = Field(8192, description="Training examples scored at once.")
+    embedding_precision: Literal["float16", "float32"] = Field("float16", description="Of embeddings on disk.")
+
+
+class Judging(Section):
+    """How the LDS is reported."""
+
+    bootstrap: Positive = Field(1000, description="Bootstrap draws over tests and subsets.")
+    confidence: float = Field(0.95, gt=0, lt=1, description="Coverage of the intervals.")
+    near_duplicate: Share = Field(
+        0.9, description="Jaccard similarity of word 3-grams from which a test row is reported as seen."
+    )
+
+
+class Report(Section):
+    """What the report shows."""
+
+    tests: Positive = Field(200, description="Test examples in the explorer.")
+    examples: Positive = Field(10, description="Most helpful and most harmful examples shown for each.")
+    characters: Positive = Field(600, description="Longest text shown; longer ones are cut with a mark.")
+
+
+class Study(Section):
+    """One study: everything that decides a number in `results/<run>`."""
+
+    run: Name = Field(description="Name of the results folder.")
+    seed: int = Field(0, ge=0, description="Every random choice derives from it.")
+    corpora: dict[Name, Corpus] = Field(description="Corpora by name.", min_length=1)
+    language_model: LanguageModel = Field(default_factory=LanguageModel)
+    finetuning: Finetuning = Field(default_factory=Finetuning)
+    targets: Targets
+    encoder: Encoder = Field(default_factory=Encoder)
+    encoder_training: EncoderTraining = Field(default_factory=EncoderTraining)
+    evaluations: dict[Name, Evaluation] = Field(description="Evaluation sets by name.", min_length=1)
+    scoring: Scoring = Field(default_factory=Scoring)
+    judging: Judging = Field(default_factory=Judging)
+    report: Report = Field(default_factory=Report)
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> Study:
+        used = {"targets.corpus": self.targets.corpus}
+        if self.language_model.model == "builtin:tiny":
+            used["language_model.pretraining.corpus"] = self.language_model.pretraining.corpus
+        for name, evaluation in self.evaluations.items():
+            if name == "train":
+                raise ValueError("evaluations.train: 'train' names the encoder's targets; take another name")
+            used[f"evaluations.{name}.train"] = evaluation.train
+            used[f"evaluations.{name}.test"] = evaluation.test
+        for key, corpus in used.items():
+            if corpus not in self.corpora:
+                raise ValueError(
+                    f"{key}: there is no corpus {corpus!r}; write one of {', '.join(self.corpora)}, "
+                    "or add it under corpora"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _folds_suffice(self) -> Study:
+        if self.encoder_training.validation_folds >= self.targets.folds:
+            raise ValueError("encoder_training.validation_folds must be less than targets.folds")
+        return self
+
+
+def load_study(values: Mapping[str, Any], origin: str = "config.yaml") -> Study:
+    """Return the typed study of `values`, as Snakemake read them from `origin`.
+
+    Raises
+    ------
+    StudyError: one line per wrong key, each with what to write instead.
+    """
+    try:
+        return Study.model_validate(dict(values))
+    except ValidationError as error:
+        lines = [_explain(detail) for detail in error.errors()]
+        raise StudyError(f"{origin} has {len(lines)} wrong key(s):\n" + "\n".join(lines)) from None
+
+
+def _explain(detail: Mapping[str, Any]) -> str:
+    key = ".".join(str(part) for part in detail["loc"] if part != "[key]") or "study"
+    if detail["type"] == "extra_forbidden":
+        known = _known_keys(detail["loc"][:-1])
+        near = difflib.get_close_matches(str(detail["loc"][-1]), known, n=1)
+        advice = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+        return f"  {key}: no such key; {advice}"
+    if detail["type"] == "missing":
+        return f"  {key}: is missing; add it"
+    message = detail["msg"].removeprefix("Value error, ")
+    given = "" if isinstance(detail["input"], dict | BaseModel) else f" (you wrote {detail['input']!r})"
+    return f"  {key}: {message}{given}"
+
+
+def _known_keys(location: tuple[int | str, ...]) -> list[str]:
+    annotation: Any = Study
+    for part in location:
+        model = _model_in(annotation)
+        if model is not None and part in model.model_fields:
+            annotation = model.model_fields[part].annotation
+        # else: `part` is a key of a dict of sections, whose annotation already names the section
+    model = _model_in(annotation)
+    return sorted(model.model_fields) if model else []
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, (_model_in(argument) for argument in get_args(annotation))), None)
