@@ -1,0 +1,59 @@
+"""The pinned environments agree with each other, with pyproject.toml and with what is installed."""
+
+from __future__ import annotations
+
+import tomllib
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+ADVICE = "run: python envs/lock.py"
+
+
+def pins(lines: list[str]) -> dict[str, str]:
+    return dict(line.split("==") for line in lines if not line.startswith("#"))
+
+
+def lock(name: str) -> dict[str, str]:
+    return pins((ROOT / "envs" / name).read_text().splitlines())
+
+
+@pytest.mark.parametrize(
+    ("requirements", "files"),
+    [
+        (PROJECT["dependencies"], ["requirements.lock"]),
+        (PROJECT["optional-dependencies"]["test"], ["requirements.lock", "requirements-test.lock"]),
+    ],
+)
+def test_every_dependency_of_the_project_is_pinned_in_its_range(requirements, files):
+    pinned = {name: pin for file in files for name, pin in lock(file).items()}
+    for requirement in map(Requirement, requirements):
+        name = canonicalize_name(requirement.name)
+        assert name in pinned, f"{name} is in pyproject.toml but not in {files}; {ADVICE}"
+        assert requirement.specifier.contains(pinned[name]), f"{name}=={pinned[name]} is not {requirement}"
+
+
+def test_conda_and_pip_pin_the_same_versions():
+    environment = yaml.safe_load((ROOT / "envs" / "airrep.yaml").read_text())
+    (from_pip,) = (entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
+    assert pins(from_pip) == lock("requirements.lock"), ADVICE
+
+
+def test_no_package_is_pinned_twice_and_none_depends_on_the_machine():
+    needed, for_tests = lock("requirements.lock"), lock("requirements-test.lock")
+    assert not needed.keys() & for_tests.keys()
+    for name, pin in {**needed, **for_tests}.items():
+        assert "+" not in pin, f"{name}=={pin}: only a build for one kind of machine has this version"
+        assert not name.startswith(("nvidia-", "triton")), f"{name} is left to torch's own pins"
+
+
+@pytest.mark.parametrize("file", ["requirements.lock", "requirements-test.lock"])
+def test_tests_run_with_the_pinned_versions(file):
+    differing = {name: pin for name, pin in lock(file).items() if version(name).partition("+")[0] != pin}
+    assert not differing, f"installed otherwise than in envs/{file}: {differing}; {ADVICE}"
