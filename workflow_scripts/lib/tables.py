@@ -6,9 +6,11 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import socket
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
@@ -17,7 +19,7 @@ import pyarrow.parquet as pq
 from workflow_scripts.lib.errors import StudyError
 
 SCHEMA_VERSION = "1"
-_metadata_in_force: ContextVar[Mapping[str, str]] = ContextVar("table_metadata", default={})
+_metadata_in_force: ContextVar[Mapping[str, str]] = ContextVar("table_metadata", default=MappingProxyType({}))
 
 
 def spec_hash(spec: Mapping[str, Any]) -> str:
@@ -50,11 +52,11 @@ def table_metadata(**entries: str) -> Iterator[None]:
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary sibling of `path`; it takes the name `path` only if the block ends well.
 
-    The name is unique to the process, so that a twin of a job never writes into the same file.
+    The name is unique to the host and process, so that a twin of a job never writes into the same file.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:
         yield temporary
         with open(temporary, "rb") as file:
@@ -74,26 +76,36 @@ def write_table(path: Path, table: pa.Table, **metadata: str) -> None:
     write_batches(path, table.schema, [table], **metadata)
 
 
-def write_batches(
-    path: Path, schema: pa.Schema, tables: Iterable[pa.Table], **metadata: str
-) -> int:
+def write_batches(path: Path, schema: pa.Schema, tables: Iterable[pa.Table], **metadata: str) -> int:
     """Stream `tables` of one schema into `path`, whole or not at all; return the number of rows."""
+    rows = 0
+    with table_writer(path, schema, **metadata) as write:
+        for table in tables:
+            write(table)
+            rows += table.num_rows
+    return rows
+
+
+@contextlib.contextmanager
+def table_writer(path: Path, schema: pa.Schema, **metadata: str) -> Iterator[Callable[[pa.Table], None]]:
+    """Yield a function that appends a table of `schema` to `path`, which appears when the block ends well.
+
+    For one pass over the data that fills several files; otherwise `write_batches` is simpler.
+    """
     floats = [field.name for field in schema if pa.types.is_floating(field.type)]
     others = [field.name for field in schema if not pa.types.is_floating(field.type)]
     stamped = _stamped(schema, metadata)
-    rows = 0
-    with atomic_path(path) as temporary:
-        with pq.ParquetWriter(
+    with (
+        atomic_path(path) as temporary,
+        pq.ParquetWriter(
             temporary,
             stamped,
             compression="zstd",
             use_dictionary=others,
             use_byte_stream_split=floats,
-        ) as writer:
-            for table in tables:
-                writer.write_table(table.cast(stamped))
-                rows += table.num_rows
-    return rows
+        ) as writer,
+    ):
+        yield lambda table: writer.write_table(table.cast(stamped))
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
