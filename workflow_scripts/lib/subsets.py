@@ -3,48 +3,92 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from workflow_scripts.lib.errors import StudyError
 from workflow_scripts.lib.seeds import generator
+from workflow_scripts.lib.tables import read_table
 
 
 @dataclass(frozen=True)
 class Fold:
-    """One cross-validation instance: disjoint arrays of example ids, int32."""
+    """One cross-validation instance: disjoint sets of examples, arrays of example ids, int32.
+
+    `evaluated` are the validation examples whose loss is measured under each of the fold's LMs.
+    """
 
     pool: np.ndarray
-    validation: np.ndarray
+    evaluated: np.ndarray
 
 
-def draw_fold(
-    seed: int, fold: int, example_ids: np.ndarray, pool_examples: int, validation_examples: int
-) -> Fold:
-    """Draw the training pool and the validation set of `fold` from `example_ids`, without overlap.
+@dataclass(frozen=True)
+class Sampling:
+    """How the folds and subsets of a pool are drawn; the same values always draw the same examples.
 
-    Raises
-    ------
-    StudyError: the corpus is smaller than pool and validation set together.
+    A fold depends on (seed, pool, fold) and a subset on (seed, pool, fold, index), so more folds or more
+    subsets leave those that were drawn before as they are.
+
+    Parameters
+    ----------
+    pool: `train`, or the name of an evaluation set.
+    pool_examples: size of a fold's training pool (N_t); None for the whole corpus.
+    validation_examples: size of a fold's validation set (N_v).
+    evaluated_examples: how many of them each subset is judged on.
+    subset_examples: size of a subset (n).
     """
-    needed = pool_examples + validation_examples
-    if needed > len(example_ids):
-        raise StudyError(
-            f"a fold needs {pool_examples:,} pool + {validation_examples:,} validation examples, but the "
-            f"corpus has only {len(example_ids):,} usable ones. Lower targets.pool_examples or "
-            "targets.validation_examples, or take a larger part of the corpus."
-        )
-    order = generator(seed, "fold", fold).permutation(len(example_ids))[:needed]
-    chosen = example_ids[order].astype(np.int32)
-    return Fold(pool=chosen[validation_examples:], validation=chosen[:validation_examples])
+
+    seed: int
+    pool: str
+    pool_examples: int | None
+    validation_examples: int
+    evaluated_examples: int
+    subset_examples: int
+
+    def fold(self, fold: int, train_ids: np.ndarray, test_ids: np.ndarray | None) -> Fold:
+        """Draw fold number `fold` from `train_ids`, and its validation set from `test_ids`.
+
+        `test_ids` is None where both come from one corpus; they are disjoint then, too.
+
+        Raises
+        ------
+        StudyError: a corpus is too small.
+        """
+        shuffled = _shuffled(train_ids, self.seed, self.pool, "fold", fold)
+        if test_ids is None:
+            self._need(len(shuffled), (self.pool_examples or 1) + self.validation_examples, "pool and validation")
+            validation, rest = np.split(shuffled, [self.validation_examples])
+        else:
+            self._need(len(test_ids), self.validation_examples, "test")
+            tests = _shuffled(test_ids, self.seed, self.pool, "tests", fold)
+            validation, rest = tests[: self.validation_examples], shuffled
+        self._need(len(rest), max(self.pool_examples or 1, self.subset_examples), "pool")
+        return Fold(pool=rest[: self.pool_examples], evaluated=validation[: self.evaluated_examples])
+
+    def subset(self, fold: int, index: int, pool: np.ndarray) -> np.ndarray:
+        """Draw subset number `index` of a fold: distinct ids of its `pool`, int32, in random order."""
+        random = generator(self.seed, self.pool, "subset", fold, index)
+        return pool[random.choice(len(pool), size=self.subset_examples, replace=False)]
+
+    def _need(self, there: int, needed: int, what: str) -> None:
+        if there < needed:
+            raise StudyError(
+                f"{self.pool}: {needed:,} {what} examples are needed, but the corpus has only {there:,} usable "
+                "ones. Lower the sizes under targets or evaluations, or take a larger part of the corpus."
+            )
 
 
-def draw_subset(seed: int, fold: int, index: int, pool: np.ndarray, size: int) -> np.ndarray:
-    """Draw subset number `index` of `fold`: `size` distinct ids of `pool`, int32, in random order."""
-    if size > len(pool):
-        raise StudyError(
-            f"a subset of {size:,} examples can't be drawn from a pool of {len(pool):,}. "
-            "Lower subset_examples or raise pool_examples."
-        )
-    chosen = generator(seed, "subset", fold, index).choice(len(pool), size=size, replace=False)
-    return pool[chosen].astype(np.int32)
+def _shuffled(example_ids: np.ndarray, *seed: int | str) -> np.ndarray:
+    return example_ids[generator(*seed).permutation(len(example_ids))].astype(np.int32)
+
+
+def usable_ids(tokens: Path) -> np.ndarray:
+    """Return the ids of the examples that have response tokens, int32, from a `tokens/` file."""
+    return read_table(tokens, ["example_id"])["example_id"].to_numpy().astype(np.int32)
+
+
+def corpus_ids(train_tokens: Path, test_tokens: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the usable ids of both corpora; None for the second where it is the first."""
+    train_ids = usable_ids(train_tokens)
+    return train_ids, None if Path(train_tokens) == Path(test_tokens) else usable_ids(test_tokens)

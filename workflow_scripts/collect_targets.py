@@ -1,0 +1,115 @@
+"""Collect the losses of all fine-tuning jobs of a pool and turn them into labels (paper, section 3.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from workflow_scripts.lib.errors import StudyError
+from workflow_scripts.lib.progress import say
+from workflow_scripts.lib.stage import run_stage
+from workflow_scripts.lib.tables import read_table, write_batches
+
+SCHEMA = pa.schema(
+    [
+        ("fold", pa.int32()),
+        ("subset", pa.int32()),
+        ("seed", pa.int32()),
+        ("example_id", pa.int32()),
+        ("loss", pa.float32()),
+        ("delta", pa.float32()),
+        ("label", pa.float32()),
+        ("status", pa.string()),
+    ]
+)
+
+
+def collect_targets(
+    blocks: Sequence[Path],
+    targets: Path,
+    *,
+    folds: int,
+    subsets_per_fold: int,
+    seeds: int,
+    max_diverged_share: float,
+) -> None:
+    """Join the blocks' losses and add loss delta and label.
+
+    The delta is the base LM's loss minus the fine-tuned LM's: positive where training on the subset helped.
+    The label of an example and a subset is minus its loss (mean over seeds), standardised over the subsets
+    of the fold; null for a run that diverged.
+
+    Raises
+    ------
+    StudyError: a run is missing, or more than `max_diverged_share` of the runs diverged.
+    """
+    table = pa.concat_tables([read_table(path) for path in blocks])
+    table = table.sort_by([(name, "ascending") for name in ("fold", "index", "seed")])
+    runs = folds * subsets_per_fold * seeds
+    if table.num_rows == 0 or table.num_rows % runs:
+        raise StudyError(
+            f"{targets.stem}: the {len(blocks)} block files hold {table.num_rows:,} targets, which is not a "
+            f"whole number for each of {runs:,} runs. Delete {blocks[0].parent} and run again."
+        )
+    diverged = table["status"].to_numpy()[:: table.num_rows // runs] == "diverged"
+    if diverged.mean() > max_diverged_share:
+        raise StudyError(
+            f"{targets.stem}: {diverged.sum():,} of {runs:,} fine-tuning runs diverged, more than "
+            f"finetuning.max_diverged_share ({max_diverged_share:g}). Lower finetuning.learning_rate."
+        )
+    rows = table.num_rows // folds
+    shape = (subsets_per_fold, seeds, rows // (subsets_per_fold * seeds))
+    write_batches(
+        targets,
+        SCHEMA,
+        (_fold_targets(table.slice(fold * rows, rows), fold, shape) for fold in range(folds)),
+    )
+    say(
+        f"collect_targets {targets.stem}: {table.num_rows:,} targets of {runs:,} runs, "
+        f"{diverged.sum():,} diverged"
+    )
+
+
+def _fold_targets(table: pa.Table, fold: int, shape: tuple[int, int, int]) -> pa.Table:
+    """Return the targets of one fold; `shape` is (subsets, seeds, examples)."""
+    losses = table["loss"].to_numpy().reshape(shape)
+    labels = np.broadcast_to(standardised_labels(losses)[:, None, :], shape).reshape(-1)
+    delta = table["base_loss"].to_numpy() - losses.reshape(-1)
+    return pa.table(
+        {
+            "fold": table["fold"],
+            "subset": table["index"].to_numpy() + fold * shape[0],
+            "seed": table["seed"],
+            "example_id": table["example_id"],
+            "loss": table["loss"],
+            "delta": pa.array(delta, from_pandas=True),
+            "label": pa.array(labels, from_pandas=True),
+            "status": table["status"],
+        },
+        schema=SCHEMA,
+    )
+
+
+def standardised_labels(losses: np.ndarray) -> np.ndarray:
+    """Return r(x, S) = -(l - mean) / spread over subsets, float64 [subsets, examples].
+
+    Parameters
+    ----------
+    losses: float [subsets, seeds, examples]; NaN for a diverged run. Losses are averaged over seeds; the
+        spread is the standard deviation (the paper's text says variance, which would not be free of scale).
+        An example whose loss does not vary has label 0 everywhere.
+    """
+    finished = np.isfinite(losses)
+    counts = finished.sum(1)
+    mean_losses = np.full(counts.shape, np.nan)
+    np.divide(np.where(finished, losses, 0.0).sum(1, dtype=np.float64), counts, out=mean_losses, where=counts > 0)
+    centred = mean_losses - np.nanmean(mean_losses, axis=0)
+    spread = np.sqrt(np.nanmean(centred**2, axis=0))
+    return -centred / np.where(spread > 0, spread, 1.0)
+
+
+if __name__ == "__main__":
+    run_stage(snakemake, collect_targets)  # noqa: F821

@@ -1,0 +1,84 @@
+"""Make the encoder before training: a pretrained one with a random projection, or a small builtin."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from tokenizers import BertWordPieceTokenizer
+from transformers import BertConfig, BertModel, BertTokenizerFast
+
+from workflow_scripts.lib.encoder import AttributionEncoder, load_encoder, random_projection
+from workflow_scripts.lib.seeds import derive_seed
+from workflow_scripts.lib.stage import run_stage
+from workflow_scripts.lib.tables import read_table
+from workflow_scripts.lib.text import encoder_texts
+
+BUILTIN = "builtin:small"
+
+
+def init_encoder(
+    corpus: Path,
+    encoder: Path,
+    *,
+    model: str,
+    revision: str | None,
+    trust_remote_code: bool,
+    dimension: int,
+    max_tokens: int,
+    prompt_words: int,
+    hidden: int,
+    layers: int,
+    vocabulary: int,
+    seed: int,
+) -> None:
+    """Write the encoder that training starts from, and that the untrained baseline uses, to `encoder`.
+
+    `builtin:small` is a BERT of `layers` layers with random weights, its vocabulary taken from `corpus`;
+    any other `model` is loaded and given a random projection to `dimension`.
+    """
+    if model == BUILTIN:
+        texts = encoder_texts(read_table(corpus, ["prompt", "response"]), prompt_words)
+        made = small_encoder(texts, dimension, max_tokens, hidden, layers, vocabulary, seed)
+    else:
+        made = load_encoder(
+            model,
+            max_tokens,
+            dimension=dimension,
+            seed=derive_seed(seed, "projection"),
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+        )
+    made.save(encoder)
+
+
+def small_encoder(
+    texts: Sequence[str],
+    dimension: int,
+    max_tokens: int,
+    hidden: int,
+    layers: int,
+    vocabulary: int,
+    seed: int,
+) -> AttributionEncoder:
+    """Return a small BERT with random weights and a WordPiece vocabulary of `texts`."""
+    pieces = BertWordPieceTokenizer(lowercase=True)
+    pieces.train_from_iterator(texts, vocab_size=vocabulary, min_frequency=2, show_progress=False)
+    tokenizer = BertTokenizerFast(tokenizer_object=pieces._tokenizer)
+    torch.manual_seed(derive_seed(seed, "encoder"))
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=max(hidden // 32, 1),
+        intermediate_size=2 * hidden,
+        max_position_embeddings=max_tokens,
+    )
+    transformer = BertModel(config, add_pooling_layer=False)
+    projection = random_projection(hidden, dimension, derive_seed(seed, "projection"))
+    return AttributionEncoder(transformer, tokenizer, projection, max_tokens)
+
+
+if __name__ == "__main__":
+    run_stage(snakemake, init_encoder)  # noqa: F821

@@ -1,0 +1,83 @@
+"""Fine-tuning one LM on many subsets: weights and optimiser state are reset in place between runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from workflow_scripts.lib.language_model import TokenizedExample, autocast, evaluate, summed_losses
+from workflow_scripts.lib.packing import token_budget
+from workflow_scripts.lib.seeds import generator
+
+
+class Finetuner:
+    """Fine-tunes the same LM from the same weights, run after run (paper, section 4.1).
+
+    Each run: AdamW, constant learning rate, shuffled batches of `batch_examples`, `epochs` passes,
+    cross-entropy averaged over the response tokens of a batch. A run depends on its examples and its seed
+    alone, not on the runs before it.
+    """
+
+    def __init__(
+        self,
+        lm: PreTrainedModel,
+        *,
+        learning_rate: float,
+        weight_decay: float,
+        batch_examples: int,
+        epochs: int,
+        precision: str,
+        step_tokens: int,
+        evaluation_tokens: int,
+    ):
+        self.lm = lm
+        self.batch_examples, self.epochs = batch_examples, epochs
+        self.precision, self.step_tokens = precision, step_tokens
+        self.evaluation_tokens = evaluation_tokens
+        self.parameters = [parameter for parameter in lm.parameters() if parameter.requires_grad]
+        self.base_weights = [parameter.detach().clone() for parameter in self.parameters]
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=learning_rate, weight_decay=weight_decay, fused=True
+        )
+
+    def reset(self) -> None:
+        """Put the base weights and a fresh optimiser state back, without allocating anything."""
+        with torch.no_grad():
+            torch._foreach_copy_(self.parameters, self.base_weights)
+            for state in self.optimizer.state.values():
+                for tensor in state.values():
+                    tensor.zero_()
+
+    def finetune(self, examples: Sequence[TokenizedExample], *seed: int | str) -> bool:
+        """Train on `examples` from the base weights; return False if the run diverged."""
+        self.reset()
+        random = generator(*seed)
+        for _ in range(self.epochs):
+            order = random.permutation(len(examples))
+            for first in range(0, len(order), self.batch_examples):
+                batch = [examples[i] for i in order[first : first + self.batch_examples]]
+                if not np.isfinite(self._step(batch)):
+                    return False
+        return True
+
+    def _step(self, batch: Sequence[TokenizedExample]) -> float:
+        """One optimiser step; returns the batch's loss in nats per response token."""
+        lengths = np.fromiter((len(example.tokens) for example in batch), np.int64, len(batch))
+        response_tokens = sum(len(example.tokens) - example.prompt_tokens for example in batch)
+        total = 0.0
+        for chosen in token_budget(lengths, self.step_tokens):
+            with autocast(self.lm.device, self.precision):
+                losses, _ = summed_losses(self.lm, [batch[i] for i in chosen])
+            loss = losses.sum() / response_tokens
+            loss.backward()
+            total += loss.item()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=False)
+        return total
+
+    def losses(self, examples: Sequence[TokenizedExample]) -> np.ndarray:
+        """Return the loss of each example under the current weights, float32 [examples]."""
+        return evaluate(self.lm, examples, self.evaluation_tokens, self.precision)

@@ -1,0 +1,165 @@
+"""The explorer's data: test examples, their ranked training examples under each method, every text once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from workflow_scripts.lib.config import METHODS, Study
+from workflow_scripts.lib.report_results import method_name
+from workflow_scripts.lib.tables import read_table
+
+SIGNS = ("helpful", "harmful")
+SCORE_DIGITS = 4
+SHORTEST_CUT = 80
+# Control characters have no shape of their own; Unicode has pictures of them. Tab and newline stay.
+_PICTURES = {code: 0x2400 + code for code in range(32) if code not in (9, 10)} | {13: None, 127: 0x2421}
+_PICTURES |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
+
+
+class _Index:
+    """Values in order of first sight, each once."""
+
+    def __init__(self) -> None:
+        self.places: dict[Any, int] = {}
+
+    def place(self, value: Any) -> int:
+        return self.places.setdefault(value, len(self.places))
+
+    def values(self) -> list[Any]:
+        return list(self.places)
+
+
+def gather_explorer(
+    scores: Sequence[Path],
+    corpora: Sequence[Path],
+    study: Study,
+    *,
+    tests: int,
+    examples: int,
+    characters: int,
+    largest_bytes: int,
+) -> dict[str, Any]:
+    """Return the explorer's data as plain lists and dicts, in at most `largest_bytes` of JSON if it can.
+
+    Texts are cut at `characters`, and at ever fewer down to 80 while the data are too large. A text that was
+    cut is `[what is left, length of the whole]`. An example is
+    `[example_id, source_row, label or -1, prompt, response]`, the last three as places in `labels` and
+    `texts`. `scores[method][test]` is `{sign: [places in the training corpus, scores]}`, best first.
+    """
+    paths = {(path.stem, path.parent.name): path for path in scores}
+    files = {path.stem: path for path in corpora}
+    wanted = {path.stem: _Index() for path in corpora}
+    evaluations = []
+    for name, evaluation in study.evaluations.items():
+        methods = sorted((method for of, method in paths if of == name), key=_method_order)
+        if methods:
+            ranked = {method: read_table(paths[name, method]) for method in methods}
+            evaluations.append(
+                {
+                    "name": name,
+                    "train": evaluation.train,
+                    "test": evaluation.test,
+                    "methods": [{"key": method, "name": method_name(method)} for method in methods],
+                    **_evaluation(ranked, wanted[evaluation.test], wanted[evaluation.train], tests, examples),
+                }
+            )
+    rows = {name: _rows(files[name], index.values()) for name, index in wanted.items()}
+    while True:
+        data = {"evaluations": evaluations, "characters": characters, **_texts(rows, characters)}
+        if characters <= SHORTEST_CUT or len(json_for_html(data).encode()) <= largest_bytes:
+            return data
+        characters = max(SHORTEST_CUT, characters * 2 // 3)
+
+
+def json_for_html(data: Any) -> str:
+    """Return `data` as JSON that may stand inside any HTML element: it holds no `<`, `>` or `&`.
+
+    The two line separators that JSON allows and older JavaScript doesn't are escaped as well.
+    """
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
+
+
+def visible(text: str) -> str:
+    """Return `text` with control characters shown as their pictures; tabs and newlines stay."""
+    return text.replace("\r\n", "\n").translate(_PICTURES)
+
+
+def _method_order(method: str) -> tuple[int, str]:
+    return (METHODS.index(method) if method in METHODS else len(METHODS), method)
+
+
+def _evaluation(
+    ranked: Mapping[str, pa.Table], test_index: _Index, train_index: _Index, tests: int, examples: int
+) -> dict[str, Any]:
+    chosen = _spread(ranked, tests)
+    scores = {}
+    for method, table in ranked.items():
+        kept = table.filter(
+            pc.and_(
+                pc.is_in(table["test_id"], pa.array(chosen, table["test_id"].type)),
+                pc.less_equal(table["rank"], examples),
+            )
+        )
+        lists = _lists(kept, train_index)
+        scores[method] = [lists.get(test, {}) for test in chosen]
+    return {"tests": [test_index.place(test) for test in chosen], "scores": scores}
+
+
+def _spread(ranked: Mapping[str, pa.Table], tests: int) -> list[int]:
+    """Return at most `tests` test ids, evenly spread, so that every part of the corpus is seen."""
+    known = np.unique(np.concatenate([table["test_id"].to_numpy() for table in ranked.values()]))
+    places = np.linspace(0, len(known) - 1, min(tests, len(known))).round().astype(int)
+    return known[places].tolist()
+
+
+def _lists(table: pa.Table, train_index: _Index) -> dict[int, dict[str, list[list[Any]]]]:
+    lists: dict[int, dict[str, list[list[Any]]]] = {}
+    table = table.sort_by([("test_id", "ascending"), ("rank", "ascending")])
+    columns = (table[name].to_pylist() for name in ("test_id", "sign", "example_id", "score"))
+    for test, sign, example, score in zip(*columns, strict=True):
+        places, values = lists.setdefault(test, {}).setdefault(sign, [[], []])
+        places.append(train_index.place(example))
+        values.append(float(f"{score:.{SCORE_DIGITS}g}"))
+    return lists
+
+
+def _rows(corpus: Path, example_ids: list[int]) -> list[dict[str, Any]]:
+    table = read_table(corpus, ["example_id", "source_row", "label", "prompt", "response"])
+    table = table.filter(pc.is_in(table["example_id"], pa.array(example_ids, table["example_id"].type)))
+    by_id = {row["example_id"]: row for row in table.to_pylist()}
+    return [by_id[example] for example in example_ids]
+
+
+def _texts(rows: Mapping[str, list[dict[str, Any]]], characters: int) -> dict[str, Any]:
+    texts, labels = _Index(), _Index()
+    corpora = {
+        name: [
+            [
+                row["example_id"],
+                row["source_row"],
+                -1 if row["label"] is None else labels.place(visible(row["label"])[:characters]),
+                texts.place(_cut(row["prompt"], characters)),
+                texts.place(_cut(row["response"], characters)),
+            ]
+            for row in examples
+        ]
+        for name, examples in rows.items()
+    }
+    return {"texts": texts.values(), "labels": labels.values(), "corpora": corpora}
+
+
+def _cut(text: str | None, characters: int) -> str | tuple[str, int]:
+    text = text or ""
+    if len(text) <= characters:
+        return visible(text)
+    return visible(text[:characters]), len(text)

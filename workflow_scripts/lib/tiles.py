@@ -1,0 +1,117 @@
+"""One pass over tiles of training examples x tests: top scores and group scores, never a dense matrix."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Collection, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from workflow_scripts.lib.group_scores import GroupScores, Membership
+from workflow_scripts.lib.top_scores import Sign, TopScores
+
+TESTS_PER_BLOCK = 512  # A tile's size in memory so depends on its examples alone, not on the number of tests.
+
+Tile = TypeVar("Tile")
+
+
+class CorpusScores:
+    """What is kept of the scores of a corpus, or of a part of it, for every test.
+
+    Parameters
+    ----------
+    tests: number of tests.
+    top: how many most helpful and most harmful examples to keep for each test.
+    membership: the subsets whose group scores are wanted.
+    poolings: how they are to be pooled, of `group_scores.POOLINGS`.
+    """
+
+    def __init__(self, tests: int, top: int, membership: Membership, poolings: Collection[str]):
+        self._blocks = []
+        for start in range(0, tests, TESTS_PER_BLOCK):
+            block = slice(start, min(start + TESTS_PER_BLOCK, tests))
+            number = block.stop - block.start
+            helpful, harmful = TopScores(number, top, "helpful"), TopScores(number, top, "harmful")
+            groups = GroupScores(number, membership, poolings)
+            self._blocks.append(_TestBlock(block, helpful, harmful, groups))
+
+    def merge(self, other: CorpusScores) -> None:
+        """Take in another part of the corpus: top scores come out exactly, group scores to rounding."""
+        for ours, theirs in zip(self._blocks, other._blocks, strict=True):
+            ours.merge(theirs)
+
+    def top(self, sign: Sign) -> tuple[np.ndarray, np.ndarray]:
+        """Return (example ids int64, scores float32), both [tests, min(top, examples)], best first."""
+        results = [getattr(block, sign).result() for block in self._blocks]
+        return np.concatenate([ids for ids, _ in results]), np.concatenate([scores for _, scores in results])
+
+    def groups(self, pooling: str) -> np.ndarray:
+        """Return the subsets' scores, float32 [tests, subsets]; see `GroupScores.result` for errors."""
+        return np.concatenate([block.groups.result(pooling).T for block in self._blocks])
+
+    def add_tiles(
+        self,
+        tiles: Iterable[tuple[np.ndarray, Tile]],
+        score: Callable[[Tile, slice], np.ndarray],
+        on_tile: Callable[[int], None] = lambda examples: None,
+    ) -> None:
+        """Score all tiles and take them in; as many tiles are worked on at once as there are threads.
+
+        Tiles are merged in their order, so the number of threads changes no result.
+
+        Parameters
+        ----------
+        tiles: (example ids int [examples], ascending over all tiles; whatever `score` needs of them).
+        score: gives the scores of a tile for a slice of the tests, float32 [examples, tests].
+        on_tile: called with the number of examples of each finished tile.
+        """
+        threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
+        pending: deque[tuple[int, list[Future[_TestBlock]]]] = deque()
+
+        def finish_oldest() -> None:
+            examples, parts = pending.popleft()
+            for block, part in zip(self._blocks, parts, strict=True):
+                block.merge(part.result())
+            on_tile(examples)
+
+        # One thread per tile scales better than many threads inside each matrix product.
+        with threadpool_limits(1), ThreadPoolExecutor(threads) as pool:
+            for example_ids, tile in tiles:
+                parts = [
+                    pool.submit(_score_tile, block.empty(), example_ids, tile, score) for block in self._blocks
+                ]
+                pending.append((len(example_ids), parts))
+                if len(pending) > threads:
+                    finish_oldest()
+            while pending:
+                finish_oldest()
+
+
+class _TestBlock:
+    """Top scores and group scores of a slice of the tests."""
+
+    def __init__(self, tests: slice, helpful: TopScores, harmful: TopScores, groups: GroupScores):
+        self.tests, self.helpful, self.harmful, self.groups = tests, helpful, harmful, groups
+
+    def empty(self) -> _TestBlock:
+        """Return a block that takes in a further tile, to be merged into this one."""
+        return _TestBlock(self.tests, self.helpful.empty(), self.harmful.empty(), self.groups.empty())
+
+    def merge(self, other: _TestBlock) -> None:
+        self.helpful.merge(other.helpful)
+        self.harmful.merge(other.harmful)
+        self.groups.merge(other.groups)
+
+
+def _score_tile(
+    block: _TestBlock, example_ids: np.ndarray, tile: Tile, score: Callable[[Tile, slice], np.ndarray]
+) -> _TestBlock:
+    scores = score(tile, block.tests)
+    block.helpful.update(example_ids, scores)
+    block.harmful.update(example_ids, scores)
+    block.groups.update(example_ids, scores)
+    return block

@@ -1,0 +1,60 @@
+"""Write down who is in which subset and validation set; the fine-tuning jobs draw the same from seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from workflow_scripts.lib.stage import run_stage
+from workflow_scripts.lib.subsets import Sampling, corpus_ids
+from workflow_scripts.lib.tables import write_batches, write_table
+
+SCHEMA = pa.schema([("fold", pa.int32()), ("subset", pa.int32()), ("example_ids", pa.list_(pa.int32()))])
+VALIDATION_SCHEMA = pa.schema([("fold", pa.int32()), ("example_ids", pa.list_(pa.int32()))])
+
+
+def sample_subsets(
+    train_tokens: Path,
+    test_tokens: Path,
+    subsets: Path,
+    validation: Path,
+    *,
+    sampling: dict[str, Any],
+    folds: int,
+    subsets_per_fold: int,
+) -> None:
+    """Write all subsets of a pool, and the examples that each fold's subsets are judged on.
+
+    `sampling` holds the values of `lib.subsets.Sampling`. A subset's number is unique over folds:
+    `fold * subsets_per_fold + index`.
+    """
+    draw = Sampling(**sampling)
+    train_ids, test_ids = corpus_ids(train_tokens, test_tokens)
+    evaluated = []
+
+    def tables() -> Iterator[pa.Table]:
+        for fold in range(folds):
+            drawn = draw.fold(fold, train_ids, test_ids)
+            evaluated.append(drawn.evaluated)
+            indexes = range(subsets_per_fold)
+            yield pa.table(
+                {
+                    "fold": [fold] * subsets_per_fold,
+                    "subset": [fold * subsets_per_fold + index for index in indexes],
+                    "example_ids": [draw.subset(fold, index, drawn.pool) for index in indexes],
+                },
+                schema=SCHEMA,
+            )
+
+    write_batches(subsets, SCHEMA, tables())
+    write_table(
+        validation,
+        pa.table({"fold": list(range(folds)), "example_ids": evaluated}, schema=VALIDATION_SCHEMA),
+    )
+
+
+if __name__ == "__main__":
+    run_stage(snakemake, sample_subsets)  # noqa: F821

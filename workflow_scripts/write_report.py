@@ -1,0 +1,142 @@
+"""Write the report: one HTML file that works offline, with everything it shows inside it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from workflow_scripts.lib import report_charts, report_words
+from workflow_scripts.lib.config import Study, load_study
+from workflow_scripts.lib.errors import StudyError
+from workflow_scripts.lib.progress import say
+from workflow_scripts.lib.report_explorer import gather_explorer, json_for_html, visible
+from workflow_scripts.lib.report_profile import gather_profiles
+from workflow_scripts.lib.report_results import gather_costs, gather_results, gather_training
+from workflow_scripts.lib.stage import run_stage
+from workflow_scripts.lib.tables import atomic_path
+
+EXPLORER_BYTES = 13_000_000
+
+
+def write_report(
+    config: Path,
+    provenance: Path,
+    lds: Path,
+    differences: Path,
+    training: Path,
+    scores: list[Path],
+    corpora: list[Path],
+    rejected: list[Path],
+    tokens: list[Path],
+    rejected_tokens: list[Path],
+    report: Path,
+    *,
+    benchmarks: str,
+    tests: int,
+    examples: int,
+    characters: int,
+) -> None:
+    """Write one self-contained HTML file from the artifacts of a run.
+
+    Parameters
+    ----------
+    config, provenance: `config.resolved.yaml` and `provenance.json`.
+    lds, differences, training: tables of the evaluation and of the encoder's training.
+    scores: `scores/<method>/<evaluation>.parquet`; method and evaluation are read from the path.
+    corpora, rejected, tokens, rejected_tokens: tables of the corpora, matched by their names; every corpus
+        that an evaluation names must be there.
+    report: the HTML file.
+    benchmarks: folder of Snakemake's benchmark files, one folder per rule; may be absent.
+    tests: most test examples per evaluation in the explorer.
+    examples: most helpful and most harmful examples shown for each.
+    characters: longest text shown; a longer one is cut with a mark. Where the page would grow beyond about
+        15 MB, texts are cut shorter, and the page says so.
+
+    Raises
+    ------
+    StudyError: a corpus is missing, the provenance isn't JSON, or a table can't be read.
+    """
+    study = load_study(yaml.safe_load(config.read_text(encoding="utf-8")), origin=str(config))
+    _check_corpora(study, corpora)
+    results = gather_results(lds, differences, study)
+    if not results:
+        raise StudyError(f"{lds} has no row, so there is nothing to report. Delete it and run again.")
+    explorer = gather_explorer(
+        scores,
+        corpora,
+        study,
+        tests=tests,
+        examples=examples,
+        characters=characters,
+        largest_bytes=EXPLORER_BYTES,
+    )
+    page = _render(
+        study=study,
+        config_text=config.read_text(encoding="utf-8"),
+        provenance=_read_json(provenance),
+        results=results,
+        headlines=[report_words.headline(result) for result in results],
+        curves=report_charts.training_curves(*gather_training(training)),
+        costs=gather_costs(Path(benchmarks)),
+        profiles=gather_profiles(corpora, rejected, tokens, rejected_tokens, study),
+        explorer_shown=bool(explorer["evaluations"]),
+        explorer=Markup(json_for_html(explorer)),
+        asked_characters=characters,
+        shown_characters=explorer["characters"],
+    )
+    with atomic_path(report) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    say(f"{report}: {report_words.size(len(page.encode()))}\n{report_words.headline(results[0])}")
+
+
+def _check_corpora(study: Study, corpora: list[Path]) -> None:
+    present = {path.stem for path in corpora}
+    for name, evaluation in study.evaluations.items():
+        for corpus in (evaluation.train, evaluation.test):
+            if corpus not in present:
+                raise StudyError(
+                    f"evaluation {name!r} needs the corpus {corpus!r}, but its file was not given; "
+                    f"add corpora/{corpus}.parquet to the rule's `corpora`"
+                )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise StudyError(f"{path} is not JSON ({error}). Delete it and run again.") from error
+
+
+def _render(**values: Any) -> str:
+    environment = Environment(
+        loader=PackageLoader("workflow_scripts", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    words = ("decimal", "interval", "count", "share", "duration", "size")
+    environment.filters.update({name: getattr(report_words, name) for name in words}, visible=visible)
+    environment.globals.update(lds_axis=report_charts.lds_axis, cost_figures=report_charts.cost_figures)
+    style, script = (
+        environment.loader.get_source(environment, name)[0].strip() for name in ("report.css", "report.js")
+    )
+    return environment.get_template("report.html").render(
+        style=Markup(style), script=Markup(script), script_hash=_content_hash(script), **values
+    )
+
+
+def _content_hash(script: str) -> str:
+    """Return the hash by which the page's security policy lets this one script run, and no other."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+if __name__ == "__main__":
+    run_stage(snakemake, write_report)  # noqa: F821
