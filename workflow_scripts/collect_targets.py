@@ -67,10 +67,7 @@ def collect_targets(
         SCHEMA,
         (_fold_targets(table.slice(fold * rows, rows), fold, shape) for fold in range(folds)),
     )
-    say(
-        f"collect_targets {targets.stem}: {table.num_rows:,} targets of {runs:,} runs, "
-        f"{diverged.sum():,} diverged"
-    )
+    say(f"collect_targets {targets.stem}: {table.num_rows:,} targets of {runs:,} runs, {diverged.sum():,} diverged")
 
 
 def _fold_targets(table: pa.Table, fold: int, shape: tuple[int, int, int]) -> pa.Table:

@@ -56,12 +56,7 @@ def finetune_shard(
     same LM, tokens and settings.
     """
     draw = Sampling(**sampling)
-    runs = [
-        (fold, index, seed)
-        for fold in range(*folds)
-        for index in range(*indexes)
-        for seed in range(seeds)
-    ]
+    runs = [(fold, index, seed) for fold in range(*folds) for index in range(*indexes) for seed in range(seeds)]
     key = spec_hash(
         {
             "model": folder_hash(language_model) if language_model else [model, revision],
@@ -91,9 +86,7 @@ def finetune_shard(
                 tuner.reset()
                 base = tuner.losses(judged)
             subset = draw.subset(fold, index, drawn.pool)
-            ended = tuner.finetune(
-                [train[i] for i in subset], draw.seed, draw.pool, "finetune", fold, index, seed
-            )
+            ended = tuner.finetune([train[i] for i in subset], draw.seed, draw.pool, "finetune", fold, index, seed)
             measured = tuner.losses(judged) if ended else np.full(len(judged), np.nan, np.float32)
             finished.add((fold, index, seed), _run_table((fold, index, seed), drawn, base, measured))
             progress.advance(note=f"mean loss {measured.mean():.3f} (base {base.mean():.3f})")

@@ -70,9 +70,7 @@ def train_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenize
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=END)
 
 
-def new_language_model(
-    vocabulary: int, hidden: int, layers: int, max_tokens: int, seed: int
-) -> Qwen2ForCausalLM:
+def new_language_model(vocabulary: int, hidden: int, layers: int, max_tokens: int, seed: int) -> Qwen2ForCausalLM:
     """Return a Qwen2-type LM with random weights and tied embeddings."""
     torch.manual_seed(seed)
     heads = max(hidden // 32, 1)

@@ -55,9 +55,7 @@ class AttributionEncoder(nn.Module):
 
     def tokenize(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Return the token ids of each text, int32, special tokens included, cut at `max_tokens`."""
-        encoded = self.tokenizer(
-            list(texts), truncation=True, max_length=self.max_tokens, return_attention_mask=False
-        )
+        encoded = self.tokenizer(list(texts), truncation=True, max_length=self.max_tokens, return_attention_mask=False)
         return [np.asarray(ids, np.int32) for ids in encoded["input_ids"]]
 
     def forward(self, examples: Sequence[np.ndarray]) -> torch.Tensor:
@@ -73,9 +71,9 @@ class AttributionEncoder(nn.Module):
         return self.projection(sums / lengths[:, None])
 
     def _packed_states(self, batch: PackedBatch) -> torch.Tensor:
-        return self.transformer(
-            input_ids=batch.tokens, position_ids=batch.positions, packing=batch
-        ).last_hidden_state[0]
+        return self.transformer(input_ids=batch.tokens, position_ids=batch.positions, packing=batch).last_hidden_state[
+            0
+        ]
 
     def _padded_states(self, batch: PackedBatch) -> torch.Tensor:
         rows = []
@@ -108,9 +106,7 @@ class AttributionEncoder(nn.Module):
             self.packed = False
 
     @torch.inference_mode()
-    def encode(
-        self, examples: Sequence[np.ndarray], most_tokens: int, precision: str = "float32"
-    ) -> np.ndarray:
+    def encode(self, examples: Sequence[np.ndarray], most_tokens: int, precision: str = "float32") -> np.ndarray:
         """Return the embeddings of tokenised texts, float32 [examples, dimension], batched by length."""
         embeddings = np.empty((len(examples), self.dimension), np.float32)
         lengths = np.fromiter((len(example) for example in examples), np.int64, len(examples))

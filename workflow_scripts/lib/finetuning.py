@@ -39,9 +39,7 @@ class Finetuner:
         self.evaluation_tokens = evaluation_tokens
         self.parameters = [parameter for parameter in lm.parameters() if parameter.requires_grad]
         self.base_weights = [parameter.detach().clone() for parameter in self.parameters]
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=learning_rate, weight_decay=weight_decay, fused=True
-        )
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=learning_rate, weight_decay=weight_decay, fused=True)
 
     def reset(self) -> None:
         """Put the base weights and a fresh optimiser state back, without allocating anything."""

@@ -35,7 +35,9 @@ def load_language_model(
 
     The model is in evaluation mode, so no dropout disturbs a fine-tuning run.
     """
-    lm = load_pretrained(AutoModelForCausalLM, model, revision, trust_remote_code, dtype=torch.float32, use_safetensors=True)
+    lm = load_pretrained(
+        AutoModelForCausalLM, model, revision, trust_remote_code, dtype=torch.float32, use_safetensors=True
+    )
     lm.to(best_device()).eval()
     lm.config.use_cache = False
     use_packing(lm)
@@ -47,9 +49,7 @@ def load_pretrained(
 ) -> PreTrainedModel | PreTrainedTokenizerBase:
     """Call `loader.from_pretrained`; raises `StudyError` with advice where it fails."""
     try:
-        return loader.from_pretrained(
-            str(model), revision=revision, trust_remote_code=trust_remote_code, **options
-        )
+        return loader.from_pretrained(str(model), revision=revision, trust_remote_code=trust_remote_code, **options)
     except (OSError, ValueError) as error:
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
         raise StudyError(
@@ -96,9 +96,7 @@ def example_losses(lm: PreTrainedModel, examples: Sequence[TokenizedExample]) ->
     return losses / counts
 
 
-def summed_losses(
-    lm: PreTrainedModel, examples: Sequence[TokenizedExample]
-) -> tuple[torch.Tensor, torch.Tensor]:
+def summed_losses(lm: PreTrainedModel, examples: Sequence[TokenizedExample]) -> tuple[torch.Tensor, torch.Tensor]:
     """Return each example's summed cross-entropy of response tokens and their number, float32 [examples]."""
     batch = pack([example.tokens for example in examples], lm.device)
     judged, owner = _judged_positions(batch, examples)
@@ -110,9 +108,7 @@ def summed_losses(
     return losses, counts
 
 
-def _judged_positions(
-    batch: PackedBatch, examples: Sequence[TokenizedExample]
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _judged_positions(batch: PackedBatch, examples: Sequence[TokenizedExample]) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the places of all response tokens in the packed row, and the example that each belongs to."""
     prompts = np.fromiter((example.prompt_tokens for example in examples), np.int64, len(examples))
     order = torch.from_numpy(batch.order).to(batch.lengths.device)

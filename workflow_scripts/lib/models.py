@@ -29,7 +29,5 @@ def publish_folder(temporary: Path, folder: Path) -> None:
 
 def folder_hash(folder: Path) -> str:
     """Return 16 hex digits of a model folder's weights, config and tokenizer."""
-    files = sorted(
-        path for path in Path(folder).rglob("*") if path.suffix in {".safetensors", ".json", ".txt"}
-    )
+    files = sorted(path for path in Path(folder).rglob("*") if path.suffix in {".safetensors", ".json", ".txt"})
     return file_hash(*files)

@@ -131,8 +131,7 @@ def _packed_attention(
     for bucket in packing.buckets:
         shape = (bucket.examples, bucket.longest)
         q, k, v = (
-            tensor.index_select(0, bucket.rows).unflatten(0, shape).transpose(1, 2)
-            for tensor in (query, key, value)
+            tensor.index_select(0, bucket.rows).unflatten(0, shape).transpose(1, 2) for tensor in (query, key, value)
         )
         windowed = sliding_window is not None and bucket.longest > sliding_window
         mask = None if causal else bucket.mask

@@ -6,9 +6,7 @@ import torch
 import torch.nn.functional as F
 
 
-def group_scores(
-    tests: torch.Tensor, examples: torch.Tensor, members: torch.Tensor, pooling: str
-) -> torch.Tensor:
+def group_scores(tests: torch.Tensor, examples: torch.Tensor, members: torch.Tensor, pooling: str) -> torch.Tensor:
     """Return f(x, S) for all tests and subsets, float [tests, subsets].
 
     Parameters

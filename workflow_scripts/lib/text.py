@@ -32,7 +32,5 @@ def encoder_texts(corpus: pa.Table, prompt_words: int) -> list[str]:
     """Return the encoder's text of every row of a corpus table with columns prompt and response."""
     return [
         encoder_text(prompt, response, prompt_words)
-        for prompt, response in zip(
-            corpus["prompt"].to_pylist(), corpus["response"].to_pylist(), strict=True
-        )
+        for prompt, response in zip(corpus["prompt"].to_pylist(), corpus["response"].to_pylist(), strict=True)
     ]

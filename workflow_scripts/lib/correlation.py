@@ -1,0 +1,17 @@
+"""Spearman's rank correlation, many columns at once."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.stats import rankdata
+
+
+def spearman_by_column(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Return Spearman's correlation of each column of two arrays [subsets, tests], float64 [tests].
+
+    Ties get their average rank. A column that does not vary has no correlation: NaN.
+    """
+    left, right = (rankdata(values, axis=0) for values in (left, right))
+    left, right = left - left.mean(axis=0), right - right.mean(axis=0)
+    spread = np.sqrt((left**2).sum(axis=0) * (right**2).sum(axis=0))
+    return np.divide((left * right).sum(axis=0), spread, out=np.full(spread.shape, np.nan), where=spread > 0)
