@@ -30,9 +30,7 @@ CORPUS_SCHEMA = pa.schema(
         ("hash", pa.string()),
     ]
 )
-REJECTED_SCHEMA = pa.schema(
-    [("source_row", pa.int64()), ("source_file", pa.string()), ("reason", pa.string())]
-)
+REJECTED_SCHEMA = pa.schema([("source_row", pa.int64()), ("source_file", pa.string()), ("reason", pa.string())])
 BATCH_ROWS = 10_000
 BATCH_CHARACTERS = 2**24
 SECONDS_BETWEEN_LINES = 10.0

@@ -1,6 +1,7 @@
 """Rows of every recognised shape become examples, and the others say why they don't."""
 
 import json
+from decimal import Decimal
 
 import pytest
 
@@ -38,6 +39,7 @@ CHAT_PROMPT = "System: Be brief.\nUser: Hi!\nAssistant: Hello.\nUser: Name a col
         # A number is exact as text, unlike a boolean.
         ({"question": 10**30, "answer": 42}, str(10**30), "42"),
         ({"question": "Pi?", "answer": 3.14}, "Pi?", "3.14"),
+        ({"question": "Price?", "answer": Decimal("1.50")}, "Price?", "1.50"),
     ],
 )
 def test_single_turn_shapes(row, prompt, response):
@@ -193,9 +195,7 @@ def test_a_mapped_label_must_be_one_value():
 
 
 def test_the_place_ignores_case_spaces_and_punctuation():
-    one, same, other = (
-        Example(text, "x").place for text in ("Name the capital.", " name THE\ncapital!?", "Name it.")
-    )
+    one, same, other = (Example(text, "x").place for text in ("Name the capital.", " name THE\ncapital!?", "Name it."))
     assert one == same != other
     assert 0 <= Example("...", "x").place < 1
 

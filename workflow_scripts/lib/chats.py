@@ -50,10 +50,7 @@ def read_chat(turns: object, column: str) -> list[Message]:
     if not turns:
         raise UnusableRowError(f"{shown(column)} is an empty list")
     if all(isinstance(turn, str) for turn in turns):
-        turns = [
-            {"role": "assistant" if index % 2 else "user", "content": text}
-            for index, text in enumerate(turns)
-        ]
+        turns = [{"role": "assistant" if index % 2 else "user", "content": text} for index, text in enumerate(turns)]
     messages = [_read_turn(turn, number) for number, turn in enumerate(turns, 1)]
     messages = [message for message in messages if message["content"] or message["role"] != "system"]
     return _up_to_response(messages, column)

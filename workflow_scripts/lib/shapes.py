@@ -106,9 +106,7 @@ def _chat_column(cells: Mapping[str, object], columns: Mapping[str, str]) -> str
 
 
 def _text_columns(cells: Mapping[str, object], columns: Mapping[str, str]) -> tuple[str, str]:
-    pairs = [
-        (columns.get("prompt", prompt), columns.get("response", response)) for prompt, response in TEXT_SHAPES
-    ]
+    pairs = [(columns.get("prompt", prompt), columns.get("response", response)) for prompt, response in TEXT_SHAPES]
     named = [pair for pair in pairs if pair[0] in cells and pair[1] in cells]
     filled = [pair for pair in named if cells[pair[0]] is not None and cells[pair[1]] is not None]
     if named:
