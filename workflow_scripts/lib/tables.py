@@ -76,10 +76,19 @@ def write_table(path: Path, table: pa.Table, **metadata: str) -> None:
     write_batches(path, table.schema, [table], **metadata)
 
 
-def write_batches(path: Path, schema: pa.Schema, tables: Iterable[pa.Table], **metadata: str) -> int:
-    """Stream `tables` of one schema into `path`, whole or not at all; return the number of rows."""
+def write_batches(
+    path: Path,
+    schema: pa.Schema,
+    tables: Iterable[pa.Table],
+    measured: Callable[[], Mapping[str, str]] | None = None,
+    **metadata: str,
+) -> int:
+    """Stream `tables` of one schema into `path`, whole or not at all; return the number of rows.
+
+    `measured` gives metadata that is known only after the last table.
+    """
     rows = 0
-    with table_writer(path, schema, **metadata) as write:
+    with table_writer(path, schema, measured, **metadata) as write:
         for table in tables:
             write(table)
             rows += table.num_rows
@@ -87,7 +96,12 @@ def write_batches(path: Path, schema: pa.Schema, tables: Iterable[pa.Table], **m
 
 
 @contextlib.contextmanager
-def table_writer(path: Path, schema: pa.Schema, **metadata: str) -> Iterator[Callable[[pa.Table], None]]:
+def table_writer(
+    path: Path,
+    schema: pa.Schema,
+    measured: Callable[[], Mapping[str, str]] | None = None,
+    **metadata: str,
+) -> Iterator[Callable[[pa.Table], None]]:
     """Yield a function that appends a table of `schema` to `path`, which appears when the block ends well.
 
     For one pass over the data that fills several files; otherwise `write_batches` is simpler.
@@ -106,6 +120,8 @@ def table_writer(path: Path, schema: pa.Schema, **metadata: str) -> Iterator[Cal
         ) as writer,
     ):
         yield lambda table: writer.write_table(table.cast(stamped))
+        if measured:
+            writer.add_key_value_metadata({f"airrep.{key}": value for key, value in measured().items()})
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
@@ -114,8 +130,7 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         return pq.read_table(path, columns=columns)
     except (pa.ArrowException, OSError) as error:
         raise StudyError(
-            f"{path} can't be read as Parquet ({error}). Delete the file and run again: "
-            "the workflow makes it anew."
+            f"{path} can't be read as Parquet ({error}). Delete the file and run again: the workflow makes it anew."
         ) from error
 
 

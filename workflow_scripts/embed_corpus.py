@@ -1,0 +1,102 @@
+"""Embed every example of a corpus; an example whose text was embedded before keeps its embedding."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from workflow_scripts.lib.encoder import load_encoder
+from workflow_scripts.lib.models import folder_hash
+from workflow_scripts.lib.progress import Progress, say
+from workflow_scripts.lib.stage import run_stage
+from workflow_scripts.lib.stored_embeddings import StoredEmbeddings
+from workflow_scripts.lib.tables import spec_hash, write_batches
+from workflow_scripts.lib.text import encoder_texts
+
+ROWS_AT_ONCE = 16_384
+
+
+def embed_corpus(
+    corpus: Path,
+    encoder: Path,
+    embeddings: Path,
+    *,
+    prompt_words: int,
+    max_tokens: int,
+    embedding_precision: str,
+    chunk_tokens: int,
+    precision: str,
+) -> None:
+    """Write the embedding of every row of `corpus`, in its order.
+
+    Rows are batched by length within blocks of 16,384, so memory does not grow with the corpus. If
+    `embeddings` exists and comes from the same encoder and settings, rows with the same content hash are
+    taken from it. The file's metadata holds `seconds`, the time that a full embedding takes at the rate
+    measured.
+
+    Parameters
+    ----------
+    embedding_precision: `float16` or `float32`, of the numbers on disk.
+    chunk_tokens, precision: most tokens in one forward pass, and its precision.
+    """
+    key = spec_hash(
+        {
+            "encoder": folder_hash(encoder),
+            "prompt_words": prompt_words,
+            "max_tokens": max_tokens,
+            "embedding_precision": embedding_precision,
+            "precision": precision,
+        }
+    )
+    model = load_encoder(encoder, max_tokens)
+    stored = StoredEmbeddings(embeddings, key)
+    file = pq.ParquetFile(corpus)
+    rows = file.metadata.num_rows
+    element = {"float16": pa.float16(), "float32": pa.float32()}[embedding_precision]
+    schema = pa.schema(
+        [
+            ("example_id", pa.int32()),
+            ("hash", pa.string()),
+            ("embedding", pa.list_(element, model.dimension)),
+        ]
+    )
+    progress = Progress(f"embed_corpus {corpus.stem}", rows, "examples")
+    embedded = 0
+    seconds = 0.0
+
+    def tables() -> Iterator[pa.Table]:
+        nonlocal embedded, seconds
+        for batch in file.iter_batches(ROWS_AT_ONCE, columns=["example_id", "hash", "prompt", "response"]):
+            hashes = batch["hash"].to_pylist()
+            vectors = np.empty((len(hashes), model.dimension), element.to_pandas_dtype())
+            new = stored.fill(hashes, vectors)
+            if len(new):
+                start = time.monotonic()
+                tokens = model.tokenize(encoder_texts(pa.table(batch).take(new), prompt_words))
+                vectors[new] = model.encode(tokens, chunk_tokens, precision)
+                seconds += time.monotonic() - start
+                embedded += len(new)
+            progress.advance(len(hashes))
+            flat = pa.array(vectors.reshape(-1), element)
+            yield pa.table(
+                [batch["example_id"], batch["hash"], pa.FixedSizeListArray.from_arrays(flat, model.dimension)],
+                names=schema.names,
+            )
+
+    write_batches(
+        embeddings,
+        schema,
+        tables(),
+        key=key,
+        measured=lambda: {"seconds": f"{seconds * rows / embedded if embedded else stored.seconds:.3f}"},
+    )
+    say(f"embed_corpus {corpus.stem}: {embedded:,} new embeddings, {rows - embedded:,} kept")
+
+
+if __name__ == "__main__":
+    run_stage(snakemake, embed_corpus)  # noqa: F821
