@@ -110,8 +110,8 @@ class GroupScores:
         """
         if missing := int((self._membership.sizes - self._members).sum()):
             raise StudyError(
-                f"{missing:,} members of subsets are not among the scored training examples: the subsets were "
-                "drawn from another corpus than the one that is scored. Run the workflow again, so that both "
+                f"{missing:,} members of subsets are not among the scored training examples: the subsets "
+                "were drawn from another corpus than the one that is scored. Run the workflow again, so that both "
                 "are made from the corpus of the evaluation's `train`."
             )
         match pooling:

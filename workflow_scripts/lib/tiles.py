@@ -6,6 +6,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -14,7 +15,8 @@ from threadpoolctl import threadpool_limits
 from workflow_scripts.lib.group_scores import GroupScores, Membership
 from workflow_scripts.lib.top_scores import Sign, TopScores
 
-TESTS_PER_BLOCK = 512  # A tile's size in memory so depends on its examples alone, not on the number of tests.
+# Tests beyond so many are scored in further blocks: memory depends on a tile's examples alone.
+TESTS_PER_BLOCK = 512
 
 Tile = TypeVar("Tile")
 
@@ -81,9 +83,7 @@ class CorpusScores:
         # One thread per tile scales better than many threads inside each matrix product.
         with threadpool_limits(1), ThreadPoolExecutor(threads) as pool:
             for example_ids, tile in tiles:
-                parts = [
-                    pool.submit(_score_tile, block.empty(), example_ids, tile, score) for block in self._blocks
-                ]
+                parts = [pool.submit(_score_tile, block.empty(), example_ids, tile, score) for block in self._blocks]
                 pending.append((len(example_ids), parts))
                 if len(pending) > threads:
                     finish_oldest()
@@ -91,11 +91,14 @@ class CorpusScores:
                 finish_oldest()
 
 
+@dataclass
 class _TestBlock:
     """Top scores and group scores of a slice of the tests."""
 
-    def __init__(self, tests: slice, helpful: TopScores, harmful: TopScores, groups: GroupScores):
-        self.tests, self.helpful, self.harmful, self.groups = tests, helpful, harmful, groups
+    tests: slice
+    helpful: TopScores
+    harmful: TopScores
+    groups: GroupScores
 
     def empty(self) -> _TestBlock:
         """Return a block that takes in a further tile, to be merged into this one."""

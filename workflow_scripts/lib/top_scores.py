@@ -29,7 +29,7 @@ class TopScores:
         self._keys = np.zeros((tests, top), np.uint64)
 
     def empty(self) -> TopScores:
-        """Return an empty list for later examples, to be merged into this one: it passes over hopeless ones."""
+        """Return an empty list for later examples, to be merged into this one; it skips hopeless ones."""
         part = TopScores(len(self._keys), self.top, self.sign)
         part._floor = self._threshold()
         return part

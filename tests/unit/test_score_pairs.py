@@ -1,0 +1,157 @@
+"""The stage's files against a dense computation on a small corpus."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from workflow_scripts.lib.errors import StudyError
+from workflow_scripts.lib.tables import read_metadata, read_table, write_table
+from workflow_scripts.score_pairs import score_pairs
+
+EXAMPLES, TESTS, DIMENSION, TOP = 60, 8, 6, 5
+TEST_IDS = [6, 1, 4]
+SUBSETS = {0: [3, 50, 7, 22], 1: [9, 3, 59, 0], 2: [30, 31, 32, 33]}
+
+
+def _embeddings(path, rows, seed, seconds, kind=np.float16):
+    values = np.random.default_rng(seed).standard_normal((rows, DIMENSION)).astype(kind)
+    table = pa.table(
+        {
+            "example_id": pa.array(np.arange(rows), pa.int32()),
+            "hash": ["0" * 16] * rows,
+            "embedding": pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), DIMENSION),
+        }
+    )
+    write_table(path, table, seconds=str(seconds))
+    return values.astype(np.float32)
+
+
+def _corpus(path, rows):
+    words = ["red", "green", "blue", "cat", "dog", "sun"]
+    generator = np.random.default_rng(rows)
+    texts = [" ".join(generator.choice(words, generator.integers(1, 9))) for _ in range(rows)]
+    columns = {
+        "example_id": pa.array(range(rows), pa.int64()),
+        "prompt": texts,
+        "response": texts[::-1],
+    }
+    write_table(path, pa.table(columns))
+
+
+@pytest.fixture
+def files(tmp_path):
+    _corpus(tmp_path / "train.parquet", EXAMPLES)
+    _corpus(tmp_path / "test.parquet", TESTS)
+    ids = pa.list_(pa.int32())
+    subsets = {
+        "fold": pa.array([0] * len(SUBSETS), pa.int32()),
+        "subset": pa.array(list(SUBSETS), pa.int32()),
+        "example_ids": pa.array(list(SUBSETS.values()), ids),
+    }
+    write_table(tmp_path / "subsets.parquet", pa.table(subsets))
+    validation = {"fold": pa.array([0], pa.int32()), "example_ids": pa.array([TEST_IDS], ids)}
+    write_table(tmp_path / "validation.parquet", pa.table(validation))
+    names = ("train", "test", "subsets", "validation", "scores", "groups")
+    return {name: tmp_path / f"{name}.parquet" for name in names}
+
+
+def _run(files, method, **changes):
+    values = {"evaluation": "mini", "seed": 0, "top": TOP, "tile_examples": 16}
+    files = {"train_embeddings": [], "test_embeddings": [], **files}
+    score_pairs(**{**files, **values, "method": method, **changes})
+    return read_table(files["scores"]), read_table(files["groups"])
+
+
+def test_embeddings_give_the_dense_numbers(files, tmp_path):
+    paths = {name: tmp_path / f"{name}.parquet" for name in ("train_embeddings", "test_embeddings")}
+    examples = _embeddings(paths["train_embeddings"], EXAMPLES, 1, 2.5)
+    tests = _embeddings(paths["test_embeddings"], TESTS, 2, 0.25)[TEST_IDS]
+    scores, groups = _run(files | paths, "untrained")
+    dense = tests @ examples.T
+
+    assert scores.schema.names == ["test_id", "sign", "rank", "example_id", "score"]
+    assert scores.num_rows == 2 * len(TEST_IDS) * TOP
+    table = scores.to_pandas()
+    for row, test_id in enumerate(TEST_IDS):
+        for sign, order in (("helpful", -1), ("harmful", 1)):
+            found = table[(table.test_id == test_id) & (table.sign == sign)].sort_values("rank")
+            expected = np.argsort(order * dense[row], kind="stable")[:TOP]
+            assert found["rank"].tolist() == [1, 2, 3, 4, 5]
+            assert found.example_id.tolist() == expected.tolist()
+            np.testing.assert_allclose(found.score, dense[row][expected], rtol=1e-5)
+
+    table = groups.to_pandas().set_index(["test_id", "subset", "pooling"]).score
+    assert len(table) == len(TEST_IDS) * len(SUBSETS) * 2
+    for row, test_id in enumerate(TEST_IDS):
+        for subset, ids in SUBSETS.items():
+            members = dense[row, ids]
+            weights = np.exp(np.abs(members))
+            expected = (weights * members).sum() / weights.sum()
+            assert table[test_id, subset, "attention"] == pytest.approx(expected, rel=1e-5, abs=1e-5)
+            assert table[test_id, subset, "mean"] == pytest.approx(members.mean(), rel=1e-5, abs=1e-5)
+
+    metadata = read_metadata(files["scores"])
+    assert float(metadata["embedding_seconds"]) == 2.75
+    assert float(metadata["bytes_per_example"]) == 2 * DIMENSION
+    assert float(metadata["seconds"]) >= 0
+
+
+@pytest.mark.parametrize("method", ["tfidf", "bm25", "length", "random"])
+def test_text_methods_score_and_tiles_change_nothing(files, method):
+    scores, groups = _run(files, method)
+    assert scores.num_rows == 2 * len(TEST_IDS) * TOP
+    assert set(groups["pooling"].to_pylist()) == {"mean"}
+    assert np.isfinite(groups["score"].to_numpy()).all()
+    again, groups_again = _run(files, method, tile_examples=1000)
+    assert scores.drop_columns("score").equals(again.drop_columns("score"))
+    np.testing.assert_allclose(groups["score"].to_numpy(), groups_again["score"].to_numpy(), rtol=1e-6)
+
+
+def test_two_encoders_are_refused(files, tmp_path):
+    train, test = tmp_path / "a.parquet", tmp_path / "b.parquet"
+    _embeddings(train, EXAMPLES, 1, 0)
+    values = pa.FixedSizeListArray.from_arrays(pa.array(np.ones(TESTS * 3, np.float32)), 3)
+    write_table(test, pa.table({"example_id": pa.array(range(TESTS), pa.int32()), "embedding": values}))
+    with pytest.raises(StudyError, match="two encoders"):
+        _run(files, "airrep", train_embeddings=train, test_embeddings=test)
+
+
+def test_a_missing_test_embedding_is_refused(files, tmp_path):
+    train, test = tmp_path / "a.parquet", tmp_path / "b.parquet"
+    _embeddings(train, EXAMPLES, 1, 0)
+    _embeddings(test, 5, 1, 0)
+    with pytest.raises(StudyError, match=r"lacks 1 of the test examples, e.g. example_id 6"):
+        _run(files, "airrep", train_embeddings=train, test_embeddings=test)
+
+
+def test_subsets_of_a_longer_corpus_are_refused(files, tmp_path):
+    train, test = tmp_path / "a.parquet", tmp_path / "b.parquet"
+    _embeddings(train, EXAMPLES - 5, 1, 0)
+    _embeddings(test, TESTS, 1, 0)
+    with pytest.raises(StudyError, match="1 members of subsets"):
+        _run(files, "airrep", train_embeddings=train, test_embeddings=test)
+
+
+def test_damaged_embeddings_are_refused(files, tmp_path):
+    train, test = tmp_path / "a.parquet", tmp_path / "b.parquet"
+    _embeddings(train, EXAMPLES, 1, 0)
+    table = read_table(train)
+    values = table["embedding"].combine_chunks().flatten().to_numpy().copy()
+    values[17] = np.inf
+    broken = pa.FixedSizeListArray.from_arrays(pa.array(values), DIMENSION)
+    write_table(train, table.set_column(2, "embedding", broken))
+    _embeddings(test, TESTS, 1, 0)
+    with pytest.raises(StudyError, match="not finite"):
+        _run(files, "airrep", train_embeddings=train, test_embeddings=test)
+    train.write_bytes(b"PAR1 cut off")
+    with pytest.raises(StudyError, match=r"a\.parquet can't be read"):
+        _run(files, "airrep", train_embeddings=train, test_embeddings=test)
+
+
+def test_embeddings_out_of_order_are_refused(files, tmp_path):
+    train, test = tmp_path / "a.parquet", tmp_path / "b.parquet"
+    _embeddings(train, EXAMPLES, 1, 0)
+    write_table(train, read_table(train).take(pa.array(range(EXAMPLES - 1, -1, -1))))
+    _embeddings(test, TESTS, 1, 0)
+    with pytest.raises(StudyError, match="doesn't ascend"):
+        _run(files, "airrep", train_embeddings=train, test_embeddings=test)
