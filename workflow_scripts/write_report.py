@@ -22,7 +22,7 @@ from workflow_scripts.lib.report_results import gather_costs, gather_results, ga
 from workflow_scripts.lib.stage import run_stage
 from workflow_scripts.lib.tables import atomic_path
 
-EXPLORER_BYTES = 13_000_000
+EXPLORER_BYTES = 14_500_000
 
 
 def write_report(

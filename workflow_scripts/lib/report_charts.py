@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from workflow_scripts.lib.report_results import EvaluationResult, LdsRow
-from workflow_scripts.lib.report_words import count, decimal, duration, size
+from workflow_scripts.lib.report_words import count, decimal
 
 POINTS_DRAWN = 600
-ZERO_PLACE = 4.0
+ZERO_PLACE = 3.0
 
 
 @dataclass(frozen=True)
@@ -106,20 +106,20 @@ def lds_axis(result: EvaluationResult) -> Axis:
 def cost_figures(result: EvaluationResult) -> list[Scatter]:
     """Return LDS against seconds and against bytes per example, where they were measured."""
     figures = [
-        _scatter("Seconds to embed and score", result, "seconds", duration),
-        _scatter("Bytes stored per training example", result, "bytes_per_example", size),
+        _scatter("Seconds to embed and score", result, "seconds"),
+        _scatter("Bytes stored per training example", result, "bytes_per_example"),
     ]
     return [figure for figure in figures if figure.points]
 
 
-def _scatter(title: str, result: EvaluationResult, cost: str, words) -> Scatter:
+def _scatter(title: str, result: EvaluationResult, cost: str) -> Scatter:
     rows = [row for row in result.rows if getattr(row, cost) is not None and not math.isnan(row.lds)]
     positive = [getattr(row, cost) for row in rows if getattr(row, cost) > 0]
     free = len(positive) < len(rows)
     first = math.floor(math.log10(min(positive))) if positive else 0
     last = max(math.ceil(math.log10(max(positive))), first + 1) if positive else 1
     # What costs nothing has no place on a logarithmic axis: it gets its own, left of it.
-    start = 14.0 if free else 0.0
+    start = 16.0 if free else 0.0
 
     def place(value: float) -> float:
         if value <= 0:
@@ -127,8 +127,8 @@ def _scatter(title: str, result: EvaluationResult, cost: str, words) -> Scatter:
         return round(start + (100 - start) * (math.log10(value) - first) / (last - first), 2)
 
     every = max(1, math.ceil((last - first) / 5))
-    ticks = [Tick(ZERO_PLACE, "none")] if free else []
-    ticks += [Tick(place(10.0**power), words(10.0**power)) for power in range(first, last + 1, every)]
+    ticks = [Tick(ZERO_PLACE, "0")] if free else []
+    ticks += [Tick(place(10.0**power), f"{10.0**power:,.{max(0, -power)}f}") for power in range(first, last + 1, every)]
     y = lds_axis(result)
     points = [
         Point(
@@ -143,9 +143,7 @@ def _scatter(title: str, result: EvaluationResult, cost: str, words) -> Scatter:
     return Scatter(title, ticks, y, points)
 
 
-def training_curves(
-    losses: Sequence[tuple[int, float]], validations: Sequence[tuple[int, float]]
-) -> list[Curve]:
+def training_curves(losses: Sequence[tuple[int, float]], validations: Sequence[tuple[int, float]]) -> list[Curve]:
     """Return the encoder's loss and its validation LDS by step; the best validation is marked."""
     curves = []
     if losses:

@@ -18,6 +18,7 @@ from workflow_scripts.lib.tables import read_table
 SIGNS = ("helpful", "harmful")
 SCORE_DIGITS = 4
 SHORTEST_CUT = 80
+LABEL_CHARACTERS = 60
 # Control characters have no shape of their own; Unicode has pictures of them. Tab and newline stay.
 _PICTURES = {code: 0x2400 + code for code in range(32) if code not in (9, 10)} | {13: None, 127: 0x2421}
 _PICTURES |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
@@ -147,7 +148,7 @@ def _texts(rows: Mapping[str, list[dict[str, Any]]], characters: int) -> dict[st
             [
                 row["example_id"],
                 row["source_row"],
-                -1 if row["label"] is None else labels.place(visible(row["label"])[:characters]),
+                -1 if row["label"] is None else labels.place(row["label"]),
                 texts.place(_cut(row["prompt"], characters)),
                 texts.place(_cut(row["response"], characters)),
             ]
@@ -155,7 +156,12 @@ def _texts(rows: Mapping[str, list[dict[str, Any]]], characters: int) -> dict[st
         ]
         for name, examples in rows.items()
     }
-    return {"texts": texts.values(), "labels": labels.values(), "corpora": corpora}
+    shown = [_shortened(label) for label in labels.values()]
+    return {"texts": texts.values(), "labels": shown, "corpora": corpora}
+
+
+def _shortened(label: str) -> str:
+    return visible(label if len(label) <= LABEL_CHARACTERS else label[:LABEL_CHARACTERS] + "…")
 
 
 def _cut(text: str | None, characters: int) -> str | tuple[str, int]:

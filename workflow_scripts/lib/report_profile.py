@@ -104,10 +104,7 @@ def _profile(
     corpus: Path, rejected: Path | None, tokens: Path | None, without_response: Path | None, roles: list[str]
 ) -> CorpusProfile:
     table = read_table(corpus, ["prompt", "response", "label"])
-    labels = [
-        (entry["values"], entry["counts"])
-        for entry in pc.value_counts(table["label"].drop_null()).to_pylist()
-    ]
+    labels = [(entry["values"], entry["counts"]) for entry in pc.value_counts(table["label"].drop_null()).to_pylist()]
     labels.sort(key=lambda label: (-label[1], label[0]))
     tokenised, shortened = 0, 0
     if tokens:

@@ -135,9 +135,7 @@ def _main_key(rows: list[dict[str, Any]], pooling: str) -> tuple[str, str] | Non
     return MAIN_METHOD, pooling if pooling in ours else ours[0]
 
 
-def _leads(
-    differences: list[dict[str, Any]], main: tuple[str, str] | None
-) -> dict[tuple[str, str], Difference]:
+def _leads(differences: list[dict[str, Any]], main: tuple[str, str] | None) -> dict[tuple[str, str], Difference]:
     leads = {}
     for row in differences:
         a, b = (row["method_a"], row["pooling_a"]), (row["method_b"], row["pooling_b"])
@@ -180,9 +178,7 @@ def gather_training(training: Path) -> tuple[list[tuple[int, float]], list[tuple
     """Return the (step, loss) points and the (step, validation LDS) points of the encoder's training."""
     rows = read_table(training, ["step", "loss", "validation_lds"]).to_pylist()
     losses = [(row["step"], row["loss"]) for row in rows if _known(row["loss"]) is not None]
-    validations = [
-        (row["step"], row["validation_lds"]) for row in rows if _known(row["validation_lds"]) is not None
-    ]
+    validations = [(row["step"], row["validation_lds"]) for row in rows if _known(row["validation_lds"]) is not None]
     return losses, validations
 
 

@@ -83,7 +83,7 @@ def headline(result: EvaluationResult) -> str:
 
 
 def _measured(row: LdsRow, result: EvaluationResult) -> str:
-    return f"LDS {decimal(row.lds)} {interval(row.ci_low, row.ci_high)} on {result.name}"
+    return f"LDS {decimal(row.lds)} {interval(row.ci_low, row.ci_high)} on “{result.name}”"
 
 
 def _against(main: LdsRow, rival: LdsRow) -> str:

@@ -1,0 +1,253 @@
+"""A small made-up run of the workflow for the tests of the report: every artifact that the report reads."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import yaml
+
+from workflow_scripts.lib.tables import write_table
+
+HOSTILE = [
+    "</script><script>window.__hacked = 1</script>",
+    '<img src=x onerror="window.__hacked = 2"> & \'quoted\' "twice"',
+    "{{ 7 * 7 }} {% raw %} ${window.__hacked = 3} `tick` \\ \\u003c <!-- <script> -->",
+    "مرحبا بالعالم \u202eoverride\u202c שלום עולם",
+    "bell \x07 escape \x1b[31m null \x00 separators \u2028 \u2029 \x85 end",
+    "x" * 100_000,
+    "word " * 20_000,
+    "javascript:window.__hacked = 4 ]]> --> <style>body{display:none}</style><svg onload=window.__hacked=5>",
+    "👩‍👩‍👧 é́́́ 日本語のテキスト",
+]
+TOPICS = {
+    "translation": "Translate the sentence into French: the boat leaves the harbour at",
+    "arithmetic": "A baker sells loaves in boxes. How many boxes are needed for",
+    "summary": "Summarise the paragraph in one sentence. The river rose during the night and by",
+    "sentiment": "Is this review positive or negative? The film lost me after minute",
+    "geography": "Which country does this city belong to? The city lies at kilometre",
+}
+METHOD_LDS = {
+    "airrep": 0.63,
+    "airrep_mean": 0.55,
+    "untrained": 0.30,
+    "tfidf": 0.41,
+    "bm25": 0.38,
+    "length": 0.03,
+    "random": -0.01,
+}
+
+
+def make_run(
+    folder: Path,
+    *,
+    tests: int = 30,
+    train: int = 200,
+    examples: int = 10,
+    methods: tuple[str, ...] = tuple(METHOD_LDS),
+    explored: tuple[str, ...] = ("airrep", "tfidf", "untrained"),
+    evaluations: tuple[str, ...] = ("heldout",),
+    texts: list[str] | None = None,
+    lds: dict[str, float] | None = None,
+) -> dict:
+    """Write all artifacts into `folder` and return the arguments of `write_report`."""
+    lds = lds or {method: METHOD_LDS[method] for method in methods}
+    generator = np.random.default_rng(0)
+    corpora = [
+        _corpus(folder / "corpora" / "train.parquet", train, texts),
+        _corpus(folder / "corpora" / "test.parquet", tests, texts),
+    ]
+    return {
+        "config": _config(folder / "config.resolved.yaml", evaluations),
+        "provenance": _provenance(folder / "provenance.json"),
+        "lds": _lds(folder / "evaluation" / "lds.parquet", evaluations, lds),
+        "differences": _differences(folder / "evaluation" / "differences.parquet", evaluations, lds),
+        "training": _training(folder / "encoder" / "training.parquet", generator),
+        "scores": [
+            _scores(folder / "scores" / method / f"{name}.parquet", tests, train, examples, generator)
+            for method in explored
+            for name in evaluations
+        ],
+        "corpora": corpora,
+        "rejected": [_rejected(folder / "corpora" / "train.rejected.parquet")],
+        "tokens": [_tokens(folder / "tokens" / "train.parquet", train, generator)],
+        "rejected_tokens": [_rejected_tokens(folder / "tokens" / "train.rejected.parquet")],
+        "report": folder / "report.html",
+        "benchmarks": str(_benchmarks(folder / "benchmarks")),
+        "tests": tests,
+        "examples": examples,
+        "characters": 600,
+    }
+
+
+def _config(path: Path, evaluations: tuple[str, ...]) -> Path:
+    evaluation = {"train": "train", "test": "test", "tests": 30, "subsets": 100, "subset_examples": 20}
+    study = {
+        "run": "example",
+        "corpora": {"train": {"source": "train.jsonl"}, "test": {"source": "test.jsonl"}},
+        "language_model": {"model": "a-model"},
+        "targets": {
+            "corpus": "train",
+            "folds": 8,
+            "pool_examples": 100,
+            "validation_examples": 20,
+            "evaluated_examples": 20,
+            "subsets_per_fold": 16,
+            "subset_examples": 20,
+        },
+        "evaluations": dict.fromkeys(evaluations, evaluation),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(study, sort_keys=False), encoding="utf-8")
+    return path
+
+
+def _provenance(path: Path) -> Path:
+    values = {
+        "created": "2025-01-01T12:00:00+00:00",
+        "command": "snakemake --cores 2",
+        "git_commit": "0123456789abcdef",
+        "versions": {"python": "3.11", "torch": "2.13"},
+        "hardware": {"processor": "a <processor>", "cores": 2},
+        "data": {"train": "aaaa", "test": "bbbb"},
+    }
+    path.write_text(json.dumps(values), encoding="utf-8")
+    return path
+
+
+def _lds(path: Path, evaluations: tuple[str, ...], lds: dict[str, float]) -> Path:
+    rows = [
+        {
+            "method": method,
+            "evaluation": name,
+            "pooling": "mean" if method == "airrep_mean" else "attention",
+            "lds": value,
+            "ci_low": value - 0.03,
+            "ci_high": value + 0.03,
+            "ceiling": 0.91,
+            "seed_agreement": 0.7,
+            "n_tests": 30,
+            "n_subsets": 100,
+            "seconds": 0.02 * 3**place,
+            "bytes_per_example": 0.0 if method == "random" else 768.0 / 2 ** (place % 3),
+        }
+        for name in evaluations
+        for place, (method, value) in enumerate(lds.items())
+    ]
+    write_table(path, pa.Table.from_pylist(rows))
+    return path
+
+
+def _differences(path: Path, evaluations: tuple[str, ...], lds: dict[str, float]) -> Path:
+    schema = pa.schema(
+        [(name, pa.string()) for name in ("method_a", "pooling_a", "method_b", "pooling_b", "evaluation")]
+        + [(name, pa.float64()) for name in ("difference", "ci_low", "ci_high")]
+    )
+    rows = [
+        {
+            "method_a": "airrep",
+            "pooling_a": "attention",
+            "method_b": method,
+            "pooling_b": "mean" if method == "airrep_mean" else "attention",
+            "evaluation": name,
+            "difference": lds["airrep"] - value,
+            "ci_low": lds["airrep"] - value - 0.04,
+            "ci_high": lds["airrep"] - value + 0.04,
+        }
+        for name in evaluations
+        for method, value in lds.items()
+        if method != "airrep" and "airrep" in lds
+    ]
+    write_table(path, pa.Table.from_pylist(rows, schema))
+    return path
+
+
+def _training(path: Path, generator: np.random.Generator) -> Path:
+    steps = np.arange(1, 401, dtype=np.int32)
+    losses = 0.35 + 0.35 * np.exp(-steps / 90) + generator.normal(0, 0.02, len(steps))
+    validations = [0.6 - 0.35 * np.exp(-step / 120) if step % 25 == 0 else None for step in steps]
+    columns = {
+        "step": pa.array(steps),
+        "loss": pa.array(losses, pa.float32()),
+        "validation_lds": pa.array(validations, pa.float32()),
+        "seconds": pa.array(steps * 0.5, pa.float32()),
+    }
+    write_table(path, pa.table(columns))
+    return path
+
+
+def _corpus(path: Path, rows: int, texts: list[str] | None) -> Path:
+    topics = list(TOPICS)
+    prompts, responses, labels = [], [], []
+    for row in range(rows):
+        topic = topics[row % len(topics)]
+        filler = "the water had reached the lower road. " * (row % 13)
+        prompts.append(texts[row % len(texts)] if texts else f"{TOPICS[topic]} {row}. {filler}")
+        responses.append(texts[(row + 1) % len(texts)] if texts else f"Answer {row}: {'yes, ' * (row % 40)}done.")
+        labels.append(None if row % 17 == 16 else texts[row % len(texts)] if texts else topic)
+    columns = {
+        "example_id": pa.array(range(rows), pa.int64()),
+        "prompt": prompts,
+        "response": responses,
+        "label": pa.array(labels, pa.string()),
+        "source_row": pa.array(range(1, rows + 1), pa.int64()),
+    }
+    write_table(path, pa.table(columns))
+    return path
+
+
+def _scores(path: Path, tests: int, train: int, examples: int, generator: np.random.Generator) -> Path:
+    columns = {name: [] for name in ("test_id", "sign", "rank", "example_id", "score")}
+    low = 0.0 if path.parent.name == "tfidf" else -0.8
+    for test in range(tests):
+        chosen = generator.choice(train, 2 * examples, replace=False)
+        scores = np.sort(generator.uniform(low, 1.0, 2 * examples))[::-1]
+        columns["test_id"] += [test] * 2 * examples
+        columns["sign"] += ["helpful"] * examples + ["harmful"] * examples
+        columns["rank"] += [*range(1, examples + 1)] * 2
+        columns["example_id"] += [*chosen[:examples], *chosen[examples:][::-1]]
+        columns["score"] += [*scores[:examples], *scores[examples:][::-1]]
+    types = [pa.int32(), pa.string(), pa.int32(), pa.int32(), pa.float32()]
+    arrays = {name: pa.array(column, kind) for (name, column), kind in zip(columns.items(), types, strict=True)}
+    write_table(path, pa.table(arrays))
+    return path
+
+
+def _rejected(path: Path) -> Path:
+    rows = {
+        "source_row": pa.array([3, 9, 11, 12, 13, 14, 15], pa.int64()),
+        "source_file": ["train.jsonl"] * 7,
+        "reason": ["the answer is empty"] * 6 + ["<b>not JSON</b>"],
+    }
+    write_table(path, pa.table(rows))
+    return path
+
+
+def _tokens(path: Path, rows: int, generator: np.random.Generator) -> Path:
+    lengths = generator.lognormal(3.4, 0.6, rows).astype(int) + 2
+    columns = {
+        "example_id": pa.array(range(rows), pa.int32()),
+        "input_ids": pa.array([[1] * length for length in lengths], pa.list_(pa.int32())),
+        "prompt_tokens": pa.array([1] * rows, pa.int32()),
+        "cut_tokens": pa.array([5 if row % 50 == 0 else 0 for row in range(rows)], pa.int32()),
+    }
+    write_table(path, pa.table(columns))
+    return path
+
+
+def _rejected_tokens(path: Path) -> Path:
+    table = pa.table({"example_id": pa.array([7], pa.int32()), "reason": ["no response token left"]})
+    write_table(path, table)
+    return path
+
+
+def _benchmarks(folder: Path) -> Path:
+    header = "s\th:m:s\tmax_rss\tmax_vms\tmax_uss\tmax_pss\tio_in\tio_out\tmean_load\tcpu_time\n"
+    jobs = {"finetune_shard": [130.5, 129.5, 141.0], "train_encoder": [95.0], "embed_corpus": [4.0, 3.5]}
+    for stage, seconds in jobs.items():
+        (folder / stage).mkdir(parents=True, exist_ok=True)
+        for place, value in enumerate(seconds):
+            row = f"{value}\t0:02:10\t{800 + place}.5\t-\t-\t-\t0\t0\t99\t{value * 0.9}\n"
+            (folder / stage / f"{place}.tsv").write_text(header + row, encoding="utf-8")
+    (folder / "train_encoder" / "empty.tsv").write_text("", encoding="utf-8")
+    return folder
