@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from report_run import HOSTILE, METHOD_LDS, make_run
+from report_run import HOSTILE, METHOD_LDS, TOPICS, make_run
 
 from workflow_scripts.lib.errors import StudyError
 from workflow_scripts.lib.report_charts import linear_axis
@@ -130,7 +130,7 @@ def test_explorer_tells_where_an_example_comes_from(tmp_path):
     assert source_row == example_id + 1
     assert explorer["texts"][response].startswith(f"Answer {example_id}:")
     assert str(example_id) in explorer["texts"][prompt]
-    assert label == -1 or explorer["labels"][label] in ("translation arithmetic summary sentiment geography".split())
+    assert label == -1 or explorer["labels"][label] in (TOPICS)
 
 
 def test_large_report_stays_below_15_megabytes(tmp_path):
