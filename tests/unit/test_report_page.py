@@ -235,6 +235,7 @@ def test_page_is_never_wider_than_the_window(browser, request, corpus, width):
 
 
 def _screenshot(browser, path: Path, width: int) -> None:
+    browser.execute_script("document.activeElement.blur(); scrollTo(0, 0)")
     clip = {"x": 0, "y": 0, "width": width, "height": 3000, "scale": 1}
     picture = browser.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True, "clip": clip})
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from workflow_scripts.lib.report_results import EvaluationResult, LdsRow
+from workflow_scripts.lib.report_results import EvaluationResult, LdsRow, method_name
 from workflow_scripts.lib.report_words import count, decimal
 
 POINTS_DRAWN = 600
@@ -42,7 +42,8 @@ class Point:
     y: float
     low: float
     high: float
-    row: LdsRow
+    name: str
+    main: bool
 
 
 @dataclass(frozen=True)
@@ -112,8 +113,16 @@ def cost_figures(result: EvaluationResult) -> list[Scatter]:
     return [figure for figure in figures if figure.points]
 
 
+def _one_per_method(result: EvaluationResult) -> list[LdsRow]:
+    """Return the row that stands for each method, for poolings cost the same: the main row, or the best."""
+    rows = {}
+    for row in ([result.main] if result.main else []) + result.rows:
+        rows.setdefault(row.method, row)
+    return list(rows.values())
+
+
 def _scatter(title: str, result: EvaluationResult, cost: str) -> Scatter:
-    rows = [row for row in result.rows if getattr(row, cost) is not None and not math.isnan(row.lds)]
+    rows = [row for row in _one_per_method(result) if getattr(row, cost) is not None and not math.isnan(row.lds)]
     positive = [getattr(row, cost) for row in rows if getattr(row, cost) > 0]
     free = len(positive) < len(rows)
     first = math.floor(math.log10(min(positive))) if positive else 0
@@ -136,7 +145,8 @@ def _scatter(title: str, result: EvaluationResult, cost: str) -> Scatter:
             y=100 - y.place(row.lds),
             low=100 - y.place(row.lds if row.ci_low is None else row.ci_low),
             high=100 - y.place(row.lds if row.ci_high is None else row.ci_high),
-            row=row,
+            name=method_name(row.method),
+            main=row == result.main,
         )
         for row in rows
     ]

@@ -11,9 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from workflow_scripts.lib.config import METHODS, Study
+from workflow_scripts.lib.config import Study
 from workflow_scripts.lib.report_results import method_name
 from workflow_scripts.lib.tables import read_table
+from workflow_scripts.methods import METHODS
 
 SIGNS = ("helpful", "harmful")
 SCORE_DIGITS = 4
@@ -59,7 +60,7 @@ def gather_explorer(
     wanted = {path.stem: _Index() for path in corpora}
     evaluations = []
     for name, evaluation in study.evaluations.items():
-        methods = sorted((method for of, method in paths if of == name), key=_method_order)
+        methods = _explored([method for of, method in paths if of == name])
         if methods:
             ranked = {method: read_table(paths[name, method]) for method in methods}
             evaluations.append(
@@ -95,8 +96,17 @@ def visible(text: str) -> str:
     return text.replace("\r\n", "\n").translate(_PICTURES)
 
 
-def _method_order(method: str) -> tuple[int, str]:
-    return (METHODS.index(method) if method in METHODS else len(METHODS), method)
+def _explored(methods: list[str]) -> list[str]:
+    """Return the methods whose rankings differ: pooling doesn't change how single examples rank."""
+    known = list(METHODS)
+    kept, encoders = [], set()
+    for method in sorted(methods, key=lambda name: (known.index(name) if name in known else len(known), name)):
+        encoder = METHODS[method].encoder if method in METHODS else None
+        if encoder not in encoders:
+            kept.append(method)
+        if encoder:
+            encoders.add(encoder)
+    return kept
 
 
 def _evaluation(

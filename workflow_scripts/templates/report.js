@@ -361,17 +361,15 @@
       const taken = labels.map(({ x, y }) => ({ left: x - 6, right: x + 6, top: y - 6, bottom: y + 6 }));
       for (const { label, x, y } of labels) {
         const { width, height } = label.getBoundingClientRect();
+        const centred = Math.min(Math.max(-width / 2, -x), frame.width - x - width);
         const sides = [
           [gap, -height / 2],
           [-gap - width, -height / 2],
-          [-width / 2, gap],
-          [-width / 2, -gap - height],
-          [gap, gap / 2],
-          [-gap - width, gap / 2],
+          ...[0, 1, 2, 3].flatMap((step) => [[centred, gap + step * height], [centred, -gap - (1 + step) * height]]),
         ].map(([right, down]) => ({ right, down, box: { left: x + right, right: x + right + width, top: y + down, bottom: y + down + height } }));
         const free = ({ box }) =>
           box.left >= 0 && box.right <= frame.width && taken.every((other) => box.right <= other.left || other.right <= box.left || box.bottom <= other.top || other.bottom <= box.top);
-        const side = sides.find(free) ?? sides[0];
+        const side = sides.find(free) ?? sides[2];
         label.style.transform = `translate(${side.right}px, ${side.down}px)`;
         taken.push(side.box);
       }
