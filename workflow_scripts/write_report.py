@@ -57,7 +57,7 @@ def write_report(
     tests: most test examples per evaluation in the explorer.
     examples: most helpful and most harmful examples shown for each.
     characters: longest text shown; a longer one is cut with a mark. Where the page would grow beyond about
-        15 MB, texts are cut shorter, and the page says so.
+        15 MB, texts are cut shorter or fewer examples are shown, and the page says so.
 
     Raises
     ------
@@ -88,8 +88,8 @@ def write_report(
         profiles=gather_profiles(corpora, rejected, tokens, rejected_tokens, study),
         explorer_shown=bool(explorer["evaluations"]),
         explorer=Markup(json_for_html(explorer)),
-        asked_characters=characters,
-        shown_characters=explorer["characters"],
+        asked={"characters": characters, "examples": examples},
+        shown={name: explorer[name] for name in ("characters", "examples")},
     )
     with atomic_path(report) as temporary:
         temporary.write_text(page, encoding="utf-8")

@@ -141,10 +141,20 @@ def test_large_report_stays_below_15_megabytes(tmp_path):
 
 
 def test_texts_are_cut_shorter_where_the_page_would_grow_too_large(tmp_path, monkeypatch):
+    monkeypatch.setattr("workflow_scripts.write_report.EXPLORER_BYTES", 110_000)
+    page = written(tmp_path)
+    assert 160 <= page.explorer["characters"] < 600
+    assert page.explorer["examples"] == 10
+    assert len(page.scripts[0].encode()) <= 110_000
+    assert f"cut at {page.explorer['characters']} characters (asked for: 600)" in page.words
+
+
+def test_fewer_examples_are_shown_where_shorter_texts_do_not_suffice(tmp_path, monkeypatch):
     monkeypatch.setattr("workflow_scripts.write_report.EXPLORER_BYTES", 60_000)
     page = written(tmp_path)
-    assert page.explorer["characters"] < 600
-    assert f"cut at {page.explorer['characters']} characters instead of 600" in page.words
+    assert 1 <= page.explorer["examples"] < 10
+    assert len(page.scripts[0].encode()) <= 60_000
+    assert f"lists show {page.explorer['examples']} examples (asked for: 10)" in page.words
 
 
 def test_report_without_benchmarks_and_scores_says_so(tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from workflow_scripts.methods import METHODS
 
 SIGNS = ("helpful", "harmful")
 SCORE_DIGITS = 4
-SHORTEST_CUT = 80
+SHORTEST_CUT = 160
 LABEL_CHARACTERS = 60
 # Control characters have no shape of their own; Unicode has pictures of them. Tab and newline stay.
 _PICTURES = {code: 0x2400 + code for code in range(32) if code not in (9, 10)} | {13: None, 127: 0x2421}
@@ -48,36 +48,52 @@ def gather_explorer(
     characters: int,
     largest_bytes: int,
 ) -> dict[str, Any]:
-    """Return the explorer's data as plain lists and dicts, in at most `largest_bytes` of JSON if it can.
+    """Return the explorer's data as plain lists and dicts, in `largest_bytes` of JSON wherever one example a list fits.
 
-    Texts are cut at `characters`, and at ever fewer down to 80 while the data are too large. A text that was
-    cut is `[what is left, length of the whole]`. An example is
+    Texts are cut at `characters`. While the data are too large they are cut shorter, down to 160; where that
+    doesn't suffice, fewer than `examples` are kept. The data say what was kept in `characters` and `examples`.
+    A text that was cut is `[what is left, length of the whole]`. An example is
     `[example_id, source_row, label or -1, prompt, response]`, the last three as places in `labels` and
     `texts`. `scores[method][test]` is `{sign: [places in the training corpus, scores]}`, best first.
     """
-    paths = {(path.stem, path.parent.name): path for path in scores}
+    tables = {(path.stem, path.parent.name): read_table(path) for path in scores}
     files = {path.stem: path for path in corpora}
-    wanted = {path.stem: _Index() for path in corpora}
+    for kept in _shrinking(examples, 1):
+        wanted = {path.stem: _Index() for path in corpora}
+        evaluations = _evaluations(tables, wanted, study, tests, kept)
+        rows = {name: _rows(files[name], index.values()) for name, index in wanted.items()}
+        for cut in _shrinking(characters, SHORTEST_CUT):
+            data = {"evaluations": evaluations, "characters": cut, "examples": kept, **_texts(rows, cut)}
+            if len(json_for_html(data).encode()) <= largest_bytes:
+                return data
+    return data
+
+
+def _shrinking(value: int, least: int) -> Iterator[int]:
+    yield value
+    while value > least:
+        value = max(least, value * 2 // 3)
+        yield value
+
+
+def _evaluations(
+    tables: Mapping[tuple[str, str], pa.Table], wanted: Mapping[str, _Index], study: Study, tests: int, examples: int
+) -> list[dict[str, Any]]:
     evaluations = []
     for name, evaluation in study.evaluations.items():
-        methods = _explored([method for of, method in paths if of == name])
-        if methods:
-            ranked = {method: read_table(paths[name, method]) for method in methods}
+        if methods := _explored([method for of, method in tables if of == name]):
+            ranked = {method: tables[name, method] for method in methods}
+            indices = wanted[evaluation.test], wanted[evaluation.train]
             evaluations.append(
                 {
                     "name": name,
                     "train": evaluation.train,
                     "test": evaluation.test,
                     "methods": [{"key": method, "name": method_name(method)} for method in methods],
-                    **_evaluation(ranked, wanted[evaluation.test], wanted[evaluation.train], tests, examples),
+                    **_evaluation(ranked, *indices, tests, examples),
                 }
             )
-    rows = {name: _rows(files[name], index.values()) for name, index in wanted.items()}
-    while True:
-        data = {"evaluations": evaluations, "characters": characters, **_texts(rows, characters)}
-        if characters <= SHORTEST_CUT or len(json_for_html(data).encode()) <= largest_bytes:
-            return data
-        characters = max(SHORTEST_CUT, characters * 2 // 3)
+    return evaluations
 
 
 def json_for_html(data: Any) -> str:
