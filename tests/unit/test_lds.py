@@ -63,8 +63,8 @@ def test_bootstrap_equals_a_plain_loop(decimals):
     resamples = Bootstrap.draw(tests, subsets, 25, np.random.default_rng(1))
     found = bootstrap_lds(np.stack([scores, other]), losses, resamples)
     for draw in range(25):
-        chosen_tests = np.repeat(np.arange(tests), resamples.test_counts[:, draw].astype(int))
-        chosen_subsets = np.repeat(np.arange(subsets), resamples.subset_counts[:, draw].astype(int))
+        chosen_tests = np.repeat(np.arange(tests), resamples.test_counts[draw].astype(int))
+        chosen_subsets = np.repeat(np.arange(subsets), resamples.subset_counts[draw].astype(int))
         assert len(chosen_tests) == tests
         assert len(chosen_subsets) == subsets
         for method, values in enumerate((scores, other)):

@@ -25,8 +25,8 @@ class Bootstrap:
 
     Parameters
     ----------
-    test_counts: how often each test is drawn, float32 [tests, draws].
-    subset_counts: how often each subset is drawn, float32 [subsets, draws].
+    test_counts: how often each test is drawn, float32 [draws, tests].
+    subset_counts: how often each subset is drawn, float32 [draws, subsets].
     """
 
     test_counts: np.ndarray
@@ -36,7 +36,7 @@ class Bootstrap:
     def draw(cls, tests: int, subsets: int, draws: int, generator: np.random.Generator) -> Bootstrap:
         """Draw as many tests and subsets as there are, with replacement, `draws` times."""
         counts = (
-            generator.multinomial(number, np.full(number, 1 / number), size=draws).T.astype(np.float32)
+            generator.multinomial(number, np.full(number, 1 / number), size=draws).astype(np.float32)
             for number in (tests, subsets)
         )
         return cls(*counts)
@@ -85,20 +85,21 @@ def bootstrap_lds(scores: np.ndarray, losses: np.ndarray, bootstrap: Bootstrap) 
     scores: [methods, tests, subsets]; losses: [tests, subsets].
     """
     counts = bootstrap.subset_counts
-    weighted = np.zeros((len(scores), counts.shape[1]))
-    weight = np.zeros(counts.shape[1])
-    for test, test_count in enumerate(bootstrap.test_counts):
+    weighted = np.zeros((len(scores), len(counts)))
+    weight = np.zeros(len(counts))
+    for test, test_count in enumerate(bootstrap.test_counts.T):
         values = np.concatenate([-losses[None, test], scores[:, test]])
         # An average rank, less the mean rank, is half the sum of signs against all that were drawn: one
         # matrix product ranks every resample.
-        signs = np.sign(values[:, :, None] - values[:, None, :]).astype(np.float32)
-        loss_ranks, *score_ranks = signs @ counts
-        loss_spread = np.einsum("sd,sd,sd->d", counts, loss_ranks, loss_ranks)
+        signs = np.sign(values[:, None, :] - values[:, :, None]).astype(np.float32)
+        loss_ranks, *score_ranks = counts @ signs
+        loss_weights = counts * loss_ranks
+        loss_spread = np.vecdot(loss_weights, loss_ranks)
         counted = test_count * (loss_spread > 0)
         weight += counted
         for method, ranks in enumerate(score_ranks):
-            covariance = np.einsum("sd,sd,sd->d", counts, loss_ranks, ranks)
-            spread = np.sqrt(loss_spread * np.einsum("sd,sd,sd->d", counts, ranks, ranks))
+            spread = np.sqrt(loss_spread * np.vecdot(counts * ranks, ranks))
+            covariance = np.vecdot(loss_weights, ranks)
             correlation = np.divide(covariance, spread, out=np.zeros_like(spread), where=spread > 0)
             weighted[method] += counted * correlation
     return np.divide(weighted, weight, out=np.full(weighted.shape, np.nan), where=weight > 0)
