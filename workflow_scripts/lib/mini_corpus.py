@@ -121,9 +121,7 @@ def pretraining_rows() -> Iterator[dict[str, str]]:
 BUILTIN_CORPORA = {"builtin:mini": mini_rows, "builtin:mini-pretraining": pretraining_rows}
 
 
-def _row(
-    random: np.random.Generator, attribute: str, entity: str, value: str, answer: str
-) -> dict[str, str]:
+def _row(random: np.random.Generator, attribute: str, entity: str, value: str, answer: str) -> dict[str, str]:
     asked = _pick(random, ATTRIBUTES[attribute][1].split("|"))
     question = _pick(random, QUESTIONS).format(asked=asked, entity=entity)
     remarks = [_pick(random, REMARKS) for _ in range(random.integers(3))]

@@ -34,8 +34,7 @@ def run_stage(smk: Any, stage: Callable[..., object]) -> None:
 
 def _paths(names: Any) -> dict[str, Path | list[Path]]:
     return {
-        name: Path(value) if isinstance(value, str) else [Path(item) for item in value]
-        for name, value in names.items()
+        name: Path(value) if isinstance(value, str) else [Path(item) for item in value] for name, value in names.items()
     }
 
 
@@ -65,14 +64,13 @@ class _Tee:
 @contextlib.contextmanager
 def _log_to(path: str) -> Iterator[None]:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", encoding="utf-8") as log:
-        with contextlib.redirect_stderr(_Tee(sys.stderr, log)):
-            try:
-                yield
-            except SystemExit:
-                raise
-            except BaseException:
-                import traceback
+    with open(path, "a", encoding="utf-8") as log, contextlib.redirect_stderr(_Tee(sys.stderr, log)):
+        try:
+            yield
+        except SystemExit:
+            raise
+        except BaseException:
+            import traceback
 
-                traceback.print_exc(file=log)
-                raise
+            traceback.print_exc(file=log)
+            raise

@@ -137,7 +137,7 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
 def read_metadata(path: Path) -> dict[str, str]:
     """Return the `airrep.*` entries of a Parquet file's metadata, without the prefix."""
     try:
-        entries = pq.read_schema(path).metadata or {}
+        entries = pq.read_metadata(path).metadata or {}
     except (pa.ArrowException, OSError) as error:
         raise StudyError(f"{path} can't be read as Parquet ({error}). Delete it and run again.") from error
     return {

@@ -1,0 +1,31 @@
+# AirRep: training data attribution by a learned encoder. The stages, in the order of the pipeline.
+from snakemake.utils import min_version
+
+min_version("9.27")
+
+
+# A study named by --configfile stands alone: nothing of the default is mixed into it.
+if not workflow.overwrite_configfiles:
+
+    configfile: "config.yaml"
+
+
+include: "rules/common.smk"
+include: "rules/environment.smk"
+include: "rules/study.smk"
+include: "rules/corpora.smk"
+include: "rules/language_model.smk"
+include: "rules/targets.smk"
+include: "rules/encoder.smk"
+include: "rules/scores.smk"
+include: "rules/evaluation.smk"
+include: "rules/report.smk"
+
+
+rule all:
+    """Everything of the study, to the report (the default)."""
+    default_target: True
+    input:
+        rules.report.input,
+        rules.targets.input,
+        rules.encoder.input,

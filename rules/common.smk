@@ -1,0 +1,60 @@
+# The study, and what every rule file needs of it. No rules here.
+from workflow_scripts.lib.errors import StudyError
+from workflow_scripts.lib.specs import StudyPlan
+from workflow_scripts.lib.config import load_study
+from snakemake.exceptions import WorkflowError
+
+try:
+    study = load_study(config, origin=str((workflow.configfiles or ["config"])[-1]))
+except StudyError as error:
+    raise WorkflowError(str(error)) from None
+
+plan_of_study = StudyPlan(study)
+RESULTS = f"results/{study.run}"
+
+
+wildcard_constraints:
+    corpus="|".join(study.corpora),
+    pool="|".join(plan_of_study.pools),
+    evaluation="|".join(study.evaluations),
+    encoder="trained|untrained",
+
+
+def spec(stage):
+    """Values that decide a stage's result, as one sorted dict: what `params` compares between runs."""
+
+    def values(wildcards):
+        return plan_of_study.spec(stage, dict(wildcards))
+
+    return values
+
+
+def memory(stage):
+    """MiB that a job asks for; a retry asks for half as much again."""
+
+    def mebibytes(wildcards, attempt):
+        return int(plan_of_study.memory_mb(stage) * (1 + 0.5 * (attempt - 1)))
+
+    return mebibytes
+
+
+def runtime(stage):
+    """Minutes that a job asks for; a retry asks for twice as many."""
+
+    def minutes(wildcards, attempt):
+        return plan_of_study.runtime_minutes(stage) * attempt
+
+    return minutes
+
+
+def train_tokens(wildcards):
+    return f"{RESULTS}/tokens/{plan_of_study.corpora_of(wildcards.pool)[0]}.parquet"
+
+
+def test_tokens(wildcards):
+    return f"{RESULTS}/tokens/{plan_of_study.corpora_of(wildcards.pool)[1]}.parquet"
+
+
+def language_model():
+    """The LM's folder as a named input, where the workflow makes it; a hub model is no file."""
+    return {"language_model": f"{RESULTS}/language_model"} if plan_of_study.has_builtin_lm else {}

@@ -1,0 +1,22 @@
+def source_files(wildcards):
+    return plan_of_study.source_files(wildcards.corpus)
+
+
+rule prepare_corpus:
+    """Read a corpus of any known shape into prompt, response and label; bad rows go aside with a reason."""
+    input:
+        source_files,
+    output:
+        corpus=f"{RESULTS}/corpora/{{corpus}}.parquet",
+        rejected=f"{RESULTS}/corpora/{{corpus}}.rejected.parquet",
+    log:
+        f"{RESULTS}/logs/prepare_corpus/{{corpus}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/prepare_corpus/{{corpus}}.tsv"
+    params:
+        spec=spec("prepare_corpus"),
+    resources:
+        mem_mb=memory("prepare_corpus"),
+        runtime=runtime("prepare_corpus"),
+    script:
+        "../workflow_scripts/prepare_corpus.py"

@@ -1,0 +1,47 @@
+rule init_encoder:
+    """Make the encoder before training."""
+    input:
+        corpus=f"{RESULTS}/corpora/{study.targets.corpus}.parquet",
+    output:
+        encoder=directory(f"{RESULTS}/encoder_untrained"),
+    log:
+        f"{RESULTS}/logs/init_encoder.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/init_encoder/study.tsv"
+    params:
+        spec=spec("init_encoder"),
+    resources:
+        mem_mb=memory("init_encoder"),
+        runtime=runtime("init_encoder"),
+    script:
+        "../workflow_scripts/init_encoder.py"
+
+
+rule train_encoder:
+    """Train the encoder to rank subsets by their measured effect; the best checkpoint is kept."""
+    input:
+        corpus=f"{RESULTS}/corpora/{study.targets.corpus}.parquet",
+        untrained=rules.init_encoder.output.encoder,
+        subsets=f"{RESULTS}/subsets/train.parquet",
+        targets=f"{RESULTS}/targets/train.parquet",
+    output:
+        encoder=directory(f"{RESULTS}/encoder"),
+        log=f"{RESULTS}/encoder.log.parquet",
+    log:
+        f"{RESULTS}/logs/train_encoder.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/train_encoder/study.tsv"
+    params:
+        spec=spec("train_encoder"),
+    threads: workflow.cores
+    resources:
+        mem_mb=memory("train_encoder"),
+        runtime=runtime("train_encoder"),
+    script:
+        "../workflow_scripts/train_encoder.py"
+
+
+rule encoder:
+    """The trained encoder, as a sentence-transformers folder."""
+    input:
+        rules.train_encoder.output,

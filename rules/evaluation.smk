@@ -1,0 +1,34 @@
+def of_every_method(folder):
+    return expand(
+        f"{RESULTS}/{folder}/{{method}}/{{evaluation}}.parquet",
+        method=study.scoring.methods,
+        evaluation=study.evaluations,
+    )
+
+
+rule evaluate_lds:
+    """Judge every method by its LDS, with interval and noise ceiling."""
+    input:
+        groups=of_every_method("groups"),
+        scores=of_every_method("scores"),
+        targets=expand(f"{RESULTS}/targets/{{evaluation}}.parquet", evaluation=study.evaluations),
+    output:
+        lds=f"{RESULTS}/evaluation/lds.parquet",
+        differences=f"{RESULTS}/evaluation/differences.parquet",
+    log:
+        f"{RESULTS}/logs/evaluate_lds.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/evaluate_lds/study.tsv"
+    params:
+        spec=spec("evaluate_lds"),
+    resources:
+        mem_mb=memory("evaluate_lds"),
+        runtime=runtime("evaluate_lds"),
+    script:
+        "../workflow_scripts/evaluate_lds.py"
+
+
+rule lds:
+    """LDS table of every method on every evaluation set."""
+    input:
+        rules.evaluate_lds.output,

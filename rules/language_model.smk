@@ -1,0 +1,39 @@
+rule pretrain_base_lm:
+    """Make `builtin:tiny`, a small LM with a tokenizer of its own."""
+    input:
+        corpus=f"{RESULTS}/corpora/{study.language_model.pretraining.corpus}.parquet",
+    output:
+        model=directory(f"{RESULTS}/language_model"),
+    log:
+        f"{RESULTS}/logs/pretrain_base_lm.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/pretrain_base_lm/study.tsv"
+    params:
+        spec=spec("pretrain_base_lm"),
+    threads: workflow.cores
+    resources:
+        mem_mb=memory("pretrain_base_lm"),
+        runtime=runtime("pretrain_base_lm"),
+    script:
+        "../workflow_scripts/pretrain_base_lm.py"
+
+
+rule tokenize_corpus:
+    """Turn a corpus into the LM's tokens, once for all jobs."""
+    input:
+        **language_model(),
+        corpus=f"{RESULTS}/corpora/{{corpus}}.parquet",
+    output:
+        tokens=f"{RESULTS}/tokens/{{corpus}}.parquet",
+        rejected=f"{RESULTS}/tokens/{{corpus}}.rejected.parquet",
+    log:
+        f"{RESULTS}/logs/tokenize_corpus/{{corpus}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/tokenize_corpus/{{corpus}}.tsv"
+    params:
+        spec=spec("tokenize_corpus"),
+    resources:
+        mem_mb=memory("tokenize_corpus"),
+        runtime=runtime("tokenize_corpus"),
+    script:
+        "../workflow_scripts/tokenize_corpus.py"

@@ -1,0 +1,39 @@
+rule write_report:
+    """Write the report: one HTML file that works offline."""
+    input:
+        config=rules.resolve_config.output.config,
+        provenance=rules.resolve_config.output.provenance,
+        lds=rules.evaluate_lds.output.lds,
+        differences=rules.evaluate_lds.output.differences,
+        training=rules.train_encoder.output.log,
+        scores=of_every_method("scores"),
+        corpora=expand(f"{RESULTS}/corpora/{{corpus}}.parquet", corpus=study.corpora),
+        rejected=expand(f"{RESULTS}/corpora/{{corpus}}.rejected.parquet", corpus=study.corpora),
+        tokens=expand(f"{RESULTS}/tokens/{{corpus}}.parquet", corpus=plan_of_study.tokenized_corpora()),
+        rejected_tokens=expand(
+            f"{RESULTS}/tokens/{{corpus}}.rejected.parquet", corpus=plan_of_study.tokenized_corpora()
+        ),
+    output:
+        report=report(
+            f"{RESULTS}/report.html",
+            caption="../docs/captions/report.rst",
+            category="Results",
+            labels={"figure": "Report and explorer"},
+        ),
+    log:
+        f"{RESULTS}/logs/write_report.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/write_report/study.tsv"
+    params:
+        spec=spec("write_report"),
+    resources:
+        mem_mb=memory("write_report"),
+        runtime=runtime("write_report"),
+    script:
+        "../workflow_scripts/write_report.py"
+
+
+rule report:
+    """The report."""
+    input:
+        rules.write_report.output,

@@ -1,0 +1,78 @@
+def encoder_folder(wildcards):
+    return f"{RESULTS}/" + {"trained": "encoder", "untrained": "encoder_untrained"}[wildcards.encoder]
+
+
+def train_embeddings(wildcards):
+    return embeddings_of(wildcards, study.evaluations[wildcards.evaluation].train)
+
+
+def test_embeddings(wildcards):
+    return embeddings_of(wildcards, study.evaluations[wildcards.evaluation].test)
+
+
+def embeddings_of(wildcards, corpus):
+    encoder = plan_of_study.encoder_of(wildcards.method)
+    return f"{RESULTS}/embeddings/{encoder}/{corpus}.parquet" if encoder else []
+
+
+def corpus_of(role):
+    def corpus(wildcards):
+        return f"{RESULTS}/corpora/{getattr(study.evaluations[wildcards.evaluation], role)}.parquet"
+
+    return corpus
+
+
+rule embed_corpus:
+    """Embed a corpus; rows that were embedded before keep their embedding."""
+    input:
+        corpus=f"{RESULTS}/corpora/{{corpus}}.parquet",
+        encoder=encoder_folder,
+    output:
+        embeddings=update(f"{RESULTS}/embeddings/{{encoder}}/{{corpus}}.parquet"),
+    log:
+        f"{RESULTS}/logs/embed_corpus/{{encoder}}/{{corpus}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/embed_corpus/{{encoder}}/{{corpus}}.tsv"
+    params:
+        spec=spec("embed_corpus"),
+    threads: workflow.cores
+    resources:
+        mem_mb=memory("embed_corpus"),
+        runtime=runtime("embed_corpus"),
+    script:
+        "../workflow_scripts/embed_corpus.py"
+
+
+rule score_pairs:
+    """Score every training example and every subset for every test example, in one pass."""
+    input:
+        train=corpus_of("train"),
+        test=corpus_of("test"),
+        subsets=f"{RESULTS}/subsets/{{evaluation}}.parquet",
+        validation=f"{RESULTS}/subsets/{{evaluation}}.validation.parquet",
+        train_embeddings=train_embeddings,
+        test_embeddings=test_embeddings,
+    output:
+        scores=f"{RESULTS}/scores/{{method}}/{{evaluation}}.parquet",
+        groups=f"{RESULTS}/groups/{{method}}/{{evaluation}}.parquet",
+    log:
+        f"{RESULTS}/logs/score_pairs/{{method}}/{{evaluation}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/score_pairs/{{method}}/{{evaluation}}.tsv"
+    params:
+        spec=spec("score_pairs"),
+    resources:
+        mem_mb=memory("score_pairs"),
+        runtime=runtime("score_pairs"),
+    script:
+        "../workflow_scripts/score_pairs.py"
+
+
+rule scores:
+    """Top helpful and harmful training examples and group scores, for every method and evaluation set."""
+    input:
+        expand(
+            f"{RESULTS}/scores/{{method}}/{{evaluation}}.parquet",
+            method=study.scoring.methods,
+            evaluation=study.evaluations,
+        ),

@@ -1,0 +1,18 @@
+rule resolve_config:
+    """Write every value in force, the versions, the hardware and the hashes of the data."""
+    input:
+        corpora=expand(f"{RESULTS}/corpora/{{corpus}}.parquet", corpus=study.corpora),
+    output:
+        config=f"{RESULTS}/config.resolved.yaml",
+        provenance=f"{RESULTS}/provenance.json",
+    log:
+        f"{RESULTS}/logs/resolve_config.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/resolve_config/study.tsv"
+    params:
+        spec=spec("resolve_config"),
+    resources:
+        mem_mb=memory("resolve_config"),
+        runtime=runtime("resolve_config"),
+    script:
+        "../workflow_scripts/resolve_config.py"

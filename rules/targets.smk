@@ -1,0 +1,73 @@
+def blocks(wildcards):
+    names = plan_of_study.blocks(wildcards.pool)
+    return [f"{RESULTS}/targets/{wildcards.pool}/{name}.parquet" for name in names]
+
+
+rule sample_subsets:
+    """Write down who is in which subset and validation set."""
+    input:
+        train_tokens=train_tokens,
+        test_tokens=test_tokens,
+    output:
+        subsets=f"{RESULTS}/subsets/{{pool}}.parquet",
+        validation=f"{RESULTS}/subsets/{{pool}}.validation.parquet",
+    log:
+        f"{RESULTS}/logs/sample_subsets/{{pool}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/sample_subsets/{{pool}}.tsv"
+    params:
+        spec=spec("sample_subsets"),
+    resources:
+        mem_mb=memory("sample_subsets"),
+        runtime=runtime("sample_subsets"),
+    script:
+        "../workflow_scripts/sample_subsets.py"
+
+
+rule finetune_shard:
+    """Fine-tune the base LM on a block of subsets and measure each judged example's loss."""
+    input:
+        **language_model(),
+        train_tokens=train_tokens,
+        test_tokens=test_tokens,
+    output:
+        # Finished runs that are still valid are taken over.
+        losses=update(f"{RESULTS}/targets/{{pool}}/{{block}}.parquet"),
+    log:
+        f"{RESULTS}/logs/finetune_shard/{{pool}}/{{block}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/finetune_shard/{{pool}}/{{block}}.tsv"
+    params:
+        spec=spec("finetune_shard"),
+    resources:
+        mem_mb=memory("finetune_shard"),
+        runtime=runtime("finetune_shard"),
+    script:
+        "../workflow_scripts/finetune_shard.py"
+
+
+rule collect_targets:
+    """Join the losses of a pool's jobs and turn them into labels."""
+    input:
+        blocks=blocks,
+    output:
+        targets=f"{RESULTS}/targets/{{pool}}.parquet",
+    log:
+        f"{RESULTS}/logs/collect_targets/{{pool}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/collect_targets/{{pool}}.tsv"
+    params:
+        spec=spec("collect_targets"),
+    resources:
+        mem_mb=memory("collect_targets"),
+        runtime=runtime("collect_targets"),
+    script:
+        "../workflow_scripts/collect_targets.py"
+
+
+rule targets:
+    """Loss-delta targets that the encoder is trained on."""
+    input:
+        f"{RESULTS}/targets/train.parquet",
+        f"{RESULTS}/subsets/train.parquet",
+        f"{RESULTS}/subsets/train.validation.parquet",
