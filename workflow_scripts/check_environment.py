@@ -1,7 +1,5 @@
 """Look at the machine from inside a job: GPUs, driver, torch, free disk, and how fast the shared folder answers."""
 
-from __future__ import annotations
-
 import json
 import os
 import platform

@@ -1,7 +1,5 @@
 """Collect the losses of all fine-tuning jobs of a pool and turn them into labels (paper, section 3.1)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Embed every example of a corpus; an example whose text was embedded before keeps its embedding."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from pathlib import Path

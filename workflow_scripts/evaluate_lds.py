@@ -1,7 +1,5 @@
 """Judge every method by its LDS, with interval and noise ceiling (paper, section 4.1)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Fine-tune the base LM on a block of subsets and measure each validation example's loss (paper, 3.1)."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path

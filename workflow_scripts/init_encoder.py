@@ -1,7 +1,5 @@
 """Make the encoder before training: a pretrained one with a random projection, or a small builtin."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

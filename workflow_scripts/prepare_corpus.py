@@ -1,7 +1,5 @@
 """Read a corpus of any recognised shape, and tell the rows that can be used from those that can't."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import time

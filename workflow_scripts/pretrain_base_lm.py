@@ -1,7 +1,5 @@
 """Make `builtin:tiny`: a small Qwen2-type LM with a tokenizer of its own, pre-trained for seconds."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from pathlib import Path

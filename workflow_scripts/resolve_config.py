@@ -1,7 +1,5 @@
 """Write down what makes the results what they are: every value in force, versions, hardware, data."""
 
-from __future__ import annotations
-
 import json
 import os
 import platform

@@ -1,7 +1,5 @@
 """Write down who is in which subset and validation set; the fine-tuning jobs draw the same from seeds."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

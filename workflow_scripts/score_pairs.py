@@ -1,7 +1,5 @@
 """Score every training example and every subset for every test example (paper, sections 3.2 and 4.1)."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass

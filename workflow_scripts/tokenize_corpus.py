@@ -1,7 +1,5 @@
 """Turn a corpus into the LM's tokens, once for all jobs, and say what the token limit cuts."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

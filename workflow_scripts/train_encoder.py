@@ -1,7 +1,5 @@
 """Train the encoder to rank a fold's subsets by their measured effect (paper, section 3.3)."""
 
-from __future__ import annotations
-
 import itertools
 import time
 from collections.abc import Mapping

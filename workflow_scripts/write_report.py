@@ -1,7 +1,5 @@
 """Write the report: one HTML file that works offline, with everything it shows inside it."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from workflow_scripts.lib.correlation import spearman_by_column
 from workflow_scripts.lib.encoder import AttributionEncoder
 from workflow_scripts.lib.language_model import autocast
-from workflow_scripts.lib.correlation import spearman_by_column
 from workflow_scripts.lib.packing import token_budget
 from workflow_scripts.lib.ranking import group_scores, ranking_loss
 from workflow_scripts.lib.seeds import generator

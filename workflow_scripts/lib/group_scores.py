@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 
 from workflow_scripts.lib.errors import StudyError
+from workflow_scripts.lib.scratch import scratch
 
 POOLINGS = ("attention", "mean", "sum")
 
@@ -73,7 +74,9 @@ class GroupScores:
         tile = self.empty()
         for subset, rows in enumerate(self._membership.rows(example_ids)):
             if len(rows):
-                tile._add(subset, scores[rows])
+                members = scratch("members", (len(rows), self._tests), np.float32)
+                # The mode is about rows out of range, which there are none of; any but the default is fast.
+                tile._add(subset, np.take(scores, rows, axis=0, out=members, mode="clip"))
         self.merge(tile)
 
     def _add(self, subset: int, scores: np.ndarray) -> None:
@@ -81,7 +84,7 @@ class GroupScores:
         if self._additive:
             self._total[subset] = scores.sum(axis=0, dtype=np.float64)
         if self._attention:
-            weights = np.abs(scores)
+            weights = np.abs(scores, out=scratch("weights", scores.shape, np.float32))
             maximum = weights.max(axis=0)
             weights -= maximum
             np.exp(weights, out=weights)

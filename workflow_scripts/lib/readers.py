@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from workflow_scripts.lib.cells import kind_of
 from workflow_scripts.lib.errors import StudyError, UnusableRowError
 from workflow_scripts.lib.json_text import decode_json, decode_json_at, object_of, skip_blanks
+from workflow_scripts.lib.mini_corpus import BUILTIN_CORPORA
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
@@ -62,11 +63,9 @@ def read_rows(
 
 
 def _read_builtin(source: str) -> Iterator[SourceRow]:
-    if source != "builtin:mini":
-        raise StudyError(f"source: there is no {source!r}; the one builtin corpus is 'builtin:mini'")
-    from workflow_scripts.lib.mini_corpus import mini_rows
-
-    return (SourceRow(source, number, row) for number, row in enumerate(mini_rows(), 1))
+    if source not in BUILTIN_CORPORA:
+        raise StudyError(f"source: there is no {source!r}; the builtin corpora are {', '.join(BUILTIN_CORPORA)}")
+    return (SourceRow(source, number, row) for number, row in enumerate(BUILTIN_CORPORA[source](), 1))
 
 
 def _local_files(source: str) -> list[Path]:

@@ -6,6 +6,8 @@ from typing import Literal
 
 import numpy as np
 
+from workflow_scripts.lib.scratch import scratch
+
 Sign = Literal["helpful", "harmful"]
 
 
@@ -64,7 +66,11 @@ class TopScores:
     def _take(self, example_ids: np.ndarray, scores: np.ndarray) -> None:
         threshold = self._threshold()
         tests = len(threshold)
-        better = scores > threshold if self.sign == "helpful" else scores < -threshold
+        better = scratch("better", scores.shape, np.bool_)
+        if self.sign == "helpful":
+            np.greater(scores, threshold, out=better)
+        else:
+            np.less(scores, -threshold, out=better)
         found = np.flatnonzero(better)
         if not len(found):
             return
@@ -74,7 +80,7 @@ class TopScores:
         values = np.float32(0) + values if self.sign == "helpful" else np.float32(0) - values
         low = np.uint64(0xFFFFFFFF) - example_ids[rows].astype(np.uint64)
         keys = (_ordered_integer(values).astype(np.uint64) << np.uint64(32)) | low
-        by_test = np.argsort(columns, kind="stable")
+        by_test = np.argsort(columns.astype(np.int16), kind="stable")
         counts = np.bincount(columns, minlength=tests)
         place = np.arange(len(found)) - np.repeat(np.cumsum(counts) - counts, counts)
         candidates = np.zeros((tests, counts.max()), np.uint64)
