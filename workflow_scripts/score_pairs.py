@@ -17,7 +17,7 @@ from workflow_scripts.lib.stage import run_stage
 from workflow_scripts.lib.tables import read_metadata, read_table, write_table
 from workflow_scripts.lib.tiles import CorpusScores
 from workflow_scripts.methods import METHODS, load_text_method
-from workflow_scripts.methods.embeddings import embedding_tiles, read_embeddings
+from workflow_scripts.methods.embeddings import embedding_tiles, inner_products, read_embeddings
 from workflow_scripts.methods.texts import Texts
 
 
@@ -102,7 +102,7 @@ def _open_embeddings(train: Path, test: Path, test_ids: np.ndarray, tile_example
         )
     return _Source(
         tiles=embedding_tiles(train, tile_examples),
-        score=lambda tile, columns: tile @ tests[columns].T,
+        score=inner_products(tests),
         examples=file.num_rows,
         bytes_per_example=embedding.list_size * embedding.value_type.bit_width / 8,
         embedding_seconds=seconds,

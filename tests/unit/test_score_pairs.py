@@ -141,7 +141,7 @@ def test_damaged_embeddings_are_refused(files, tmp_path):
     broken = pa.FixedSizeListArray.from_arrays(pa.array(values), DIMENSION)
     write_table(train, table.set_column(2, "embedding", broken))
     _embeddings(test, TESTS, 1, 0)
-    with pytest.raises(StudyError, match="not finite"):
+    with pytest.raises(StudyError, match="not a finite number"):
         _run(files, "airrep", train_embeddings=train, test_embeddings=test)
     train.write_bytes(b"PAR1 cut off")
     with pytest.raises(StudyError, match=r"a\.parquet can't be read"):

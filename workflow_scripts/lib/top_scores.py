@@ -80,7 +80,8 @@ class TopScores:
         values = np.float32(0) + values if self.sign == "helpful" else np.float32(0) - values
         low = np.uint64(0xFFFFFFFF) - example_ids[rows].astype(np.uint64)
         keys = (_ordered_integer(values).astype(np.uint64) << np.uint64(32)) | low
-        by_test = np.argsort(columns.astype(np.int16), kind="stable")
+        # Of small integers the stable sort is a radix sort.
+        by_test = np.argsort(columns.astype(np.min_scalar_type(tests)), kind="stable")
         counts = np.bincount(columns, minlength=tests)
         place = np.arange(len(found)) - np.repeat(np.cumsum(counts) - counts, counts)
         candidates = np.zeros((tests, counts.max()), np.uint64)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +11,15 @@ import pyarrow.parquet as pq
 import torch
 
 from workflow_scripts.lib.errors import StudyError
+from workflow_scripts.lib.scratch import scratch
 
 
-def embedding_tiles(path: Path, examples: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield (ids int32 [n], embeddings float32 [n, dimension]) with n <= `examples`, in the file's order.
+def embedding_tiles(path: Path, examples: int) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+    """Yield (ids int32 [n], embeddings as stored [n, dimension]) with n <= `examples`, in the file's order.
 
     Raises
     ------
-    StudyError: the file is damaged, its ids don't ascend, or an embedding is not finite.
+    StudyError: the file is damaged, or its ids don't ascend.
     """
     last = -1
     try:
@@ -29,7 +30,7 @@ def embedding_tiles(path: Path, examples: int) -> Iterator[tuple[np.ndarray, np.
                 if ids[0] <= last or (np.diff(ids) <= 0).any():
                     raise StudyError(f"{path}: example_id doesn't ascend. Delete the file and run again.")
                 last = ids[-1]
-                yield ids, _matrix(batch["embedding"], path)
+                yield ids, torch.from_dlpack(batch["embedding"].flatten()).reshape(len(ids), -1)
     except (pa.ArrowException, OSError) as error:
         raise StudyError(f"{path} can't be read as embeddings ({error}). Delete it and run again.") from error
 
@@ -41,27 +42,37 @@ def read_embeddings(path: Path, example_ids: np.ndarray) -> np.ndarray:
     ------
     StudyError: as `embedding_tiles`, or an example is not in the file.
     """
-    order = np.argsort(example_ids)
-    wanted = example_ids[order]
-    found, parts = [], []
+    place = {int(example_id): row for row, example_id in enumerate(example_ids)}
+    found: dict[int, np.ndarray] = {}
     for ids, embeddings in embedding_tiles(path, 8192):
-        rows = np.flatnonzero(np.isin(ids, wanted))
-        found.append(ids[rows])
-        parts.append(embeddings[rows])
-    if missing := set(wanted.tolist()) - set(np.concatenate(found).tolist()):
+        for row in np.flatnonzero(np.isin(ids, example_ids)):
+            found[place[int(ids[row])]] = embeddings[row].float().numpy()
+    if missing := [int(example_id) for example_id in example_ids if place[int(example_id)] not in found]:
         raise StudyError(
-            f"{path} lacks {len(missing):,} of the test examples, e.g. example_id {min(missing)}: it was "
-            "made from another corpus. Delete the file and run again."
+            f"{path} lacks {len(missing):,} of the test examples, e.g. example_id {missing[0]}: it was made from "
+            "another corpus. Delete the file and run again."
         )
-    embeddings = np.empty((len(wanted), parts[0].shape[1]), np.float32)
-    embeddings[order] = np.concatenate(parts)
-    return embeddings
+    return np.stack([found[row] for row in range(len(example_ids))])
 
 
-def _matrix(column: pa.FixedSizeListArray, path: Path) -> np.ndarray:
-    values = torch.from_numpy(column.flatten().to_numpy(zero_copy_only=False).copy())
-    # torch converts half precision several times faster than NumPy.
-    matrix = values.float().numpy().reshape(len(column), -1)
-    if not np.isfinite(matrix.sum()):
-        raise StudyError(f"{path} holds embeddings that are not finite numbers: the encoder is damaged.")
-    return matrix
+def inner_products(tests: np.ndarray) -> Callable[[torch.Tensor, slice], np.ndarray]:
+    """Return a function that scores a tile of embeddings for a slice of `tests`, as `CorpusScores` wants it.
+
+    Scores are computed and summed in float32, whatever the precision of the stored embeddings. They are
+    overwritten by the same thread's next call.
+
+    Raises
+    ------
+    StudyError: an embedding is not finite.
+    """
+
+    def score(tile: torch.Tensor, columns: slice) -> np.ndarray:
+        examples = scratch("examples", tuple(tile.shape), np.float32)
+        # torch converts half precision several times faster than NumPy.
+        torch.from_numpy(examples).copy_(tile)
+        if not np.isfinite(examples.sum()):
+            raise StudyError("an embedding is not a finite number: the encoder is damaged. Train it again.")
+        chosen = tests[columns]
+        return np.matmul(examples, chosen.T, out=scratch("scores", (len(examples), len(chosen)), np.float32))
+
+    return score
