@@ -2,14 +2,14 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from transformers import PreTrainedTokenizerBase
 
 from workflow_scripts.lib.errors import StudyError
-from workflow_scripts.lib.language_model import load_tokenizer
+from workflow_scripts.lib.models import load_tokenizer
 from workflow_scripts.lib.progress import Progress, say
 from workflow_scripts.lib.stage import run_stage
 from workflow_scripts.lib.tables import write_batches, write_table
@@ -82,9 +82,7 @@ def tokenize_corpus(
     )
 
 
-def _tokenized(
-    tokenizer: PreTrainedTokenizerBase, rows: list[dict], max_tokens: int, chat_template: bool
-) -> Iterator[dict[str, object]]:
+def _tokenized(tokenizer: Any, rows: list[dict], max_tokens: int, chat_template: bool) -> Iterator[dict[str, object]]:
     if chat_template:
         prompts = [
             tokenizer.apply_chat_template(

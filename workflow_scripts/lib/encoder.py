@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
-from workflow_scripts.lib.language_model import autocast, best_device, load_pretrained
-from workflow_scripts.lib.models import publish_folder
+from workflow_scripts.lib.language_model import autocast, best_device
+from workflow_scripts.lib.models import load_pretrained, load_tokenizer, publish_folder
 from workflow_scripts.lib.packing import ATTENTION, PackedBatch, pack, token_budget
 
 DENSE_FOLDER = "2_Dense"
@@ -172,7 +172,7 @@ def load_encoder(
     ------
     StudyError: the model can't be loaded.
     """
-    tokenizer = load_pretrained(AutoTokenizer, model, revision, trust_remote_code)
+    tokenizer = load_tokenizer(model, revision, trust_remote_code)
     transformer = load_pretrained(
         AutoModel, model, revision, trust_remote_code, dtype=torch.float32, use_safetensors=True
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,22 +9,15 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from workflow_scripts.lib.errors import StudyError
+from workflow_scripts.lib.models import load_pretrained
 from workflow_scripts.lib.packing import ATTENTION, PackedBatch, pack, token_budget
 
 
 def best_device() -> torch.device:
     """Return the job's GPU, or the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def load_tokenizer(
-    model: str | Path, revision: str | None = None, trust_remote_code: bool = False
-) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a hub id or folder; raises `StudyError` if it can't be had."""
-    return load_pretrained(AutoTokenizer, model, revision, trust_remote_code)
 
 
 def load_language_model(
@@ -42,20 +34,6 @@ def load_language_model(
     lm.config.use_cache = False
     use_packing(lm)
     return lm
-
-
-def load_pretrained(
-    loader: type, model: str | Path, revision: str | None, trust_remote_code: bool, **options: object
-) -> PreTrainedModel | PreTrainedTokenizerBase:
-    """Call `loader.from_pretrained`; raises `StudyError` with advice where it fails."""
-    try:
-        return loader.from_pretrained(str(model), revision=revision, trust_remote_code=trust_remote_code, **options)
-    except (OSError, ValueError) as error:
-        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
-        raise StudyError(
-            f"the model {str(model)!r} can't be loaded{offline}: {str(error).splitlines()[0]} Write a local "
-            "folder with config.json and *.safetensors, or a hub id that this machine can reach."
-        ) from error
 
 
 def use_packing(lm: PreTrainedModel) -> bool:

@@ -1,13 +1,41 @@
-"""Model folders, whole or absent, and the hash that names their content."""
+"""Models by name or folder: loading, whole folders, and the hash that names their content."""
 
 from __future__ import annotations
 
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from workflow_scripts.lib.errors import StudyError
 from workflow_scripts.lib.tables import file_hash
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def load_tokenizer(
+    model: str | Path, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a hub id or folder; raises `StudyError` if it can't be had."""
+    # Imported here: it costs seconds, and most users of this module need no tokenizer.
+    from transformers import AutoTokenizer
+
+    return load_pretrained(AutoTokenizer, model, revision, trust_remote_code)
+
+
+def load_pretrained(
+    loader: type, model: str | Path, revision: str | None, trust_remote_code: bool, **options: object
+) -> Any:
+    """Call `loader.from_pretrained`; raises `StudyError` with advice where it fails."""
+    try:
+        return loader.from_pretrained(str(model), revision=revision, trust_remote_code=trust_remote_code, **options)
+    except (OSError, ValueError) as error:
+        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
+        raise StudyError(
+            f"the model {str(model)!r} can't be loaded{offline}: {str(error).splitlines()[0]} Write a local "
+            "folder with config.json and *.safetensors, or a hub id that this machine can reach."
+        ) from error
 
 
 def save_folder(folder: Path, *parts: Any) -> None:
