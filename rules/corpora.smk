@@ -2,10 +2,15 @@ def source_files(wildcards):
     return plan_of_study.source_files(wildcards.corpus)
 
 
+def corpora_left_out(wildcards):
+    return [f"{RESULTS}/corpora/{other}.parquet" for other in study.corpora[wildcards.corpus].without]
+
+
 rule prepare_corpus:
     """Read a corpus of any known shape into prompt, response and label; bad rows go aside with a reason."""
     input:
         source_files,
+        without=corpora_left_out,
     output:
         corpus=f"{RESULTS}/corpora/{{corpus}}.parquet",
         rejected=f"{RESULTS}/corpora/{{corpus}}.rejected.parquet",

@@ -4,7 +4,7 @@ import contextlib
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,9 +13,9 @@ import pyarrow as pa
 from workflow_scripts.lib.errors import StudyError, UnusableRowError
 from workflow_scripts.lib.progress import say
 from workflow_scripts.lib.readers import SourceRow, read_rows
-from workflow_scripts.lib.shapes import Example, plain_name, read_example
+from workflow_scripts.lib.shapes import Example, Turn, plain_name, prompt_key, read_example
 from workflow_scripts.lib.stage import run_stage
-from workflow_scripts.lib.tables import table_writer
+from workflow_scripts.lib.tables import read_table, table_writer
 
 CORPUS_SCHEMA = pa.schema(
     [
@@ -39,6 +39,7 @@ COLUMNS_SHOWN = 30
 def prepare_corpus(
     corpus: Path,
     rejected: Path,
+    without: Sequence[Path] = (),
     *,
     source: str,
     config_name: str | None,
@@ -46,6 +47,7 @@ def prepare_corpus(
     revision: str | None,
     data_files: str | None,
     columns: dict[str, str],
+    response_turn: Turn,
     part: tuple[float, float],
     limit: int | None,
     max_rejected_share: float,
@@ -54,8 +56,8 @@ def prepare_corpus(
 
     Ids count the accepted rows in source order, so that rows appended to the source change none. Rows
     that repeat others are kept: corpora have them, and they share a hash. Rows outside `part` are left
-    out; bad rows have no prompt and so no part, and every part of a source reports them. Reading stops
-    after `limit` accepted rows.
+    out, and so are rows whose prompt stands in one of the corpora `without`; bad rows have no prompt and
+    so no part, and every part of a source reports them. Reading stops after `limit` accepted rows.
 
     Raises
     ------
@@ -68,6 +70,9 @@ def prepare_corpus(
     kept.unlink(missing_ok=True)
     rows = read_rows(source, config_name=config_name, split=split, revision=revision, data_files=data_files)
     tally = _Tally(unseen_columns={plain_name(name) for name in columns.values()})
+    prompts_left_out = {
+        prompt_key(prompt) for path in without for prompt in read_table(path, ["prompt"])["prompt"].to_pylist()
+    }
     with table_writer(corpus, CORPUS_SCHEMA) as write_examples:
         with (
             table_writer(kept, REJECTED_SCHEMA) as write_rejected,
@@ -77,11 +82,13 @@ def prepare_corpus(
         ):
             for row in rows:
                 try:
-                    example = _example_of(row, columns)
+                    example = _example_of(row, columns, response_turn)
                 except UnusableRowError as error:
                     bad_rows.add(tally.reject(row, str(error)))
                 else:
-                    if part[0] <= example.place < part[1]:
+                    if prompts_left_out and prompt_key(example.prompt) in prompts_left_out:
+                        tally.left_out += 1
+                    elif part[0] <= example.place < part[1]:
                         examples.add(_record(tally.accepted, row, example))
                         tally.accepted += 1
                 tally.count(row)
@@ -92,10 +99,10 @@ def prepare_corpus(
     os.replace(kept, rejected)
 
 
-def _example_of(row: SourceRow, columns: Mapping[str, str]) -> Example:
+def _example_of(row: SourceRow, columns: Mapping[str, str], response_turn: Turn) -> Example:
     if row.cells is None:
         raise UnusableRowError(row.reason)
-    return read_example(row.cells, columns)
+    return read_example(row.cells, columns, response_turn)
 
 
 def _record(example_id: int, row: SourceRow, example: Example) -> dict[str, object]:
@@ -135,13 +142,14 @@ class _Batch(contextlib.AbstractContextManager):
 
 @dataclass
 class _Tally:
-    """What was read so far; rows that are neither accepted nor rejected lie outside the part."""
+    """What was read so far; rows that are neither accepted nor rejected nor left out lie outside the part."""
 
     unseen_columns: set[str]
     seen_columns: dict[str, None] = field(default_factory=dict)
     read: int = 0
     accepted: int = 0
     rejected: int = 0
+    left_out: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     first_rows: dict[str, str] = field(default_factory=dict)
     last_said: float = field(default_factory=time.monotonic)
@@ -165,8 +173,9 @@ class _Tally:
         return {"source_row": row.number, "source_file": row.file, "reason": reason}
 
     def summary(self) -> str:
-        outside = self.read - self.accepted - self.rejected
+        outside = self.read - self.accepted - self.rejected - self.left_out
         tail = f", {outside:,} outside the part" if outside else ""
+        tail += f", {self.left_out:,} with a prompt of the corpora under `without`" if self.left_out else ""
         return f"{self.read:,} rows read, {self.accepted:,} accepted, {self.rejected:,} rejected{tail}"
 
     def check(

@@ -1,8 +1,6 @@
 """The stage: tables of the contract, parts, limits, appended rows, and every way to end in a clear error."""
 
 import json
-import sys
-import types
 
 import pyarrow.parquet as pq
 import pytest
@@ -27,7 +25,9 @@ def _write(folder, rows, name="rows.jsonl"):
 
 def _prepare(folder, source, **values):
     corpus, rejected = folder / "corpus.parquet", folder / "corpus.rejected.parquet"
-    prepare_corpus(corpus, rejected, **Corpus(source=source, **values).model_dump())
+    without = values.pop("without", [])
+    given = Corpus(source=source, **values).model_dump(exclude={"without"})
+    prepare_corpus(corpus, rejected, without, **given)
     return pq.read_table(corpus).to_pylist(), pq.read_table(rejected).to_pylist()
 
 
@@ -128,12 +128,10 @@ def test_the_column_map_is_used(tmp_path):
     assert (row["prompt"], row["response"], row["label"]) == ("a", "b", "k")
 
 
-def test_the_builtin_corpus_is_read(tmp_path, monkeypatch):
-    mini = types.ModuleType("workflow_scripts.lib.mini_corpus")
-    mini.mini_rows = lambda: iter([{"prompt": "a", "response": "b", "label": "c"}])
-    monkeypatch.setitem(sys.modules, mini.__name__, mini)
-    (row,), _ = _prepare(tmp_path, "builtin:mini")
-    assert (row["prompt"], row["response"], row["label"]) == ("a", "b", "c")
+def test_the_builtin_corpus_is_read(tmp_path):
+    (first, second), _ = _prepare(tmp_path, "builtin:mini", limit=2)
+    assert first["prompt"] != second["prompt"]
+    assert all(row["response"] and row["label"] for row in (first, second))
 
 
 def test_too_many_bad_rows_stop_the_study_and_stay_readable(tmp_path):
@@ -234,3 +232,27 @@ def test_any_bytes_cost_no_other_line(tmp_path, lines):
     assert sorted(numbers) == list(range(1, 2 * len(lines) + 1))
     assert {row["source_row"] for row in accepted} >= set(range(2, 2 * len(lines) + 1, 2))
     assert all(row["reason"].strip() for row in rejected)
+
+
+def test_prompts_of_other_corpora_are_left_out(tmp_path, capsys):
+    _prepare(tmp_path, _write(tmp_path, [{"prompt": "question  3", "response": "x"}], "other.jsonl"))
+    other = (tmp_path / "corpus.parquet").rename(tmp_path / "other.parquet")
+    accepted, _ = _prepare(tmp_path, _write(tmp_path, _rows(5)), without=[other])
+    assert [row["prompt"] for row in accepted] == [f"Question {number}?" for number in (0, 1, 2, 4)]
+    assert [row["example_id"] for row in accepted] == [0, 1, 2, 3]
+    assert "4 accepted, 0 rejected, 1 with a prompt of the corpora under `without`" in capsys.readouterr().err
+
+
+def test_the_response_is_the_last_or_the_first_assistant_turn(tmp_path):
+    source = _write(tmp_path, [{"data": ["one", "two", "three", "four"]}])
+    (last,), _ = _prepare(tmp_path, source)
+    assert (last["prompt"], last["response"]) == ("User: one\nAssistant: two\nUser: three", "four")
+    (first,), _ = _prepare(tmp_path, source, response_turn="first")
+    assert (first["prompt"], first["response"], first["messages"]) == ("one", "two", None)
+
+
+def test_a_greeting_before_the_first_question_is_no_response(tmp_path):
+    turns = [("assistant", "Hi!"), ("user", "Why?"), ("assistant", "Because."), ("user", "Ah."), ("assistant", "Yes.")]
+    source = _write(tmp_path, [{"messages": [{"role": role, "content": text} for role, text in turns]}])
+    (row,), _ = _prepare(tmp_path, source, response_turn="first")
+    assert (row["prompt"], row["response"]) == ("Assistant: Hi!\nUser: Why?", "Because.")

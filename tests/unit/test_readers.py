@@ -169,7 +169,7 @@ def test_a_truncated_compressed_file_is_not_taken_for_a_short_one(tmp_path, suff
         ("./nowhere", "there is no file ./nowhere"),
         ("no/*.jsonl", "no file matches no/*.jsonl"),
         ("folder", "folder is a folder; write the files in it, e.g. folder/*.jsonl"),
-        ("builtin:maxi", "there is no 'builtin:maxi'; the one builtin corpus is 'builtin:mini'"),
+        ("builtin:maxi", "there is no 'builtin:maxi'; the builtin corpora are builtin:mini, builtin:mini-pretraining"),
     ],
 )
 def test_sources_that_are_not_there_say_so(tmp_path, monkeypatch, source, words):

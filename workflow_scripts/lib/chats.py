@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from workflow_scripts.lib.cells import filled_text_of, kind_of, shown, text_of
 from workflow_scripts.lib.errors import UnusableRowError
 from workflow_scripts.lib.json_text import decode_json
 
 Message = dict[str, str]
+Turn = Literal["last", "first"]
 
 ROLES = {
     "system": "system",
@@ -31,12 +33,12 @@ ROLES = {
 }
 
 
-def read_chat(turns: object, column: str) -> list[Message]:
-    """Return the turns up to the last assistant turn, which is the response.
+def read_chat(turns: object, column: str, response_turn: Turn = "last") -> list[Message]:
+    """Return the turns up to the last assistant turn, or the first after a user turn, which is the response.
 
     `turns` is a list of {role, content} or ShareGPT's {from, value} (or the JSON text of one, as in
     CSV cells), or UltraChat's list of strings, which user and assistant say in turn. Turns after the
-    last assistant turn answer nothing and are left out, and so are empty system turns. The calls of
+    response are left out, and so are empty system turns. The calls of
     an assistant turn that calls tools belong to its content, as JSON.
 
     Raises
@@ -53,7 +55,7 @@ def read_chat(turns: object, column: str) -> list[Message]:
         turns = [{"role": "assistant" if index % 2 else "user", "content": text} for index, text in enumerate(turns)]
     messages = [_read_turn(turn, number) for number, turn in enumerate(turns, 1)]
     messages = [message for message in messages if message["content"] or message["role"] != "system"]
-    return _up_to_response(messages, column)
+    return _up_to_response(messages, column, response_turn)
 
 
 def render_prompt(messages: Sequence[Message]) -> str:
@@ -61,8 +63,12 @@ def render_prompt(messages: Sequence[Message]) -> str:
     return "\n".join(f"{message['role'].title()}: {message['content']}" for message in messages)
 
 
-def _up_to_response(messages: list[Message], column: str) -> list[Message]:
+def _up_to_response(messages: list[Message], column: str, response_turn: Turn) -> list[Message]:
     roles = [message["role"] for message in messages]
+    if response_turn == "first" and "user" in roles:
+        first_user = roles.index("user")
+        if "assistant" in roles[first_user:]:
+            return messages[: roles.index("assistant", first_user) + 1]
     if "assistant" not in roles:
         raise UnusableRowError(f"{shown(column)} has no assistant turn")
     response = len(roles) - 1 - roles[::-1].index("assistant")

@@ -52,10 +52,19 @@ class Corpus(Section):
         default_factory=dict,
         description="Column names, where the shape is not recognised by itself, e.g. `{label: task}`.",
     )
+    response_turn: Literal["last", "first"] = Field(
+        "last",
+        description="Of a chat: which assistant turn is the response. The turns before it are the prompt, those "
+        "after it are left out.",
+    )
     part: tuple[Share, Share] = Field(
         (0.0, 1.0),
         description="Which share of the prompts, as [from, to). A prompt's place is a hash of its normalised "
         "text, so parts that don't overlap share no prompt, and appended rows move no other row.",
+    )
+    without: list[Name] = Field(
+        default_factory=list,
+        description="Other corpora; rows whose prompt, normalised, occurs in one of them are left out.",
     )
     limit: Positive | None = Field(None, description="Take at most so many rows, the first ones of the part.")
     max_rejected_share: Share = Field(0.05, description="Stop when more than this share of the rows is bad.")
@@ -242,12 +251,24 @@ class Study(Section):
                 raise ValueError("evaluations.train: 'train' names the encoder's targets; take another name")
             used[f"evaluations.{name}.train"] = evaluation.train
             used[f"evaluations.{name}.test"] = evaluation.test
+        for name, corpus in self.corpora.items():
+            used |= {f"corpora.{name}.without[{number}]": other for number, other in enumerate(corpus.without)}
         for key, corpus in used.items():
             if corpus not in self.corpora:
                 raise ValueError(
                     f"{key}: there is no corpus {corpus!r}; write one of {', '.join(self.corpora)}, "
                     "or add it under corpora"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _corpora_left_out_are_whole(self) -> Study:
+        for name, corpus in self.corpora.items():
+            for other in corpus.without:
+                if self.corpora[other].without:
+                    raise ValueError(
+                        f"corpora.{name}.without: {other!r} has a `without` of its own; name corpora that have none"
+                    )
         return self
 
     @model_validator(mode="after")

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from workflow_scripts.lib.cells import filled_text_of, shown, text_of
-from workflow_scripts.lib.chats import Message, read_chat, render_prompt
+from workflow_scripts.lib.chats import Message, Turn, read_chat, render_prompt
 from workflow_scripts.lib.errors import UnusableRowError
 from workflow_scripts.lib.json_text import RepeatedKey, object_of
 
@@ -43,20 +43,25 @@ class Example:
 
     @property
     def place(self) -> float:
-        """The prompt's place in [0, 1): the same for prompts that differ in case, spaces and punctuation."""
-        letters = re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", self.prompt).casefold())
-        digest = hashlib.sha256(letters.encode()).digest()
+        """The prompt's place in [0, 1), by its key."""
         # 53 bits are what a float holds exactly; more could round up to 1.
-        return (int.from_bytes(digest[:8], "big") >> 11) / 2**53
+        return (prompt_key(self.prompt) >> 11) / 2**53
 
 
-def read_example(row: Mapping[str, object], columns: Mapping[str, str]) -> Example:
+def prompt_key(prompt: str) -> int:
+    """Return 64 bits that are the same for prompts that differ in case, spaces and punctuation alone."""
+    letters = re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", prompt).casefold())
+    return int.from_bytes(hashlib.sha256(letters.encode()).digest()[:8], "big")
+
+
+def read_example(row: Mapping[str, object], columns: Mapping[str, str], response_turn: Turn = "last") -> Example:
     """Return the example that `row` holds, its text unchanged.
 
     Shapes, in this order: chat (`messages`, ShareGPT's `conversations`), Alpaca
     (instruction, input, output), FLAN (inputs, targets), prompt and response or completion, question
     and answer, UltraChat's `data`. Column names count without case and outer spaces. `columns` maps
     prompt, response, messages and label to other names, and wins; a mapped prompt is that column alone.
+    `response_turn` says which assistant turn of a chat is the response.
 
     Raises
     ------
@@ -72,7 +77,7 @@ def read_example(row: Mapping[str, object], columns: Mapping[str, str]) -> Examp
         if prompt_column == "instruction" and "prompt" not in columns:
             prompt += _alpaca_input(cells)
         return Example(prompt, filled_text_of(cells[response_column], response_column), label=label)
-    *context, response = read_chat(cells.get(chat), chat)
+    *context, response = read_chat(cells.get(chat), chat, response_turn)
     if [message["role"] for message in context] == ["user"]:
         return Example(context[0]["content"], response["content"], label=label)
     return Example(render_prompt(context), response["content"], [*context, response], label)

@@ -139,7 +139,7 @@ class StudyPlan:
         return {"study": self.study.model_dump(mode="json")}
 
     def _prepare_corpus(self, corpus: str) -> dict[str, Any]:
-        return self.study.corpora[corpus].model_dump(mode="json")
+        return self.study.corpora[corpus].model_dump(mode="json", exclude={"without"})
 
     def _pretrain_base_lm(self) -> dict[str, Any]:
         values = self.study.language_model.pretraining.model_dump(exclude={"corpus"})
