@@ -1,0 +1,202 @@
+"""Fine-tuning and evaluating one subset: the workflow's way beside the way most people would write.
+
+Both ways train the same LM on the same batches in the same order, and their losses are compared.
+Run: python benchmarks/finetuning.py [--model qwen2.5-0.5b --examples 1000]  (the large one where a GPU is)
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from harness import in_fresh_process, report
+from lengths import flan_like_examples
+from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+from workflow_scripts.lib.finetuning import Finetuner
+from workflow_scripts.lib.language_model import TokenizedExample, best_device, load_language_model
+from workflow_scripts.lib.seeds import generator
+
+BATCH, EPOCHS, LEARNING_RATE = 32, 2, 1e-3
+MODELS = {
+    "builtin:tiny": {
+        "vocab_size": 2048,
+        "hidden_size": 96,
+        "intermediate_size": 288,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 3,
+        "num_key_value_heads": 3,
+    },
+    "qwen2.5-0.5b": {
+        "vocab_size": 151_936,
+        "hidden_size": 896,
+        "intermediate_size": 4864,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 14,
+        "num_key_value_heads": 2,
+    },
+}
+
+
+def make_model(name: str, folder: str) -> None:
+    """Write a LM of this shape with random weights."""
+    torch.manual_seed(0)
+    config = Qwen2Config(**MODELS[name], max_position_embeddings=1024, tie_word_embeddings=True)
+    Qwen2ForCausalLM(config).save_pretrained(folder)
+
+
+def precision() -> str:
+    """Return what a forward pass is computed in on this machine."""
+    return "bfloat16" if torch.cuda.is_available() else "float32"
+
+
+def fast(folder: str, vocabulary: int, examples: int, runs: int) -> dict[str, Any]:
+    """Fine-tune and evaluate `runs` subsets as the stage does; the LM is loaded once."""
+    train, test = flan_like_examples(examples, vocabulary, 1), flan_like_examples(examples, vocabulary, 2)
+    budget = 65_536 if torch.cuda.is_available() else 4096
+    tuner = Finetuner(
+        load_language_model(folder),
+        learning_rate=LEARNING_RATE,
+        weight_decay=0.0,
+        batch_examples=BATCH,
+        epochs=EPOCHS,
+        precision=precision(),
+        step_tokens=budget,
+        evaluation_tokens=budget,
+    )
+    tuner.finetune(train[:BATCH], 0)  # warm-up
+    seconds = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        tuner.finetune(train, 0)
+        losses = tuner.losses(test)
+        seconds.append(time.perf_counter() - start)
+    return {"seconds": min(seconds), "losses": losses}
+
+
+def plain(folder: str, vocabulary: int, examples: int, runs: int) -> dict[str, Any]:
+    """The plain way: the LM is loaded anew, batches are padded, logits are computed for every token."""
+    train, test = flan_like_examples(examples, vocabulary, 1), flan_like_examples(examples, vocabulary, 2)
+    device = best_device()
+    seconds = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        lm = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device)
+        optimizer = torch.optim.AdamW(lm.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
+        random = generator(0)
+        for _ in range(EPOCHS):
+            order = random.permutation(len(train))
+            for first in range(0, len(order), BATCH):
+                batch = padded([train[i] for i in order[first : first + BATCH]], device)
+                with torch.autocast(device.type, torch.bfloat16, enabled=precision() == "bfloat16"):
+                    loss = lm(**batch).loss
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+        losses = []
+        with torch.no_grad():
+            for first in range(0, len(test), BATCH):
+                batch = padded(test[first : first + BATCH], device)
+                labels = batch.pop("labels")[:, 1:]
+                with torch.autocast(device.type, torch.bfloat16, enabled=precision() == "bfloat16"):
+                    logits = lm(**batch).logits[:, :-1].float()
+                tokens = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=-100, reduction="none")
+                losses.append(tokens.sum(1) / (labels != -100).sum(1))
+        losses = torch.cat(losses).cpu().numpy()
+        seconds.append(time.perf_counter() - start)
+    return {"seconds": min(seconds), "losses": losses}
+
+
+def padded(examples: Sequence[TokenizedExample], device: torch.device) -> dict[str, torch.Tensor]:
+    """Return a batch in the order given, padded on the right to its longest row."""
+    longest = max(len(example.tokens) for example in examples)
+    tokens = np.zeros((len(examples), longest), np.int64)
+    labels = np.full((len(examples), longest), -100, np.int64)
+    mask = np.zeros((len(examples), longest), np.int64)
+    for row, example in enumerate(examples):
+        length = len(example.tokens)
+        tokens[row, :length], mask[row, :length] = example.tokens, 1
+        labels[row, example.prompt_tokens : length] = example.tokens[example.prompt_tokens :]
+    arrays = {"input_ids": tokens, "attention_mask": mask, "labels": labels}
+    return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
+
+
+def matrix_rate() -> float:
+    """Return the operations per second of a large matrix product in this precision on this device."""
+    size, dtype = (8192, torch.bfloat16) if torch.cuda.is_available() else (1024, torch.float32)
+    left, right = (torch.randn(size, size, device=best_device(), dtype=dtype) for _ in range(2))
+    rates = []
+    for _ in range(10):
+        start = time.perf_counter()
+        product = left @ right
+        product[0, 0].item()
+        rates.append(2 * size**3 / (time.perf_counter() - start))
+    return max(rates)
+
+
+def operations(name: str, examples: int, vocabulary: int) -> tuple[float, int]:
+    """Return the matrix operations that one subset needs, and its tokens; attention and padding left out."""
+    shape = MODELS[name]
+    head = shape["hidden_size"] // shape["num_attention_heads"]
+    width = (2 * shape["num_attention_heads"] + 2 * shape["num_key_value_heads"]) * head
+    layer = shape["hidden_size"] * (width + 3 * shape["intermediate_size"])
+    body = 2 * layer * shape["num_hidden_layers"]
+    output = 2 * shape["hidden_size"] * vocabulary
+    totals = []
+    for seed in (1, 2):
+        drawn = flan_like_examples(examples, vocabulary, seed)
+        tokens = sum(len(example.tokens) for example in drawn)
+        responses = sum(len(example.tokens) - example.prompt_tokens for example in drawn)
+        totals.append((tokens, tokens * body + responses * output))
+    (train_tokens, train), (test_tokens, test) = totals
+    return 3 * EPOCHS * train + test, EPOCHS * train_tokens + test_tokens
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=MODELS, default="builtin:tiny")
+    parser.add_argument("--examples", type=int, nargs="+", default=[50, 100, 200])
+    parser.add_argument("--runs", type=int, default=4)
+    arguments = parser.parse_args()
+    vocabulary = MODELS[arguments.model]["vocab_size"]
+    rows = []
+    rate = matrix_rate()
+    with tempfile.TemporaryDirectory() as folder:
+        make_model(arguments.model, folder)
+        for examples in arguments.examples:
+            work = (folder, vocabulary, examples, arguments.runs)
+            ours, theirs = (in_fresh_process(way, *work) for way in (fast, plain))
+            needed, tokens = operations(arguments.model, examples, vocabulary)
+            rows.append(
+                {
+                    "examples": examples,
+                    "fast s": ours["seconds"],
+                    "plain s": theirs["seconds"],
+                    "ratio": theirs["seconds"] / ours["seconds"],
+                    "fast tokens/s": tokens / ours["seconds"],
+                    "share of matrix rate": needed / ours["seconds"] / rate,
+                    "fast MiB": ours["peak_mib"],
+                    "plain MiB": theirs["peak_mib"],
+                    "largest difference": float(np.abs(ours["losses"] - theirs["losses"]).max()),
+                }
+            )
+    suffix = "" if arguments.model == "builtin:tiny" else f"_{Path(arguments.model).name}"
+    report(
+        f"finetuning{suffix}",
+        rows,
+        model=arguments.model,
+        precision=precision(),
+        matrix_gflops=rate / 1e9,
+        hours_for_10000_subsets=rows[-1]["fast s"] * 10_000 / 3600,
+    )
+
+
+if __name__ == "__main__":
+    main()
