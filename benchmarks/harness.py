@@ -1,0 +1,73 @@
+"""What all benchmarks share: the hardware's name, timing, peak memory, results as a table and as JSON."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import platform
+import resource
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def hardware() -> dict[str, Any]:
+    """Return the processor's name, its cores, and the versions that decide speed."""
+    import numpy
+    import torch
+
+    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return {
+        "cpu": names[0].partition(":")[2].strip() if names else platform.processor(),
+        "cores": os.cpu_count(),
+        "threads": int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1),
+        "numpy": numpy.__version__,
+        "torch": torch.__version__,
+    }
+
+
+def alternate(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Return each way's best seconds; the ways take turns, so that a busy moment hits all of them."""
+    best = dict.fromkeys(ways, float("inf"))
+    for _ in range(rounds):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            way()
+            best[name] = min(best[name], time.perf_counter() - start)
+    return best
+
+
+def in_fresh_process(case: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+    """Return what `case` returns, run in a process of its own, with that process's `peak_mib`."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(_with_peak, case, arguments).result()
+
+
+def _with_peak(case: Callable[..., dict[str, Any]], arguments: Sequence[Any]) -> dict[str, Any]:
+    result = case(*arguments)
+    return {**result, "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+
+
+def report(name: str, rows: Sequence[dict[str, Any]], **facts: Any) -> None:
+    """Print `rows` as a table and write them with `facts` and the hardware to `results/<name>.json`."""
+    facts = {"hardware": hardware(), **facts}
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    texts = [columns] + [[_text(row.get(column)) for column in columns] for row in rows]
+    widths = [max(len(line[number]) for line in texts) for number in range(len(columns))]
+    for line in texts:
+        print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+    print("\n".join(f"{key}: {_text(value)}" for key, value in facts.items()))
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps({**facts, "rows": list(rows)}, indent=1) + "\n")
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,216 @@
+"""Scoring: one pass over tiles beside the bare matrix product and beside two plain ways.
+
+Run: python benchmarks/scoring.py
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from harness import alternate, in_fresh_process, report
+
+from workflow_scripts.lib.group_scores import Membership
+from workflow_scripts.lib.tables import write_batches
+from workflow_scripts.lib.tiles import CorpusScores
+from workflow_scripts.methods.embeddings import embedding_tiles, inner_products
+
+DIMENSION, TOP, SUBSETS, SUBSET_EXAMPLES, TILE = 384, 50, 100, 1000, 8192
+TESTS, EXAMPLES = 500, 100_000
+LOOPED_TESTS = 25  # The plain ways are run for so many tests; their time is proportional to the tests.
+GROWTH_TESTS, GROWTH_EXAMPLES, PARTS = 1000, (250_000, 500_000, 1_000_000), 8
+ROUNDS = 7
+
+
+def random_tests(tests: int) -> np.ndarray:
+    """Return embeddings float32 [tests, DIMENSION] whose scores have a standard deviation of about 2."""
+    return np.random.default_rng(1).standard_normal((tests, DIMENSION), np.float32) / 10
+
+
+def random_examples(start: int, stop: int) -> np.ndarray:
+    """Return embeddings float16 [stop - start, DIMENSION]."""
+    return np.random.default_rng(start).standard_normal((stop - start, DIMENSION), np.float32).astype(np.float16)
+
+
+def random_subsets(examples: int) -> list[np.ndarray]:
+    """Return the ids of the members of each subset."""
+    generator = np.random.default_rng(2)
+    return [generator.choice(examples, SUBSET_EXAMPLES, replace=False) for _ in range(SUBSETS)]
+
+
+def score(tests: np.ndarray, tiles: Iterator[tuple[np.ndarray, torch.Tensor]], membership: Membership) -> CorpusScores:
+    """Return top lists and group scores, the fast way."""
+    scores = CorpusScores(len(tests), TOP, membership, ("attention",))
+    scores.add_tiles(tiles, inner_products(tests))
+    return scores
+
+
+def tiles_in_memory(examples: np.ndarray) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+    """Yield tiles of float16 embeddings that are in memory already."""
+    for start in range(0, len(examples), TILE):
+        tile = examples[start : start + TILE]
+        yield np.arange(start, start + len(tile)), torch.from_numpy(tile)
+
+
+def dense_matrix_and_loop(tests: np.ndarray, examples: np.ndarray, subsets: list[np.ndarray]) -> list[Any]:
+    """Score the plain way: a dense matrix, then a loop over tests and subsets."""
+    results = []
+    for scores in tests @ examples.T:
+        order = np.argsort(scores)
+        groups = [pooled(scores[subset]) for subset in subsets]
+        results.append((order[::-1][:TOP], order[:TOP], groups))
+    return results
+
+
+def pair_by_pair(tests: np.ndarray, examples: np.ndarray, subsets: list[np.ndarray]) -> list[Any]:
+    """Score the plainest way: one similarity per test and subset, from the members' embeddings."""
+    results = []
+    for test in tests:
+        order = np.argsort(examples @ test)
+        groups = [pooled(examples[subset] @ test) for subset in subsets]
+        results.append((order[::-1][:TOP], order[:TOP], groups))
+    return results
+
+
+def pooled(scores: np.ndarray) -> float:
+    """Return the group score of members' scores, float32 [members]."""
+    magnitudes = np.abs(scores)
+    weights = np.exp(magnitudes - magnitudes.max())
+    return float((weights * scores).sum() / weights.sum())
+
+
+def compare_ways() -> dict[str, Any]:
+    """Time the fast way, the bare matrix product and the plain ways in turns; check that they agree."""
+    tests, stored = random_tests(TESTS), random_examples(0, EXAMPLES)
+    examples, subsets = stored.astype(np.float32), random_subsets(EXAMPLES)
+    membership, few = Membership(subsets), tests[:LOOPED_TESTS]
+    dense, tile = np.empty((TESTS, EXAMPLES), np.float32), np.empty((TILE, TESTS), np.float32)
+
+    def product_in_tiles() -> None:
+        for start in range(0, EXAMPLES, TILE):
+            block = examples[start : start + TILE]
+            np.matmul(block, tests.T, out=tile[: len(block)])
+
+    seconds = alternate(
+        {
+            "matrix product, dense": lambda: np.matmul(tests, examples.T, out=dense),
+            "matrix product, in tiles": product_in_tiles,
+            "fast": lambda: score(tests, tiles_in_memory(stored), membership),
+        },
+        ROUNDS,
+    )
+    plain = alternate(
+        {
+            "dense matrix and loop": lambda: dense_matrix_and_loop(few, examples, subsets),
+            "pair by pair": lambda: pair_by_pair(few, examples, subsets),
+        },
+        2,
+    )
+    seconds |= {name: value * TESTS / LOOPED_TESTS for name, value in plain.items()}
+    check(score(tests, tiles_in_memory(stored), membership), dense_matrix_and_loop(few, examples, subsets))
+    return seconds
+
+
+def check(found: CorpusScores, expected: list[Any]) -> None:
+    """Raise unless the fast way's results are the plain way's."""
+    helpful, harmful = found.top("helpful")[0], found.top("harmful")[0]
+    for test, (best, worst, groups) in enumerate(expected):
+        np.testing.assert_array_equal(helpful[test], best)
+        np.testing.assert_array_equal(harmful[test], worst)
+        np.testing.assert_allclose(found.groups("attention")[test], groups, rtol=1e-4, atol=1e-4)
+
+
+def score_file(path: Path, tests: int, examples: int) -> dict[str, Any]:
+    """Score embeddings on disk, as the stage does."""
+    membership, queries = Membership(random_subsets(examples)), random_tests(tests)
+    seconds = alternate({"fast": lambda: score(queries, embedding_tiles(path, TILE), membership)}, 3)
+    return {"seconds": seconds["fast"]}
+
+
+def score_in_parts(path: Path, tests: int, examples: int) -> dict[str, Any]:
+    """Score embeddings whole and in parts; raise unless both give the same results."""
+    membership, queries = Membership(random_subsets(examples)), random_tests(tests)
+    whole = score(queries, embedding_tiles(path, TILE), membership)
+    start = time.perf_counter()
+    merged = CorpusScores(tests, TOP, membership, ("attention",))
+    bounds = np.linspace(0, examples, PARTS + 1).astype(int)
+    for low, high in pairwise(bounds):
+        part = (
+            (ids[kept], tile[torch.from_numpy(kept)])
+            for ids, tile in embedding_tiles(path, TILE)
+            if (kept := (ids >= low) & (ids < high)).any()
+        )
+        merged.merge(score(queries, part, membership))
+    seconds = time.perf_counter() - start
+    for sign in ("helpful", "harmful"):
+        np.testing.assert_array_equal(whole.top(sign)[0], merged.top(sign)[0])
+        np.testing.assert_allclose(whole.top(sign)[1], merged.top(sign)[1], rtol=1e-6)
+    difference = np.abs(whole.groups("attention") - merged.groups("attention")).max()
+    np.testing.assert_allclose(whole.groups("attention"), merged.groups("attention"), rtol=1e-6, atol=1e-6)
+    return {"seconds": seconds, "largest_group_difference": float(difference)}
+
+
+def write_examples(path: Path, examples: int) -> None:
+    """Write random embeddings the way `embed_corpus` stores them."""
+    schema = pa.schema([("example_id", pa.int32()), ("embedding", pa.list_(pa.float16(), DIMENSION))])
+
+    def tables() -> Iterator[pa.Table]:
+        for start in range(0, examples, 2 * TILE):
+            stop = min(start + 2 * TILE, examples)
+            values = pa.FixedSizeListArray.from_arrays(random_examples(start, stop).ravel(), DIMENSION)
+            yield pa.table([pa.array(range(start, stop), pa.int32()), values], schema=schema)
+
+    write_batches(path, schema, tables())
+
+
+def main() -> None:
+    """Run all cases, each in a process of its own, and write the results."""
+    ways = in_fresh_process(compare_ways)
+    bare = min(seconds for name, seconds in ways.items() if name.startswith("matrix product"))
+    shape = f"{TESTS} x {EXAMPLES}"
+    rows = [
+        {"way": name, "tests x examples": shape, "seconds": seconds, "times the matrix product": seconds / bare}
+        for name, seconds in ways.items()
+        if name != "peak_mib"
+    ]
+    growth = []
+    with tempfile.TemporaryDirectory() as folder:
+        for tests, examples in [(TESTS, EXAMPLES), *((GROWTH_TESTS, size) for size in GROWTH_EXAMPLES)]:
+            path = Path(folder) / f"{examples}.parquet"
+            write_examples(path, examples)
+            row = in_fresh_process(score_file, path, tests, examples)
+            growth.append(
+                {
+                    "way": "fast, from disk",
+                    "tests x examples": f"{tests} x {examples}",
+                    "seconds": row["seconds"],
+                    "peak MiB": row["peak_mib"],
+                    "us per example": 1e6 * row["seconds"] / examples,
+                }
+            )
+        parts = in_fresh_process(score_in_parts, path, tests, examples)
+    first, last = growth[1], growth[-1]
+    report(
+        "scoring",
+        rows + growth,
+        matrix_rate_gflops=2e-9 * TESTS * EXAMPLES * DIMENSION / bare,
+        fast_over_matrix_product=ways["fast"] / bare,
+        dense_loop_over_fast=ways["dense matrix and loop"] / ways["fast"],
+        pair_by_pair_over_fast=ways["pair by pair"] / ways["fast"],
+        time_per_example_at_1m_over_250k=last["us per example"] / first["us per example"],
+        parts=PARTS,
+        parts_same_top_lists=True,
+        parts_largest_group_difference=parts["largest_group_difference"],
+        scaled=f"the plain ways were run for {LOOPED_TESTS} of the {TESTS} tests, and their seconds scaled up",
+    )
+
+
+if __name__ == "__main__":
+    main()
