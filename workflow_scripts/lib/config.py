@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping
+from graphlib import CycleError, TopologicalSorter
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -187,7 +188,9 @@ class Evaluation(Section):
 
     train: Name = Field(description="Corpus that subsets are drawn from.")
     test: Name = Field(description="Corpus of the test examples.")
-    tests: Positive = Field(description="Test examples, drawn from the test corpus.")
+    tests: Positive | None = Field(
+        description="Test examples, drawn from the test corpus; `null` for all that have a response token left."
+    )
     subsets: Positive = Field(description="Random subsets, each fine-tuned.")
     subset_examples: Positive = Field(description="Examples in a subset.")
     seeds: int = Field(2, ge=2, description="Fine-tuning runs per subset; two or more give the noise ceiling.")
@@ -262,13 +265,13 @@ class Study(Section):
         return self
 
     @model_validator(mode="after")
-    def _corpora_left_out_are_whole(self) -> Study:
-        for name, corpus in self.corpora.items():
-            for other in corpus.without:
-                if self.corpora[other].without:
-                    raise ValueError(
-                        f"corpora.{name}.without: {other!r} has a `without` of its own; name corpora that have none"
-                    )
+    def _corpora_can_be_left_out(self) -> Study:
+        try:
+            TopologicalSorter({name: corpus.without for name, corpus in self.corpora.items()}).prepare()
+        except CycleError as error:
+            raise ValueError(
+                f"corpora: {' and '.join(error.args[1][1:])} leave each other out; drop one of their `without`"
+            ) from None
         return self
 
     @model_validator(mode="after")

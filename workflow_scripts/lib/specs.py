@@ -75,8 +75,8 @@ class StudyPlan:
         evaluation = self.study.evaluations[pool]
         return 1, evaluation.subsets, evaluation.seeds
 
-    def judged_examples(self, pool: str) -> int:
-        """Return how many examples each subset of a pool is judged on."""
+    def judged_examples(self, pool: str) -> int | None:
+        """Return how many examples each subset of a pool is judged on; None for the whole test corpus."""
         if pool == TRAIN_POOL:
             return self.study.targets.evaluated_examples
         return self.study.evaluations[pool].tests

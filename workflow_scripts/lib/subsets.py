@@ -34,16 +34,16 @@ class Sampling:
     ----------
     pool: `train`, or the name of an evaluation set.
     pool_examples: size of a fold's training pool (N_t); None for the whole corpus.
-    validation_examples: size of a fold's validation set (N_v).
-    evaluated_examples: how many of them each subset is judged on.
+    validation_examples: size of a fold's validation set (N_v); None for the whole test corpus.
+    evaluated_examples: how many of them each subset is judged on; None for all.
     subset_examples: size of a subset (n).
     """
 
     seed: int
     pool: str
     pool_examples: int | None
-    validation_examples: int
-    evaluated_examples: int
+    validation_examples: int | None
+    evaluated_examples: int | None
     subset_examples: int
 
     def fold(self, fold: int, train_ids: np.ndarray, test_ids: np.ndarray | None) -> Fold:
@@ -57,10 +57,12 @@ class Sampling:
         """
         shuffled = _shuffled(train_ids, self.seed, self.pool, "fold", fold)
         if test_ids is None:
+            if self.validation_examples is None:
+                raise StudyError(f"{self.pool}: `tests: null` needs a test corpus of its own; write a number of tests.")
             self._need(len(shuffled), (self.pool_examples or 1) + self.validation_examples, "pool and validation")
             validation, rest = np.split(shuffled, [self.validation_examples])
         else:
-            self._need(len(test_ids), self.validation_examples, "test")
+            self._need(len(test_ids), self.validation_examples or 1, "test")
             tests = _shuffled(test_ids, self.seed, self.pool, "tests", fold)
             validation, rest = tests[: self.validation_examples], shuffled
         self._need(len(rest), max(self.pool_examples or 1, self.subset_examples), "pool")
