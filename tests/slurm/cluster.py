@@ -64,26 +64,28 @@ AccountingStorageType=accounting_storage/none
 JobCompType=jobcomp/filetxt
 JobCompLoc={folder}/log/finished_jobs.txt
 GresTypes=gpu
-NodeName=node1 NodeHostname={host} NodeAddr=127.0.0.1 Port=17001 CPUs=4 RealMemory=64000 Gres=gpu:h100:2
-NodeName=node2 NodeHostname={host} NodeAddr=127.0.0.1 Port=17002 CPUs=4 RealMemory=64000 Gres=gpu:h100:2
-NodeName=node3 NodeHostname={host} NodeAddr=127.0.0.1 Port=17003 CPUs=4 RealMemory=64000
+NodeName=node1 NodeHostname={host} NodeAddr=127.0.0.1 Port=17001 CPUs=8 RealMemory=32000 Gres=gpu:h100:3
+NodeName=node2 NodeHostname={host} NodeAddr=127.0.0.1 Port=17002 CPUs=8 RealMemory=32000 Gres=gpu:h100:3
+NodeName=node3 NodeHostname={host} NodeAddr=127.0.0.1 Port=17003 CPUs=8 RealMemory=32000
 PartitionName=cpu Nodes=node[1-3] Default=YES MaxTime=1-0 DefaultTime=30 PriorityTier=10 PreemptMode=OFF
 PartitionName=gpu Nodes=node[1-2] MaxTime=1-0 DefaultTime=30 PriorityTier=10 PreemptMode=OFF
 PartitionName=preemptible Nodes=node[1-2] MaxTime=1-0 DefaultTime=30 PriorityTier=1 PreemptMode=REQUEUE
 """
 GRES_CONF = """\
 AutoDetect=off
-NodeName=node[1-2] Name=gpu Type=h100 File=/dev/null,/dev/zero
+NodeName=node[1-2] Name=gpu Type=h100 File=/dev/null,/dev/zero,/dev/full
 """
 
 
 def missing() -> str | None:
-    """Return why no cluster can be started here, or None."""
+    """Return why no cluster can or should be started here, or None."""
     absent = [name for name in NEEDED if shutil.which(name) is None]
     if absent:
         return f"Slurm is not installed ({', '.join(absent)} not found): apt-get install slurm-wlm munge"
     if os.geteuid() != 0:
         return "a cluster of several nodes on one machine needs root"
+    if "SLURM_CONF" in os.environ or _succeeds("scontrol", "ping"):
+        return "this machine already belongs to a Slurm cluster"
     return None
 
 
@@ -111,13 +113,14 @@ class Cluster:
 
     def stop(self) -> None:
         """Cancel what still runs, stop the daemons and put /etc/slurm back as it was."""
-        with contextlib.suppress(subprocess.CalledProcessError, TimeoutError):
-            output("scancel", "--user=root")
-            wait_until(lambda: output("squeue", "--noheader") == "", "all jobs to end")
+        if (SYSTEM_FOLDER / "slurm.conf").resolve() == self.folder / "slurm.conf":
+            with contextlib.suppress(subprocess.CalledProcessError, TimeoutError):
+                output("scancel", "--user=root")
+                wait_until(lambda: output("squeue", "--noheader") == "", "all jobs to end")
         for node in NODES:
             self.lose_node(node)
         for name in ("slurmctld", "munged"):
-            end_process(self.folder / "run" / f"{name}.pid")
+            end_process(self.folder / "run" / f"{name}.pid", name)
         self._unlink_configuration()
 
     def start_node(self, node: str) -> None:
@@ -127,7 +130,7 @@ class Cluster:
 
     def lose_node(self, node: str) -> None:
         """Kill the daemon of `node` and every job on it at once, as a power cut does."""
-        end_process(self.folder / "run" / f"{node}.pid", kill=True)
+        end_process(self.folder / "run" / f"{node}.pid", "slurmd", kill=True)
         for step in self._steps_of(node):
             for process in (*step.children(recursive=True), step):
                 with contextlib.suppress(psutil.NoSuchProcess):
@@ -155,7 +158,8 @@ class Cluster:
             "seed-file": self.folder / "run/munged.seed",
             "log-file": self.folder / "log/munged.log",
         }
-        subprocess.run(["munged", *(f"--{name}={path}" for name, path in files.items())], check=True)
+        # --force: the folders that pytest makes are closed to other users, and there are none
+        subprocess.run(["munged", "--force", *(f"--{name}={path}" for name, path in files.items())], check=True)
 
     def _link_configuration(self) -> None:
         # the plugin's inner srun sees no SLURM_ variable, SLURM_CONF included
@@ -179,15 +183,13 @@ def _kept(path: Path) -> Path:
     return path.with_name(f"{path.name}.before-airrep-tests")
 
 
-def end_process(pid_file: Path, kill: bool = False) -> None:
+def end_process(pid_file: Path, name: str, kill: bool = False) -> None:
     """End the process whose id stands in `pid_file`, and wait for its end; none is no error."""
-    try:
+    with contextlib.suppress(FileNotFoundError, ValueError, psutil.NoSuchProcess):
         process = psutil.Process(int(pid_file.read_text()))
-    except (FileNotFoundError, ValueError, psutil.NoSuchProcess):
-        return
-    with contextlib.suppress(psutil.NoSuchProcess):
-        process.kill() if kill else process.terminate()
-        process.wait(timeout=20)
+        if process.name() == name:  # else the id went to another process meanwhile
+            process.kill() if kill else process.terminate()
+            process.wait(timeout=20)
     pid_file.unlink(missing_ok=True)
 
 
@@ -225,7 +227,7 @@ def main() -> None:
     parser.add_argument("action", choices=["start", "stop"])
     parser.add_argument("folder", type=Path)
     arguments = parser.parse_args()
-    if reason := missing():
+    if arguments.action == "start" and (reason := missing()):
         raise SystemExit(reason)
     getattr(Cluster(arguments.folder), arguments.action)()
 

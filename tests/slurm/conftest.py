@@ -1,0 +1,43 @@
+"""A Slurm cluster for these tests, and the smoke study that ran on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+from cluster import Cluster, missing, running_cluster
+from driving import SMOKE, Checkout, Driver, GpuWatch, finished_jobs
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    if reason := missing():
+        pytest.skip(reason)
+    with running_cluster(tmp_path_factory.mktemp("cluster")) as cluster:
+        yield cluster
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study that ran through: its checkout and driver, the GPUs seen, Slurm's records."""
+
+    checkout: Checkout
+    driver: Driver
+    watch: GpuWatch
+    jobs: list[dict[str, str]]
+
+
+@pytest.fixture(scope="session")
+def smoke(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """The smoke study, run by the literal command."""
+    checkout = Checkout.of_repository(tmp_path_factory.mktemp("smoke") / "clone")
+    with GpuWatch() as watch:
+        driver = checkout.run(*SMOKE)
+    return Study(checkout, driver, watch, finished_jobs(cluster.finished_jobs))
+
+
+@pytest.fixture(scope="module")
+def copy_of_smoke(smoke: Study, tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    """A checkout in which the smoke study is done."""
+    return smoke.checkout.copy(tmp_path_factory.mktemp("copy") / "clone")

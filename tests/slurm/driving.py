@@ -1,0 +1,192 @@
+"""Drivers in copies of the repository, and what their jobs do: by Slurm's word and by the process table."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+from cluster import output
+
+ROOT = Path(__file__).parents[2]
+LEFT_BEHIND = shutil.ignore_patterns(".git", ".venv", ".snakemake", "results", "shared", "__pycache__", ".*_cache")
+EDITS = {"AIRREP_ACCOUNT": "lab", "AIRREP_PARTITION": "cpu", "AIRREP_GPU_PARTITION": "gpu"}
+SMOKE = ("--configfile", "configs/smoke.yaml")
+SLOWER = (*SMOKE, "tests/slurm/slower.yaml")
+GROWN = (*SMOKE, "tests/slurm/grown.yaml")
+
+
+class Checkout:
+    """A copy of the repository as a user would have it, with results of its own."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.results = folder / "results" / "smoke"
+
+    @classmethod
+    def of_repository(cls, folder: Path) -> Checkout:
+        """Copy the files of the repository, without results, into the new `folder`."""
+        shutil.copytree(ROOT, folder, ignore=LEFT_BEHIND)
+        return cls(folder)
+
+    def copy(self, folder: Path) -> Checkout:
+        """Copy everything, results and Snakemake's memory of them included, into the new `folder`."""
+        shutil.copytree(self.folder, folder)
+        return Checkout(folder)
+
+    def start(self, *arguments: str, profile: tuple[str, ...] = ("--profile", "slurm")) -> Driver:
+        """Start `snakemake --profile slurm` with `arguments`."""
+        return Driver(self.folder, [*profile, *arguments])
+
+    def run(self, *arguments: str, **options) -> Driver:
+        """Run `snakemake --profile slurm` with `arguments` to its good end."""
+        driver = self.start(*arguments, **options)
+        assert driver.wait() == 0, driver.screen()[-5000:]
+        return driver
+
+    def table(self, name: str, *left_out: str) -> pa.Table:
+        """Read a table of the results without the columns `left_out`."""
+        return pq.read_table(self.results / name).drop_columns(list(left_out)).replace_schema_metadata()
+
+    def log(self, name: str) -> str:
+        """Read the log of a rule's last attempt."""
+        return (self.results / "logs" / f"{name}.log").read_text()
+
+    def finished_runs(self, block: str, pool: str = "train") -> int:
+        """Return how many runs of an unfinished shard are on disk."""
+        return len(list((self.results / "targets" / pool).glob(f".{block}.*.runs/*.parquet")))
+
+
+class Driver:
+    """A Snakemake process and what it prints."""
+
+    def __init__(self, folder: Path, arguments: list[str]):
+        self.file = folder / f"screen.{time.monotonic_ns()}.txt"
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        with open(self.file, "w") as screen:
+            self.process = subprocess.Popen(
+                ["snakemake", *arguments],
+                cwd=folder,
+                env={**os.environ, **EDITS, "PATH": path},
+                stdout=screen,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def wait(self, seconds: float = 900) -> int:
+        """Return the exit code; a driver that hangs is ended and counts as a failure."""
+        try:
+            return self.process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            return -signal.SIGKILL
+
+    def kill(self) -> None:
+        """End the driver as `kill -9` does; its jobs run on."""
+        self.process.kill()
+        self.process.wait()
+
+    def screen(self) -> str:
+        return self.file.read_text()
+
+    def submitted(self) -> list[str]:
+        """Return the rules of the jobs that went to Slurm, one for each submission."""
+        return re.findall(r"submitted with SLURM jobid \d+ \(log: \S*?/rule_(\w+)/", self.screen())
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job that Slurm knows: where it runs and what for, e.g. `rule_finetune_shard_wildcards_train_f0000_s0000`."""
+
+    number: str
+    node: str
+    purpose: str
+
+
+def running_jobs(purpose: str) -> list[Job]:
+    """Return the running jobs whose comment begins with `purpose`."""
+    lines = output("squeue", "--noheader", "--states=RUNNING", "--format=%i|%N|%k").splitlines()
+    jobs = [Job(*line.split("|")) for line in lines]
+    return [job for job in jobs if job.purpose.startswith(purpose)]
+
+
+def job_state(job: Job) -> str:
+    """Return Slurm's word for the state of a job, e.g. RUNNING, CANCELLED or NODE_FAIL."""
+    return output("squeue", "--noheader", "--states=all", f"--jobs={job.number}", "--format=%T")
+
+
+def processes() -> Iterator[tuple[psutil.Process, dict[str, str]]]:
+    """Yield the processes of the cluster's jobs with their environment."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            environment = process.environ()
+            if environment.get("SLURM_CLUSTER_NAME") == "airrep" and "SLURMD_NODENAME" in environment:
+                yield process, environment
+
+
+def suspend(job: Job) -> list[psutil.Process]:
+    """Hold the stage of a job where it stands, as a hung file system does; return its processes."""
+    held = []
+    for process, environment in processes():
+        with contextlib.suppress(psutil.Error):
+            if environment["SLURM_JOB_ID"] == job.number and "/.snakemake/scripts/" in " ".join(process.cmdline()):
+                process.suspend()
+                held.append(process)
+    return held
+
+
+class GpuWatch:
+    """Looks all the time at which GPUs the processes of running jobs were given.
+
+    `samples` holds, for each look, (job number, node, devices) of every running job; `purposes` what each is for.
+    """
+
+    def __init__(self) -> None:
+        self.samples: list[set[tuple[str, str, str]]] = []
+        self.purposes: dict[str, str] = {}
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+
+    def __enter__(self) -> GpuWatch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        while not self._over.wait(0.5):
+            lines = output("squeue", "--noheader", "--states=all", "--format=%i|%k").splitlines()
+            self.purposes |= dict(line.split("|", 1) for line in lines)
+            self.samples.append(
+                {
+                    (environment["SLURM_JOB_ID"], environment["SLURMD_NODENAME"], devices)
+                    for _, environment in processes()
+                    for devices in [environment.get("CUDA_VISIBLE_DEVICES", "")]
+                }
+            )
+
+    def devices(self) -> dict[str, set[str]]:
+        """Return for each job all that its processes had as CUDA_VISIBLE_DEVICES."""
+        found: dict[str, set[str]] = {}
+        for number, _, devices in set().union(*self.samples):
+            found.setdefault(number, set()).add(devices)
+        return found
+
+
+def finished_jobs(records: Path) -> list[dict[str, str]]:
+    """Return Slurm's own records of the jobs that ended, as dicts of e.g. JobId, JobState, NodeList, Account."""
+    return [dict(part.split("=", 1) for part in line.split() if "=" in part) for line in records.open()]

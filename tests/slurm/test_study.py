@@ -1,0 +1,70 @@
+"""`snakemake --profile slurm` as a user types it: the smoke study on a real Slurm."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+from driving import SMOKE
+
+GPU_RULES = {"pretrain_base_lm", "finetune_shard", "train_encoder", "embed_corpus"}
+
+
+def rule_of(purpose):
+    return purpose.removeprefix("rule_").partition("_wildcards_")[0]
+
+
+def test_the_study_ends_with_its_report_and_no_job_failed(smoke):
+    assert (smoke.checkout.results / "report.html").stat().st_size > 10_000
+    assert {job["JobState"] for job in smoke.jobs} == {"COMPLETED"}
+    assert len(smoke.jobs) == len(smoke.driver.submitted())
+
+
+def test_jobs_ran_on_at_least_two_nodes(smoke):
+    assert len({job["NodeList"] for job in smoke.jobs}) >= 2
+
+
+def test_account_and_partitions_come_from_the_environment(smoke):
+    assert {job["Account"] for job in smoke.jobs} == {"lab"}
+    for job in smoke.jobs:
+        on_gpu = rule_of(smoke.watch.purposes[job["JobId"]]) in GPU_RULES
+        assert job["Partition"] == ("gpu" if on_gpu else "cpu")
+
+
+def test_slurm_gives_one_gpu_to_jobs_that_ask_and_none_to_others(smoke):
+    seen = set()
+    for number, devices in smoke.watch.devices().items():
+        rule = rule_of(smoke.watch.purposes[number])
+        seen.add(rule)
+        if rule in GPU_RULES:
+            (device,) = devices
+            assert device in {"0", "1", "2"}, f"{rule} has CUDA_VISIBLE_DEVICES={device!r}"
+        else:
+            assert devices == {""}, f"{rule} asked for no GPU and got {devices}"
+    assert seen >= GPU_RULES
+    assert seen - GPU_RULES
+
+
+def test_no_two_running_jobs_share_a_gpu(smoke):
+    together = 0
+    for sample in smoke.watch.samples:
+        on_gpu = [entry for entry in sample if entry[2]]
+        for (job, node, device), (other, other_node, other_device) in itertools.combinations(on_gpu, 2):
+            together += node == other_node and job != other
+            assert job == other or (node, device) != (other_node, other_device)
+    assert together, "no two GPU jobs ran on one node at a time, so nothing was tried"
+
+
+def test_the_second_time_there_is_nothing_to_do(smoke):
+    again = smoke.checkout.run(*SMOKE)
+    assert "Nothing to be done" in again.screen()
+    assert again.submitted() == []
+
+
+def test_check_environment_says_what_a_gpu_job_finds(smoke):
+    smoke.checkout.run(*SMOKE, "--", "check_environment")
+    facts = json.loads((smoke.checkout.results / "environment.json").read_text())
+    assert facts["slurm_node"] in {"node1", "node2"}
+    assert facts["visible_devices"] in {"0", "1", "2"}
+    if facts["driver"] is None:
+        assert "no NVIDIA driver" in facts["warnings"][0]
