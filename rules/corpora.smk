@@ -18,10 +18,10 @@ rule prepare_corpus:
         f"{RESULTS}/logs/prepare_corpus/{{corpus}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/prepare_corpus/{{corpus}}.tsv"
-    params:
-        spec=spec("prepare_corpus"),
     resources:
         mem_mb=memory("prepare_corpus"),
         runtime=runtime("prepare_corpus"),
+    params:
+        spec=spec("prepare_corpus"),
     script:
         "../workflow_scripts/prepare_corpus.py"

@@ -8,11 +8,11 @@ rule init_encoder:
         f"{RESULTS}/logs/init_encoder.log",
     benchmark:
         f"{RESULTS}/benchmarks/init_encoder/study.tsv"
-    params:
-        spec=spec("init_encoder"),
     resources:
         mem_mb=memory("init_encoder"),
         runtime=runtime("init_encoder"),
+    params:
+        spec=spec("init_encoder"),
     script:
         "../workflow_scripts/init_encoder.py"
 
@@ -31,12 +31,12 @@ rule train_encoder:
         f"{RESULTS}/logs/train_encoder.log",
     benchmark:
         f"{RESULTS}/benchmarks/train_encoder/study.tsv"
-    params:
-        spec=spec("train_encoder"),
     threads: workflow.cores
     resources:
         mem_mb=memory("train_encoder"),
         runtime=runtime("train_encoder"),
+    params:
+        spec=spec("train_encoder"),
     script:
         "../workflow_scripts/train_encoder.py"
 

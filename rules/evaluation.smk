@@ -19,11 +19,11 @@ rule evaluate_lds:
         f"{RESULTS}/logs/evaluate_lds.log",
     benchmark:
         f"{RESULTS}/benchmarks/evaluate_lds/study.tsv"
-    params:
-        spec=spec("evaluate_lds"),
     resources:
         mem_mb=memory("evaluate_lds"),
         runtime=runtime("evaluate_lds"),
+    params:
+        spec=spec("evaluate_lds"),
     script:
         "../workflow_scripts/evaluate_lds.py"
 

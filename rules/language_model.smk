@@ -8,12 +8,12 @@ rule pretrain_base_lm:
         f"{RESULTS}/logs/pretrain_base_lm.log",
     benchmark:
         f"{RESULTS}/benchmarks/pretrain_base_lm/study.tsv"
-    params:
-        spec=spec("pretrain_base_lm"),
     threads: workflow.cores
     resources:
         mem_mb=memory("pretrain_base_lm"),
         runtime=runtime("pretrain_base_lm"),
+    params:
+        spec=spec("pretrain_base_lm"),
     script:
         "../workflow_scripts/pretrain_base_lm.py"
 
@@ -30,10 +30,10 @@ rule tokenize_corpus:
         f"{RESULTS}/logs/tokenize_corpus/{{corpus}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/tokenize_corpus/{{corpus}}.tsv"
-    params:
-        spec=spec("tokenize_corpus"),
     resources:
         mem_mb=memory("tokenize_corpus"),
         runtime=runtime("tokenize_corpus"),
+    params:
+        spec=spec("tokenize_corpus"),
     script:
         "../workflow_scripts/tokenize_corpus.py"

@@ -24,11 +24,11 @@ rule write_report:
         f"{RESULTS}/logs/write_report.log",
     benchmark:
         f"{RESULTS}/benchmarks/write_report/study.tsv"
-    params:
-        spec=spec("write_report"),
     resources:
         mem_mb=memory("write_report"),
         runtime=runtime("write_report"),
+    params:
+        spec=spec("write_report"),
     script:
         "../workflow_scripts/write_report.py"
 

@@ -33,12 +33,12 @@ rule embed_corpus:
         f"{RESULTS}/logs/embed_corpus/{{encoder}}/{{corpus}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/embed_corpus/{{encoder}}/{{corpus}}.tsv"
-    params:
-        spec=spec("embed_corpus"),
     threads: workflow.cores
     resources:
         mem_mb=memory("embed_corpus"),
         runtime=runtime("embed_corpus"),
+    params:
+        spec=spec("embed_corpus"),
     script:
         "../workflow_scripts/embed_corpus.py"
 
@@ -59,11 +59,11 @@ rule score_pairs:
         f"{RESULTS}/logs/score_pairs/{{method}}/{{evaluation}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/score_pairs/{{method}}/{{evaluation}}.tsv"
-    params:
-        spec=spec("score_pairs"),
     resources:
         mem_mb=memory("score_pairs"),
         runtime=runtime("score_pairs"),
+    params:
+        spec=spec("score_pairs"),
     script:
         "../workflow_scripts/score_pairs.py"
 

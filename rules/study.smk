@@ -9,10 +9,10 @@ rule resolve_config:
         f"{RESULTS}/logs/resolve_config.log",
     benchmark:
         f"{RESULTS}/benchmarks/resolve_config/study.tsv"
-    params:
-        spec=spec("resolve_config"),
     resources:
         mem_mb=memory("resolve_config"),
         runtime=runtime("resolve_config"),
+    params:
+        spec=spec("resolve_config"),
     script:
         "../workflow_scripts/resolve_config.py"

@@ -15,11 +15,11 @@ rule sample_subsets:
         f"{RESULTS}/logs/sample_subsets/{{pool}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/sample_subsets/{{pool}}.tsv"
-    params:
-        spec=spec("sample_subsets"),
     resources:
         mem_mb=memory("sample_subsets"),
         runtime=runtime("sample_subsets"),
+    params:
+        spec=spec("sample_subsets"),
     script:
         "../workflow_scripts/sample_subsets.py"
 
@@ -37,11 +37,11 @@ rule finetune_shard:
         f"{RESULTS}/logs/finetune_shard/{{pool}}/{{block}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/finetune_shard/{{pool}}/{{block}}.tsv"
-    params:
-        spec=spec("finetune_shard"),
     resources:
         mem_mb=memory("finetune_shard"),
         runtime=runtime("finetune_shard"),
+    params:
+        spec=spec("finetune_shard"),
     script:
         "../workflow_scripts/finetune_shard.py"
 
@@ -56,11 +56,11 @@ rule collect_targets:
         f"{RESULTS}/logs/collect_targets/{{pool}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/collect_targets/{{pool}}.tsv"
-    params:
-        spec=spec("collect_targets"),
     resources:
         mem_mb=memory("collect_targets"),
         runtime=runtime("collect_targets"),
+    params:
+        spec=spec("collect_targets"),
     script:
         "../workflow_scripts/collect_targets.py"
 
