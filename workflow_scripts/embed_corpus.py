@@ -34,8 +34,8 @@ def embed_corpus(
 
     Rows are batched by length within blocks of 16,384, so memory does not grow with the corpus. If
     `embeddings` exists and comes from the same encoder and settings, rows with the same content hash are
-    taken from it. The file's metadata holds `seconds`, the time that a full embedding takes at the rate
-    measured.
+    taken from it. The file's metadata holds `encoder`, the hash of the encoder's folder, and `seconds`, the
+    time that a full embedding takes at the rate measured.
 
     Parameters
     ----------
@@ -91,6 +91,7 @@ def embed_corpus(
         schema,
         tables(),
         key=key,
+        encoder=folder_hash(encoder),
         measured=lambda: {"seconds": f"{seconds * rows / embedded if embedded else stored.seconds:.3f}"},
     )
     say(f"embed_corpus {corpus.stem}: {embedded:,} new embeddings, {rows - embedded:,} kept")

@@ -10,12 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
+from workflow_scripts.lib.errors import StudyError
 from workflow_scripts.lib.language_model import autocast, best_device
-from workflow_scripts.lib.models import load_pretrained, load_tokenizer, publish_folder
+from workflow_scripts.lib.models import load_pretrained, load_tokenizer, model_folder, publish_folder
 from workflow_scripts.lib.packing import ATTENTION, PackedBatch, pack, token_budget
 
 DENSE_FOLDER = "2_Dense"
@@ -165,19 +167,23 @@ def load_encoder(
 ) -> AttributionEncoder:
     """Load an encoder from a folder or hub id.
 
-    A projection that lies in the folder is used; without one, a random projection to `dimension` is made
-    from `seed` (paper, section 3.2).
+    The model's own projection is used; without one, a random projection to `dimension` is made from `seed`
+    (paper, section 3.2).
 
     Raises
     ------
-    StudyError: the model can't be loaded.
+    StudyError: the model can't be loaded, or its weights aren't whole.
     """
-    tokenizer = load_tokenizer(model, revision, trust_remote_code)
-    transformer = load_pretrained(
-        AutoModel, model, revision, trust_remote_code, dtype=torch.float32, use_safetensors=True
+    folder = model_folder(model, revision)
+    tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
+    transformer, found = load_pretrained(
+        AutoModel, folder, None, trust_remote_code, dtype=torch.float32, use_safetensors=True, output_loading_info=True
     )
+    # Weights that a file lacks would be random ones. The pooler isn't used, so it may be missing.
+    if missing := sorted(name for name in found["missing_keys"] if not name.startswith("pooler.")):
+        raise StudyError(f"{model}: {len(missing)} weights are missing, e.g. {missing[0]}. Take a whole copy of it.")
     transformer.pooler = None
-    projection = _stored_projection(Path(model))
+    projection = stored_projection(folder)
     if projection is None:
         projection = random_projection(transformer.config.hidden_size, dimension or 384, seed)
     return AttributionEncoder(transformer, tokenizer, projection, max_tokens).to(best_device())
@@ -193,12 +199,22 @@ def random_projection(hidden: int, dimension: int, seed: int) -> nn.Linear:
     return layer
 
 
-def _stored_projection(folder: Path) -> nn.Linear | None:
-    path = folder / DENSE_FOLDER / "model.safetensors"
-    if not path.exists():
-        return None
-    weights = {name.removeprefix("linear."): tensor for name, tensor in load_file(path).items()}
-    outputs, inputs = weights["weight"].shape
-    layer = nn.Linear(inputs, outputs, bias="bias" in weights)
-    layer.load_state_dict(weights)
-    return layer
+def stored_projection(folder: Path) -> nn.Linear | None:
+    """Return the projection that lies in a model folder, or None.
+
+    It is the `2_Dense` module of sentence-transformers, or `projector` among the model's weights, as in the
+    checkpoint that the paper's authors published.
+    """
+    places = {"linear.": folder / DENSE_FOLDER / "model.safetensors", "projector.": folder / "model.safetensors"}
+    for prefix, file in places.items():
+        if not file.exists():
+            continue
+        with safe_open(file, "pt") as tensors:
+            names = [name for name in tensors.keys() if name.startswith(prefix)]  # noqa: SIM118
+            weights = {name.removeprefix(prefix): tensors.get_tensor(name).float() for name in names}
+        if weights:
+            outputs, inputs = weights["weight"].shape
+            layer = nn.Linear(inputs, outputs, bias="bias" in weights)
+            layer.load_state_dict(weights)
+            return layer
+    return None

@@ -13,6 +13,8 @@ from workflow_scripts.lib.tables import file_hash
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+MODEL_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.py"]
+
 
 def load_tokenizer(
     model: str | Path, revision: str | None = None, trust_remote_code: bool = False
@@ -31,11 +33,33 @@ def load_pretrained(
     try:
         return loader.from_pretrained(str(model), revision=revision, trust_remote_code=trust_remote_code, **options)
     except (OSError, ValueError) as error:
-        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
-        raise StudyError(
-            f"the model {str(model)!r} can't be loaded{offline}: {str(error).splitlines()[0]} Write a local "
-            "folder with config.json and *.safetensors, or a hub id that this machine can reach."
-        ) from error
+        raise _cant_be_loaded(model, error) from error
+
+
+def model_folder(model: str | Path, revision: str | None = None) -> Path:
+    """Return the folder of a model: `model` itself, or where the hub's files lie on this machine.
+
+    Raises
+    ------
+    StudyError: there is no such folder, and the hub doesn't give it.
+    """
+    if Path(model).is_dir():
+        return Path(model)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return Path(snapshot_download(str(model), revision=revision, allow_patterns=MODEL_FILES))
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        raise _cant_be_loaded(model, error) from error
+
+
+def _cant_be_loaded(model: str | Path, error: Exception) -> StudyError:
+    offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
+    return StudyError(
+        f"the model {str(model)!r} can't be loaded{offline}: {str(error).splitlines()[0]} Write a local "
+        "folder with config.json and *.safetensors, or a hub id that this machine can reach."
+    )
 
 
 def save_folder(folder: Path, *parts: Any) -> None:

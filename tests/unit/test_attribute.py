@@ -1,0 +1,172 @@
+"""Asking a trained encoder: the right examples, every format, and files that don't belong together."""
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from workflow_scripts.attribute import Query, as_text, attribute, main, prepared_corpus
+from workflow_scripts.init_encoder import small_encoder
+from workflow_scripts.lib.encoder import load_encoder
+from workflow_scripts.lib.errors import StudyError
+from workflow_scripts.lib.text import encoder_text
+
+ROWS = [
+    {"prompt": f"What is the {thing} of {number}?", "response": f"It is {number + 1}."}
+    for number in range(15)
+    for thing in ("sum", "root")
+]
+QUERIES = [Query("What is the sum of 3?", "It is 4."), Query("Name a root.", "")]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("attribute")
+    texts = [encoder_text(row["prompt"], row["response"], 256) for row in ROWS]
+    small_encoder(texts, 16, 64, 32, 1, 200, seed=1).save(folder / "encoder")
+    small_encoder(texts, 16, 64, 32, 1, 200, seed=2).save(folder / "other_encoder")
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    (folder / "corpus").mkdir()
+    prepared_corpus(str(folder / "rows.jsonl"), folder / "corpus").rename(folder / "corpus.parquet")
+    return folder
+
+
+def _ask(folder, embeddings=None, top=4, sign="helpful", encoder="encoder", corpus="corpus.parquet"):
+    return attribute(str(folder / encoder), folder / corpus, QUERIES, embeddings=embeddings, top=top, sign=sign)
+
+
+def _scores(folder):
+    model = load_encoder(folder / "encoder", 64)
+    texts = [encoder_text(row["prompt"], row["response"], 256) for row in ROWS]
+    asked = [encoder_text(query.prompt, query.response, 256) for query in QUERIES]
+    vectors, tests = (model.encode(model.tokenize(some), 1000) for some in (texts, asked))
+    return tests @ vectors.astype(np.float16).astype(np.float32).T
+
+
+@pytest.mark.parametrize(("sign", "direction"), [("helpful", -1), ("harmful", 1)])
+def test_the_best_examples_are_those_of_the_inner_products(folder, sign, direction):
+    expected = _scores(folder)
+    result = _ask(folder, sign=sign).to_pylist()
+    for query, scores in enumerate(expected):
+        rows = [row for row in result if row["query"] == query]
+        best = np.argsort(direction * scores, kind="stable")[:4]
+        assert [row["rank"] for row in rows] == [1, 2, 3, 4]
+        np.testing.assert_allclose([row["score"] for row in rows], scores[best], rtol=1e-4)
+        assert all(row["prompt"] == ROWS[row["example_id"]]["prompt"] for row in rows)
+
+
+def test_embeddings_are_made_once_and_read_again(folder, tmp_path):
+    embeddings = tmp_path / "embeddings.parquet"
+    made = _ask(folder, embeddings)
+    before = embeddings.stat().st_mtime_ns
+    assert _ask(folder, embeddings).equals(made)
+    assert made.equals(_ask(folder))
+    assert embeddings.stat().st_mtime_ns == before
+
+
+def test_embeddings_of_another_encoder_or_corpus_are_refused(folder, tmp_path):
+    embeddings = tmp_path / "embeddings.parquet"
+    _ask(folder, embeddings)
+    with pytest.raises(StudyError, match="made by another encoder"):
+        _ask(folder, embeddings, encoder="other_encoder")
+    (tmp_path / "short.jsonl").write_text(json.dumps(ROWS[0]) + "\n")
+    (tmp_path / "new").mkdir()
+    with pytest.raises(StudyError, match="made from another corpus"):
+        _ask(folder, embeddings, corpus=prepared_corpus(str(tmp_path / "short.jsonl"), tmp_path / "new"))
+    with pytest.raises(StudyError, match="holds no embeddings"):
+        _ask(folder, folder / "corpus.parquet")
+
+
+def test_an_encoder_without_a_projection_was_not_trained(folder, tmp_path):
+    model = load_encoder(folder / "encoder", 64)
+    model.transformer.save_pretrained(tmp_path / "bert")
+    model.tokenizer.save_pretrained(tmp_path / "bert")
+    with pytest.raises(StudyError, match="has no projection"):
+        _ask(tmp_path, encoder="bert", corpus=folder / "corpus.parquet")
+
+
+def test_the_published_layout_gives_the_same_examples(folder, tmp_path):
+    ours, published = folder / "encoder", tmp_path / "published"
+    published.mkdir()
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (published / name).write_bytes((ours / name).read_bytes())
+    bert = {f"bert.{name}": tensor for name, tensor in load_file(ours / "model.safetensors").items()}
+    linear = load_file(ours / "2_Dense/model.safetensors")
+    projector = {name.replace("linear.", "projector."): tensor for name, tensor in linear.items()}
+    save_file(bert | projector, published / "model.safetensors", metadata={"format": "pt"})
+    corpus = folder / "corpus.parquet"
+    assert _ask(tmp_path, encoder="published", corpus=corpus).equals(_ask(folder))
+
+    half = {name: tensor.to(torch.bfloat16) for name, tensor in (bert | projector).items()}
+    save_file(half, published / "model.safetensors", metadata={"format": "pt"})
+    in_half = load_encoder(published, 64)
+    assert in_half.projection.weight.dtype == torch.float32
+
+    del bert["bert.embeddings.word_embeddings.weight"]
+    save_file(bert | projector, published / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(StudyError, match=r"1 weights are missing, e\.g\. embeddings\.word_embeddings\.weight"):
+        load_encoder(published, 64)
+
+
+def test_a_hub_name_out_of_reach_says_so(folder, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(StudyError, match="'some/encoder' can't be loaded"):
+        attribute("some/encoder", folder / "corpus.parquet", QUERIES, embeddings=None, top=1, sign="helpful")
+
+
+def _command(folder, *more):
+    return ["--encoder", str(folder / "encoder"), "--corpus", str(folder / "rows.jsonl"), *more]
+
+
+def test_a_question_is_answered_on_the_screen(folder, capsys):
+    main(_command(folder, "--query", QUERIES[0].prompt, "--response", QUERIES[0].response, "--top", "2"))
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head.split()[:4] == ["query", "rank", "score", "example"]
+    expected = [row for row in _ask(folder, top=2).to_pylist() if row["query"] == 0]
+    assert [int(line.split()[3]) for line in lines] == [row["example_id"] for row in expected]
+
+
+def test_a_file_of_questions_is_answered_as_json_and_parquet(folder, tmp_path, capsys):
+    (tmp_path / "queries.csv").write_text("prompt,response\nWhat is the sum of 3?,It is 4.\nName a root.,Two.\n")
+    command = _command(folder, "--queries", str(tmp_path / "queries.csv"), "--top", "3")
+    main([*command, "--format", "json"])
+    rows = json.loads(capsys.readouterr().out)
+    main([*command, "--format", "parquet", "--output", str(tmp_path / "found.parquet")])
+    assert pq.read_table(tmp_path / "found.parquet").to_pylist() == rows
+    assert [(row["query"], row["rank"]) for row in rows] == [(query, rank) for query in (0, 1) for rank in (1, 2, 3)]
+
+
+def test_texts_of_a_corpus_cannot_steer_the_terminal(folder):
+    result = _ask(folder, top=1)
+    evil = result.set_column(result.column_names.index("prompt"), "prompt", [["\x1b[2J\na\u202eb"] * len(result)])
+    assert "[2J a b -> It is" in as_text(evil)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--query", "a", "--corpus", "no.jsonl"], "there is no file no.jsonl"),
+        (["--query", "a", "--encoder", "./nowhere"], "the model './nowhere' can't be loaded"),
+    ],
+)
+def test_errors_are_one_message(folder, more, words):
+    with pytest.raises(SystemExit, match=f"error: .*{words}"):
+        main(_command(folder, *more))
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--query", "a", "--top", "0"], "--top must be at least 1"),
+        (["--query", "a", "--format", "parquet"], "--format parquet needs --output FILE"),
+        (["--queries", "a", "--response", "b"], "--response belongs to --query"),
+        ([], "one of the arguments --query --queries is required"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused(folder, capsys, more, words):
+    with pytest.raises(SystemExit):
+        main(_command(folder, *more))
+    assert words in capsys.readouterr().err
