@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -31,14 +31,22 @@ def hardware() -> dict[str, Any]:
     }
 
 
-def alternate(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Return each way's best seconds; the ways take turns, so that a busy moment hits all of them."""
-    best = dict.fromkeys(ways, float("inf"))
+class Timing(NamedTuple):
+    """The best of several runs; `cpu_seconds` (over all threads) hardly depends on what else the machine does."""
+
+    seconds: float
+    cpu_seconds: float
+
+
+def alternate(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, Timing]:
+    """Return each way's best times; the ways take turns, so that a busy moment hits all of them."""
+    best = dict.fromkeys(ways, Timing(float("inf"), float("inf")))
     for _ in range(rounds):
         for name, way in ways.items():
-            start = time.perf_counter()
+            start, cpu_start = time.perf_counter(), time.process_time()
             way()
-            best[name] = min(best[name], time.perf_counter() - start)
+            took = Timing(time.perf_counter() - start, time.process_time() - cpu_start)
+            best[name] = Timing(*map(min, best[name], took))
     return best
 
 

@@ -6,7 +6,6 @@ Run: python benchmarks/scoring.py
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from harness import alternate, in_fresh_process, report
+from harness import Timing, alternate, in_fresh_process, report
 
 from workflow_scripts.lib.group_scores import Membership
 from workflow_scripts.lib.tables import write_batches
@@ -98,7 +97,7 @@ def compare_ways() -> dict[str, Any]:
             block = examples[start : start + TILE]
             np.matmul(block, tests.T, out=tile[: len(block)])
 
-    seconds = alternate(
+    timings = alternate(
         {
             "matrix product, dense": lambda: np.matmul(tests, examples.T, out=dense),
             "matrix product, in tiles": product_in_tiles,
@@ -113,9 +112,10 @@ def compare_ways() -> dict[str, Any]:
         },
         2,
     )
-    seconds |= {name: value * TESTS / LOOPED_TESTS for name, value in plain.items()}
+    scale = TESTS / LOOPED_TESTS
+    timings |= {name: Timing(one.seconds * scale, one.cpu_seconds * scale) for name, one in plain.items()}
     check(score(tests, tiles_in_memory(stored), membership), dense_matrix_and_loop(few, examples, subsets))
-    return seconds
+    return {"timings": timings}
 
 
 def check(found: CorpusScores, expected: list[Any]) -> None:
@@ -130,15 +130,14 @@ def check(found: CorpusScores, expected: list[Any]) -> None:
 def score_file(path: Path, tests: int, examples: int) -> dict[str, Any]:
     """Score embeddings on disk, as the stage does."""
     membership, queries = Membership(random_subsets(examples)), random_tests(tests)
-    seconds = alternate({"fast": lambda: score(queries, embedding_tiles(path, TILE), membership)}, 3)
-    return {"seconds": seconds["fast"]}
+    timings = alternate({"fast": lambda: score(queries, embedding_tiles(path, TILE), membership)}, 3)
+    return {"timing": timings["fast"]}
 
 
 def score_in_parts(path: Path, tests: int, examples: int) -> dict[str, Any]:
     """Score embeddings whole and in parts; raise unless both give the same results."""
     membership, queries = Membership(random_subsets(examples)), random_tests(tests)
     whole = score(queries, embedding_tiles(path, TILE), membership)
-    start = time.perf_counter()
     merged = CorpusScores(tests, TOP, membership, ("attention",))
     bounds = np.linspace(0, examples, PARTS + 1).astype(int)
     for low, high in pairwise(bounds):
@@ -148,13 +147,12 @@ def score_in_parts(path: Path, tests: int, examples: int) -> dict[str, Any]:
             if (kept := (ids >= low) & (ids < high)).any()
         )
         merged.merge(score(queries, part, membership))
-    seconds = time.perf_counter() - start
     for sign in ("helpful", "harmful"):
         np.testing.assert_array_equal(whole.top(sign)[0], merged.top(sign)[0])
         np.testing.assert_allclose(whole.top(sign)[1], merged.top(sign)[1], rtol=1e-6)
     difference = np.abs(whole.groups("attention") - merged.groups("attention")).max()
     np.testing.assert_allclose(whole.groups("attention"), merged.groups("attention"), rtol=1e-6, atol=1e-6)
-    return {"seconds": seconds, "largest_group_difference": float(difference)}
+    return {"largest_group_difference": float(difference)}
 
 
 def write_examples(path: Path, examples: int) -> None:
@@ -172,44 +170,49 @@ def write_examples(path: Path, examples: int) -> None:
 
 def main() -> None:
     """Run all cases, each in a process of its own, and write the results."""
-    ways = in_fresh_process(compare_ways)
-    bare = min(seconds for name, seconds in ways.items() if name.startswith("matrix product"))
-    shape = f"{TESTS} x {EXAMPLES}"
+    ways = in_fresh_process(compare_ways)["timings"]
+    bare = min((one for name, one in ways.items() if name.startswith("matrix product")), key=lambda one: one.seconds)
     rows = [
-        {"way": name, "tests x examples": shape, "seconds": seconds, "times the matrix product": seconds / bare}
-        for name, seconds in ways.items()
-        if name != "peak_mib"
+        {**_row(name, TESTS, EXAMPLES, timing), "times the matrix product": timing.seconds / bare.seconds}
+        for name, timing in ways.items()
     ]
     growth = []
     with tempfile.TemporaryDirectory() as folder:
         for tests, examples in [(TESTS, EXAMPLES), *((GROWTH_TESTS, size) for size in GROWTH_EXAMPLES)]:
             path = Path(folder) / f"{examples}.parquet"
             write_examples(path, examples)
-            row = in_fresh_process(score_file, path, tests, examples)
-            growth.append(
-                {
-                    "way": "fast, from disk",
-                    "tests x examples": f"{tests} x {examples}",
-                    "seconds": row["seconds"],
-                    "peak MiB": row["peak_mib"],
-                    "us per example": 1e6 * row["seconds"] / examples,
-                }
-            )
+            found = in_fresh_process(score_file, path, tests, examples)
+            row = _row("fast, from disk", tests, examples, found["timing"])
+            growth.append({**row, "peak MiB": found["peak_mib"]})
         parts = in_fresh_process(score_in_parts, path, tests, examples)
+    fast, loop, pairs = (ways[name] for name in ("fast", "dense matrix and loop", "pair by pair"))
     first, last = growth[1], growth[-1]
     report(
         "scoring",
         rows + growth,
-        matrix_rate_gflops=2e-9 * TESTS * EXAMPLES * DIMENSION / bare,
-        fast_over_matrix_product=ways["fast"] / bare,
-        dense_loop_over_fast=ways["dense matrix and loop"] / ways["fast"],
-        pair_by_pair_over_fast=ways["pair by pair"] / ways["fast"],
-        time_per_example_at_1m_over_250k=last["us per example"] / first["us per example"],
+        matrix_rate_gflops=2e-9 * TESTS * EXAMPLES * DIMENSION / bare.seconds,
+        fast_over_matrix_product=fast.seconds / bare.seconds,
+        fast_over_matrix_product_cpu=fast.cpu_seconds / bare.cpu_seconds,
+        dense_loop_over_fast=loop.seconds / fast.seconds,
+        pair_by_pair_over_fast=pairs.seconds / fast.seconds,
+        us_per_example_1m_over_250k=last["us per example"] / first["us per example"],
+        cpu_us_per_example_1m_over_250k=last["cpu us per example"] / first["cpu us per example"],
         parts=PARTS,
         parts_same_top_lists=True,
         parts_largest_group_difference=parts["largest_group_difference"],
         scaled=f"the plain ways were run for {LOOPED_TESTS} of the {TESTS} tests, and their seconds scaled up",
     )
+
+
+def _row(way: str, tests: int, examples: int, timing: Timing) -> dict[str, Any]:
+    return {
+        "way": way,
+        "tests x examples": f"{tests} x {examples}",
+        "seconds": timing.seconds,
+        "cpu seconds": timing.cpu_seconds,
+        "us per example": 1e6 * timing.seconds / examples,
+        "cpu us per example": 1e6 * timing.cpu_seconds / examples,
+    }
 
 
 if __name__ == "__main__":
