@@ -1,5 +1,7 @@
 """Make the encoder before training: a pretrained one with a random projection, or a small builtin."""
 
+import itertools
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from workflow_scripts.lib.tables import read_table
 from workflow_scripts.lib.text import encoder_texts
 
 BUILTIN = "builtin:small"
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 def init_encoder(
@@ -61,9 +64,7 @@ def small_encoder(
     seed: int,
 ) -> AttributionEncoder:
     """Return a small BERT with random weights and a WordPiece vocabulary of `texts`."""
-    pieces = BertWordPieceTokenizer(lowercase=True)
-    pieces.train_from_iterator(texts, vocab_size=vocabulary, min_frequency=2, show_progress=False)
-    tokenizer = BertTokenizerFast(tokenizer_object=pieces._tokenizer)
+    tokenizer = BertTokenizerFast(vocab=wordpieces(texts, vocabulary), do_lower_case=True)
     torch.manual_seed(derive_seed(seed, "encoder"))
     config = BertConfig(
         vocab_size=len(tokenizer),
@@ -76,6 +77,26 @@ def small_encoder(
     transformer = BertModel(config, add_pooling_layer=False)
     projection = random_projection(hidden, dimension, derive_seed(seed, "projection"))
     return AttributionEncoder(transformer, tokenizer, projection, max_tokens)
+
+
+def wordpieces(texts: Sequence[str], vocabulary: int) -> dict[str, int]:
+    """Return a lower-case WordPiece vocabulary of `texts`, token to id; the same texts give the same one."""
+    trainer = BertWordPieceTokenizer(lowercase=True)
+    counts = Counter(itertools.chain.from_iterable(trainer.normalize(text) for text in texts))
+    counts = Counter({character: count for character, count in counts.items() if not character.isspace()})
+    alphabet = sorted(counts, key=lambda character: (-counts[character], character))[: vocabulary // 4]
+    # Left to itself, the trainer numbers `##a`, `##b`, ... in the order of a hash table, and breaks ties by
+    # these numbers. As special tokens they are numbered first and in this order.
+    trainer.train_from_iterator(
+        texts,
+        vocab_size=vocabulary,
+        min_frequency=2,
+        show_progress=False,
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet),
+        special_tokens=[*SPECIAL_TOKENS, *(f"##{character}" for character in alphabet)],
+    )
+    return trainer.get_vocab()
 
 
 if __name__ == "__main__":
