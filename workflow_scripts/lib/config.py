@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from workflow_scripts.lib.errors import StudyError
+from workflow_scripts.methods import METHODS
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
@@ -197,8 +198,7 @@ class Evaluation(Section):
     subsets_per_job: Positive = Field(100, description="Subsets that one job fine-tunes.")
 
 
-METHODS = ("airrep", "airrep_mean", "untrained", "tfidf", "bm25", "length", "random")
-MethodName = Literal["airrep", "airrep_mean", "untrained", "tfidf", "bm25", "length", "random"]
+MethodName = Literal[*METHODS]
 
 
 class Scoring(Section):
