@@ -11,6 +11,7 @@ if not workflow.overwrite_configfiles:
 
 
 include: "rules/common.smk"
+include: "rules/inputs.smk"
 include: "rules/environment.smk"
 include: "rules/study.smk"
 include: "rules/corpora.smk"

@@ -29,6 +29,11 @@ def spec(stage):
     return values
 
 
+def environment_spec(wildcards, resources):
+    gpus = resources.get("gpu", 0) or int("gpu" in resources.get("gres", ""))
+    return {"version": 1, "gpus": gpus, "require_gpu": bool(resources.get("require_gpu", 0))}
+
+
 def memory(stage):
     """MiB that a job asks for; a retry asks for half as much again."""
 
@@ -45,16 +50,3 @@ def runtime(stage):
         return plan_of_study.runtime_minutes(stage) * attempt
 
     return minutes
-
-
-def train_tokens(wildcards):
-    return f"{RESULTS}/tokens/{plan_of_study.corpora_of(wildcards.pool)[0]}.parquet"
-
-
-def test_tokens(wildcards):
-    return f"{RESULTS}/tokens/{plan_of_study.corpora_of(wildcards.pool)[1]}.parquet"
-
-
-def language_model():
-    """The LM's folder as a named input, where the workflow makes it; a hub model is no file."""
-    return {"language_model": f"{RESULTS}/language_model"} if plan_of_study.has_builtin_lm else {}

@@ -1,11 +1,3 @@
-def source_files(wildcards):
-    return plan_of_study.source_files(wildcards.corpus)
-
-
-def corpora_left_out(wildcards):
-    return [f"{RESULTS}/corpora/{other}.parquet" for other in study.corpora[wildcards.corpus].without]
-
-
 rule prepare_corpus:
     """Read a corpus of any known shape into prompt, response and label; bad rows go aside with a reason."""
     input:
@@ -18,6 +10,8 @@ rule prepare_corpus:
         f"{RESULTS}/logs/prepare_corpus/{{corpus}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/prepare_corpus/{{corpus}}.tsv"
+    conda:
+        "../envs/airrep.yaml"
     resources:
         mem_mb=memory("prepare_corpus"),
         runtime=runtime("prepare_corpus"),

@@ -8,6 +8,8 @@ rule init_encoder:
         f"{RESULTS}/logs/init_encoder.log",
     benchmark:
         f"{RESULTS}/benchmarks/init_encoder/study.tsv"
+    conda:
+        "../envs/airrep.yaml"
     resources:
         mem_mb=memory("init_encoder"),
         runtime=runtime("init_encoder"),
@@ -31,6 +33,8 @@ rule train_encoder:
         f"{RESULTS}/logs/train_encoder.log",
     benchmark:
         f"{RESULTS}/benchmarks/train_encoder/study.tsv"
+    conda:
+        "../envs/airrep.yaml"
     threads: workflow.cores
     resources:
         mem_mb=memory("train_encoder"),

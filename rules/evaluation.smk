@@ -1,11 +1,3 @@
-def of_every_method(folder):
-    return expand(
-        f"{RESULTS}/{folder}/{{method}}/{{evaluation}}.parquet",
-        method=study.scoring.methods,
-        evaluation=study.evaluations,
-    )
-
-
 rule evaluate_lds:
     """Judge every method by its LDS, with interval and noise ceiling."""
     input:
@@ -19,6 +11,8 @@ rule evaluate_lds:
         f"{RESULTS}/logs/evaluate_lds.log",
     benchmark:
         f"{RESULTS}/benchmarks/evaluate_lds/study.tsv"
+    conda:
+        "../envs/airrep.yaml"
     resources:
         mem_mb=memory("evaluate_lds"),
         runtime=runtime("evaluate_lds"),

@@ -8,6 +8,8 @@ rule pretrain_base_lm:
         f"{RESULTS}/logs/pretrain_base_lm.log",
     benchmark:
         f"{RESULTS}/benchmarks/pretrain_base_lm/study.tsv"
+    conda:
+        "../envs/airrep.yaml"
     threads: workflow.cores
     resources:
         mem_mb=memory("pretrain_base_lm"),
@@ -30,6 +32,8 @@ rule tokenize_corpus:
         f"{RESULTS}/logs/tokenize_corpus/{{corpus}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/tokenize_corpus/{{corpus}}.tsv"
+    conda:
+        "../envs/airrep.yaml"
     resources:
         mem_mb=memory("tokenize_corpus"),
         runtime=runtime("tokenize_corpus"),

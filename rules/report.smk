@@ -24,6 +24,8 @@ rule write_report:
         f"{RESULTS}/logs/write_report.log",
     benchmark:
         f"{RESULTS}/benchmarks/write_report/study.tsv"
+    conda:
+        "../envs/airrep.yaml"
     resources:
         mem_mb=memory("write_report"),
         runtime=runtime("write_report"),

@@ -1,27 +1,3 @@
-def encoder_folder(wildcards):
-    return f"{RESULTS}/" + {"trained": "encoder", "untrained": "encoder_untrained"}[wildcards.encoder]
-
-
-def train_embeddings(wildcards):
-    return embeddings_of(wildcards, study.evaluations[wildcards.evaluation].train)
-
-
-def test_embeddings(wildcards):
-    return embeddings_of(wildcards, study.evaluations[wildcards.evaluation].test)
-
-
-def embeddings_of(wildcards, corpus):
-    encoder = plan_of_study.encoder_of(wildcards.method)
-    return f"{RESULTS}/embeddings/{encoder}/{corpus}.parquet" if encoder else []
-
-
-def corpus_of(role):
-    def corpus(wildcards):
-        return f"{RESULTS}/corpora/{getattr(study.evaluations[wildcards.evaluation], role)}.parquet"
-
-    return corpus
-
-
 rule embed_corpus:
     """Embed a corpus; rows that were embedded before keep their embedding."""
     input:
@@ -33,6 +9,8 @@ rule embed_corpus:
         f"{RESULTS}/logs/embed_corpus/{{encoder}}/{{corpus}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/embed_corpus/{{encoder}}/{{corpus}}.tsv"
+    conda:
+        "../envs/airrep.yaml"
     threads: workflow.cores
     resources:
         mem_mb=memory("embed_corpus"),
@@ -59,6 +37,8 @@ rule score_pairs:
         f"{RESULTS}/logs/score_pairs/{{method}}/{{evaluation}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/score_pairs/{{method}}/{{evaluation}}.tsv"
+    conda:
+        "../envs/airrep.yaml"
     resources:
         mem_mb=memory("score_pairs"),
         runtime=runtime("score_pairs"),

@@ -9,6 +9,8 @@ rule resolve_config:
         f"{RESULTS}/logs/resolve_config.log",
     benchmark:
         f"{RESULTS}/benchmarks/resolve_config/study.tsv"
+    conda:
+        "../envs/airrep.yaml"
     resources:
         mem_mb=memory("resolve_config"),
         runtime=runtime("resolve_config"),

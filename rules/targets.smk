@@ -1,8 +1,3 @@
-def blocks(wildcards):
-    names = plan_of_study.blocks(wildcards.pool)
-    return [f"{RESULTS}/targets/{wildcards.pool}/{name}.parquet" for name in names]
-
-
 rule sample_subsets:
     """Write down who is in which subset and validation set."""
     input:
@@ -15,6 +10,8 @@ rule sample_subsets:
         f"{RESULTS}/logs/sample_subsets/{{pool}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/sample_subsets/{{pool}}.tsv"
+    conda:
+        "../envs/airrep.yaml"
     resources:
         mem_mb=memory("sample_subsets"),
         runtime=runtime("sample_subsets"),
@@ -37,6 +34,8 @@ rule finetune_shard:
         f"{RESULTS}/logs/finetune_shard/{{pool}}/{{block}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/finetune_shard/{{pool}}/{{block}}.tsv"
+    conda:
+        "../envs/airrep.yaml"
     resources:
         mem_mb=memory("finetune_shard"),
         runtime=runtime("finetune_shard"),
@@ -56,6 +55,8 @@ rule collect_targets:
         f"{RESULTS}/logs/collect_targets/{{pool}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/collect_targets/{{pool}}.tsv"
+    conda:
+        "../envs/airrep.yaml"
     resources:
         mem_mb=memory("collect_targets"),
         runtime=runtime("collect_targets"),

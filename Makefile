@@ -1,0 +1,53 @@
+# make run: a study from nothing to its report. make test: everything that the tests need, then the tests.
+PYTHON ?= python3
+CORES ?= all
+CONFIG ?= config.yaml
+# More words for pip, e.g. PIP_OPTIONS="--extra-index-url ..." for another build of torch.
+PIP_OPTIONS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(PIP_OPTIONS)
+
+.PHONY: run smoke test lint slurm-test bench clean
+
+run: $(VENV)/.installed
+	$(BIN)/snakemake --cores $(CORES) --configfile $(CONFIG)
+	@$(BIN)/python -m workflow_scripts.show_results $(CONFIG)
+
+smoke:
+	@$(MAKE) --no-print-directory run CONFIG=configs/smoke.yaml
+
+test: lint
+	$(BIN)/pytest tests/unit tests/workflow
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/snakefmt --check Snakefile rules
+	$(BIN)/snakemake --lint
+
+# Needs slurmctld, slurmd and munged on this machine, and root.
+slurm-test: $(VENV)/.installed-test
+	$(BIN)/pytest tests/slurm
+
+bench: $(VENV)/.installed
+	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+# Results take hours to make, so they stay: remove results/<run> by hand.
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis *.egg-info
+
+$(VENV)/.installed: envs/requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "Python 3.11 or newer is needed, and $(PYTHON) is not: write e.g. make run PYTHON=python3.12" >&2; exit 1; }
+	@echo "Setting up $(VENV) with the versions of envs/requirements.lock (once, some minutes) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) -r envs/requirements.lock
+	@$(PIP) --no-deps --editable .
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed envs/requirements-test.lock
+	@echo "Adding what the tests need (envs/requirements-test.lock) ..."
+	@$(PIP) -r envs/requirements-test.lock
+	@touch $@

@@ -1,0 +1,57 @@
+# Which files a rule reads, where that depends on the study. No rules here.
+def train_tokens(wildcards):
+    return f"{RESULTS}/tokens/{plan_of_study.corpora_of(wildcards.pool)[0]}.parquet"
+
+
+def test_tokens(wildcards):
+    return f"{RESULTS}/tokens/{plan_of_study.corpora_of(wildcards.pool)[1]}.parquet"
+
+
+def language_model():
+    """The LM's folder as a named input, where the workflow makes it; a hub model is no file."""
+    return {"language_model": f"{RESULTS}/language_model"} if plan_of_study.has_builtin_lm else {}
+
+
+def source_files(wildcards):
+    return plan_of_study.source_files(wildcards.corpus)
+
+
+def corpora_left_out(wildcards):
+    return [f"{RESULTS}/corpora/{other}.parquet" for other in study.corpora[wildcards.corpus].without]
+
+
+def blocks(wildcards):
+    names = plan_of_study.blocks(wildcards.pool)
+    return [f"{RESULTS}/targets/{wildcards.pool}/{name}.parquet" for name in names]
+
+
+def encoder_folder(wildcards):
+    return f"{RESULTS}/" + {"trained": "encoder", "untrained": "encoder_untrained"}[wildcards.encoder]
+
+
+def train_embeddings(wildcards):
+    return embeddings_of(wildcards, study.evaluations[wildcards.evaluation].train)
+
+
+def test_embeddings(wildcards):
+    return embeddings_of(wildcards, study.evaluations[wildcards.evaluation].test)
+
+
+def embeddings_of(wildcards, corpus):
+    encoder = plan_of_study.encoder_of(wildcards.method)
+    return f"{RESULTS}/embeddings/{encoder}/{corpus}.parquet" if encoder else []
+
+
+def corpus_of(role):
+    def corpus(wildcards):
+        return f"{RESULTS}/corpora/{getattr(study.evaluations[wildcards.evaluation], role)}.parquet"
+
+    return corpus
+
+
+def of_every_method(folder):
+    return expand(
+        f"{RESULTS}/{folder}/{{method}}/{{evaluation}}.parquet",
+        method=study.scoring.methods,
+        evaluation=study.evaluations,
+    )
