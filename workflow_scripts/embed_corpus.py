@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from workflow_scripts.lib.encoder import load_encoder
 from workflow_scripts.lib.models import folder_hash
 from workflow_scripts.lib.progress import Progress, say
+from workflow_scripts.lib.specs import STAGE_VERSIONS
 from workflow_scripts.lib.stage import run_stage
 from workflow_scripts.lib.stored_embeddings import StoredEmbeddings
 from workflow_scripts.lib.tables import spec_hash, write_batches
@@ -44,6 +45,7 @@ def embed_corpus(
     """
     key = spec_hash(
         {
+            "version": STAGE_VERSIONS["embed_corpus"],
             "encoder": folder_hash(encoder),
             "prompt_words": prompt_words,
             "max_tokens": max_tokens,

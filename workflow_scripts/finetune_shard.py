@@ -13,6 +13,7 @@ from workflow_scripts.lib.finetuning import Finetuner
 from workflow_scripts.lib.language_model import TokenizedExample, load_language_model
 from workflow_scripts.lib.models import folder_hash
 from workflow_scripts.lib.progress import Progress, say
+from workflow_scripts.lib.specs import STAGE_VERSIONS
 from workflow_scripts.lib.stage import run_stage
 from workflow_scripts.lib.subsets import Fold, Sampling, corpus_ids
 from workflow_scripts.lib.tables import file_hash, read_metadata, read_table, spec_hash, write_table
@@ -57,6 +58,7 @@ def finetune_shard(
     runs = [(fold, index, seed) for fold in range(*folds) for index in range(*indexes) for seed in range(seeds)]
     key = spec_hash(
         {
+            "version": STAGE_VERSIONS["finetune_shard"],
             "model": folder_hash(language_model) if language_model else [model, revision],
             "tokens": file_hash(train_tokens, test_tokens),
             "sampling": sampling,

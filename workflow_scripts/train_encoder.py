@@ -21,6 +21,7 @@ from workflow_scripts.lib.encoder_training import (
 from workflow_scripts.lib.models import folder_hash
 from workflow_scripts.lib.progress import Progress, say
 from workflow_scripts.lib.seeds import generator
+from workflow_scripts.lib.specs import STAGE_VERSIONS
 from workflow_scripts.lib.stage import run_stage
 from workflow_scripts.lib.tables import file_hash, read_table, spec_hash, write_table
 from workflow_scripts.lib.text import encoder_texts
@@ -70,7 +71,9 @@ def train_encoder(
     beside `encoder`; a run that was stopped goes on from there to the same numbers.
     """
     values = {name: value for name, value in locals().items() if not isinstance(value, Path)}
-    key = spec_hash({**values, "data": file_hash(corpus, subsets, targets), "start": folder_hash(untrained)})
+    version = STAGE_VERSIONS["train_encoder"]
+    data, start = file_hash(corpus, subsets, targets), folder_hash(untrained)
+    key = spec_hash({**values, "version": version, "data": data, "start": start})
     model = load_encoder(untrained, max_tokens)
     objective = Objective(pooling, smallest_difference, largest_weight, learned_scale).to(model.device)
     folds = read_folds(subsets, targets)
