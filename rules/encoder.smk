@@ -37,6 +37,7 @@ rule train_encoder:
         "../envs/airrep.yaml"
     threads: workflow.cores
     resources:
+        gpu=1,
         mem_mb=memory("train_encoder"),
         runtime=runtime("train_encoder"),
     params:

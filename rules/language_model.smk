@@ -12,6 +12,7 @@ rule pretrain_base_lm:
         "../envs/airrep.yaml"
     threads: workflow.cores
     resources:
+        gpu=1,
         mem_mb=memory("pretrain_base_lm"),
         runtime=runtime("pretrain_base_lm"),
     params:

@@ -13,6 +13,7 @@ rule embed_corpus:
         "../envs/airrep.yaml"
     threads: workflow.cores
     resources:
+        gpu=1,
         mem_mb=memory("embed_corpus"),
         runtime=runtime("embed_corpus"),
     params:

@@ -37,6 +37,7 @@ rule finetune_shard:
     conda:
         "../envs/airrep.yaml"
     resources:
+        gpu=1,
         mem_mb=memory("finetune_shard"),
         runtime=runtime("finetune_shard"),
     params:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from workflow_scripts.lib.errors import StudyError
+from workflow_scripts.lib.gpus import pinned
 from workflow_scripts.lib.tables import spec_hash, table_metadata
 
 
@@ -25,7 +26,7 @@ def run_stage(smk: Any, stage: Callable[..., object]) -> None:
     _use_threads(smk.threads)
     with _log_to(smk.log[0]):
         try:
-            with table_metadata(stage=smk.rule, spec=spec_hash(smk.params.spec)):
+            with pinned(smk.resources.get("gpu", 0)), table_metadata(stage=smk.rule, spec=spec_hash(smk.params.spec)):
                 stage(**arguments)
         except StudyError as error:
             print(f"\nerror in {smk.rule}: {error}", file=sys.stderr, flush=True)
