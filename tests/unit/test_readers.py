@@ -222,3 +222,9 @@ def test_the_hub_gets_the_token_of_the_environment_and_no_message_shows_it(monke
     with pytest.raises(StudyError):
         list(read_rows("org/name"))
     assert received["token"] is False
+
+
+def test_one_file_of_a_hub_dataset_with_a_script_is_read_by_its_address(tmp_path):
+    (tmp_path / "rows.json").write_text('[{"instruction": "a", "output": "b"}]')
+    (row,) = read_rows("json", data_files=str(tmp_path / "rows.json"))
+    assert row.cells == {"instruction": "a", "output": "b"}

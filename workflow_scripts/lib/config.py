@@ -49,7 +49,11 @@ class Corpus(Section):
     config_name: str | None = Field(None, description="Hub only: the dataset's config name.")
     split: str = Field("train", description="Hub only: the split.")
     revision: str | None = Field(None, description="Hub only: a commit or tag, to pin the data.")
-    data_files: str | None = Field(None, description="Hub only: file or pattern inside the dataset.")
+    data_files: str | None = Field(
+        None,
+        description="Hub only: file or pattern inside the dataset; with `source: json`, `csv` or `parquet`, the "
+        "`hf://` address of a file.",
+    )
     columns: dict[Literal["prompt", "response", "messages", "label"], str] = Field(
         default_factory=dict,
         description="Column names, where the shape is not recognised by itself, e.g. `{label: task}`.",
