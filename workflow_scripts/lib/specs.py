@@ -28,6 +28,7 @@ STAGE_VERSIONS = {
     "train_encoder": 1,
     "embed_corpus": 1,
     "score_pairs": 1,
+    "check_leaks": 1,
     "evaluate_lds": 1,
     "write_report": 1,
 }
@@ -201,6 +202,9 @@ class StudyPlan:
             "top": self.study.scoring.top,
             "tile_examples": self.study.scoring.tile_examples,
         }
+
+    def _check_leaks(self) -> dict[str, Any]:
+        return {"near_duplicate": self.study.judging.near_duplicate}
 
     def _evaluate_lds(self) -> dict[str, Any]:
         return {
