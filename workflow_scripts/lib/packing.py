@@ -121,9 +121,18 @@ def _packed_attention(
     dropout: float = 0.0,
     is_causal: bool | None = None,
     sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
     **_: object,
 ) -> tuple[torch.Tensor, None]:
-    """Attention over [1, heads, T, head size], within examples only; returns [1, T, heads, head size]."""
+    """Attention over [1, heads, T, head size], within examples only; returns [1, T, heads, head size].
+
+    Raises
+    ------
+    NotImplementedError: the model bends its attention weights (Gemma 2, GPT-OSS); it is read padded then.
+    """
+    if softcap is not None or s_aux is not None:
+        raise NotImplementedError("packed attention has neither soft caps nor attention sinks")
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     # [T, heads, head size]: the rows that buckets gather
     query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
