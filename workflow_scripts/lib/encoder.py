@@ -94,7 +94,8 @@ class AttributionEncoder(nn.Module):
         """Switch to packed attention if that leaves the embeddings as they are."""
         plain = self.transformer.config._attn_implementation
         random = np.random.default_rng(0)
-        sample = [random.integers(0, self.transformer.config.vocab_size, n) for n in (4, 7, 21)]
+        lengths = [min(length, self.max_tokens) for length in (4, 7, 21)]
+        sample = [random.integers(0, self.transformer.config.vocab_size, length) for length in lengths]
         with torch.inference_mode():
             expected = self(sample)
             try:

@@ -1,0 +1,92 @@
+"""A saved encoder is a plain sentence-transformers folder with the same vectors."""
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
+
+from workflow_scripts.init_encoder import init_encoder
+from workflow_scripts.lib.encoder import AttributionEncoder, load_encoder, random_projection
+from workflow_scripts.lib.tables import read_table
+from workflow_scripts.lib.text import encoder_text, encoder_texts
+
+
+@pytest.fixture(scope="module")
+def texts(tiny):
+    return [*encoder_texts(read_table(tiny.corpus), 256)[:40], "one", "many words " * 100]
+
+
+@pytest.fixture(scope="module")
+def vectors(tiny, texts):
+    model = load_encoder(tiny.untrained, 64)
+    assert model.packed
+    return model.encode(model.tokenize(texts), 16384)
+
+
+def test_sentence_transformers_gives_the_same_vectors(tiny, texts, vectors):
+    plain = SentenceTransformer(str(tiny.untrained), device="cpu")
+    found = plain.encode(texts, batch_size=7)
+    cosine = (found * vectors).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(vectors, axis=1)
+    assert cosine.min() >= 1 - 1e-5
+    np.testing.assert_allclose(found, vectors, atol=1e-4)
+    assert np.linalg.norm(found, axis=1).std() > 0.01  # not normalised
+    assert plain.similarity_fn_name == "dot"
+    assert plain.max_seq_length == 64
+    assert plain.get_embedding_dimension() == 16
+
+
+def test_transformers_gives_the_states_below_the_projection(tiny, texts, vectors):
+    model, tokenizer = AutoModel.from_pretrained(tiny.untrained), AutoTokenizer.from_pretrained(tiny.untrained)
+    projection = load_encoder(tiny.untrained, 64).projection
+    with torch.inference_mode():
+        for text, vector in zip(texts[:5], vectors, strict=False):
+            states = model(**tokenizer(text, truncation=True, return_tensors="pt")).last_hidden_state[0]
+            np.testing.assert_allclose(projection(states.mean(0)), vector, atol=1e-4)
+
+
+def test_batches_and_their_order_change_no_vector(tiny, texts, vectors):
+    model = load_encoder(tiny.untrained, 64)
+    tokens = model.tokenize(texts)
+    np.testing.assert_allclose(model.encode(tokens, 1), vectors, atol=1e-5)
+    np.testing.assert_allclose(model.encode(tokens[::-1], 500)[::-1], vectors, atol=1e-5)
+
+
+def test_padding_gives_the_vectors_of_packing(tiny, texts, vectors):
+    model = load_encoder(tiny.untrained, 64)
+    model.transformer.set_attn_implementation("sdpa")
+    model.packed = False
+    np.testing.assert_allclose(model.encode(model.tokenize(texts), 2000), vectors, atol=1e-5)
+
+
+def test_saving_again_changes_nothing(tiny, texts, vectors, tmp_path):
+    load_encoder(tiny.untrained, 64).save(tmp_path / "copy")
+    copy = load_encoder(tmp_path / "copy", 64)
+    assert (copy.encode(copy.tokenize(texts), 16384) == vectors).all()
+
+
+def test_texts_are_cut_where_the_model_ends(tiny):
+    config = BertConfig(
+        vocab_size=300, hidden_size=32, num_hidden_layers=1, num_attention_heads=1, max_position_embeddings=16
+    )
+    tokenizer = AutoTokenizer.from_pretrained(tiny.untrained)
+    model = AttributionEncoder(BertModel(config), tokenizer, random_projection(32, 8, 0), max_tokens=512)
+    assert model.max_tokens == 16
+    assert len(model.tokenize(["many words " * 100])[0]) == 16
+
+
+def test_the_prompt_is_cut_in_words_and_the_response_is_not():
+    assert encoder_text("a  b\nc d", "x y z", 3) == "Question: a  b\nc\nAnswer: x y z"
+    assert encoder_text("a b c", "x", 3) == "Question: a b c\nAnswer: x"
+
+
+def test_the_untrained_encoder_depends_on_corpus_and_seed_alone(tiny, tmp_path):
+    spec = {"model": "builtin:small", "revision": None, "trust_remote_code": False, "dimension": 16, "max_tokens": 64}
+    spec |= {"prompt_words": 256, "hidden": 32, "layers": 1, "vocabulary": 300}
+    init_encoder(tiny.corpus, tmp_path / "again", **spec, seed=1)
+    init_encoder(tiny.corpus, tmp_path / "other", **spec, seed=2)
+    for name in ("model.safetensors", "tokenizer.json", "2_Dense/model.safetensors"):
+        assert (tmp_path / "again" / name).read_bytes() == (tiny.untrained / name).read_bytes()
+    assert (tmp_path / "other" / "model.safetensors").read_bytes() != (
+        tiny.untrained / "model.safetensors"
+    ).read_bytes()
