@@ -32,7 +32,7 @@ class PoolStatus:
     diverged: int
     jobs_at_work: int
     seconds_left: float | None
-    judged_examples: int
+    judged_examples: int | None
 
 
 def pool_status(plan: StudyPlan, pool: str, now: float) -> PoolStatus:
@@ -46,6 +46,8 @@ def pool_status(plan: StudyPlan, pool: str, now: float) -> PoolStatus:
         whole = folder / f"{block}.parquet"
         singles = sorted(folder.glob(f".{block}.*.runs/*.parquet"), key=lambda path: path.stat().st_mtime)
         if whole.exists() and not singles:
+            # `tests: null`: how many there are is known from the first losses on.
+            judged = judged or len(pc.unique(read_table(whole, ["example_id"])["example_id"]))
             finished += pq.read_metadata(whole).num_rows // judged
             diverged += pc.sum(pc.equal(read_table(whole, ["status"])["status"], "diverged")).as_py() // judged
             continue
@@ -68,7 +70,7 @@ def show(plan: StudyPlan) -> None:
         status = pool_status(plan, pool, time.time())
         runs = f"{status.finished:,} of {status.runs:,}"
         size = status.judged_examples
-        targets = f"{status.finished * size:,} of {status.runs * size:,}"
+        targets = f"{status.finished * size:,} of {status.runs * size:,}" if size else "?"
         done = status.finished >= status.runs
         left = "done" if done else "?" if status.seconds_left is None else timedelta(seconds=round(status.seconds_left))
         print(f"  {pool:<16}{runs:>16}{targets:>28}{status.diverged:>10,}{status.jobs_at_work:>14}  {left}")

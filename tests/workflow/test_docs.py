@@ -103,9 +103,10 @@ def test_a_python_command_names_a_module_and_its_arguments(words):
     _, flag, module, *arguments = words
     assert flag == "-m"
     assert (ROOT / f"{module.replace('.', '/')}.py").exists()
-    if arguments:
-        assert module == "workflow_scripts.attribute"
+    if module == "workflow_scripts.attribute":
         arguments_parser().parse_args(arguments)
+    else:
+        assert all((ROOT / argument).exists() for argument in arguments)
 
 
 def test_there_is_no_other_kind_of_command():
