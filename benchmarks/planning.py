@@ -41,7 +41,7 @@ def make_outputs(folder: str, summary: str) -> int:
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        for name in ("Snakefile", "rules", "configs", "workflow_scripts", "docs", "envs"):
+        for name in ("Snakefile", "rules", "profiles", "configs", "workflow_scripts", "docs", "envs"):
             (Path(folder) / name).symlink_to(REPOSITORY / name)
         fresh, _ = snakemake(folder, "--dry-run", "--quiet")
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
