@@ -50,7 +50,7 @@ PYTHON = [words for words in COMMANDS if words[0] == "python"]
 def clone(tmp_path_factory):
     """A folder to run dry in, with what the docs take for granted; nothing in the checkout is touched."""
     folder = tmp_path_factory.mktemp("clone")
-    for name in ("configs", "docs", "envs", "rules", "slurm"):
+    for name in ("configs", "docs", "envs", "profiles", "rules", "slurm"):
         shutil.copytree(ROOT / name, folder / name)
     for name in ("Snakefile", "config.yaml"):
         shutil.copy(ROOT / name, folder / name)
