@@ -1,5 +1,6 @@
 """Collect the losses of all fine-tuning jobs of a pool and turn them into labels (paper, section 3.1)."""
 
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pyarrow as pa
 from workflow_scripts.lib.errors import StudyError
 from workflow_scripts.lib.progress import say
 from workflow_scripts.lib.stage import run_stage
-from workflow_scripts.lib.tables import read_table, write_batches
+from workflow_scripts.lib.tables import read_metadata, read_table, write_batches
 
 SCHEMA = pa.schema(
     [
@@ -44,8 +45,10 @@ def collect_targets(
 
     Raises
     ------
-    StudyError: a run is missing, or more than `max_diverged_share` of the runs diverged.
+    StudyError: blocks were made with different settings, a run is missing, or more than `max_diverged_share`
+    of the runs diverged.
     """
+    _check_settings(blocks)
     table = pa.concat_tables([read_table(path) for path in blocks])
     table = table.sort_by([(name, "ascending") for name in ("fold", "index", "seed")])
     runs = folds * subsets_per_fold * seeds
@@ -68,6 +71,18 @@ def collect_targets(
         (_fold_targets(table.slice(fold * rows, rows), fold, shape) for fold in range(folds)),
     )
     say(f"collect_targets {targets.stem}: {table.num_rows:,} targets of {runs:,} runs, {diverged.sum():,} diverged")
+
+
+def _check_settings(blocks: Sequence[Path]) -> None:
+    """Refuse a block that a job wrote which outlived its driver, after the study was changed and run again."""
+    made_with = {path: read_metadata(path).get("key") for path in blocks}
+    usual = statistics.mode(made_with.values())
+    strays = [str(path) for path, key in made_with.items() if key != usual]
+    if strays:
+        raise StudyError(
+            f"{', '.join(strays)} {'was' if len(strays) == 1 else 'were'} made with other settings than the other "
+            "blocks, perhaps by a job of an earlier run that was never cancelled. Delete it and run again."
+        )
 
 
 def _fold_targets(table: pa.Table, fold: int, shape: tuple[int, int, int]) -> pa.Table:

@@ -136,15 +136,22 @@ def processes() -> Iterator[tuple[psutil.Process, dict[str, str]]]:
                 yield process, environment
 
 
-def suspend(job: Job) -> list[psutil.Process]:
-    """Hold the stage of a job where it stands, as a hung file system does; return its processes."""
-    held = []
+def stage_processes(job: Job) -> list[psutil.Process]:
+    """Return the processes in which the stage of a job runs, without Snakemake's around it."""
+    found = []
     for process, environment in processes():
         with contextlib.suppress(psutil.Error):
             if environment["SLURM_JOB_ID"] == job.number and "/.snakemake/scripts/" in " ".join(process.cmdline()):
-                process.suspend()
-                held.append(process)
-    return held
+                found.append(process)
+    return found
+
+
+def hold(job: Job) -> bool:
+    """Hold the stage of a job where it stands, as a hung file system does; say whether there was one."""
+    held = stage_processes(job)
+    for process in held:
+        process.suspend()
+    return bool(held)
 
 
 class GpuWatch:

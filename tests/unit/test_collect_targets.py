@@ -91,3 +91,11 @@ def test_a_missing_run_stops(tmp_path):
     blocks = [block(tmp_path / "a.parquet", [0], [0, 1, 2]), block(tmp_path / "b.parquet", [1], [0, 1])]
     with pytest.raises(StudyError, match=r"10 targets, which is not a whole number for each of 6 runs"):
         collected(tmp_path, blocks)
+
+
+def test_a_block_of_other_settings_stops(tmp_path):
+    blocks = [block(tmp_path / f"{index}.parquet", [0, 1], [index]) for index in range(3)]
+    for path, key in zip(blocks, ["now", "before", "now"], strict=True):
+        write_table(path, read_table(path), key=key)
+    with pytest.raises(StudyError, match=r"1\.parquet was made with other settings.*Delete it"):
+        collected(tmp_path, blocks)

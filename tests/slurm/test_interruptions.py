@@ -1,0 +1,157 @@
+"""Jobs and drivers that are lost in mid-work on a real Slurm: same numbers, and nothing finished is done twice.
+
+A stage is held in mid-work before its job is taken away, so that no test depends on how fast the machine is.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field
+
+import pytest
+from cluster import output, wait_until
+from driving import SLOWER, Checkout, Driver, Job, hold, job_state, running_jobs, stage_processes
+
+SHARDS = [f"f000{fold}_s0000" for fold in range(4)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(smoke, tmp_path_factory):
+    """The slower study, computed on this machine without Slurm while the tests break theirs."""
+    checkout = smoke.checkout.copy(tmp_path_factory.mktemp("undisturbed") / "clone")
+    cores = f"--cores={min(8, os.cpu_count())}"
+    driver = checkout.start(*SLOWER, cores, "--", "targets", "lds", profile=())
+    yield checkout, driver
+    driver.kill()
+
+
+def assert_same(checkout: Checkout, undisturbed: tuple[Checkout, Driver], *names: str) -> None:
+    reference, driver = undisturbed
+    assert driver.wait() == 0, driver.screen()[-3000:]
+    for name in names:
+        measured = ["seconds"] if name == "evaluation/lds.parquet" else []
+        assert checkout.table(name, *measured).equals(reference.table(name, *measured)), f"{name} differs"
+
+
+def hold_shard(checkout: Checkout, shard: str) -> Job:
+    """Wait until a shard has finished a run, hold it, and return its job."""
+    purpose = f"rule_finetune_shard_wildcards_train_{shard}"
+    wait_until(lambda: running_jobs(purpose) and checkout.finished_runs(shard), f"a run of {shard}", 180)
+    (job,) = running_jobs(purpose)
+    assert hold(job), f"{shard} ended before it could be held"
+    return job
+
+
+def went_on_from(log: str, title: str) -> int:
+    """Return how many units of work the last attempt found done, by its log."""
+    found = re.search(rf"{title}.*: going on from (\d+) of \d+", log)
+    assert found, f"{title} began anew:\n{log}"
+    return int(found.group(1))
+
+
+@dataclass
+class Losses:
+    """What was taken from the study, and how far each shard had come."""
+
+    checkout: Checkout
+    driver: Driver
+    lost: dict[str, tuple[str, Job]] = field(default_factory=dict)
+    finished: dict[str, int] = field(default_factory=dict)
+    steps: int = 0
+
+
+@pytest.fixture(scope="module")
+def losses(cluster, smoke, undisturbed, tmp_path_factory):
+    """The slower study, whose shards and training lose their jobs in every way there is."""
+    checkout = smoke.checkout.copy(tmp_path_factory.mktemp("losses") / "clone")
+    study = Losses(checkout, checkout.start(*SLOWER, "--", "targets", "lds"))
+    jobs = {shard: hold_shard(checkout, shard) for shard in SHARDS}
+    study.finished = {shard: checkout.finished_runs(shard) for shard in SHARDS}
+
+    on_node1 = [shard for shard in SHARDS if jobs[shard].node == "node1"]
+    on_node2 = [shard for shard in SHARDS if jobs[shard].node == "node2"]
+    assert len(on_node1) >= 2, f"the shards are not spread as expected: {jobs}"
+    assert on_node2, f"the shards are not spread as expected: {jobs}"
+    cancelled, timed_out = on_node1[:2]
+    output("scancel", jobs[cancelled].number)
+    output("scontrol", "update", f"JobId={jobs[timed_out].number}", "EndTime=now+1")
+    cluster.lose_node("node2")
+    study.lost = {cancelled: ("CANCELLED", jobs[cancelled]), timed_out: ("TIMEOUT", jobs[timed_out])}
+    study.lost |= {shard: ("NODE_FAIL", jobs[shard]) for shard in on_node2}
+    for shard, (state, job) in study.lost.items():
+        wait_until(lambda state=state, job=job: job_state(job) == state, f"{shard} to be {state}", 120)
+    cluster.start_node("node2")
+
+    state = ".encoder.*.state/state.safetensors"
+    wait_until(lambda: any(checkout.results.glob(state)), "a checkpoint of the encoder", 400)
+    (training,) = running_jobs("rule_train_encoder")
+    assert hold(training), "the training ended before it could be held"
+    output("scancel", training.number)
+    assert study.driver.wait() == 0, study.driver.screen()[-5000:]
+    return study
+
+
+def test_every_kind_of_loss_is_sent_again_once(losses):
+    assert {state for state, _ in losses.lost.values()} == {"CANCELLED", "TIMEOUT", "NODE_FAIL"}
+    for shard, (state, job) in losses.lost.items():
+        assert f"SLURM-job '{job.number}' failed" in losses.driver.screen(), f"{shard}: {state} went unnoticed"
+    assert losses.driver.submitted().count("finetune_shard") == len(SHARDS) + 1 + len(losses.lost)
+    assert losses.driver.submitted().count("train_encoder") == 2
+
+
+def test_shards_go_on_from_their_last_finished_run(losses):
+    for shard in losses.lost:
+        log = losses.checkout.log(f"finetune_shard/train/{shard}")
+        assert went_on_from(log, "finetune_shard train") >= losses.finished[shard] >= 1
+
+
+def test_training_goes_on_from_its_last_checkpoint(losses):
+    assert went_on_from(losses.checkout.log("train_encoder"), "train_encoder") >= 10
+
+
+def test_after_all_losses_the_numbers_are_those_of_an_undisturbed_run(losses, undisturbed):
+    assert_same(losses.checkout, undisturbed, "targets/train.parquet", "targets/heldout.parquet")
+    assert_same(losses.checkout, undisturbed, "evaluation/lds.parquet")
+
+
+@pytest.fixture
+def abandoned(smoke, tmp_path):
+    """A checkout whose driver was killed while a shard was in mid-work, and that shard's job."""
+    checkout = smoke.checkout.copy(tmp_path / "clone")
+    driver = checkout.start(*SLOWER, "--", "targets")
+    job = hold_shard(checkout, SHARDS[0])
+    driver.kill()
+    again = checkout.start(*SLOWER, "--", "targets")
+    assert again.wait(120) == 1, "a second driver must not wait for the first one's lock"
+    assert "--unlock" in again.screen()
+    return checkout, job
+
+
+def test_after_a_killed_driver_the_readme_says_what_to_type(abandoned, undisturbed):
+    checkout, _ = abandoned
+    finished = checkout.finished_runs(SHARDS[0])
+    logs = sorted((checkout.folder / ".snakemake" / "log").iterdir())
+    run_ids = re.findall(r"SLURM run ID: (\S+)", "".join(log.read_text() for log in logs))
+    output("scancel", f"--name={run_ids[-1]}")
+    wait_until(lambda: not running_jobs("rule_finetune_shard"), "all jobs of the killed driver to end")
+    checkout.run(*SLOWER, "--unlock")
+    checkout.run(*SLOWER, "--", "targets")
+    assert went_on_from(checkout.log(f"finetune_shard/train/{SHARDS[0]}"), "finetune_shard train") >= finished
+    assert_same(checkout, undisturbed, "targets/train.parquet")
+
+
+def test_without_scancel_a_twin_damages_nothing(abandoned, undisturbed):
+    checkout, job = abandoned
+    wait_until(lambda: running_jobs("rule_finetune_shard") == [job], "the other shards to end without a driver", 180)
+    checkout.run(*SLOWER, "--unlock")
+    checkout.run(*SLOWER, "--", "targets")
+    assert_same(checkout, undisturbed, "targets/train.parquet")
+    before = checkout.table(f"targets/train/{SHARDS[0]}.parquet")
+    for process in stage_processes(job):
+        process.resume()
+    wait_until(lambda: not running_jobs("rule_finetune_shard"), "the twin to end", 180)
+    assert checkout.table(f"targets/train/{SHARDS[0]}.parquet").equals(before)
+    again = checkout.run(*SLOWER, "--", "targets")
+    assert again.submitted() == []
+    assert_same(checkout, undisturbed, "targets/train.parquet")
