@@ -1,0 +1,157 @@
+"""What runs: job counts of the studies, and which rules a change runs again."""
+
+import json
+import re
+from collections import Counter
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from workflow_scripts.lib.config import load_study
+from workflow_scripts.lib.specs import StudyPlan
+
+# Every change of a value stands in the resolved config, which the report shows.
+ALWAYS = {"resolve_config": 1, "write_report": 1}
+BELOW_ENCODER = {"embed_corpus": 2, "score_pairs": 2, "evaluate_lds": 1}
+BELOW_TARGETS = {"train_encoder": 1, **BELOW_ENCODER}
+HELDOUT_AGAIN = {"sample_subsets": 1, "finetune_shard": 1, "collect_targets": 1, "check_leaks": 1, "evaluate_lds": 1}
+OTHER = {"train": "pool", "test": "tests", "tests": 10, "subsets": 4, "subset_examples": 16, "subsets_per_job": 2}
+
+STUDIES = {
+    "configs/smoke.yaml": {"prepare_corpus": 4, "finetune_shard": 2 + 1, "score_pairs": 7, "embed_corpus": 4},
+    "config.yaml": {"prepare_corpus": 4, "finetune_shard": 4 + 2, "score_pairs": 7, "embed_corpus": 4},
+}
+PAPERS = ["paper_flan", "paper_ultrachat"]
+
+CHANGES = {
+    "report": ({"report__characters": 100}, {}),
+    "bootstrap": ({"judging__bootstrap": 50}, {"evaluate_lds": 1}),
+    "near duplicates": ({"judging__near_duplicate": 0.8}, {"check_leaks": 1, "evaluate_lds": 1}),
+    "top": ({"scoring__top": 3}, {"score_pairs": 7, "evaluate_lds": 1}),
+    "methods": ({"scoring__methods": ["airrep", "tfidf"]}, {"evaluate_lds": 1}),
+    "embedding precision": (
+        {"scoring__embedding_precision": "float32"},
+        {"embed_corpus": 4, "score_pairs": 3, "evaluate_lds": 1},
+    ),
+    "encoder steps": ({"encoder_training__steps": 30}, BELOW_TARGETS),
+    "encoder layers": (
+        {"encoder__layers": 0},
+        {"init_encoder": 1, "train_encoder": 1, "embed_corpus": 4, "score_pairs": 3, "evaluate_lds": 1},
+    ),
+    "diverged share": ({"finetuning__max_diverged_share": 0.5}, {"collect_targets": 2, **BELOW_TARGETS}),
+    "learning rate": (
+        {"finetuning__learning_rate": 2e-3},
+        {"finetune_shard": 3, "collect_targets": 2, **BELOW_TARGETS},
+    ),
+    "LM": (
+        {"language_model__pretraining__steps": 25},
+        {"pretrain_base_lm": 1, "tokenize_corpus": 3, "sample_subsets": 2, "finetune_shard": 3, "collect_targets": 2}
+        | BELOW_TARGETS
+        | {"check_leaks": 1, "score_pairs": 7},
+    ),
+    "evaluation seeds": (
+        {"evaluations__heldout__seeds": 3},
+        {"finetune_shard": 1, "collect_targets": 1, "evaluate_lds": 1},
+    ),
+    "test corpus": (
+        {"corpora__tests__limit": 41},
+        {**HELDOUT_AGAIN, "prepare_corpus": 1, "tokenize_corpus": 1, "embed_corpus": 2, "score_pairs": 7},
+    ),
+    "two more folds": (
+        {"targets__folds": 6},
+        {"sample_subsets": 1, "finetune_shard": 1, "collect_targets": 1, **BELOW_TARGETS},
+    ),
+    "one more evaluation set": (
+        {"evaluations__other": OTHER},
+        {**HELDOUT_AGAIN, "finetune_shard": 2, "score_pairs": 7},
+    ),
+}
+
+
+@pytest.mark.parametrize("config", STUDIES)
+def test_job_counts_of_a_study(fresh, config):
+    counts = fresh.planned(config)
+    rest = dict.fromkeys(["pretrain_base_lm", "init_encoder", "train_encoder", "check_leaks", "evaluate_lds"], 1)
+    expected = {"tokenize_corpus": 3, "sample_subsets": 2, "collect_targets": 2, **rest, **ALWAYS, **STUDIES[config]}
+    assert counts == Counter(expected)
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_job_counts_of_the_papers_studies(fresh, name):
+    """That they are 10,000 subsets and 10,000,000 targets is tested in test_specs."""
+    config = fresh.folder / "configs" / f"{name}.yaml"
+    plan = StudyPlan(load_study(yaml.safe_load(config.read_text(encoding="utf-8"))))
+    counts = fresh.planned(config)
+    assert counts["finetune_shard"] == sum(len(plan.blocks(pool)) for pool in plan.pools)
+    assert counts["score_pairs"] == len(plan.study.scoring.methods) * len(plan.study.evaluations)
+    assert (counts["train_encoder"], counts["pretrain_base_lm"]) == (1, 0)
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_change_runs_these_rules_again_and_no_other(finished, name):
+    changes, expected = CHANGES[name]
+    assert finished.planned(**changes) == Counter(expected | ALWAYS)
+
+
+def test_one_more_evaluation_set_needs_no_training_fold(finished):
+    study = finished.study({"evaluations__other": OTHER})
+    done = finished.snakemake("--dry-run", "--configfile", str(study))
+    blocks = set(re.findall(r"output: results/smoke/targets/(\w+)/\w+\.parquet", done.stdout))
+    assert blocks == {"other"}
+
+
+def test_two_more_folds_fine_tune_theirs_alone(finished):
+    done = finished.snakemake("--dry-run", "--configfile", str(finished.study({"targets__folds": 6})))
+    assert re.findall(r"output: results/smoke/targets/(\w+/\w+)\.parquet", done.stdout) == ["train/f0002_s0000"]
+
+
+def test_only_rows_appended_to_a_scored_corpus_are_embedded(finished, tmp_path):
+    workspace = finished.copy(tmp_path / "copy")
+    wanted = "results/smoke/embeddings/trained/pool.parquet"
+    rows = pq.read_table(workspace.results / "corpora" / "pool.parquet", columns=["prompt", "response"]).to_pylist()
+    local = {"corpora__pool": {"source": "pool.jsonl"}}
+    before = pq.read_table(workspace.folder / wanted).to_pylist()
+
+    def embedded():
+        done = workspace.smoke(wanted, **local)
+        assert done.returncode == 0, done.stdout
+        assert "rule train_encoder" not in done.stdout
+        return re.search(r"embed_corpus pool: (.*) new embeddings, (.*) kept", done.stdout).groups()
+
+    source = workspace.folder / "pool.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert embedded() == ("0", "300")  # the same rows from another source
+    with source.open("a") as file:
+        file.write(json.dumps({"prompt": "Which colour is new?", "response": "This one."}) + "\n")
+    assert embedded() == ("1", "300")
+    assert pq.read_table(workspace.folder / wanted).to_pylist()[:300] == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"targets__fold": 3}, "targets.fold: no such key; did you mean 'folds'?"),
+        ({"targets__folds": "many"}, "targets.folds: Input should be a valid integer"),
+        ({"targets__corpus": "other"}, "targets.corpus: there is no corpus 'other'"),
+    ],
+)
+def test_a_wrong_config_is_one_clear_message(fresh, changes, message):
+    done = fresh.smoke("--dry-run", **changes)
+    assert done.returncode == 1
+    assert message in done.stdout
+    assert "study.yaml has 1 wrong key(s)" in done.stdout
+    assert "Traceback" not in done.stdout
+
+
+def test_a_corpus_that_is_too_small_stops_with_a_clear_message(finished, tmp_path):
+    workspace = finished.copy(tmp_path / "copy")
+    done = workspace.smoke("results/smoke/subsets/heldout.parquet", evaluations__heldout__tests=4000)
+    assert done.returncode == 1
+    assert "error in sample_subsets: heldout: 4,000 test examples are needed, but the corpus has only 40" in done.stdout
+    assert "Traceback" not in done.stdout
+
+
+def test_the_workflow_is_clean_for_the_linter(fresh):
+    done = fresh.snakemake("--lint")
+    assert done.returncode == 0, done.stdout

@@ -1,0 +1,124 @@
+"""The smoke study end to end: every artifact, with the columns of docs/artifacts.md, and nothing to do twice."""
+
+import json
+import math
+import re
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from sentence_transformers import SentenceTransformer
+
+METHODS = ("airrep", "airrep_mean", "untrained", "tfidf", "bm25", "length", "random")
+CONTRACT = {
+    "corpora/*.parquet": "example_id int64, prompt string, response string, messages list<struct<role: string, "
+    "content: string>>, label string, source_row int64, hash string",
+    "corpora/*.rejected.parquet": "source_row int64, source_file string, reason string",
+    "tokens/*.parquet": "example_id int32, input_ids list<int32>, prompt_tokens int32, cut_tokens int32",
+    "tokens/*.rejected.parquet": "example_id int32, reason string",
+    "subsets/*.parquet": "fold int32, subset int32, example_ids list<int32>",
+    "subsets/*.validation.parquet": "fold int32, example_ids list<int32>",
+    "targets/*/*.parquet": "fold int32, index int32, seed int32, example_id int32, base_loss float, loss float, "
+    "status string",
+    "targets/*.parquet": "fold int32, subset int32, seed int32, example_id int32, loss float, delta halffloat, "
+    "label halffloat, status string",
+    "encoder.log.parquet": "step int32, loss float, validation_lds float, seconds float",
+    "embeddings/*/*.parquet": "example_id int32, hash string, embedding fixed_size_list<halffloat>[32]",
+    "scores/*/*.parquet": "test_id int32, sign string, rank int32, example_id int32, score float",
+    "groups/*/*.parquet": "test_id int32, subset int32, pooling string, score float",
+    "evaluation/lds.parquet": "method string, evaluation string, pooling string, lds double, ci_low double, "
+    "ci_high double, ceiling double, seed_agreement double, n_tests int32, n_subsets int32, seconds double, "
+    "bytes_per_example double",
+    "evaluation/differences.parquet": "method_a string, pooling_a string, method_b string, pooling_b string, "
+    "evaluation string, difference double, ci_low double, ci_high double",
+    "evaluation/leaks.parquet": "evaluation string, test_id int32, example_id int32, similarity float",
+}
+ROWS = {
+    "corpora/train.parquet": 400,
+    "targets/train.parquet": 4 * 6 * 10,
+    "targets/heldout.parquet": 8 * 2 * 20,
+    "subsets/train.parquet": 4 * 6,
+    "subsets/heldout.parquet": 8,
+    "encoder.log.parquet": 21,
+    "embeddings/trained/pool.parquet": 300,
+    "scores/airrep/heldout.parquet": 20 * 2 * 5,
+    "groups/airrep/heldout.parquet": 20 * 8,
+}
+
+
+def tables(results, pattern):
+    """Files of a pattern; `a.rejected.parquet` is not one of `*.parquet`."""
+    return [path for path in sorted(results.glob(pattern)) if path.name.count(".") == pattern.count(".")]
+
+
+def columns(path):
+    schema = pq.read_schema(path)
+    types = (re.sub(r"(list|fixed_size_list)<\w+: ", r"\1<", str(field.type)) for field in schema)
+    return ", ".join(f"{name} {kind}" for name, kind in zip(schema.names, types, strict=True)).replace(" not null", "")
+
+
+@pytest.mark.parametrize("pattern", CONTRACT)
+def test_artifacts_have_the_columns_of_the_contract(finished, pattern):
+    paths = tables(finished.results, pattern)
+    assert paths
+    for path in paths:
+        assert columns(path) == CONTRACT[pattern], path.name
+        metadata = pq.read_schema(path).metadata
+        assert {b"airrep.schema_version", b"airrep.stage", b"airrep.spec"} <= metadata.keys()
+
+
+def test_every_table_is_in_the_contract(finished):
+    expected = {path for pattern in CONTRACT for path in tables(finished.results, pattern)}
+    assert set(finished.results.rglob("*.parquet")) == expected
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_artifacts_have_all_their_rows(finished, name):
+    assert pq.read_metadata(finished.results / name).num_rows == ROWS[name]
+
+
+def test_every_method_is_judged(finished):
+    rows = pq.read_table(finished.results / "evaluation" / "lds.parquet").to_pylist()
+    assert {row["method"] for row in rows} == set(METHODS)
+    for row in rows:
+        assert -1 <= row["ci_low"] <= row["lds"] <= row["ci_high"] <= 1
+        assert (row["n_tests"], row["n_subsets"]) == (20, 8)
+        assert math.isfinite(row["ceiling"])
+
+
+def test_what_is_judged_on_was_not_trained_on(finished):
+    prompts = {
+        name: set(pq.read_table(finished.results / "corpora" / f"{name}.parquet")["prompt"].to_pylist())
+        for name in ("train", "pool", "tests", "pretraining")
+    }
+    names = sorted(prompts)
+    for place, one in enumerate(names):
+        for other in names[place + 1 :]:
+            assert not prompts[one] & prompts[other], (one, other)
+
+
+def test_encoders_are_sentence_transformers_folders(finished):
+    for folder in ("encoder", "encoder_untrained"):
+        vectors = SentenceTransformer(str(finished.results / folder), device="cpu").encode(["Question: a\nAnswer: b"])
+        assert vectors.shape == (1, 32)
+
+
+def test_the_report_and_the_records_are_there(finished):
+    assert "<html" in (finished.results / "report.html").read_text(encoding="utf-8")[:500]
+    resolved = yaml.safe_load((finished.results / "config.resolved.yaml").read_text())
+    assert resolved["finetuning"]["weight_decay"] == 0.0  # a value that the study leaves to its default
+    provenance = json.loads((finished.results / "provenance.json").read_text())
+    assert set(provenance["data"]) == {"train", "pool", "tests", "pretraining"}
+    assert "torch" in provenance["versions"]
+
+
+def test_every_job_leaves_a_log_and_nothing_temporary_stays(finished):
+    assert (finished.results / "logs" / "finetune_shard" / "train" / "f0001_s0000.log").stat().st_size
+    assert not [path for path in finished.results.rglob(".*") if path.name != ".snakemake_timestamp"]
+
+
+def test_a_second_run_has_nothing_to_do(finished):
+    again = finished.smoke()
+    assert again.returncode == 0
+    assert "Nothing to be done" in again.stdout
+    assert not finished.planned()
