@@ -17,7 +17,6 @@ from workflow_scripts.lib.stage import run_stage
 from workflow_scripts.lib.tables import read_metadata, read_table, write_table
 from workflow_scripts.lib.tiles import CorpusScores
 from workflow_scripts.methods import METHODS, load_text_method
-from workflow_scripts.methods.embeddings import embedding_tiles, inner_products, read_embeddings
 from workflow_scripts.methods.texts import Texts
 
 
@@ -91,6 +90,9 @@ class _Source:
 
 
 def _open_embeddings(train: Path, test: Path, test_ids: np.ndarray, tile_examples: int) -> _Source:
+    # Imported here: torch takes seconds to load, and methods that score texts do without.
+    from workflow_scripts.methods.embeddings import embedding_tiles, inner_products, read_embeddings
+
     seconds = sum(float(read_metadata(path).get("seconds", 0)) for path in (train, test))
     tests = read_embeddings(test, test_ids)
     file = pq.read_metadata(train)
