@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
-from workflow_scripts.lib.encoder import load_encoder
+from workflow_scripts.lib.encoder import AttributionEncoder, load_encoder
 from workflow_scripts.lib.models import folder_hash
+from workflow_scripts.lib.processes import gather_rows, is_first, own_share
 from workflow_scripts.lib.progress import Progress, say
 from workflow_scripts.lib.specs import STAGE_VERSIONS
 from workflow_scripts.lib.stage import run_stage
@@ -37,6 +39,9 @@ def embed_corpus(
     `embeddings` exists and comes from the same encoder and settings, rows with the same content hash are
     taken from it. The file's metadata holds `encoder`, the hash of the encoder's folder, and `seconds`, the
     time that a full embedding takes at the rate measured.
+
+    In several processes (`lib.processes`), each tokenises and embeds its share of a block, and the first one
+    writes.
 
     Parameters
     ----------
@@ -77,8 +82,8 @@ def embed_corpus(
             new = stored.fill(hashes, vectors)
             if len(new):
                 start = time.monotonic()
-                tokens = model.tokenize(encoder_texts(pa.table(batch).take(new), prompt_words))
-                vectors[new] = model.encode(tokens, chunk_tokens, precision)
+                texts = encoder_texts(pa.table(batch).take(new), prompt_words)
+                vectors[new] = _embed(model, texts, chunk_tokens, precision)
                 seconds += time.monotonic() - start
                 embedded += len(new)
             progress.advance(len(hashes))
@@ -88,6 +93,10 @@ def embed_corpus(
                 names=schema.names,
             )
 
+    if not is_first():
+        for _ in tables():
+            pass
+        return
     write_batches(
         embeddings,
         schema,
@@ -97,6 +106,12 @@ def embed_corpus(
         measured=lambda: {"seconds": f"{seconds * rows / embedded if embedded else stored.seconds:.3f}"},
     )
     say(f"embed_corpus {corpus.stem}: {embedded:,} new embeddings, {rows - embedded:,} kept")
+
+
+def _embed(model: AttributionEncoder, texts: list[str], chunk_tokens: int, precision: str) -> np.ndarray:
+    share = own_share(np.fromiter((len(text) for text in texts), np.int64, len(texts)))
+    own = model.encode(model.tokenize([texts[i] for i in share]), chunk_tokens, precision)
+    return gather_rows(torch.from_numpy(own).to(model.device), share, len(texts)).cpu().numpy()
 
 
 if __name__ == "__main__":

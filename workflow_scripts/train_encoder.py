@@ -16,9 +16,11 @@ from workflow_scripts.lib.encoder_training import (
     Objective,
     backpropagate_step,
     draw_step,
+    encode_together,
     validation_lds,
 )
 from workflow_scripts.lib.models import folder_hash
+from workflow_scripts.lib.processes import agreed, is_first, wait_for_all
 from workflow_scripts.lib.progress import Progress, say
 from workflow_scripts.lib.seeds import generator
 from workflow_scripts.lib.specs import STAGE_VERSIONS
@@ -69,6 +71,10 @@ def train_encoder(
     `log` gets one row per step: the loss, the validation LDS where it was taken, and the seconds since the
     start. The last `validation_folds` folds are held back. After each validation the whole state is saved
     beside `encoder`; a run that was stopped goes on from there to the same numbers.
+
+    In several processes (`lib.processes`), each encodes its share of every step and of every validation; they
+    hold the same weights throughout, and the first one writes. Their number changes results by rounding only,
+    so a stopped run may go on with another number.
     """
     values = {name: value for name, value in locals().items() if not isinstance(value, Path)}
     version = STAGE_VERSIONS["train_encoder"]
@@ -85,11 +91,12 @@ def train_encoder(
     folder = encoder.with_name(f".{encoder.name}.{key}.state")
     state = TrainingState(folder, {"encoder": model, "objective": objective}, optimizer)
     state.restore()
+    wait_for_all()
     progress = Progress("train_encoder", steps, "steps", done=state.steps_done)
     started = time.monotonic() - (state.log[-1]["seconds"] if state.log else 0.0)
 
     def validate() -> float:
-        return validation_lds(model, objective, tokens, held_back, chunk_tokens, precision)
+        return agreed(validation_lds(model, objective, tokens, held_back, chunk_tokens, precision))
 
     if not state.log:
         if learned_scale:
@@ -111,10 +118,17 @@ def train_encoder(
         progress.advance(note=f"loss {loss:.4f}, best validation LDS {state.best_score:.3f}")
         if judged:
             say(f"train_encoder: validation LDS {score:.3f} after {step} steps")
-            state.save()
+            if is_first():
+                state.save()
             if patience and state.validations_since_best >= patience:
                 say(f"train_encoder: no better validation LDS in {patience} validations, so it stops here")
                 break
+    if is_first():
+        _publish(state, encoder, log)
+
+
+def _publish(state: TrainingState, encoder: Path, log: Path) -> None:
+    model, objective = state.modules["encoder"], state.modules["objective"]
     state.load_best()
     _fold_scale(model, objective)
     model.save(encoder)
@@ -166,8 +180,7 @@ def _start_scales(
     precision: str,
 ) -> None:
     ids = np.unique(np.concatenate([fold.tests, fold.members.reshape(-1)]))
-    embeddings = torch.from_numpy(model.encode([tokens[int(i)] for i in ids], chunk_tokens, precision))
-    embeddings = embeddings.to(model.device)
+    embeddings = encode_together(model, [tokens[int(i)] for i in ids], chunk_tokens, precision)
     tests = embeddings[torch.from_numpy(np.searchsorted(ids, fold.tests)).to(model.device)]
     members = torch.from_numpy(np.searchsorted(ids, fold.members)).to(model.device)
     objective.start_scales(tests, embeddings, members)

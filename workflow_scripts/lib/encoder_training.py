@@ -13,6 +13,7 @@ from workflow_scripts.lib.correlation import spearman_by_column
 from workflow_scripts.lib.encoder import AttributionEncoder
 from workflow_scripts.lib.language_model import autocast
 from workflow_scripts.lib.packing import token_budget
+from workflow_scripts.lib.processes import gather_rows, in_group, is_first, own_share, sum_gradients
 from workflow_scripts.lib.ranking import group_scores, ranking_loss
 from workflow_scripts.lib.seeds import generator
 
@@ -97,6 +98,9 @@ def backpropagate_step(
     gradients are cached: encode everything without a graph, take the loss and its gradient with respect to
     the embeddings, then encode again chunk by chunk and pass these gradients on. The result is the gradient
     of the whole loss.
+
+    Several processes each encode their share and take the loss of all embeddings; parameters must have no
+    gradient before, and have that of the whole loss after.
     """
     ids, examples = _distinct(tokens, draw)
     lengths = np.fromiter((len(example) for example in examples), np.int64, len(examples))
@@ -109,27 +113,41 @@ def backpropagate_step(
         with autocast(device, precision):
             return encoder([examples[i] for i in chosen]).float()
 
-    chunks = list(token_budget(lengths, chunk_tokens))
-    if len(chunks) == 1:
+    share = own_share(lengths)
+    chunks = list(token_budget(lengths[share], chunk_tokens))
+    if len(chunks) == 1 and not in_group():
         embeddings = encode(np.arange(len(examples)))
         loss = objective(embeddings[tests], embeddings, members, labels)
         loss.backward()
         return loss.item()
-    embeddings = torch.empty(len(examples), encoder.dimension, device=device)
+    own = torch.empty(len(share), encoder.dimension, device=device)
     with torch.no_grad():
-        for chosen in chunks:
-            embeddings[chosen] = encode(chosen)
-    embeddings.requires_grad_()
+        for places in chunks:
+            own[places] = encode(share[places])
+    embeddings = gather_rows(own, share, len(examples)).requires_grad_()
     loss = objective(embeddings[tests], embeddings, members, labels)
     loss.backward()
-    for chosen in chunks:
-        encode(chosen).backward(embeddings.grad[chosen])
+    for places in chunks:
+        encode(share[places]).backward(embeddings.grad[share[places]])
+    if not is_first():
+        # The objective has its whole gradient in every process, and must not get their sum.
+        objective.zero_grad(set_to_none=True)
+    sum_gradients([p for p in (*encoder.parameters(), *objective.parameters()) if p.requires_grad])
     return loss.item()
 
 
 def _distinct(tokens: Mapping[int, np.ndarray], draw: Draw) -> tuple[np.ndarray, list[np.ndarray]]:
     ids = np.unique(np.concatenate([draw.tests, draw.members.reshape(-1)]))
     return ids, [tokens[int(i)] for i in ids]
+
+
+def encode_together(
+    encoder: AttributionEncoder, examples: Sequence[np.ndarray], chunk_tokens: int, precision: str
+) -> torch.Tensor:
+    """Return the embeddings of tokenised texts, float32 [examples, dimension]; each process encodes its share."""
+    share = own_share(np.fromiter((len(example) for example in examples), np.int64, len(examples)))
+    own = encoder.encode([examples[i] for i in share], chunk_tokens, precision)
+    return gather_rows(torch.from_numpy(own).to(encoder.device), share, len(examples))
 
 
 def validation_lds(
@@ -144,7 +162,7 @@ def validation_lds(
     correlations = []
     for fold in folds:
         ids, examples = _distinct(tokens, Draw(fold.tests, fold.members, fold.labels))
-        embeddings = torch.from_numpy(encoder.encode(examples, chunk_tokens, precision)).to(encoder.device)
+        embeddings = encode_together(encoder, examples, chunk_tokens, precision)
         members = torch.from_numpy(np.searchsorted(ids, fold.members)).to(encoder.device)
         tests = embeddings[torch.from_numpy(np.searchsorted(ids, fold.tests)).to(encoder.device)]
         with torch.inference_mode():

@@ -17,6 +17,7 @@ from workflow_scripts.lib.tables import spec_hash, table_metadata
 def run_stage(smk: Any, stage: Callable[..., object]) -> None:
     """Call `stage` with the named inputs and outputs of the job and the values of its spec.
 
+    A job whose resources name `processes` calls it in so many processes, see `lib.processes`.
     A `StudyError` ends the job with its message alone; any other exception keeps its traceback,
     because it is a fault of ours.
     """
@@ -27,10 +28,20 @@ def run_stage(smk: Any, stage: Callable[..., object]) -> None:
     with _log_to(smk.log[0]):
         try:
             with pinned(smk.resources.get("gpu", 0)), table_metadata(stage=smk.rule, spec=spec_hash(smk.params.spec)):
-                stage(**arguments)
+                _call(stage, smk.resources.get("processes", 1), arguments)
         except StudyError as error:
             print(f"\nerror in {smk.rule}: {error}", file=sys.stderr, flush=True)
             raise SystemExit(1) from None
+
+
+def _call(stage: Callable[..., object], processes: int, arguments: dict[str, Any]) -> None:
+    if processes == 1:
+        stage(**arguments)
+        return
+    # Needs torch, which most stages do without.
+    from workflow_scripts.lib.processes import run_in_processes
+
+    run_in_processes(stage, processes, **arguments)
 
 
 def _paths(names: Any) -> dict[str, Path | list[Path]]:

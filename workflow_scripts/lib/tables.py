@@ -48,6 +48,11 @@ def table_metadata(**entries: str) -> Iterator[None]:
         _metadata_in_force.reset(token)
 
 
+def metadata_in_force() -> Mapping[str, str]:
+    """Return the entries that tables written now are stamped with."""
+    return _metadata_in_force.get()
+
+
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary sibling of `path`; it takes the name `path` only if the block ends well.

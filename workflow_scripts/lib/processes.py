@@ -1,0 +1,228 @@
+"""One function in several processes of this machine, which form a torch.distributed group.
+
+Every process makes the same calls; what they share is cut by `own_share` and put together by `gather_rows`. In
+a process on its own, these give everything and change nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from importlib import import_module
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from workflow_scripts.lib.errors import StudyError
+from workflow_scripts.lib.gpus import visible_gpus
+from workflow_scripts.lib.progress import say
+from workflow_scripts.lib.tables import metadata_in_force, table_metadata
+
+SECONDS_TO_END = 10.0
+
+
+def run_in_processes(function: Callable[..., object], processes: int, **arguments: object) -> None:
+    """Call `function(**arguments)` in `processes` processes that form one group; return when all are done.
+
+    One process is this one. Several are new ones, each with a GPU of its own (NCCL) or on the CPU (gloo), with
+    their share of this one's threads. They import `function` by its module and name; that of a stage run as a
+    script is found in the package. What the first of them says is passed on. If one ends early, or this one
+    does, all of them end.
+
+    Raises
+    ------
+    StudyError: there are fewer GPUs than processes, or a process raised it.
+    RuntimeError: a process failed otherwise; with its traceback or last words.
+    """
+    if processes == 1:
+        function(**arguments)
+        return
+    gpus = len(visible_gpus())
+    if 0 < gpus < processes:
+        raise StudyError(
+            f"{function.__name__} is to run in {processes} processes, but the job has {gpus} GPU(s): give the rule "
+            f"{processes} GPUs (under Slurm by `gpus` in slurm/config.yaml), or set `processes` to {gpus}."
+        )
+    module = f"workflow_scripts.{function.__name__}" if function.__module__ == "__main__" else function.__module__
+    job = pickle.dumps((processes, module, function.__name__, arguments, dict(metadata_in_force())))
+    with tempfile.TemporaryDirectory(prefix="airrep-processes-") as name:
+        folder = Path(name)
+        group = [_start(folder, rank, processes, job) for rank in range(processes)]
+        relay = threading.Thread(target=_pass_on, args=(group[0].stderr,))
+        relay.start()
+        try:
+            codes = _exit_codes_once_decided(group)
+        finally:
+            _end(group)
+            relay.join()
+        if any(codes):
+            raise _failure(folder, codes)
+
+
+def _exit_codes_once_decided(group: list[subprocess.Popen]) -> list[int | None]:
+    """Wait until all processes have ended well or one has not."""
+    while True:
+        codes = [process.poll() for process in group]
+        if any(codes) or None not in codes:
+            return codes
+        time.sleep(0.05)
+
+
+def _start(folder: Path, rank: int, processes: int, job: bytes) -> subprocess.Popen:
+    threads = int(os.environ.get("OMP_NUM_THREADS") or torch.get_num_threads())
+    environment = {
+        **os.environ,
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(processes),
+        "OMP_NUM_THREADS": str(max(1, threads // processes)),
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+    }
+    command = [sys.executable, "-m", "workflow_scripts.lib.processes", str(folder)]
+    with open(folder / f"{rank}.log", "wb") as log:
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=subprocess.PIPE if rank == 0 else log,
+        )
+    # Kept open from here on: its end tells the process that this one is gone.
+    process.stdin.write(job)
+    process.stdin.flush()
+    return process
+
+
+def _pass_on(stream: IO[bytes]) -> None:
+    for line in stream:
+        say(line.decode(errors="replace").rstrip("\n"))
+
+
+def _end(group: list[subprocess.Popen]) -> None:
+    for process in group:
+        if process.poll() is None:
+            process.terminate()
+    for process in group:
+        try:
+            process.wait(SECONDS_TO_END)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        process.stdin.close()
+
+
+def _failure(folder: Path, codes: list[int | None]) -> Exception:
+    """Return the error that came first: what others say is mostly that they lost this process."""
+    errors = sorted(folder.glob("*.error"), key=lambda path: path.stat().st_mtime_ns)
+    if errors:
+        is_ours, message = pickle.loads(errors[0].read_bytes())
+        return StudyError(message) if is_ours else RuntimeError(f"process {errors[0].stem} failed:\n{message}")
+    rank, code = next((rank, code) for rank, code in enumerate(codes) if code)
+    words = (folder / f"{rank}.log").read_text(errors="replace")[-4000:]
+    return RuntimeError(f"process {rank} ended with code {code}\n{words}")
+
+
+def _work(folder: Path) -> None:
+    """Do one process's part of the job that comes over standard input."""
+    rank = int(os.environ["RANK"])
+    processes, module, name, arguments, metadata = pickle.load(sys.stdin.buffer)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        gpu = torch.cuda.is_available()
+        if gpu:
+            torch.cuda.set_device(rank)
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if gpu else "gloo",
+            init_method=f"file://{folder}/rendezvous",
+            rank=rank,
+            world_size=processes,
+            # One that fails takes the others along, so waiting needs no end.
+            timeout=timedelta(days=7),
+        )
+        with table_metadata(**metadata):
+            getattr(import_module(module), name)(**arguments)
+        wait_for_all()
+        dist.destroy_process_group()
+    except BaseException as error:
+        is_ours = isinstance(error, StudyError)
+        message = str(error) if is_ours else traceback.format_exc()
+        temporary = folder / f"{rank}.unfinished"
+        temporary.write_bytes(pickle.dumps((is_ours, message)))
+        temporary.rename(folder / f"{rank}.error")
+        # Without the others, an orderly end could wait for them.
+        os._exit(1)
+
+
+def _end_with_parent() -> None:
+    os.read(sys.stdin.fileno(), 1)
+    os._exit(1)
+
+
+def in_group() -> bool:
+    """Return whether this process is one of several that `run_in_processes` started."""
+    return dist.is_initialized()
+
+
+def is_first() -> bool:
+    """Return whether this process is the one that writes files."""
+    return not in_group() or dist.get_rank() == 0
+
+
+def wait_for_all() -> None:
+    """Return when every process of the group has come here."""
+    if in_group():
+        dist.barrier()
+
+
+def own_share(sizes: np.ndarray) -> np.ndarray:
+    """Return the rows that this process works on, out of rows of `sizes` (e.g. tokens), int64.
+
+    Rows are dealt out in order of size, so shares differ by at most the largest row.
+    """
+    if not in_group():
+        return np.arange(len(sizes))
+    return np.argsort(sizes, kind="stable")[dist.get_rank() :: dist.get_world_size()]
+
+
+def gather_rows(own: torch.Tensor, share: np.ndarray, rows: int) -> torch.Tensor:
+    """Return all rows, [rows, width], of which this process has `own` [len(share), width]: those of `share`."""
+    gathered = own.new_zeros(rows, own.shape[1])
+    gathered[torch.from_numpy(share).to(own.device)] = own
+    if in_group():
+        dist.all_reduce(gathered)
+    return gathered
+
+
+def sum_gradients(parameters: list[torch.nn.Parameter]) -> None:
+    """Replace each parameter's gradient by its sum over the processes; none counts as zero."""
+    if not in_group():
+        return
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+    dist.all_reduce(flat)
+    for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+        parameter.grad = part.view_as(parameter)
+
+
+def agreed(value: float) -> float:
+    """Return the first process's `value`, so that all decide alike."""
+    if not in_group():
+        return value
+    told = torch.tensor(value, dtype=torch.float64)
+    dist.broadcast(told, 0)
+    return told.item()
+
+
+if __name__ == "__main__":
+    _work(Path(sys.argv[1]))
