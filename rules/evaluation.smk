@@ -10,10 +10,10 @@ rule check_leaks:
         f"{RESULTS}/logs/check_leaks.log",
     benchmark:
         f"{RESULTS}/benchmarks/check_leaks/study.tsv"
-    conda:
-        "../envs/airrep.yaml"
     # A leak is worth knowing before hours are spent.
     priority: 100
+    conda:
+        "../envs/airrep.yaml"
     resources:
         mem_mb=memory("check_leaks"),
         runtime=runtime("check_leaks"),
