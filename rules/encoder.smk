@@ -37,7 +37,8 @@ rule train_encoder:
         "../envs/airrep.yaml"
     threads: workflow.cores
     resources:
-        gpu=1,
+        gpu=plan_of_study.encoder_processes(),
+        processes=plan_of_study.encoder_processes(),
         mem_mb=memory("train_encoder"),
         runtime=runtime("train_encoder"),
     params:

@@ -13,7 +13,8 @@ rule embed_corpus:
         "../envs/airrep.yaml"
     threads: workflow.cores
     resources:
-        gpu=1,
+        gpu=plan_of_study.encoder_processes(),
+        processes=plan_of_study.encoder_processes(),
         mem_mb=memory("embed_corpus"),
         runtime=runtime("embed_corpus"),
     params:

@@ -186,6 +186,12 @@ class EncoderTraining(Section):
     patience: Positive | None = Field(None, description="Stop after so many validations without a better one.")
     chunk_tokens: Positive = Field(16384, description="Most tokens in one forward pass.")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="Of the forward pass.")
+    processes: Positive = Field(
+        1,
+        description="Processes that share each step, also when embedding: one for each GPU of the job. Results change "
+        "by rounding only, so another number makes nothing anew. Under Slurm, ask for as many by `gpus` in "
+        "`slurm/config.yaml`.",
+    )
 
 
 class Evaluation(Section):

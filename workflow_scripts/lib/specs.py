@@ -109,7 +109,17 @@ class StudyPlan:
         parameters = float(named.group(1)) * 1e9 if named else 5e6
         # Weights, their copy for the reset, gradients and AdamW's two moments, 4 bytes each.
         lm = 20 * parameters / 2**20
-        return {"finetune_shard": 4000 + int(lm), "train_encoder": 16000, "collect_targets": 8000}.get(stage, 4000)
+        encoder = self.encoder_processes()
+        return {
+            "finetune_shard": 4000 + int(lm),
+            "train_encoder": 16000 * encoder,
+            "embed_corpus": 4000 * encoder,
+            "collect_targets": 8000,
+        }.get(stage, 4000)
+
+    def encoder_processes(self) -> int:
+        """Return how many processes train the encoder or embed: as many GPUs does a job ask for."""
+        return self.study.encoder_training.processes
 
     def runtime_minutes(self, stage: str) -> int:
         """Return the minutes that a job of `stage` asks for."""
@@ -181,7 +191,11 @@ class StudyPlan:
         return {**self.study.encoder.model_dump(), "seed": self.study.seed}
 
     def _train_encoder(self) -> dict[str, Any]:
-        return {**self.study.encoder_training.model_dump(), **self._encoder_text(), "seed": self.study.seed}
+        return {
+            **self.study.encoder_training.model_dump(exclude={"processes"}),
+            **self._encoder_text(),
+            "seed": self.study.seed,
+        }
 
     def _encoder_text(self) -> dict[str, Any]:
         return {"prompt_words": self.study.encoder.prompt_words, "max_tokens": self.study.encoder.max_tokens}
