@@ -14,7 +14,7 @@ from workflow_scripts.lib.tables import read_table
 @pytest.fixture(scope="module")
 def files(tiny):
     """Subsets and targets of three folds x four subsets."""
-    from conftest import SAMPLING
+    from tiny_study import SAMPLING
 
     from workflow_scripts.collect_targets import collect_targets
     from workflow_scripts.sample_subsets import sample_subsets

@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pyarrow as pa
 import pytest
-from conftest import FINETUNING, SAMPLING
+from tiny_study import FINETUNING, SAMPLING
 
 from workflow_scripts.finetune_shard import FinishedRuns
 from workflow_scripts.lib.finetuning import Finetuner
@@ -116,8 +116,8 @@ def test_a_killed_block_goes_on_to_the_same_numbers(tiny, tmp_path, straight, tr
     code = f"""
 import sys, time
 from pathlib import Path
-sys.path.insert(0, {os.path.dirname(os.path.dirname(__file__))!r})
-from conftest import TinyStudy
+sys.path.insert(0, {os.path.dirname(__file__)!r})
+from tiny_study import TinyStudy
 from workflow_scripts.finetune_shard import FinishedRuns
 add = FinishedRuns.add
 def slow(self, run, table):

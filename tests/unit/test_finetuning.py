@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import FINETUNING
+from tiny_study import FINETUNING
 from transformers import AutoModelForCausalLM
 
 from workflow_scripts.finetune_shard import read_examples

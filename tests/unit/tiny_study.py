@@ -1,0 +1,111 @@
+"""A study of 120 rows, made by the code that is tested."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from workflow_scripts.finetune_shard import finetune_shard
+from workflow_scripts.init_encoder import init_encoder
+from workflow_scripts.lib.config import Corpus
+from workflow_scripts.prepare_corpus import prepare_corpus
+from workflow_scripts.pretrain_base_lm import pretrain_base_lm
+from workflow_scripts.tokenize_corpus import tokenize_corpus
+
+ROWS = 120
+SAMPLING = {
+    "seed": 1,
+    "pool": "train",
+    "pool_examples": 40,
+    "validation_examples": 8,
+    "evaluated_examples": 6,
+    "subset_examples": 6,
+}
+FINETUNING = {
+    "learning_rate": 1e-3,
+    "weight_decay": 0.0,
+    "batch_examples": 4,
+    "epochs": 2,
+    "precision": "float32",
+    "step_tokens": 16384,
+    "evaluation_tokens": 16384,
+}
+
+
+@dataclass(frozen=True)
+class TinyStudy:
+    """A corpus of 120 rows, its tokens, a LM and an untrained encoder, as files."""
+
+    folder: Path
+    corpus: Path
+    language_model: Path
+    tokens: Path
+    untrained: Path
+
+    def block(self, losses: Path, **changes: object) -> Path:
+        """Fine-tune a block of two folds x three subsets to the file `losses`, with `changes` to its spec."""
+        spec = {
+            "language_model": self.language_model,
+            "model": "builtin:tiny",
+            "revision": None,
+            "trust_remote_code": False,
+            "sampling": SAMPLING,
+            "folds": [0, 2],
+            "indexes": [0, 3],
+            "seeds": 1,
+            "finetuning": FINETUNING,
+        }
+        tokens = {name: changes.pop(name, self.tokens) for name in ("train_tokens", "test_tokens")}
+        finetune_shard(**tokens, losses=losses, **{**spec, **changes})
+        return losses
+
+
+def make_tiny_study(folder: Path) -> TinyStudy:
+    """Make the files of the study in `folder`."""
+    made = TinyStudy(
+        folder,
+        corpus=folder / "train.parquet",
+        language_model=folder / "language_model",
+        tokens=folder / "tokens.parquet",
+        untrained=folder / "encoder_untrained",
+    )
+    source = Corpus(source="builtin:mini", limit=ROWS).model_dump(exclude={"without"})
+    prepare_corpus(made.corpus, folder / "rejected.parquet", **source)
+    pretrain_base_lm(
+        made.corpus,
+        made.language_model,
+        vocabulary=300,
+        hidden=32,
+        layers=2,
+        steps=5,
+        batch_tokens=512,
+        learning_rate=1e-3,
+        max_tokens=64,
+        seed=1,
+    )
+    tokenize_corpus(
+        made.corpus,
+        made.tokens,
+        folder / "tokens.rejected.parquet",
+        language_model=made.language_model,
+        model="builtin:tiny",
+        revision=None,
+        trust_remote_code=False,
+        max_tokens=64,
+        chat_template=False,
+    )
+    init_encoder(
+        made.corpus,
+        made.untrained,
+        model="builtin:small",
+        revision=None,
+        trust_remote_code=False,
+        dimension=16,
+        max_tokens=64,
+        prompt_words=256,
+        hidden=32,
+        layers=1,
+        vocabulary=300,
+        seed=1,
+    )
+    return made
