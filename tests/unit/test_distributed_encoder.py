@@ -1,14 +1,18 @@
 """Two processes train the encoder to the weights of one, and embed to the same numbers."""
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import yaml
 
 from workflow_scripts.embed_corpus import embed_corpus
+from workflow_scripts.lib.config import load_study
 from workflow_scripts.lib.encoder import load_encoder
 from workflow_scripts.lib.processes import run_in_processes
+from workflow_scripts.lib.specs import StudyPlan
 from workflow_scripts.lib.tables import read_table, write_table
 from workflow_scripts.lib.training_state import TrainingState
 from workflow_scripts.train_encoder import train_encoder
@@ -33,11 +37,14 @@ SPEC = {
     "precision": "float32",
     "seed": 1,
 }
+ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(autouse=True)
-def on_the_cpu(monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+@pytest.fixture(autouse=True, scope="module")
+def on_the_cpu():
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("CUDA_VISIBLE_DEVICES", "")
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +150,7 @@ def test_one_process_goes_on_from_what_two_left(inputs, one_process, tmp_path, c
     assert_like_one_process(tmp_path, one_process)
 
 
-def test_two_processes_embed_like_one(tiny, tmp_path):
+def test_two_processes_embed_like_one(tiny, tmp_path, monkeypatch):
     spec = {
         "prompt_words": 256,
         "max_tokens": 64,
@@ -158,6 +165,8 @@ def test_two_processes_embed_like_one(tiny, tmp_path):
     # Rows of a former run are kept, so the second file is made in two goes.
     embed_corpus(head, tiny.untrained, paths[2], **spec)
     kept = read_table(paths[2])
+    # As in a Snakemake job, where the stage is the script.
+    monkeypatch.setattr(embed_corpus, "__module__", "__main__")
     run_in_processes(embed_corpus, 2, corpus=tiny.corpus, encoder=tiny.untrained, embeddings=paths[2], **spec)
     one, two = (read_table(paths[processes]) for processes in (1, 2))
     assert two.slice(0, 50).equals(kept)
@@ -166,3 +175,14 @@ def test_two_processes_embed_like_one(tiny, tmp_path):
         table["embedding"].combine_chunks().flatten().to_numpy().reshape(one.num_rows, -1) for table in (one, two)
     ]
     np.testing.assert_allclose(vectors[1], vectors[0], rtol=1e-5, atol=1e-6)
+
+
+def test_the_number_of_processes_sizes_jobs_and_makes_no_result_anew():
+    values = yaml.safe_load((ROOT / "configs" / "smoke.yaml").read_text(encoding="utf-8"))
+    one = StudyPlan(load_study(values))
+    values.setdefault("encoder_training", {})["processes"] = 4
+    four = StudyPlan(load_study(values))
+    assert (one.encoder_processes(), four.encoder_processes()) == (1, 4)
+    for stage, wildcards in [("train_encoder", {}), ("embed_corpus", {"encoder": "trained", "corpus": "train"})]:
+        assert four.spec(stage, wildcards) == one.spec(stage, wildcards)
+        assert four.memory_mb(stage) == 4 * one.memory_mb(stage)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -22,6 +23,7 @@ from workflow_scripts.lib.processes import (
     sum_gradients,
 )
 from workflow_scripts.lib.progress import say
+from workflow_scripts.lib.stage import run_stage
 from workflow_scripts.lib.tables import metadata_in_force, table_metadata
 
 
@@ -146,6 +148,25 @@ run_in_processes(wait, 2, folder=Path({str(tmp_path)!r}))
     left = [psutil.Process(int(path.name)) for path in started if psutil.pid_exists(int(path.name))]
     _, alive = psutil.wait_procs(left, timeout=30)
     assert not alive
+
+
+def test_a_job_with_processes_runs_its_stage_in_them(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(
+        "workflow_scripts.lib.processes.run_in_processes", lambda *names, **values: asked.append((*names, values))
+    )
+    monkeypatch.setattr("workflow_scripts.lib.stage._use_threads", lambda threads: None)
+    job = SimpleNamespace(
+        rule="wait",
+        params=SimpleNamespace(spec={"version": 1, "value": 5}),
+        input={"folder": "a/folder"},
+        output={},
+        threads=1,
+        log=[tmp_path / "log"],
+        resources={"processes": 2},
+    )
+    run_stage(job, wait)
+    assert asked == [(wait, 2, {"folder": Path("a/folder"), "value": 5})]
 
 
 def test_fewer_gpus_than_processes_is_said(monkeypatch):

@@ -74,7 +74,10 @@ def _exit_codes_once_decided(group: list[subprocess.Popen]) -> list[int | None]:
     """Wait until all processes have ended well or one has not."""
     while True:
         codes = [process.poll() for process in group]
-        if any(codes) or None not in codes:
+        if any(codes):
+            # The one that another lost may have ended since it was asked.
+            return [process.poll() for process in group]
+        if None not in codes:
             return codes
         time.sleep(0.05)
 
@@ -123,14 +126,19 @@ def _end(group: list[subprocess.Popen]) -> None:
 
 
 def _failure(folder: Path, codes: list[int | None]) -> Exception:
-    """Return the error that came first: what others say is mostly that they lost this process."""
-    errors = sorted(folder.glob("*.error"), key=lambda path: path.stat().st_mtime_ns)
-    if errors:
-        is_ours, message = pickle.loads(errors[0].read_bytes())
-        return StudyError(message) if is_ours else RuntimeError(f"process {errors[0].stem} failed:\n{message}")
-    rank, code = next((rank, code) for rank, code in enumerate(codes) if code)
-    words = (folder / f"{rank}.log").read_text(errors="replace")[-4000:]
-    return RuntimeError(f"process {rank} ended with code {code}\n{words}")
+    """Return the error that the others' errors follow from."""
+    files = sorted(folder.glob("*.error"), key=lambda path: path.stat().st_mtime_ns)
+    errors = {int(path.stem): pickle.loads(path.read_bytes()) for path in files}
+    for is_ours, message in errors.values():
+        if is_ours:
+            return StudyError(message)
+    for rank, code in enumerate(codes):
+        # One that was killed says nothing; what others say then is that they lost it.
+        if code and rank not in errors:
+            words = (folder / f"{rank}.log").read_text(errors="replace")[-4000:]
+            return RuntimeError(f"process {rank} ended with code {code}\n{words}")
+    rank, (_, message) = next(iter(errors.items()))
+    return RuntimeError(f"process {rank} failed:\n{message}")
 
 
 def _work(folder: Path) -> None:
