@@ -6,6 +6,8 @@ rule check_environment:
         f"{RESULTS}/logs/check_environment.log",
     conda:
         "../envs/airrep.yaml"
+    resources:
+        gpu=1,
     params:
         spec=environment_spec,
     script:

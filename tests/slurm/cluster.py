@@ -14,6 +14,7 @@ import shutil
 import socket
 import subprocess
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,12 +23,11 @@ import psutil
 NODES = ("node1", "node2", "node3")
 NEEDED = ("munged", "slurmctld", "slurmd", "sbatch")
 SYSTEM_FOLDER = Path("/etc/slurm")
-MARK = "AIRREP_SLURM_NODE"
 
 # CPUs and memory are made up, so that several jobs share the machine. Slurm hands out GPUs by device file, and
 # only a character device counts.
 SLURM_CONF = """\
-ClusterName=airrep
+ClusterName={name}
 SlurmctldHost={host}(127.0.0.1)
 SlurmUser=root
 SlurmdUser=root
@@ -94,6 +94,8 @@ class Cluster:
 
     def __init__(self, folder: Path):
         self.folder = Path(folder).resolve()
+        # Jobs carry it in their environment, so that those of two clusters are told apart.
+        self.name = f"airrep{zlib.crc32(bytes(self.folder)):08x}"
         self.finished_jobs = self.folder / "log" / "finished_jobs.txt"
 
     def start(self) -> None:
@@ -101,7 +103,7 @@ class Cluster:
         for name in ("run", "log", "spool/slurmctld", *(f"spool/{node}" for node in NODES)):
             (self.folder / name).mkdir(parents=True, exist_ok=True, mode=0o755)
         host = socket.gethostname().partition(".")[0]
-        (self.folder / "slurm.conf").write_text(SLURM_CONF.format(host=host, folder=self.folder))
+        (self.folder / "slurm.conf").write_text(SLURM_CONF.format(name=self.name, host=host, folder=self.folder))
         (self.folder / "gres.conf").write_text(GRES_CONF)
         self._start_munge()
         self._link_configuration()
@@ -120,32 +122,39 @@ class Cluster:
         for node in NODES:
             self.lose_node(node)
         for name in ("slurmctld", "munged"):
-            end_process(self.folder / "run" / f"{name}.pid", name)
+            _terminate(self.folder / "run" / f"{name}.pid", name)
         self._unlink_configuration()
 
     def start_node(self, node: str) -> None:
         """Start the daemon of `node`."""
-        marked = {**os.environ, MARK: f"{self.folder}/{node}"}
-        subprocess.run(["slurmd", "-N", node], check=True, env=marked)
+        subprocess.run(["slurmd", "-N", node], check=True)
 
     def lose_node(self, node: str) -> None:
-        """Kill the daemon of `node` and every job on it at once, as a power cut does."""
-        end_process(self.folder / "run" / f"{node}.pid", "slurmd", kill=True)
-        for step in self._steps_of(node):
-            for process in (*step.children(recursive=True), step):
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.kill()
+        """Kill the daemons of `node` and then its jobs, so that none of them can say so, as in a power cut."""
+        _kill(self._daemons_of(node))
+        _kill([process for process, environment in self.processes() if environment["SLURMD_NODENAME"] == node])
+
+    def processes(self) -> Iterator[tuple[psutil.Process, dict[str, str]]]:
+        """Yield the processes of the cluster's jobs, with their environment."""
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                environment = process.environ()
+                if environment.get("SLURM_CLUSTER_NAME") == self.name and "SLURMD_NODENAME" in environment:
+                    yield process, environment
+
+    def _daemons_of(self, node: str) -> list[psutil.Process]:
+        """Return the node's slurmd, and Slurm's own process around each of its jobs: they write into one log."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.name() in {"slurmd", "slurmstepd"}:
+                    logs = {file.path for file in process.open_files()}
+                    found += [process] if str(self.folder / "log" / f"{node}.log") in logs else []
+        return found
 
     def node_state(self, node: str) -> str:
         """Return Slurm's word for the state of `node`, e.g. IDLE, MIXED or DOWN."""
         return output("sinfo", "--noheader", "--Node", f"--nodes={node}", "--format=%T").split()[0].upper()
-
-    def _steps_of(self, node: str) -> Iterator[psutil.Process]:
-        # slurmstepd inherits the mark from its slurmd; the jobs that it starts don't
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error):
-                if process.environ().get(MARK) == f"{self.folder}/{node}":
-                    yield process
 
     def _start_munge(self) -> None:
         key = self.folder / "munge.key"
@@ -183,12 +192,19 @@ def _kept(path: Path) -> Path:
     return path.with_name(f"{path.name}.before-airrep-tests")
 
 
-def end_process(pid_file: Path, name: str, kill: bool = False) -> None:
+def _kill(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(processes, timeout=20)
+
+
+def _terminate(pid_file: Path, name: str) -> None:
     """End the process whose id stands in `pid_file`, and wait for its end; none is no error."""
     with contextlib.suppress(FileNotFoundError, ValueError, psutil.NoSuchProcess):
         process = psutil.Process(int(pid_file.read_text()))
         if process.name() == name:  # else the id went to another process meanwhile
-            process.kill() if kill else process.terminate()
+            process.terminate()
             process.wait(timeout=20)
     pid_file.unlink(missing_ok=True)
 

@@ -32,12 +32,6 @@ class Study:
 def smoke(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Study:
     """The smoke study, run by the literal command."""
     checkout = Checkout.of_repository(tmp_path_factory.mktemp("smoke") / "clone")
-    with GpuWatch() as watch:
+    with GpuWatch(cluster) as watch:
         driver = checkout.run(*SMOKE)
     return Study(checkout, driver, watch, finished_jobs(cluster.finished_jobs))
-
-
-@pytest.fixture(scope="module")
-def copy_of_smoke(smoke: Study, tmp_path_factory: pytest.TempPathFactory) -> Checkout:
-    """A checkout in which the smoke study is done."""
-    return smoke.checkout.copy(tmp_path_factory.mktemp("copy") / "clone")

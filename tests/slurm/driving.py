@@ -11,14 +11,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
-from cluster import output
+from cluster import Cluster, output
 
 ROOT = Path(__file__).parents[2]
 LEFT_BEHIND = shutil.ignore_patterns(".git", ".venv", ".snakemake", "results", "shared", "__pycache__", ".*_cache")
@@ -127,28 +126,20 @@ def job_state(job: Job) -> str:
     return output("squeue", "--noheader", "--states=all", f"--jobs={job.number}", "--format=%T")
 
 
-def processes() -> Iterator[tuple[psutil.Process, dict[str, str]]]:
-    """Yield the processes of the cluster's jobs with their environment."""
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            environment = process.environ()
-            if environment.get("SLURM_CLUSTER_NAME") == "airrep" and "SLURMD_NODENAME" in environment:
-                yield process, environment
-
-
-def stage_processes(job: Job) -> list[psutil.Process]:
+def stage_processes(cluster: Cluster, job: Job) -> list[psutil.Process]:
     """Return the processes in which the stage of a job runs, without Snakemake's around it."""
     found = []
-    for process, environment in processes():
+    for process, environment in cluster.processes():
         with contextlib.suppress(psutil.Error):
-            if environment["SLURM_JOB_ID"] == job.number and "/.snakemake/scripts/" in " ".join(process.cmdline()):
+            in_stage = "/.snakemake/scripts/" in " ".join(process.cmdline())
+            if in_stage and environment.get("SLURM_JOB_ID") == job.number:
                 found.append(process)
     return found
 
 
-def hold(job: Job) -> bool:
+def hold(cluster: Cluster, job: Job) -> bool:
     """Hold the stage of a job where it stands, as a hung file system does; say whether there was one."""
-    held = stage_processes(job)
+    held = stage_processes(cluster, job)
     for process in held:
         process.suspend()
     return bool(held)
@@ -160,7 +151,8 @@ class GpuWatch:
     `samples` holds, for each look, (job number, node, devices) of every running job; `purposes` what each is for.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
         self.samples: list[set[tuple[str, str, str]]] = []
         self.purposes: dict[str, str] = {}
         self._over = threading.Event()
@@ -176,15 +168,15 @@ class GpuWatch:
 
     def _look(self) -> None:
         while not self._over.wait(0.5):
-            lines = output("squeue", "--noheader", "--states=all", "--format=%i|%k").splitlines()
-            self.purposes |= dict(line.split("|", 1) for line in lines)
             self.samples.append(
                 {
-                    (environment["SLURM_JOB_ID"], environment["SLURMD_NODENAME"], devices)
-                    for _, environment in processes()
-                    for devices in [environment.get("CUDA_VISIBLE_DEVICES", "")]
+                    (number, environment["SLURMD_NODENAME"], environment.get("CUDA_VISIBLE_DEVICES", ""))
+                    for _, environment in self.cluster.processes()
+                    if (number := environment.get("SLURM_JOB_ID"))
                 }
             )
+            lines = output("squeue", "--noheader", "--states=all", "--format=%i|%k").splitlines()
+            self.purposes |= dict(line.split("|", 1) for line in lines)
 
     def devices(self) -> dict[str, set[str]]:
         """Return for each job all that its processes had as CUDA_VISIBLE_DEVICES."""

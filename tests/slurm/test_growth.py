@@ -59,9 +59,25 @@ def planned_jobs(screen: str) -> dict[str, int]:
     return {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", screen, flags=re.MULTILINE)}
 
 
-@pytest.mark.skipif(not (ROOT / "configs" / "paper_flan.yaml").exists(), reason="there is no paper preset")
-def test_the_paper_preset_is_at_most_400_jobs(smoke):
-    driver = smoke.checkout.run("-n", "--configfile", "configs/paper_flan.yaml")
-    jobs = planned_jobs(driver.screen())
-    assert 0 < jobs["total"] <= 400, jobs
-    assert "gpu=1" in driver.screen()
+@pytest.fixture(scope="module")
+def paper_plan(smoke):
+    """What a dry run of the paper's study prints under the profile."""
+    return smoke.checkout.run("-n", "--configfile", "configs/paper_flan.yaml").screen()
+
+
+def test_the_paper_preset_is_at_most_400_jobs(paper_plan):
+    assert 200 < planned_jobs(paper_plan)["total"] <= 400
+
+
+def test_the_readme_states_what_the_paper_preset_asks_for(paper_plan):
+    readme = (ROOT / "slurm" / "README.md").read_text()
+    jobs = planned_jobs(paper_plan)
+    rows = re.findall(r"\| (\w+) \| (\d+) \| 1 \| (\d+) min", readme)
+    stated = {rule: (int(count), minutes) for rule, count, minutes in rows}
+    assert stated.keys() == {"finetune_shard", "train_encoder", "embed_corpus"}
+    for rule, (count, minutes) in stated.items():
+        asked = re.findall(rf"^rule {rule}:\n(?:    .*\n)*?    resources: (.*)$", paper_plan, re.MULTILINE)
+        assert len(asked) == jobs[rule] == count
+        assert all(f"runtime={minutes}," in resources and "gpu=1" in resources for resources in asked)
+    others = jobs["total"] - jobs["all"] - sum(jobs[rule] for rule in stated)
+    assert f"| all others | {others} |" in readme

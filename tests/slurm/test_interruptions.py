@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, field
 
 import pytest
-from cluster import output, wait_until
+from cluster import Cluster, output, wait_until
 from driving import SLOWER, Checkout, Driver, Job, hold, job_state, running_jobs, stage_processes
 
 SHARDS = [f"f000{fold}_s0000" for fold in range(4)]
@@ -34,12 +34,12 @@ def assert_same(checkout: Checkout, undisturbed: tuple[Checkout, Driver], *names
         assert checkout.table(name, *measured).equals(reference.table(name, *measured)), f"{name} differs"
 
 
-def hold_shard(checkout: Checkout, shard: str) -> Job:
+def hold_shard(cluster: Cluster, checkout: Checkout, shard: str) -> Job:
     """Wait until a shard has finished a run, hold it, and return its job."""
     purpose = f"rule_finetune_shard_wildcards_train_{shard}"
     wait_until(lambda: running_jobs(purpose) and checkout.finished_runs(shard), f"a run of {shard}", 180)
     (job,) = running_jobs(purpose)
-    assert hold(job), f"{shard} ended before it could be held"
+    assert hold(cluster, job), f"{shard} ended before it could be held"
     return job
 
 
@@ -66,7 +66,7 @@ def losses(cluster, smoke, undisturbed, tmp_path_factory):
     """The slower study, whose shards and training lose their jobs in every way there is."""
     checkout = smoke.checkout.copy(tmp_path_factory.mktemp("losses") / "clone")
     study = Losses(checkout, checkout.start(*SLOWER, "--", "targets", "lds"))
-    jobs = {shard: hold_shard(checkout, shard) for shard in SHARDS}
+    jobs = {shard: hold_shard(cluster, checkout, shard) for shard in SHARDS}
     study.finished = {shard: checkout.finished_runs(shard) for shard in SHARDS}
 
     on_node1 = [shard for shard in SHARDS if jobs[shard].node == "node1"]
@@ -86,7 +86,7 @@ def losses(cluster, smoke, undisturbed, tmp_path_factory):
     state = ".encoder.*.state/state.safetensors"
     wait_until(lambda: any(checkout.results.glob(state)), "a checkpoint of the encoder", 400)
     (training,) = running_jobs("rule_train_encoder")
-    assert hold(training), "the training ended before it could be held"
+    assert hold(cluster, training), "the training ended before it could be held"
     output("scancel", training.number)
     assert study.driver.wait() == 0, study.driver.screen()[-5000:]
     return study
@@ -116,11 +116,11 @@ def test_after_all_losses_the_numbers_are_those_of_an_undisturbed_run(losses, un
 
 
 @pytest.fixture
-def abandoned(smoke, tmp_path):
+def abandoned(cluster, smoke, tmp_path):
     """A checkout whose driver was killed while a shard was in mid-work, and that shard's job."""
     checkout = smoke.checkout.copy(tmp_path / "clone")
     driver = checkout.start(*SLOWER, "--", "targets")
-    job = hold_shard(checkout, SHARDS[0])
+    job = hold_shard(cluster, checkout, SHARDS[0])
     driver.kill()
     again = checkout.start(*SLOWER, "--", "targets")
     assert again.wait(120) == 1, "a second driver must not wait for the first one's lock"
@@ -141,14 +141,14 @@ def test_after_a_killed_driver_the_readme_says_what_to_type(abandoned, undisturb
     assert_same(checkout, undisturbed, "targets/train.parquet")
 
 
-def test_without_scancel_a_twin_damages_nothing(abandoned, undisturbed):
+def test_without_scancel_a_twin_damages_nothing(cluster, abandoned, undisturbed):
     checkout, job = abandoned
     wait_until(lambda: running_jobs("rule_finetune_shard") == [job], "the other shards to end without a driver", 180)
     checkout.run(*SLOWER, "--unlock")
     checkout.run(*SLOWER, "--", "targets")
     assert_same(checkout, undisturbed, "targets/train.parquet")
     before = checkout.table(f"targets/train/{SHARDS[0]}.parquet")
-    for process in stage_processes(job):
+    for process in stage_processes(cluster, job):
         process.resume()
     wait_until(lambda: not running_jobs("rule_finetune_shard"), "the twin to end", 180)
     assert checkout.table(f"targets/train/{SHARDS[0]}.parquet").equals(before)

@@ -45,9 +45,8 @@ def rule_resources(profile, rule):
 
 def test_without_any_edit_slurm_chooses_account_and_partition(read_profile):
     profile = read_profile()
-    assert default_resources(profile) == {"mem_mb": 4000, "runtime": 60}
-    for rule in GPU_RULES:
-        assert rule_resources(profile, rule) == {"gpu": 1}
+    assert default_resources(profile) == {"mem_mb": 4000, "runtime": 60, "nodes": 1}
+    assert "set-resources" not in profile
 
 
 # names that are Python words or numbers are names all the same
@@ -56,12 +55,12 @@ def test_account_and_partitions_reach_sbatch_as_written(read_profile, name):
     profile = read_profile(ACCOUNT=name, PARTITION=name, GPU_PARTITION=f"{name}-gpu")
     for_all = default_resources(profile)
     assert (for_all["slurm_account"], for_all["slurm_partition"]) == (name, name)
-    assert rule_resources(profile, "finetune_shard") == {"gpu": 1, "slurm_partition": f"{name}-gpu"}
+    assert rule_resources(profile, "finetune_shard") == {"slurm_partition": f"{name}-gpu"}
 
 
 def test_gpu_model(read_profile):
     profile = read_profile(GPU_MODEL="h100")
-    assert rule_resources(profile, "train_encoder") == {"gpu": 1, "gpu_model": "h100"}
+    assert rule_resources(profile, "train_encoder") == {"gpu_model": "h100"}
 
 
 @pytest.mark.parametrize(("written", "asked"), [("gpu", "gpu:1"), ("gpu:h100", "gpu:h100:1")])
