@@ -25,7 +25,7 @@ NEEDED = ("munged", "slurmctld", "slurmd", "sbatch")
 SYSTEM_FOLDER = Path("/etc/slurm")
 
 # CPUs and memory are made up, so that several jobs share the machine. Slurm hands out GPUs by device file, and
-# only a character device counts.
+# only a character device counts. A preempted job waits for as long as a credential lives before it runs again.
 SLURM_CONF = """\
 ClusterName={name}
 SlurmctldHost={host}(127.0.0.1)
@@ -33,7 +33,7 @@ SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
 CryptoType=crypto/munge
-AuthInfo=socket={folder}/run/munge.sock
+AuthInfo=socket={folder}/run/munge.sock,cred_expire=30
 SlurmctldPort=16817
 SlurmdPort=16818
 StateSaveLocation={folder}/spool/slurmctld

@@ -45,9 +45,9 @@ class Checkout:
         shutil.copytree(self.folder, folder)
         return Checkout(folder)
 
-    def start(self, *arguments: str, profile: tuple[str, ...] = ("--profile", "slurm")) -> Driver:
-        """Start `snakemake --profile slurm` with `arguments`."""
-        return Driver(self.folder, [*profile, *arguments])
+    def start(self, *arguments: str, profile: tuple[str, ...] = ("--profile", "slurm"), **edits: str) -> Driver:
+        """Start `snakemake --profile slurm` with `arguments`, and with `edits` of what the environment sets."""
+        return Driver(self.folder, [*profile, *arguments], {**EDITS, **edits})
 
     def run(self, *arguments: str, **options) -> Driver:
         """Run `snakemake --profile slurm` with `arguments` to its good end."""
@@ -71,14 +71,14 @@ class Checkout:
 class Driver:
     """A Snakemake process and what it prints."""
 
-    def __init__(self, folder: Path, arguments: list[str]):
+    def __init__(self, folder: Path, arguments: list[str], edits: dict[str, str]):
         self.file = folder / f"screen.{time.monotonic_ns()}.txt"
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         with open(self.file, "w") as screen:
             self.process = subprocess.Popen(
                 ["snakemake", *arguments],
                 cwd=folder,
-                env={**os.environ, **EDITS, "PATH": path},
+                env={**os.environ, **edits, "PATH": path},
                 stdout=screen,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,

@@ -155,3 +155,18 @@ def test_without_scancel_a_twin_damages_nothing(cluster, abandoned, undisturbed)
     again = checkout.run(*SLOWER, "--", "targets")
     assert again.submitted() == []
     assert_same(checkout, undisturbed, "targets/train.parquet")
+
+
+def test_slurm_starts_a_preempted_shard_again_and_it_goes_on(cluster, smoke, undisturbed, tmp_path):
+    checkout = smoke.checkout.copy(tmp_path / "clone")
+    preemptible = {"AIRREP_GPU_PARTITION": "preemptible", "AIRREP_PREEMPTIBLE": "yes"}
+    driver = checkout.start(*SLOWER, "--", "targets", **preemptible)
+    job = hold_shard(cluster, checkout, SHARDS[0])
+    finished = checkout.finished_runs(SHARDS[0])
+    urgent = ["--partition=gpu", "--gpus=3", f"--nodelist={job.node}", "--output=/dev/null", "--wrap=sleep 5"]
+    output("sbatch", *urgent)
+    wait_until(lambda: job_state(job) != "RUNNING", "the shard to be preempted", 60)
+    assert driver.wait() == 0, driver.screen()[-5000:]
+    assert driver.submitted().count("finetune_shard") == len(SHARDS), "Snakemake sent a job that Slurm starts again"
+    assert went_on_from(checkout.log(f"finetune_shard/train/{SHARDS[0]}"), "finetune_shard train") >= finished
+    assert_same(checkout, undisturbed, "targets/train.parquet")
