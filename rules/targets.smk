@@ -36,8 +36,10 @@ rule finetune_shard:
         f"{RESULTS}/benchmarks/finetune_shard/{{pool}}/{{block}}.tsv"
     conda:
         "../envs/airrep.yaml"
+    threads: plan_of_study.finetuning_processes()
     resources:
-        gpu=1,
+        gpu=plan_of_study.finetuning_processes(),
+        processes=plan_of_study.finetuning_processes(),
         mem_mb=memory("finetune_shard"),
         runtime=runtime("finetune_shard"),
     params:

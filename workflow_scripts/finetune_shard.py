@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,11 +12,15 @@ from workflow_scripts.lib.errors import StudyError
 from workflow_scripts.lib.finetuning import Finetuner
 from workflow_scripts.lib.language_model import TokenizedExample, load_language_model
 from workflow_scripts.lib.models import folder_hash
+from workflow_scripts.lib.processes import is_first, wait_for_all
 from workflow_scripts.lib.progress import Progress, say
 from workflow_scripts.lib.specs import STAGE_VERSIONS
 from workflow_scripts.lib.stage import run_stage
 from workflow_scripts.lib.subsets import Fold, Sampling, corpus_ids
 from workflow_scripts.lib.tables import file_hash, read_metadata, read_table, spec_hash, write_table
+
+if TYPE_CHECKING:
+    from workflow_scripts.lib.zero_finetuning import ZeroFinetuner
 
 SCHEMA = pa.schema(
     [
@@ -52,7 +56,8 @@ def finetune_shard(
     `folds` and `indexes` are [first, past the last]. A run depends on (seed, pool, fold, index, number of the
     seed) alone, so the cut into blocks changes no number. Finished runs are kept in a folder beside `losses`
     until the block is whole, and a block that grew keeps the runs it had; both only if they come from the
-    same LM, tokens and settings.
+    same LM, tokens and settings. `finetuning` has the settings of `Finetuner`, and those of DeepSpeed under `zero`
+    where a LM needs several GPUs.
     """
     draw = Sampling(**sampling)
     runs = [(fold, index, seed) for fold in range(*folds) for index in range(*indexes) for seed in range(seeds)]
@@ -67,6 +72,8 @@ def finetune_shard(
     )
     finished = FinishedRuns(losses, key)
     missing = [run for run in runs if run not in finished]
+    # All processes must see the same files, before the first one writes another.
+    wait_for_all()
     progress = Progress(
         f"finetune_shard {draw.pool} folds {folds[0]}-{folds[1] - 1} subsets {indexes[0]}-{indexes[1] - 1}",
         len(runs),
@@ -77,7 +84,7 @@ def finetune_shard(
         train = read_examples(train_tokens)
         test = train if train_tokens == test_tokens else read_examples(test_tokens)
         train_ids, test_ids = corpus_ids(train_tokens, test_tokens)
-        tuner = Finetuner(load_language_model(language_model or model, revision, trust_remote_code), **finetuning)
+        tuner = _tuner([language_model or model, revision, trust_remote_code], **finetuning)
         fold_number = None
         for fold, index, seed in missing:
             if fold != fold_number:
@@ -91,6 +98,22 @@ def finetune_shard(
             finished.add((fold, index, seed), _run_table((fold, index, seed), drawn, base, measured))
             progress.advance(note=f"mean loss {measured.mean():.3f} (base {base.mean():.3f})")
     finished.publish(runs)
+
+
+def _tuner(
+    source: Sequence[Any], *, zero: Mapping[str, Any] | None = None, **settings: Any
+) -> "Finetuner | ZeroFinetuner":
+    """Return the engine that fine-tunes: native, or DeepSpeed with its own settings `zero`."""
+    if zero is None:
+        return Finetuner(load_language_model(*source), **settings)
+    try:
+        from workflow_scripts.lib.zero_finetuning import ZeroFinetuner
+    except ModuleNotFoundError as error:
+        raise StudyError(
+            f"finetuning.engine is deepspeed, but {error.name} is not installed: run `pip install deepspeed==0.19.8` "
+            "in the workflow's environment, or write engine: native."
+        ) from None
+    return ZeroFinetuner(load_language_model(*source, device="cpu"), **zero, **settings)
 
 
 def read_examples(tokens: Path) -> Mapping[int, TokenizedExample]:
@@ -124,7 +147,7 @@ def _run_table(run: Run, drawn: Fold, base: np.ndarray, measured: np.ndarray) ->
 class FinishedRuns:
     """The runs of a block that are done: on disk one by one, then as one file.
 
-    A file that is damaged or was made with another `key` counts as absent.
+    A file that is damaged or was made with another `key` counts as absent. Of several processes, the first writes.
     """
 
     def __init__(self, losses: Path, key: str):
@@ -154,12 +177,14 @@ class FinishedRuns:
     def add(self, run: Run, table: pa.Table) -> None:
         """Keep a run that has just ended, on disk too."""
         self.tables[run] = table
-        write_table(self.folder / "{}_{}_{}.parquet".format(*run), table, key=self.key)
+        if is_first():
+            write_table(self.folder / "{}_{}_{}.parquet".format(*run), table, key=self.key)
 
     def publish(self, runs: Sequence[Run]) -> None:
         """Write all `runs` in order as one file and drop the single ones."""
-        write_table(self.losses, pa.concat_tables([self.tables[run] for run in runs]), key=self.key)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if is_first():
+            write_table(self.losses, pa.concat_tables([self.tables[run] for run in runs]), key=self.key)
+            shutil.rmtree(self.folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -123,6 +123,30 @@ class Finetuning(Section):
     )
     evaluation_tokens: Positive = Field(16384, description="Most tokens in one forward pass of evaluation.")
     max_diverged_share: Share = Field(0.05, description="Stop when more runs than this share diverge.")
+    engine: Literal["native", "deepspeed"] = Field(
+        "native",
+        description="`native`: the LM, and 16 more bytes for each of its parameters, fit one GPU. `deepspeed`: they "
+        "are split over the job's GPUs; needs `pip install deepspeed`.",
+    )
+    zero_stage: Literal[1, 2, 3] = Field(
+        3, description="`deepspeed` only: split the optimiser state (1), gradients too (2), weights too (3)."
+    )
+    offload: bool = Field(
+        False, description="`deepspeed` only: keep the optimiser state, in stage 3 weights too, in the CPU's memory."
+    )
+    processes: Positive = Field(
+        1,
+        description="`deepspeed` only: processes that share a run, one for each GPU of the job. Results change by "
+        "rounding only, so another number makes nothing anew. Under Slurm, ask for as many by `gpus` in "
+        "`slurm/config.yaml`.",
+    )
+
+    @model_validator(mode="after")
+    def _only_deepspeed_splits(self) -> Finetuning:
+        for name in ("zero_stage", "offload", "processes"):
+            if self.engine == "native" and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} has a meaning for DeepSpeed alone: add engine: deepspeed, or leave it out")
+        return self
 
 
 class Targets(Section):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -52,14 +52,8 @@ class Finetuner:
     def finetune(self, examples: Sequence[TokenizedExample], *seed: int | str) -> bool:
         """Train on `examples` from the base weights; return False if the run diverged."""
         self.reset()
-        random = generator(*seed)
-        for _ in range(self.epochs):
-            order = random.permutation(len(examples))
-            for first in range(0, len(order), self.batch_examples):
-                batch = [examples[i] for i in order[first : first + self.batch_examples]]
-                if not np.isfinite(self._step(batch)):
-                    return False
-        return True
+        drawn = batches(len(examples), self.batch_examples, self.epochs, *seed)
+        return all(np.isfinite(self._step([examples[i] for i in batch])) for batch in drawn)
 
     def _step(self, batch: Sequence[TokenizedExample]) -> float:
         """One optimiser step; returns the batch's loss in nats per response token."""
@@ -79,3 +73,12 @@ class Finetuner:
     def losses(self, examples: Sequence[TokenizedExample]) -> np.ndarray:
         """Return the loss of each example under the current weights, float32 [examples]."""
         return evaluate(self.lm, examples, self.evaluation_tokens, self.precision)
+
+
+def batches(examples: int, batch_examples: int, epochs: int, *seed: int | str) -> Iterator[np.ndarray]:
+    """Yield the indices of each step's examples, int64 [at most `batch_examples`]: each epoch a shuffled pass."""
+    random = generator(*seed)
+    for _ in range(epochs):
+        order = random.permutation(examples)
+        for first in range(0, examples, batch_examples):
+            yield order[first : first + batch_examples]

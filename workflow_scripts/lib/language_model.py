@@ -21,16 +21,19 @@ def best_device() -> torch.device:
 
 
 def load_language_model(
-    model: str | Path, revision: str | None = None, trust_remote_code: bool = False
+    model: str | Path,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    device: torch.device | str | None = None,
 ) -> PreTrainedModel:
-    """Load a causal LM in float32 on the job's device, packed where its architecture allows it.
+    """Load a causal LM in float32 on `device` (None: the job's), packed where its architecture allows it.
 
     The model is in evaluation mode, so no dropout disturbs a fine-tuning run.
     """
     lm = load_pretrained(
         AutoModelForCausalLM, model, revision, trust_remote_code, dtype=torch.float32, use_safetensors=True
     )
-    lm.to(best_device()).eval()
+    lm.to(device or best_device()).eval()
     lm.config.use_cache = False
     use_packing(lm)
     return lm

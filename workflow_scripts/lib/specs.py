@@ -107,8 +107,9 @@ class StudyPlan:
         """Return the memory in MiB that a job of `stage` asks for, from the size in the LM's name."""
         named = re.search(r"(\d+(?:\.\d+)?)[bB]\b", self.study.language_model.model)
         parameters = float(named.group(1)) * 1e9 if named else 5e6
-        # Weights, their copy for the reset, gradients and AdamW's two moments, 4 bytes each.
-        lm = 20 * parameters / 2**20
+        # Weights, their copy for the reset, gradients and AdamW's two moments, 4 bytes each; and each process of
+        # DeepSpeed loads all weights before it keeps its part of them.
+        lm = (20 + 4 * (self.finetuning_processes() - 1)) * parameters / 2**20
         encoder = self.encoder_processes()
         return {
             "finetune_shard": 4000 + int(lm),
@@ -120,6 +121,10 @@ class StudyPlan:
     def encoder_processes(self) -> int:
         """Return how many processes train the encoder or embed: as many GPUs does a job ask for."""
         return self.study.encoder_training.processes
+
+    def finetuning_processes(self) -> int:
+        """Return how many processes fine-tune one LM: as many GPUs does a job ask for."""
+        return self.study.finetuning.processes
 
     def runtime_minutes(self, stage: str) -> int:
         """Return the minutes that a job of `stage` asks for."""
@@ -175,8 +180,16 @@ class StudyPlan:
             "folds": [first_fold, min(first_fold + folds_per_job, folds)],
             "indexes": [first_subset, min(first_subset + subsets_per_job, subsets)],
             "seeds": seeds,
-            "finetuning": self.study.finetuning.model_dump(exclude={"max_diverged_share"}),
+            "finetuning": self._finetuning(),
         }
+
+    def _finetuning(self) -> dict[str, Any]:
+        settings = self.study.finetuning
+        of_deepspeed = {"engine", "zero_stage", "offload", "processes"}
+        values = settings.model_dump(exclude={"max_diverged_share", *of_deepspeed})
+        if settings.engine == "native":
+            return values
+        return {**values, "zero": {"stage": settings.zero_stage, "offload": settings.offload}}
 
     def _collect_targets(self, pool: str) -> dict[str, Any]:
         folds, subsets, seeds = self.runs(pool)
