@@ -98,7 +98,15 @@ def test_a_make_command_names_a_target(words):
         assert (ROOT / value).exists()
 
 
-@pytest.mark.parametrize("words", PYTHON, ids=" ".join)
+@pytest.mark.parametrize("words", [words for words in PYTHON if words[1] != "-m"], ids=" ".join)
+def test_a_benchmark_is_there_and_knows_its_options(words):
+    _, script, *arguments = words
+    assert script.startswith("benchmarks/")
+    source = (ROOT / script).read_text()
+    assert all(f'"{word}"' in source for word in arguments if word.startswith("--"))
+
+
+@pytest.mark.parametrize("words", [words for words in PYTHON if words[1] == "-m"], ids=" ".join)
 def test_a_python_command_names_a_module_and_its_arguments(words):
     _, flag, module, *arguments = words
     assert flag == "-m"
