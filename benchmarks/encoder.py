@@ -21,7 +21,7 @@ from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from workflow_scripts.lib.encoder import AttributionEncoder, load_encoder, random_projection
+from workflow_scripts.lib.encoder import AttributionEncoder, EncoderTokens, load_encoder, random_projections
 from workflow_scripts.lib.encoder_training import Draw, Objective, backpropagate_step
 from workflow_scripts.lib.ranking import ranking_loss
 
@@ -50,13 +50,13 @@ def make_encoder(shape: str, folder: str) -> None:
         ),
         add_pooling_layer=False,
     )
-    projection = random_projection(SHAPES[shape]["hidden_size"], DIMENSION, 0)
+    projection = random_projections(SHAPES[shape]["hidden_size"], DIMENSION, "joint", 0)
     AttributionEncoder(bert, fast, projection, MOST_TOKENS).save(Path(folder))
 
 
-def corpus(examples: int) -> list[np.ndarray]:
+def corpus(examples: int) -> list[EncoderTokens]:
     """Return token arrays whose lengths are those of real instruction data."""
-    return [example.tokens.astype(np.int32) for example in flan_like_examples(examples, VOCABULARY - 2, 3)]
+    return [(example.tokens.astype(np.int32),) for example in flan_like_examples(examples, VOCABULARY - 2, 3)]
 
 
 def precision() -> str:
@@ -79,11 +79,11 @@ def fast_step(folder: str, pool: int, tests: int, subsets: int, size: int) -> di
     def run() -> None:
         encoder.zero_grad()
         backpropagate_step(encoder, objective, tokens, step, 16_384, precision())
-        encoder.projection.weight.grad[0, 0].item()
+        encoder.projections[0].weight.grad[0, 0].item()
 
     run()
     seconds = alternate({"fast": run}, 3)["fast"].seconds
-    return {"seconds": seconds, "gradient": encoder.projection.weight.grad.cpu().numpy()}
+    return {"seconds": seconds, "gradient": encoder.projections[0].weight.grad.cpu().numpy()}
 
 
 def plain_step(folder: str, pool: int, tests: int, subsets: int, size: int) -> dict[str, Any]:
@@ -108,24 +108,24 @@ def plain_step(folder: str, pool: int, tests: int, subsets: int, size: int) -> d
         ranking_loss(group, labels, 0.1, 5.0).backward()
         for rows, leaf in zip(groups, leaves, strict=True):
             encode(rows).backward(leaf.grad)
-        encoder.projection.weight.grad[0, 0].item()
+        encoder.projections[0].weight.grad[0, 0].item()
 
     run()
     seconds = alternate({"plain": run}, 2)["plain"].seconds
-    return {"seconds": seconds, "gradient": encoder.projection.weight.grad.cpu().numpy()}
+    return {"seconds": seconds, "gradient": encoder.projections[0].weight.grad.cpu().numpy()}
 
 
-def padded_embeddings(encoder: AttributionEncoder, examples: list[np.ndarray]) -> torch.Tensor:
+def padded_embeddings(encoder: AttributionEncoder, examples: list[EncoderTokens]) -> torch.Tensor:
     """Return embeddings of one padded batch, in the order given."""
-    longest = max(len(example) for example in examples)
+    longest = max(len(tokens) for (tokens,) in examples)
     ids = np.zeros((len(examples), longest), np.int64)
     mask = np.zeros((len(examples), longest), np.int64)
-    for row, example in enumerate(examples):
-        ids[row, : len(example)], mask[row, : len(example)] = example, 1
-    tokens, present = (torch.from_numpy(array).to(encoder.device) for array in (ids, mask))
-    states = encoder.transformer(input_ids=tokens, attention_mask=present).last_hidden_state
+    for row, (tokens,) in enumerate(examples):
+        ids[row, : len(tokens)], mask[row, : len(tokens)] = tokens, 1
+    padded, present = (torch.from_numpy(array).to(encoder.device) for array in (ids, mask))
+    states = encoder.transformer(input_ids=padded, attention_mask=present).last_hidden_state
     weights = present[:, :, None].to(states.dtype)
-    return encoder.projection((states * weights).sum(1) / weights.sum(1))
+    return encoder.projections[0]((states * weights).sum(1) / weights.sum(1))
 
 
 def fast_embedding(folder: str, examples: int) -> dict[str, Any]:
@@ -135,7 +135,7 @@ def fast_embedding(folder: str, examples: int) -> dict[str, Any]:
     found: dict[str, np.ndarray] = {}
 
     def run() -> None:
-        found["embeddings"] = encoder.encode(encoder.tokenize(texts), 16_384, precision())
+        found["embeddings"] = encoder.encode(encoder.tokenize([(text,) for text in texts]), 16_384, precision())
 
     return {"seconds": alternate({"fast": run}, 3)["fast"].seconds, "embeddings": found["embeddings"]}
 
@@ -162,7 +162,7 @@ def file_order_embedding(folder: str, examples: int) -> dict[str, Any]:
 
     @torch.inference_mode()
     def run() -> None:
-        tokens = encoder.tokenize(texts)
+        tokens = encoder.tokenize([(text,) for text in texts])
         for first in range(0, len(tokens), PLAIN_BATCH):
             with torch.autocast(encoder.device.type, torch.bfloat16, enabled=precision() == "bfloat16"):
                 padded_embeddings(encoder, tokens[first : first + PLAIN_BATCH]).float().cpu().numpy()
@@ -171,7 +171,7 @@ def file_order_embedding(folder: str, examples: int) -> dict[str, Any]:
 
 
 def sentences(examples: int) -> list[str]:
-    return [" ".join(f"w{i}" for i in tokens + 2) for tokens in corpus(examples)]
+    return [" ".join(f"w{i}" for i in tokens + 2) for (tokens,) in corpus(examples)]
 
 
 def cosine(left: np.ndarray, right: np.ndarray) -> float:

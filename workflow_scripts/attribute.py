@@ -17,7 +17,7 @@ import transformers
 
 from workflow_scripts.embed_corpus import embed_corpus
 from workflow_scripts.lib.config import Corpus, Encoder, EncoderTraining, Scoring
-from workflow_scripts.lib.encoder import AttributionEncoder, load_encoder, stored_projection
+from workflow_scripts.lib.encoder import AttributionEncoder, load_encoder, model_parts, stored_projection
 from workflow_scripts.lib.errors import StudyError
 from workflow_scripts.lib.models import folder_hash, load_tokenizer, model_folder
 from workflow_scripts.lib.tables import read_metadata, read_table, write_table
@@ -58,12 +58,13 @@ def attribute(
     StudyError: a model or file can't be read, or they don't belong together.
     """
     folder = model_folder(encoder)
-    if stored_projection(folder) is None:
+    parts = model_parts(folder)
+    if stored_projection(parts[0]) is None:
         raise StudyError(
             f"{encoder} has no projection (2_Dense/model.safetensors), so it wasn't trained for attribution. Name "
             "the `encoder` folder of a study's results, or a published AirRep encoder."
         )
-    model = load_encoder(folder, load_tokenizer(folder).model_max_length)
+    model = load_encoder(folder, load_tokenizer(parts[0]).model_max_length)
     with tempfile.TemporaryDirectory() as temporary:
         file = embeddings or Path(temporary) / "embeddings.parquet"
         if file.exists():
@@ -92,7 +93,7 @@ def _embed(corpus: Path, folder: Path, embeddings: Path, max_tokens: int) -> Non
 
 
 def _embed_queries(model: AttributionEncoder, queries: Sequence[Query]) -> np.ndarray:
-    texts = [encoder_text(query.prompt, query.response, PROMPT_WORDS) for query in queries]
+    texts = [encoder_text(query.prompt, query.response, PROMPT_WORDS, model.view) for query in queries]
     return model.encode(model.tokenize(texts), CHUNK_TOKENS)
 
 

@@ -17,7 +17,7 @@ from workflow_scripts.lib.specs import STAGE_VERSIONS
 from workflow_scripts.lib.stage import run_stage
 from workflow_scripts.lib.stored_embeddings import StoredEmbeddings
 from workflow_scripts.lib.tables import spec_hash, write_batches
-from workflow_scripts.lib.text import encoder_texts
+from workflow_scripts.lib.text import EncoderText, encoder_texts
 
 ROWS_AT_ONCE = 16_384
 
@@ -82,7 +82,7 @@ def embed_corpus(
             new = stored.fill(hashes, vectors)
             if len(new):
                 start = time.monotonic()
-                texts = encoder_texts(pa.table(batch).take(new), prompt_words)
+                texts = encoder_texts(pa.table(batch).take(new), prompt_words, model.view)
                 vectors[new] = _embed(model, texts, chunk_tokens, precision)
                 seconds += time.monotonic() - start
                 embedded += len(new)
@@ -108,8 +108,8 @@ def embed_corpus(
     say(f"embed_corpus {corpus.stem}: {embedded:,} new embeddings, {rows - embedded:,} kept")
 
 
-def _embed(model: AttributionEncoder, texts: list[str], chunk_tokens: int, precision: str) -> np.ndarray:
-    share = own_share(np.fromiter((len(text) for text in texts), np.int64, len(texts)))
+def _embed(model: AttributionEncoder, texts: list[EncoderText], chunk_tokens: int, precision: str) -> np.ndarray:
+    share = own_share(np.fromiter((sum(map(len, text)) for text in texts), np.int64, len(texts)))
     own = model.encode(model.tokenize([texts[i] for i in share]), chunk_tokens, precision)
     return gather_rows(torch.from_numpy(own).to(model.device), share, len(texts)).cpu().numpy()
 

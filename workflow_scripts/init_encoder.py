@@ -5,17 +5,20 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from tokenizers import BertWordPieceTokenizer
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
-from workflow_scripts.lib.encoder import AttributionEncoder, load_encoder, random_projection
+from workflow_scripts.lib.encoder import AttributionEncoder, load_encoder, random_projections, whiten
 from workflow_scripts.lib.seeds import derive_seed
 from workflow_scripts.lib.stage import run_stage
 from workflow_scripts.lib.tables import read_table
-from workflow_scripts.lib.text import encoder_texts
+from workflow_scripts.lib.text import EncoderText, View, encoder_texts
 
 BUILTIN = "builtin:small"
+WHITENING_TEXTS = 10_000
+CHUNK_TOKENS = 16_384
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -26,6 +29,8 @@ def init_encoder(
     model: str,
     revision: str | None,
     trust_remote_code: bool,
+    view: View,
+    projection: str,
     dimension: int,
     max_tokens: int,
     prompt_words: int,
@@ -37,25 +42,31 @@ def init_encoder(
     """Write the encoder that training starts from, and that the untrained baseline uses, to `encoder`.
 
     `builtin:small` is a BERT of `layers` layers with random weights, its vocabulary taken from `corpus`;
-    any other `model` is loaded and given a random projection to `dimension`.
+    any other `model` is loaded. One without a projection of its own is given one to `dimension`: `random`, or
+    `whitened` on texts of `corpus` (`lib.encoder.whiten`).
     """
+    texts = encoder_texts(read_table(corpus, ["prompt", "response"]), prompt_words, view)
     if model == BUILTIN:
-        texts = encoder_texts(read_table(corpus, ["prompt", "response"]), prompt_words)
-        made = small_encoder(texts, dimension, max_tokens, hidden, layers, vocabulary, seed)
+        made = small_encoder(texts, view, dimension, max_tokens, hidden, layers, vocabulary, seed)
     else:
         made = load_encoder(
             model,
             max_tokens,
+            view=view,
             dimension=dimension,
             seed=derive_seed(seed, "projection"),
             revision=revision,
             trust_remote_code=trust_remote_code,
         )
+    if projection == "whitened":
+        sample = np.linspace(0, len(texts) - 1, min(len(texts), WHITENING_TEXTS), dtype=np.int64)
+        whiten(made, made.tokenize([texts[i] for i in sample]), CHUNK_TOKENS)
     made.save(encoder)
 
 
 def small_encoder(
-    texts: Sequence[str],
+    texts: Sequence[EncoderText],
+    view: View,
     dimension: int,
     max_tokens: int,
     hidden: int,
@@ -64,7 +75,8 @@ def small_encoder(
     seed: int,
 ) -> AttributionEncoder:
     """Return a small BERT with random weights and a WordPiece vocabulary of `texts`."""
-    tokenizer = BertTokenizerFast(vocab=wordpieces(texts, vocabulary), do_lower_case=True)
+    parts = [part for text in texts for part in text]
+    tokenizer = BertTokenizerFast(vocab=wordpieces(parts, vocabulary), do_lower_case=True)
     torch.manual_seed(derive_seed(seed, "encoder"))
     config = BertConfig(
         vocab_size=len(tokenizer),
@@ -75,8 +87,8 @@ def small_encoder(
         max_position_embeddings=max_tokens,
     )
     transformer = BertModel(config, add_pooling_layer=False)
-    projection = random_projection(hidden, dimension, derive_seed(seed, "projection"))
-    return AttributionEncoder(transformer, tokenizer, projection, max_tokens)
+    projections = random_projections(hidden, dimension, view, derive_seed(seed, "projection"))
+    return AttributionEncoder(transformer, tokenizer, projections, max_tokens)
 
 
 def wordpieces(texts: Sequence[str], vocabulary: int) -> dict[str, int]:

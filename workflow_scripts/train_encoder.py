@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from workflow_scripts.lib.encoder import AttributionEncoder, load_encoder
+from workflow_scripts.lib.encoder import AttributionEncoder, EncoderTokens, load_encoder
 from workflow_scripts.lib.encoder_training import (
     FoldTargets,
     Objective,
@@ -164,17 +164,17 @@ def read_folds(subsets: Path, targets: Path) -> list[FoldTargets]:
 
 def tokenize(
     model: AttributionEncoder, corpus: Path, folds: list[FoldTargets], prompt_words: int
-) -> Mapping[int, np.ndarray]:
+) -> Mapping[int, EncoderTokens]:
     """Return the encoder's tokens of every example that occurs in `folds`, by example id."""
     used = np.unique(np.concatenate([part.reshape(-1) for fold in folds for part in (fold.tests, fold.members)]))
     table = read_table(corpus, ["prompt", "response"]).take(used)
-    return dict(zip(used.tolist(), model.tokenize(encoder_texts(table, prompt_words)), strict=True))
+    return dict(zip(used.tolist(), model.tokenize(encoder_texts(table, prompt_words, model.view)), strict=True))
 
 
 def _start_scales(
     model: AttributionEncoder,
     objective: Objective,
-    tokens: Mapping[int, np.ndarray],
+    tokens: Mapping[int, EncoderTokens],
     fold: FoldTargets,
     chunk_tokens: int,
     precision: str,
@@ -189,8 +189,9 @@ def _start_scales(
 @torch.no_grad()
 def _fold_scale(model: AttributionEncoder, objective: Objective) -> None:
     factor = torch.exp(objective.log_scale / 2)
-    model.projection.weight.mul_(factor)
-    model.projection.bias.mul_(factor)
+    for projection in model.projections:
+        projection.weight.mul_(factor)
+        projection.bias.mul_(factor)
 
 
 if __name__ == "__main__":

@@ -25,9 +25,9 @@ QUERIES = [Query("What is the sum of 3?", "It is 4."), Query("Name a root.", "")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("attribute")
-    texts = [encoder_text(row["prompt"], row["response"], 256) for row in ROWS]
-    small_encoder(texts, 16, 64, 32, 1, 200, seed=1).save(folder / "encoder")
-    small_encoder(texts, 16, 64, 32, 1, 200, seed=2).save(folder / "other_encoder")
+    texts = [encoder_text(row["prompt"], row["response"], 256, "joint") for row in ROWS]
+    small_encoder(texts, "joint", 16, 64, 32, 1, 200, seed=1).save(folder / "encoder")
+    small_encoder(texts, "joint", 16, 64, 32, 1, 200, seed=2).save(folder / "other_encoder")
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     (folder / "corpus").mkdir()
     prepared_corpus(str(folder / "rows.jsonl"), folder / "corpus").rename(folder / "corpus.parquet")
@@ -40,8 +40,8 @@ def _ask(folder, embeddings=None, top=4, sign="helpful", encoder="encoder", corp
 
 def _scores(folder):
     model = load_encoder(folder / "encoder", 64)
-    texts = [encoder_text(row["prompt"], row["response"], 256) for row in ROWS]
-    asked = [encoder_text(query.prompt, query.response, 256) for query in QUERIES]
+    texts = [encoder_text(row["prompt"], row["response"], 256, "joint") for row in ROWS]
+    asked = [encoder_text(query.prompt, query.response, 256, "joint") for query in QUERIES]
     vectors, tests = (model.encode(model.tokenize(some), 1000) for some in (texts, asked))
     return tests @ vectors.astype(np.float16).astype(np.float32).T
 
@@ -103,7 +103,7 @@ def test_the_published_layout_gives_the_same_examples(folder, tmp_path):
     half = {name: tensor.to(torch.bfloat16) for name, tensor in (bert | projector).items()}
     save_file(half, published / "model.safetensors", metadata={"format": "pt"})
     in_half = load_encoder(published, 64)
-    assert in_half.projection.weight.dtype == torch.float32
+    assert in_half.projections[0].weight.dtype == torch.float32
 
     del bert["bert.embeddings.word_embeddings.weight"]
     save_file(bert | projector, published / "model.safetensors", metadata={"format": "pt"})

@@ -47,7 +47,7 @@ def test_rows_stand_in_the_order_of_the_corpus(tiny, tmp_path, monkeypatch):
     assert table["example_id"].to_pylist() == corpus["example_id"].to_pylist()
     assert table["hash"].to_pylist() == corpus["hash"].to_pylist()
     model = load_encoder(tiny.untrained, 64)
-    one_by_one = [model.encode(model.tokenize([text]), 16384)[0] for text in encoder_texts(corpus, 256)]
+    one_by_one = [model.encode(model.tokenize([text]), 16384)[0] for text in encoder_texts(corpus, 256, "joint")]
     np.testing.assert_allclose(found, one_by_one, atol=1e-5)
 
 

@@ -1,5 +1,7 @@
 """A saved encoder is a plain sentence-transformers folder with the same vectors."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -7,14 +9,15 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 
 from workflow_scripts.init_encoder import init_encoder
-from workflow_scripts.lib.encoder import AttributionEncoder, load_encoder, random_projection
+from workflow_scripts.lib.encoder import AttributionEncoder, load_encoder, random_projections
+from workflow_scripts.lib.errors import StudyError
 from workflow_scripts.lib.tables import read_table
 from workflow_scripts.lib.text import encoder_text, encoder_texts
 
 
 @pytest.fixture(scope="module")
 def texts(tiny):
-    return [*encoder_texts(read_table(tiny.corpus), 256)[:40], "one", "many words " * 100]
+    return [*encoder_texts(read_table(tiny.corpus), 256, "joint")[:40], ("one",), ("many words " * 100,)]
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +29,7 @@ def vectors(tiny, texts):
 
 def test_sentence_transformers_gives_the_same_vectors(tiny, texts, vectors):
     plain = SentenceTransformer(str(tiny.untrained), device="cpu")
-    found = plain.encode(texts, batch_size=7)
+    found = plain.encode([text for (text,) in texts], batch_size=7)
     cosine = (found * vectors).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(vectors, axis=1)
     assert cosine.min() >= 1 - 1e-5
     np.testing.assert_allclose(found, vectors, atol=1e-4)
@@ -38,9 +41,9 @@ def test_sentence_transformers_gives_the_same_vectors(tiny, texts, vectors):
 
 def test_transformers_gives_the_states_below_the_projection(tiny, texts, vectors):
     model, tokenizer = AutoModel.from_pretrained(tiny.untrained), AutoTokenizer.from_pretrained(tiny.untrained)
-    projection = load_encoder(tiny.untrained, 64).projection
+    (projection,) = load_encoder(tiny.untrained, 64).projections
     with torch.inference_mode():
-        for text, vector in zip(texts[:5], vectors, strict=False):
+        for (text,), vector in zip(texts[:5], vectors, strict=False):
             states = model(**tokenizer(text, truncation=True, return_tensors="pt")).last_hidden_state[0]
             np.testing.assert_allclose(projection(states.mean(0)), vector, atol=1e-4)
 
@@ -70,18 +73,20 @@ def test_texts_are_cut_where_the_model_ends(tiny):
         vocab_size=300, hidden_size=32, num_hidden_layers=1, num_attention_heads=1, max_position_embeddings=16
     )
     tokenizer = AutoTokenizer.from_pretrained(tiny.untrained)
-    model = AttributionEncoder(BertModel(config), tokenizer, random_projection(32, 8, 0), max_tokens=512)
+    model = AttributionEncoder(BertModel(config), tokenizer, random_projections(32, 8, "joint", 0), max_tokens=512)
     assert model.max_tokens == 16
-    assert len(model.tokenize(["many words " * 100])[0]) == 16
+    assert len(model.tokenize([("many words " * 100,)])[0][0]) == 16
 
 
 def test_the_prompt_is_cut_in_words_and_the_response_is_not():
-    assert encoder_text("a  b\nc d", "x y z", 3) == "Question: a  b\nc\nAnswer: x y z"
-    assert encoder_text("a b c", "x", 3) == "Question: a b c\nAnswer: x"
+    assert encoder_text("a  b\nc d", "x y z", 3, "joint") == ("Question: a  b\nc\nAnswer: x y z",)
+    assert encoder_text("a b c", "x", 3, "joint") == ("Question: a b c\nAnswer: x",)
+    assert encoder_text("a  b\nc d", "x y z", 3, "split") == ("a  b\nc", "x y z")
 
 
 def test_the_untrained_encoder_depends_on_corpus_and_seed_alone(tiny, tmp_path):
     spec = {"model": "builtin:small", "revision": None, "trust_remote_code": False, "dimension": 16, "max_tokens": 64}
+    spec |= {"view": "joint", "projection": "random"}
     spec |= {"prompt_words": 256, "hidden": 32, "layers": 1, "vocabulary": 300}
     init_encoder(tiny.corpus, tmp_path / "again", **spec, seed=1)
     init_encoder(tiny.corpus, tmp_path / "other", **spec, seed=2)
@@ -90,3 +95,56 @@ def test_the_untrained_encoder_depends_on_corpus_and_seed_alone(tiny, tmp_path):
     assert (tmp_path / "other" / "model.safetensors").read_bytes() != (
         tiny.untrained / "model.safetensors"
     ).read_bytes()
+
+
+@pytest.fixture(scope="module")
+def split_folder(tiny, tmp_path_factory):
+    """An encoder that reads prompt and response apart, with a whitened start."""
+    folder = tmp_path_factory.mktemp("split") / "encoder"
+    spec = {"model": "builtin:small", "revision": None, "trust_remote_code": False, "dimension": 16, "max_tokens": 64}
+    spec |= {"prompt_words": 256, "hidden": 32, "layers": 1, "vocabulary": 300, "seed": 1}
+    init_encoder(tiny.corpus, folder, **spec, view="split", projection="whitened")
+    return folder
+
+
+def test_a_split_encoder_is_two_plain_folders(tiny, split_folder):
+    model = load_encoder(split_folder, 64)
+    texts = encoder_texts(read_table(tiny.corpus), 256, "split")[:20]
+    vectors = model.encode(model.tokenize(texts), 500)
+    assert (model.view, model.dimension, vectors.shape) == ("split", 16, (20, 16))
+    for part, folder in enumerate(("prompt", "response")):
+        plain = SentenceTransformer(str(split_folder / folder), device="cpu")
+        found = plain.encode([text[part] for text in texts])
+        np.testing.assert_allclose(found, vectors[:, 8 * part : 8 * part + 8], atol=1e-4)
+
+
+def test_split_scores_are_the_sum_of_both_parts(tiny, split_folder):
+    model = load_encoder(split_folder, 64)
+    pairs = [("a question", "an answer"), ("a question", "other words"), ("something else", "an answer")]
+    same, other_response, other_prompt = model.encode(model.tokenize(pairs), 500)
+    assert (same[:8] == other_response[:8]).all()
+    assert (same[8:] == other_prompt[8:]).all()
+
+
+def test_parts_with_different_transformers_are_refused(tiny, split_folder, tmp_path):
+    shutil.copytree(split_folder, tmp_path / "mixed")
+    shutil.copy(tiny.untrained / "model.safetensors", tmp_path / "mixed" / "response" / "model.safetensors")
+    with torch.no_grad():
+        changed = load_encoder(tiny.untrained, 64)
+        changed.transformer.embeddings.word_embeddings.weight += 1
+    changed.save(tmp_path / "other")
+    shutil.copy(tmp_path / "other" / "model.safetensors", tmp_path / "mixed" / "response" / "model.safetensors")
+    with pytest.raises(StudyError, match="different transformers"):
+        load_encoder(tmp_path / "mixed", 64)
+
+
+def test_a_whitened_start_centres_and_scales_the_texts_it_saw(tiny, split_folder):
+    model = load_encoder(split_folder, 64)
+    vectors = model.encode(model.tokenize(encoder_texts(read_table(tiny.corpus), 256, "split")), 500)
+    covariance = vectors.T @ vectors / len(vectors)
+    np.testing.assert_allclose(vectors.mean(0), 0, atol=1e-3)
+    for part in (covariance[:8, :8], covariance[8:, 8:]):
+        np.testing.assert_allclose(part, np.diag(np.diag(part)), atol=1e-3)
+        # The shrinkage leaves axes of little variance below 1.
+        assert (np.diag(part) > 0.3).all()
+        assert (np.diag(part) < 1.001).all()

@@ -100,6 +100,8 @@ def make_tiny_study(folder: Path) -> TinyStudy:
         model="builtin:small",
         revision=None,
         trust_remote_code=False,
+        view="joint",
+        projection="random",
         dimension=16,
         max_tokens=64,
         prompt_words=256,

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from workflow_scripts.lib.errors import StudyError
+from workflow_scripts.lib.text import View
 from workflow_scripts.methods import METHODS
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -179,6 +180,16 @@ class Encoder(Section):
         "builtin:small", description="`builtin:small`, a local folder, or a hub id of a BERT-type encoder."
     )
     revision: str | None = Field(None, description="Hub only: a commit or tag, to pin the weights.")
+    view: View = Field(
+        "joint",
+        description="`joint`: prompt and response as one text, as in the paper. `split`: each is read and pooled "
+        "by itself, and an embedding is both halves side by side.",
+    )
+    projection: Literal["random", "whitened"] = Field(
+        "random",
+        description="Where the projection starts: `random` as in the paper, or `whitened`, the principal axes of the "
+        "encoder's corpus, scaled alike. An encoder that brings a projection keeps it.",
+    )
     dimension: Positive = Field(384, description="Size of an embedding, after the projection.")
     max_tokens: Positive = Field(512, description="Longest text in tokens; the end is cut.")
     prompt_words: Positive = Field(256, description="Words of the prompt that are read.")

@@ -19,8 +19,14 @@ from workflow_scripts.lib.errors import StudyError
 from workflow_scripts.lib.language_model import autocast, best_device
 from workflow_scripts.lib.models import load_pretrained, load_tokenizer, model_folder, publish_folder
 from workflow_scripts.lib.packing import ATTENTION, PackedBatch, pack, token_budget
+from workflow_scripts.lib.tables import file_hash
+from workflow_scripts.lib.text import EncoderText, View
 
 DENSE_FOLDER = "2_Dense"
+# Under the view `split`, each part is a model folder of its own, and an embedding is both vectors side by side.
+SPLIT_FOLDERS = ("prompt", "response")
+
+EncoderTokens = tuple[np.ndarray, ...]  # int32 [length] of each part of an example
 
 
 class AttributionEncoder(nn.Module):
@@ -28,19 +34,22 @@ class AttributionEncoder(nn.Module):
 
     Attributes
     ----------
-    transformer: any BERT-type model; projection: linear, [hidden] -> [dimension].
-    max_tokens: where texts are cut. packed: whether the transformer reads packed batches.
+    transformer: any BERT-type model.
+    projections: linear layers from its hidden size, one for each part of an example (`lib.text.encoder_text`);
+        an embedding is their outputs side by side.
+    max_tokens: where each part is cut. packed: whether the transformer reads packed batches.
     """
 
     def __init__(
         self,
         transformer: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        projection: nn.Linear,
+        projections: Sequence[nn.Linear],
         max_tokens: int,
     ):
         super().__init__()
-        self.transformer, self.tokenizer, self.projection = transformer, tokenizer, projection
+        self.transformer, self.tokenizer = transformer, tokenizer
+        self.projections = nn.ModuleList(projections)
         limit = getattr(transformer.config, "max_position_embeddings", max_tokens)
         self.max_tokens = min(max_tokens, limit)
         self.packed = False
@@ -49,28 +58,40 @@ class AttributionEncoder(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.projection.weight.device
+        return self.projections[0].weight.device
 
     @property
     def dimension(self) -> int:
-        return self.projection.out_features
+        return sum(projection.out_features for projection in self.projections)
 
-    def tokenize(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Return the token ids of each text, int32, special tokens included, cut at `max_tokens`."""
-        encoded = self.tokenizer(list(texts), truncation=True, max_length=self.max_tokens, return_attention_mask=False)
-        return [np.asarray(ids, np.int32) for ids in encoded["input_ids"]]
+    @property
+    def view(self) -> View:
+        return "joint" if len(self.projections) == 1 else "split"
 
-    def forward(self, examples: Sequence[np.ndarray]) -> torch.Tensor:
+    def tokenize(self, texts: Sequence[EncoderText]) -> list[EncoderTokens]:
+        """Return the token ids of each text's parts, special tokens included, each cut at `max_tokens`."""
+        parts = [part for text in texts for part in text]
+        encoded = self.tokenizer(parts, truncation=True, max_length=self.max_tokens, return_attention_mask=False)
+        tokens = [np.asarray(ids, np.int32) for ids in encoded["input_ids"]]
+        width = len(self.projections)
+        return [tuple(tokens[first : first + width]) for first in range(0, len(tokens), width)]
+
+    def forward(self, examples: Sequence[EncoderTokens]) -> torch.Tensor:
         """Return the embeddings of tokenised texts, float [examples, dimension], in the order given."""
-        batch = pack(examples, self.device)
+        means = self.means(examples)
+        return torch.cat([layer(means[:, part]) for part, layer in enumerate(self.projections)], dim=1)
+
+    def means(self, examples: Sequence[EncoderTokens]) -> torch.Tensor:
+        """Return the mean over each part's tokens, before the projection, float [examples, parts, hidden]."""
+        parts = [part for example in examples for part in example]
+        batch = pack(parts, self.device)
         hidden = self._packed_states(batch) if self.packed else self._padded_states(batch)
-        owner = torch.repeat_interleave(
-            torch.from_numpy(batch.order).to(self.device), batch.lengths, output_size=len(hidden)
-        )
-        sums = hidden.new_zeros(len(examples), hidden.shape[1]).index_add(0, owner, hidden)
+        order = torch.from_numpy(batch.order).to(self.device)
+        owner = torch.repeat_interleave(order, batch.lengths, output_size=len(hidden))
+        sums = hidden.new_zeros(len(parts), hidden.shape[1]).index_add(0, owner, hidden)
         lengths = torch.empty_like(batch.lengths)
-        lengths[torch.from_numpy(batch.order).to(self.device)] = batch.lengths
-        return self.projection(sums / lengths[:, None])
+        lengths[order] = batch.lengths
+        return (sums / lengths[:, None]).unflatten(0, (len(examples), -1))
 
     def _packed_states(self, batch: PackedBatch) -> torch.Tensor:
         return self.transformer(input_ids=batch.tokens, position_ids=batch.positions, packing=batch).last_hidden_state[
@@ -95,13 +116,13 @@ class AttributionEncoder(nn.Module):
         plain = self.transformer.config._attn_implementation
         random = np.random.default_rng(0)
         lengths = [min(length, self.max_tokens) for length in (4, 7, 21)]
-        sample = [random.integers(0, self.transformer.config.vocab_size, length) for length in lengths]
+        sample = [(random.integers(0, self.transformer.config.vocab_size, length),) for length in lengths]
         with torch.inference_mode():
-            expected = self(sample)
+            expected = self.means(sample)
             try:
                 self.transformer.set_attn_implementation(ATTENTION)
                 self.packed = True
-                exact = torch.allclose(self(sample), expected, atol=1e-3)
+                exact = torch.allclose(self.means(sample), expected, atol=1e-3)
             except (TypeError, ValueError, RuntimeError, KeyError):
                 exact = False
         if not exact:
@@ -109,36 +130,43 @@ class AttributionEncoder(nn.Module):
             self.packed = False
 
     @torch.inference_mode()
-    def encode(self, examples: Sequence[np.ndarray], most_tokens: int, precision: str = "float32") -> np.ndarray:
+    def encode(self, examples: Sequence[EncoderTokens], most_tokens: int, precision: str = "float32") -> np.ndarray:
         """Return the embeddings of tokenised texts, float32 [examples, dimension], batched by length."""
         embeddings = np.empty((len(examples), self.dimension), np.float32)
-        lengths = np.fromiter((len(example) for example in examples), np.int64, len(examples))
-        for chosen in token_budget(lengths, most_tokens):
+        for chosen in token_budget(token_counts(examples), most_tokens):
             with autocast(self.device, precision):
                 embeddings[chosen] = self([examples[i] for i in chosen]).float().cpu().numpy()
         return embeddings
 
     def save(self, folder: Path) -> None:
-        """Write a folder that `SentenceTransformer(folder)` and `AutoModel.from_pretrained` load."""
+        """Write a folder that `SentenceTransformer(folder)` and `AutoModel.from_pretrained` load.
+
+        Under the view `split` there are two, `prompt` and `response`: an embedding is the vectors of both.
+        """
         folder = Path(folder)
         temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
-        (temporary / "1_Pooling").mkdir(parents=True)
-        (temporary / DENSE_FOLDER).mkdir()
+        parts = ("",) if self.view == "joint" else SPLIT_FOLDERS
         self.transformer.set_attn_implementation("sdpa")
-        self.transformer.save_pretrained(temporary)
+        for part, projection in zip(parts, self.projections, strict=True):
+            self._save_part(temporary / part, projection)
         if self.packed:
             self.transformer.set_attn_implementation(ATTENTION)
+        publish_folder(temporary, folder)
+
+    def _save_part(self, folder: Path, projection: nn.Linear) -> None:
+        (folder / "1_Pooling").mkdir(parents=True)
+        (folder / DENSE_FOLDER).mkdir()
+        self.transformer.save_pretrained(folder)
         self.tokenizer.model_max_length = self.max_tokens
-        self.tokenizer.save_pretrained(temporary)
-        hidden = self.projection.in_features
+        self.tokenizer.save_pretrained(folder)
         dense = {
-            "in_features": hidden,
-            "out_features": self.dimension,
-            "bias": self.projection.bias is not None,
+            "in_features": projection.in_features,
+            "out_features": projection.out_features,
+            "bias": projection.bias is not None,
             "activation_function": "torch.nn.modules.linear.Identity",
         }
-        pooling = {"word_embedding_dimension": hidden, "pooling_mode_mean_tokens": True}
+        pooling = {"word_embedding_dimension": projection.in_features, "pooling_mode_mean_tokens": True}
         names = [("", "Transformer"), ("1_Pooling", "Pooling"), (DENSE_FOLDER, "Dense")]
         modules = [
             {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
@@ -151,53 +179,104 @@ class AttributionEncoder(nn.Module):
             "1_Pooling/config.json": pooling,
             f"{DENSE_FOLDER}/config.json": dense,
         }.items():
-            (temporary / name).write_text(json.dumps(content, indent=2) + "\n")
-        weights = {f"linear.{name}": tensor.contiguous() for name, tensor in self.projection.state_dict().items()}
-        save_file(weights, temporary / DENSE_FOLDER / "model.safetensors")
-        publish_folder(temporary, folder)
+            (folder / name).write_text(json.dumps(content, indent=2) + "\n")
+        weights = {f"linear.{name}": tensor.contiguous() for name, tensor in projection.state_dict().items()}
+        save_file(weights, folder / DENSE_FOLDER / "model.safetensors")
+
+
+def token_counts(examples: Sequence[EncoderTokens]) -> np.ndarray:
+    """Return the tokens of each example, all parts together, int64 [examples]."""
+    return np.fromiter((sum(map(len, example)) for example in examples), np.int64, len(examples))
 
 
 def load_encoder(
     model: str | Path,
     max_tokens: int,
     *,
-    dimension: int | None = None,
+    view: View = "joint",
+    dimension: int = 384,
     seed: int = 0,
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> AttributionEncoder:
     """Load an encoder from a folder or hub id.
 
-    The model's own projection is used; without one, a random projection to `dimension` is made from `seed`
-    (paper, section 3.2).
+    A model that has projections keeps them, and with them its view. For one without, random projections to
+    `dimension` are made from `seed` (paper, section 3.2).
 
     Raises
     ------
     StudyError: the model can't be loaded, or its weights aren't whole.
     """
     folder = model_folder(model, revision)
-    tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
+    parts = model_parts(folder)
+    if len({file_hash(*sorted(part.glob("*.safetensors"))) for part in parts}) > 1:
+        raise StudyError(
+            f"{model}: {' and '.join(SPLIT_FOLDERS)} have different transformers. Take a whole copy of it."
+        )
+    tokenizer = load_tokenizer(parts[0], trust_remote_code=trust_remote_code)
     transformer, found = load_pretrained(
-        AutoModel, folder, None, trust_remote_code, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+        AutoModel,
+        parts[0],
+        None,
+        trust_remote_code,
+        dtype=torch.float32,
+        use_safetensors=True,
+        output_loading_info=True,
     )
     # Weights that a file lacks would be random ones. The pooler isn't used, so it may be missing.
     if missing := sorted(name for name in found["missing_keys"] if not name.startswith("pooler.")):
         raise StudyError(f"{model}: {len(missing)} weights are missing, e.g. {missing[0]}. Take a whole copy of it.")
     transformer.pooler = None
-    projection = stored_projection(folder)
-    if projection is None:
-        projection = random_projection(transformer.config.hidden_size, dimension or 384, seed)
-    return AttributionEncoder(transformer, tokenizer, projection, max_tokens).to(best_device())
+    projections = [projection for part in parts if (projection := stored_projection(part))]
+    if not projections:
+        projections = random_projections(transformer.config.hidden_size, dimension, view, seed)
+    return AttributionEncoder(transformer, tokenizer, projections, max_tokens).to(best_device())
 
 
-def random_projection(hidden: int, dimension: int, seed: int) -> nn.Linear:
-    """Return a linear layer [hidden] -> [dimension] started at random from `seed`, bias zero."""
-    layer = nn.Linear(hidden, dimension)
+def model_parts(folder: Path) -> list[Path]:
+    """Return the model folders that an encoder's folder consists of: itself, or one for each part of its view."""
+    return [folder / part for part in SPLIT_FOLDERS if (folder / part).is_dir()] or [folder]
+
+
+def random_projections(hidden: int, dimension: int, view: View, seed: int) -> list[nn.Linear]:
+    """Return the linear layers of a view's parts, started at random from `seed`; bias zero.
+
+    They map [hidden] to an equal share of `dimension` each.
+    """
+    parts = 1 if view == "joint" else len(SPLIT_FOLDERS)
     random = torch.Generator().manual_seed(seed)
+    layers = [nn.Linear(hidden, dimension // parts) for _ in range(parts)]
     with torch.no_grad():
-        layer.weight.normal_(std=dimension**-0.5, generator=random)
-        layer.bias.zero_()
-    return layer
+        for layer in layers:
+            layer.weight.normal_(std=dimension**-0.5, generator=random)
+            layer.bias.zero_()
+    return layers
+
+
+@torch.no_grad()
+def whiten(encoder: AttributionEncoder, examples: Sequence[EncoderTokens], most_tokens: int) -> None:
+    """Start the projections from the texts themselves: centred, along the principal axes, each scaled to variance 1.
+
+    Means over the tokens of real text lie close together in a few directions (frequent words, length), which
+    drown all others in an inner product. Axes are scaled by 1 / sqrt(variance + the axes' mean variance / 100).
+
+    Parameters
+    ----------
+    examples: tokenised texts, more than the hidden size has numbers.
+    """
+    means = torch.cat(
+        [encoder.means([examples[i] for i in chosen]) for chosen in token_budget(token_counts(examples), most_tokens)]
+    ).double()
+    for part, layer in enumerate(encoder.projections):
+        values = means[:, part]
+        center = values.mean(0)
+        variances, axes = torch.linalg.eigh((values - center).T @ (values - center) / len(values))
+        # Principal axes, largest variance first.
+        variances, axes = variances.flip(0)[: layer.out_features], axes.flip(1)[:, : layer.out_features]
+        weight = (axes / (variances + variances.mean() / 100).sqrt()).T
+        layer.weight[: len(weight)] = weight.to(layer.weight)
+        layer.bias[: len(weight)] = -(weight @ center).to(layer.bias)
 
 
 def stored_projection(folder: Path) -> nn.Linear | None:

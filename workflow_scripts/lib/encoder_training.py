@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from workflow_scripts.lib.correlation import spearman_by_column
-from workflow_scripts.lib.encoder import AttributionEncoder
+from workflow_scripts.lib.encoder import AttributionEncoder, EncoderTokens, token_counts
 from workflow_scripts.lib.language_model import autocast
 from workflow_scripts.lib.packing import token_budget
 from workflow_scripts.lib.processes import gather_rows, in_group, is_first, own_share, sum_gradients
@@ -87,7 +87,7 @@ class Objective(nn.Module):
 def backpropagate_step(
     encoder: AttributionEncoder,
     objective: Objective,
-    tokens: Mapping[int, np.ndarray],
+    tokens: Mapping[int, EncoderTokens],
     draw: Draw,
     chunk_tokens: int,
     precision: str,
@@ -103,7 +103,7 @@ def backpropagate_step(
     gradient before, and have that of the whole loss after.
     """
     ids, examples = _distinct(tokens, draw)
-    lengths = np.fromiter((len(example) for example in examples), np.int64, len(examples))
+    lengths = token_counts(examples)
     device = encoder.device
     tests = torch.from_numpy(np.searchsorted(ids, draw.tests)).to(device)
     members = torch.from_numpy(np.searchsorted(ids, draw.members)).to(device)
@@ -136,16 +136,16 @@ def backpropagate_step(
     return loss.item()
 
 
-def _distinct(tokens: Mapping[int, np.ndarray], draw: Draw) -> tuple[np.ndarray, list[np.ndarray]]:
+def _distinct(tokens: Mapping[int, EncoderTokens], draw: Draw) -> tuple[np.ndarray, list[EncoderTokens]]:
     ids = np.unique(np.concatenate([draw.tests, draw.members.reshape(-1)]))
     return ids, [tokens[int(i)] for i in ids]
 
 
 def encode_together(
-    encoder: AttributionEncoder, examples: Sequence[np.ndarray], chunk_tokens: int, precision: str
+    encoder: AttributionEncoder, examples: Sequence[EncoderTokens], chunk_tokens: int, precision: str
 ) -> torch.Tensor:
     """Return the embeddings of tokenised texts, float32 [examples, dimension]; each process encodes its share."""
-    share = own_share(np.fromiter((len(example) for example in examples), np.int64, len(examples)))
+    share = own_share(token_counts(examples))
     own = encoder.encode([examples[i] for i in share], chunk_tokens, precision)
     return gather_rows(torch.from_numpy(own).to(encoder.device), share, len(examples))
 
@@ -153,7 +153,7 @@ def encode_together(
 def validation_lds(
     encoder: AttributionEncoder,
     objective: Objective,
-    tokens: Mapping[int, np.ndarray],
+    tokens: Mapping[int, EncoderTokens],
     folds: Sequence[FoldTargets],
     chunk_tokens: int,
     precision: str,

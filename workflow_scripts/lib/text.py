@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-import pyarrow as pa
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+View = Literal["joint", "split"]
+EncoderText = tuple[str, ...]  # the parts of an example that are pooled apart
 
 
 def language_model_prompt(prompt: str) -> str:
@@ -13,12 +17,15 @@ def language_model_prompt(prompt: str) -> str:
     return f"Question: {prompt}\nAnswer: "
 
 
-def encoder_text(prompt: str, response: str, prompt_words: int) -> str:
-    """Return what the encoder reads (paper, section 3.2): the prompt's first words and the response."""
+def encoder_text(prompt: str, response: str, prompt_words: int, view: View) -> EncoderText:
+    """Return what the encoder reads of an example: the prompt's first words and the response.
+
+    `joint` is the paper's view (section 3.2): one text. `split` is ours: prompt and response are pooled apart.
+    """
     words = prompt.split(maxsplit=prompt_words)
     if len(words) > prompt_words:
         prompt = prompt[: len(prompt) - len(words[-1])].rstrip()
-    return f"Question: {prompt}\nAnswer: {response}"
+    return (f"Question: {prompt}\nAnswer: {response}",) if view == "joint" else (prompt, response)
 
 
 def chat_messages(prompt: str, messages: Sequence[dict[str, Any]] | None) -> list[dict[str, Any]]:
@@ -28,9 +35,9 @@ def chat_messages(prompt: str, messages: Sequence[dict[str, Any]] | None) -> lis
     return [{"role": "user", "content": prompt}]
 
 
-def encoder_texts(corpus: pa.Table, prompt_words: int) -> list[str]:
+def encoder_texts(corpus: pa.Table, prompt_words: int, view: View) -> list[EncoderText]:
     """Return the encoder's text of every row of a corpus table with columns prompt and response."""
     return [
-        encoder_text(prompt, response, prompt_words)
+        encoder_text(prompt, response, prompt_words, view)
         for prompt, response in zip(corpus["prompt"].to_pylist(), corpus["response"].to_pylist(), strict=True)
     ]
