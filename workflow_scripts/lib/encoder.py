@@ -18,7 +18,7 @@ from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 from workflow_scripts.lib.errors import StudyError
 from workflow_scripts.lib.language_model import autocast, best_device
 from workflow_scripts.lib.models import load_pretrained, load_tokenizer, model_folder, publish_folder
-from workflow_scripts.lib.packing import ATTENTION, PackedBatch, pack, token_budget
+from workflow_scripts.lib.packing import ATTENTION, PackedBatch, pack, to_device, token_budget
 from workflow_scripts.lib.tables import file_hash
 from workflow_scripts.lib.text import EncoderText, View
 
@@ -86,7 +86,7 @@ class AttributionEncoder(nn.Module):
         parts = [part for example in examples for part in example]
         batch = pack(parts, self.device)
         hidden = self._packed_states(batch) if self.packed else self._padded_states(batch)
-        order = torch.from_numpy(batch.order).to(self.device)
+        order = to_device(batch.order, self.device)
         owner = torch.repeat_interleave(order, batch.lengths, output_size=len(hidden))
         sums = hidden.new_zeros(len(parts), hidden.shape[1]).index_add(0, owner, hidden)
         lengths = torch.empty_like(batch.lengths)
@@ -132,11 +132,11 @@ class AttributionEncoder(nn.Module):
     @torch.inference_mode()
     def encode(self, examples: Sequence[EncoderTokens], most_tokens: int, precision: str = "float32") -> np.ndarray:
         """Return the embeddings of tokenised texts, float32 [examples, dimension], batched by length."""
-        embeddings = np.empty((len(examples), self.dimension), np.float32)
+        embeddings = torch.empty(len(examples), self.dimension, device=self.device)
         for chosen in token_budget(token_counts(examples), most_tokens):
             with autocast(self.device, precision):
-                embeddings[chosen] = self([examples[i] for i in chosen]).float().cpu().numpy()
-        return embeddings
+                embeddings[to_device(chosen, self.device)] = self([examples[i] for i in chosen]).float()
+        return embeddings.cpu().numpy()
 
     def save(self, folder: Path) -> None:
         """Write a folder that `SentenceTransformer(folder)` and `AutoModel.from_pretrained` load.

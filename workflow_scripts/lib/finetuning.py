@@ -53,19 +53,21 @@ class Finetuner:
         """Train on `examples` from the base weights; return False if the run diverged."""
         self.reset()
         drawn = batches(len(examples), self.batch_examples, self.epochs, *seed)
-        return all(np.isfinite(self._step([examples[i] for i in batch])) for batch in drawn)
+        losses = [self._step([examples[i] for i in batch]) for batch in drawn]
+        # Asked once a run: each question waits until the GPU has done all that it was told.
+        return bool(torch.stack(losses).isfinite().all())
 
-    def _step(self, batch: Sequence[TokenizedExample]) -> float:
-        """One optimiser step; returns the batch's loss in nats per response token."""
+    def _step(self, batch: Sequence[TokenizedExample]) -> torch.Tensor:
+        """One optimiser step; returns the batch's loss in nats per response token, a scalar."""
         lengths = np.fromiter((len(example.tokens) for example in batch), np.int64, len(batch))
         response_tokens = sum(len(example.tokens) - example.prompt_tokens for example in batch)
-        total = 0.0
+        total = torch.zeros((), device=self.lm.device)
         for chosen in token_budget(lengths, self.step_tokens):
             with autocast(self.lm.device, self.precision):
                 losses, _ = summed_losses(self.lm, [batch[i] for i in chosen])
             loss = losses.sum() / response_tokens
             loss.backward()
-            total += loss.item()
+            total += loss.detach()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=False)
         return total

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from workflow_scripts.lib.models import load_pretrained
-from workflow_scripts.lib.packing import ATTENTION, PackedBatch, pack, token_budget
+from workflow_scripts.lib.packing import ATTENTION, PackedBatch, pack, to_device, token_budget
 
 
 def best_device() -> torch.device:
@@ -80,24 +80,26 @@ def example_losses(lm: PreTrainedModel, examples: Sequence[TokenizedExample]) ->
 def summed_losses(lm: PreTrainedModel, examples: Sequence[TokenizedExample]) -> tuple[torch.Tensor, torch.Tensor]:
     """Return each example's summed cross-entropy of response tokens and their number, float32 [examples]."""
     batch = pack([example.tokens for example in examples], lm.device)
-    judged, owner = _judged_positions(batch, examples)
-    labels = batch.tokens[0, judged]
-    logits = (_packed_logits if lm.airrep_packed else _padded_logits)(lm, batch, judged - 1)
-    token_losses = F.cross_entropy(logits.float(), labels, reduction="none")
+    places, owner, counts = (to_device(array, lm.device) for array in _judged_tokens(batch.order, examples))
+    logits = (_packed_logits if lm.airrep_packed else _padded_logits)(lm, batch, places - 1)
+    token_losses = F.cross_entropy(logits.float(), batch.tokens[0, places], reduction="none")
     losses = torch.zeros(len(examples), device=lm.device).index_add(0, owner, token_losses)
-    counts = torch.bincount(owner, minlength=len(examples)).to(losses.dtype)
     return losses, counts
 
 
-def _judged_positions(batch: PackedBatch, examples: Sequence[TokenizedExample]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the places of all response tokens in the packed row, and the example that each belongs to."""
+def _judged_tokens(order: np.ndarray, examples: Sequence[TokenizedExample]) -> tuple[np.ndarray, ...]:
+    """Return what is known of response tokens without asking the GPU, which would have to be waited for.
+
+    Their places in a row packed in `order` and the example of each, int64 [response tokens]; and their number,
+    float32 [examples].
+    """
+    lengths = np.fromiter((len(example.tokens) for example in examples), np.int64, len(examples))
     prompts = np.fromiter((example.prompt_tokens for example in examples), np.int64, len(examples))
-    order = torch.from_numpy(batch.order).to(batch.lengths.device)
-    prompt_tokens = torch.from_numpy(prompts).to(batch.lengths.device)[order]
-    owner = torch.repeat_interleave(order, batch.lengths)
-    is_response = batch.positions[0] >= torch.repeat_interleave(prompt_tokens, batch.lengths)
-    places = torch.nonzero(is_response)[:, 0]
-    return places, owner[places]
+    counts = lengths - prompts
+    owner = np.repeat(order, counts[order])
+    # The k-th response token in the row has k of them before it, and the prompts of all examples so far.
+    places = np.arange(len(owner)) + np.repeat(np.cumsum(prompts[order]), counts[order])
+    return places, owner, counts.astype(np.float32)
 
 
 def _packed_logits(lm: PreTrainedModel, batch: PackedBatch, places: torch.Tensor) -> torch.Tensor:
@@ -129,12 +131,12 @@ def evaluate(
     lm: PreTrainedModel, examples: Sequence[TokenizedExample], most_tokens: int, precision: str = "float32"
 ) -> np.ndarray:
     """Return the loss of each example, float32 [examples], batched by length and without padding."""
-    losses = np.empty(len(examples), np.float32)
+    losses = torch.empty(len(examples), device=lm.device)
     lengths = np.fromiter((len(example.tokens) for example in examples), np.int64, len(examples))
     for chosen in token_budget(lengths, most_tokens):
         with autocast(lm.device, precision):
-            losses[chosen] = example_losses(lm, [examples[i] for i in chosen]).float().cpu().numpy()
-    return losses
+            losses[to_device(chosen, lm.device)] = example_losses(lm, [examples[i] for i in chosen]).float()
+    return losses.cpu().numpy()
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

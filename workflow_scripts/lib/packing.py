@@ -71,18 +71,24 @@ def pack(examples: Sequence[np.ndarray], device: torch.device | str = "cpu") -> 
             Bucket(
                 examples=last - first,
                 longest=longest,
-                rows=torch.from_numpy(rows.reshape(-1)).to(device),
-                real=None if equal else torch.from_numpy(np.flatnonzero(inside)).to(device),
-                mask=None if equal else torch.from_numpy(inside)[:, None, None, :].to(device),
+                rows=to_device(rows.reshape(-1), device),
+                real=None if equal else to_device(np.flatnonzero(inside), device),
+                mask=None if equal else to_device(inside, device)[:, None, None, :],
             )
         )
     return PackedBatch(
-        tokens=torch.from_numpy(tokens)[None].to(device),
-        positions=torch.from_numpy(positions)[None].to(device),
+        tokens=to_device(tokens, device)[None],
+        positions=to_device(positions, device)[None],
         order=order,
-        lengths=torch.from_numpy(lengths).to(device),
+        lengths=to_device(lengths, device),
         buckets=tuple(buckets),
     )
+
+
+def to_device(array: np.ndarray, device: torch.device | str) -> torch.Tensor:
+    """Return a tensor of `array` on `device`, without waiting for the work that a GPU still has to do."""
+    tensor = torch.from_numpy(array)
+    return tensor if torch.device(device).type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
 def _like_lengths(lengths: np.ndarray) -> Iterator[tuple[int, int]]:
