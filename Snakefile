@@ -17,9 +17,20 @@ include: "rules/study.smk"
 include: "rules/corpora.smk"
 include: "rules/language_model.smk"
 include: "rules/targets.smk"
-include: "rules/encoder.smk"
+include: "rules/encoder.smk" if study.targets else "rules/taken_encoder.smk"
 include: "rules/scores.smk"
-include: "rules/evaluation.smk"
+
+
+if study.targets:
+
+    include: "rules/leaks.smk"
+
+
+if plan_of_study.judged:
+
+    include: "rules/evaluation.smk"
+
+
 include: "rules/report.smk"
 
 
@@ -28,5 +39,5 @@ rule all:
     default_target: True
     input:
         rules.report.input,
-        rules.targets.input,
+        rules.targets.input if study.targets else [],
         rules.encoder.input,

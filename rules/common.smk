@@ -15,7 +15,7 @@ RESULTS = f"results/{study.run}"
 
 wildcard_constraints:
     corpus="|".join(study.corpora),
-    pool="|".join(plan_of_study.pools),
+    pool="|".join(dict.fromkeys([*plan_of_study.pools, *study.evaluations])),
     evaluation="|".join(study.evaluations),
     encoder="trained|untrained",
 

@@ -1,10 +1,15 @@
 # Which files a rule reads, where that depends on the study. No rules here.
 def train_tokens(wildcards):
-    return f"{RESULTS}/tokens/{plan_of_study.corpora_of(wildcards.pool)[0]}.parquet"
+    return drawn_from(wildcards.pool, plan_of_study.corpora_of(wildcards.pool)[0])
 
 
 def test_tokens(wildcards):
-    return f"{RESULTS}/tokens/{plan_of_study.corpora_of(wildcards.pool)[1]}.parquet"
+    return drawn_from(wildcards.pool, plan_of_study.corpora_of(wildcards.pool)[1])
+
+
+def drawn_from(pool, corpus):
+    """A corpus as the LM reads it; where none is fine-tuned on the pool, every row can be drawn."""
+    return f"{RESULTS}/{'tokens' if pool in plan_of_study.pools else 'corpora'}/{corpus}.parquet"
 
 
 def language_model():
@@ -49,9 +54,22 @@ def corpus_of(role):
     return corpus
 
 
-def of_every_method(folder):
+def of_every_method(folder, evaluations):
     return expand(
         f"{RESULTS}/{folder}/{{method}}/{{evaluation}}.parquet",
         method=study.scoring.methods,
-        evaluation=study.evaluations,
+        evaluation=evaluations,
     )
+
+
+def leaks():
+    return f"{RESULTS}/evaluation/leaks.parquet" if study.targets else []
+
+
+def training_log():
+    return f"{RESULTS}/encoder.log.parquet" if study.targets else []
+
+
+def judgement(table):
+    """A table of the evaluation, where any method is judged."""
+    return f"{RESULTS}/evaluation/{table}.parquet" if plan_of_study.judged else []

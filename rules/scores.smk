@@ -53,8 +53,4 @@ rule score_pairs:
 rule scores:
     """Top helpful and harmful training examples and group scores, for every method and evaluation set."""
     input:
-        expand(
-            f"{RESULTS}/scores/{{method}}/{{evaluation}}.parquet",
-            method=study.scoring.methods,
-            evaluation=study.evaluations,
-        ),
+        of_every_method("scores", study.evaluations),

@@ -17,9 +17,9 @@ import transformers
 
 from workflow_scripts.embed_corpus import embed_corpus
 from workflow_scripts.lib.config import Corpus, Encoder, EncoderTraining, Scoring
-from workflow_scripts.lib.encoder import AttributionEncoder, load_encoder, model_parts, stored_projection
+from workflow_scripts.lib.encoder import AttributionEncoder, load_trained_encoder
 from workflow_scripts.lib.errors import StudyError
-from workflow_scripts.lib.models import folder_hash, load_tokenizer, model_folder
+from workflow_scripts.lib.models import folder_hash, model_folder
 from workflow_scripts.lib.tables import read_metadata, read_table, write_table
 from workflow_scripts.lib.text import encoder_text
 from workflow_scripts.lib.top_scores import Sign, TopScores
@@ -58,13 +58,7 @@ def attribute(
     StudyError: a model or file can't be read, or they don't belong together.
     """
     folder = model_folder(encoder)
-    parts = model_parts(folder)
-    if stored_projection(parts[0]) is None:
-        raise StudyError(
-            f"{encoder} has no projection (2_Dense/model.safetensors), so it wasn't trained for attribution. Name "
-            "the `encoder` folder of a study's results, or a published AirRep encoder."
-        )
-    model = load_encoder(folder, load_tokenizer(parts[0]).model_max_length)
+    model = load_trained_encoder(folder)
     with tempfile.TemporaryDirectory() as temporary:
         file = embeddings or Path(temporary) / "embeddings.parquet"
         if file.exists():

@@ -26,6 +26,8 @@ def sample_subsets(
 ) -> None:
     """Write all subsets of a pool, and the examples that each fold's subsets are judged on.
 
+    `train_tokens` and `test_tokens` name the examples that may be drawn: corpora as the LM reads them, or the corpora
+    themselves where no LM is fine-tuned.
     `sampling` holds the values of `lib.subsets.Sampling`. A subset's number is unique over folds:
     `fold * subsets_per_fold + index`.
     """

@@ -147,7 +147,7 @@ def _group_table(result: CorpusScores, poolings: Iterable[str], test_ids: np.nda
         columns = {
             "test_id": pa.array(np.repeat(test_ids, len(subsets)), pa.int32()),
             "subset": pa.array(np.tile(subsets, len(test_ids)), pa.int32()),
-            "pooling": pa.array([pooling] * scores.size),
+            "pooling": pa.array([pooling] * scores.size, pa.string()),
             "score": pa.array(scores.ravel(), pa.float32()),
         }
         tables.append(pa.table(columns))

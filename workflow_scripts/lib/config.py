@@ -6,6 +6,7 @@ The field descriptions are the config reference: `docs/config.md` and `configs/s
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Mapping
 from graphlib import CycleError, TopologicalSorter
@@ -237,10 +238,18 @@ class Evaluation(Section):
     tests: Positive | None = Field(
         description="Test examples, drawn from the test corpus; `null` for all that have a response token left."
     )
-    subsets: Positive = Field(description="Random subsets, each fine-tuned.")
-    subset_examples: Positive = Field(description="Examples in a subset.")
+    subsets: int = Field(
+        ge=0, description="Random subsets, each fine-tuned; 0 for scores alone, with neither LM nor LDS."
+    )
+    subset_examples: Positive | None = Field(None, description="Examples in a subset; needed where there are subsets.")
     seeds: int = Field(2, ge=2, description="Fine-tuning runs per subset; two or more give the noise ceiling.")
     subsets_per_job: Positive = Field(100, description="Subsets that one job fine-tunes.")
+
+    @model_validator(mode="after")
+    def _subsets_have_a_size(self) -> Evaluation:
+        if self.subsets and self.subset_examples is None:
+            raise ValueError("subset_examples is missing; add it, or write `subsets: 0` for scores alone")
+        return self
 
 
 MethodName = Literal[*METHODS]
@@ -281,7 +290,11 @@ class Study(Section):
     corpora: dict[Name, Corpus] = Field(description="Corpora by name.", min_length=1)
     language_model: LanguageModel = Field(default_factory=LanguageModel)
     finetuning: Finetuning = Field(default_factory=Finetuning)
-    targets: Targets
+    targets: Targets | None = Field(
+        None,
+        description="Folds, subsets and validation sets that the encoder is trained on. Without them nothing is "
+        "trained: `encoder.model` names a trained encoder.",
+    )
     encoder: Encoder = Field(default_factory=Encoder)
     encoder_training: EncoderTraining = Field(default_factory=EncoderTraining)
     evaluations: dict[Name, Evaluation] = Field(description="Evaluation sets by name.", min_length=1)
@@ -289,10 +302,15 @@ class Study(Section):
     judging: Judging = Field(default_factory=Judging)
     report: Report = Field(default_factory=Report)
 
+    @property
+    def fine_tunes(self) -> bool:
+        """Whether any LM is fine-tuned: for the encoder's targets, or to judge methods."""
+        return self.targets is not None or any(evaluation.subsets for evaluation in self.evaluations.values())
+
     @model_validator(mode="after")
     def _names_exist(self) -> Study:
-        used = {"targets.corpus": self.targets.corpus}
-        if self.language_model.model == "builtin:tiny":
+        used = {"targets.corpus": self.targets.corpus} if self.targets else {}
+        if self.fine_tunes and self.language_model.model == "builtin:tiny":
             used["language_model.pretraining.corpus"] = self.language_model.pretraining.corpus
         for name, evaluation in self.evaluations.items():
             if name == "train":
@@ -321,8 +339,28 @@ class Study(Section):
 
     @model_validator(mode="after")
     def _folds_suffice(self) -> Study:
-        if self.encoder_training.validation_folds >= self.targets.folds:
+        if self.targets and self.encoder_training.validation_folds >= self.targets.folds:
             raise ValueError("encoder_training.validation_folds must be less than targets.folds")
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_not_trained_is_trained_already(self) -> Study:
+        if self.targets:
+            return self
+        model = self.encoder.model
+        if model.startswith("builtin:"):
+            raise ValueError(
+                f"encoder.model: without targets nothing trains {model!r}; add targets, or write the folder or hub id "
+                "of a trained encoder"
+            )
+        if os.path.normpath(model) == os.path.join("results", self.run, "encoder"):
+            raise ValueError(f"encoder.model: {model!r} is where this study writes; take another name for run")
+        if "untrained" in self.scoring.methods:
+            others = [method for method in self.scoring.methods if method != "untrained"]
+            raise ValueError(
+                "scoring.methods: 'untrained' is the encoder before training, and without targets none is trained; "
+                f"write [{', '.join(others or ['airrep'])}]"
+            )
         return self
 
 

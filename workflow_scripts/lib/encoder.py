@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,12 +14,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
-from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModel, BertModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from workflow_scripts.lib.errors import StudyError
 from workflow_scripts.lib.language_model import autocast, best_device
 from workflow_scripts.lib.models import load_pretrained, load_tokenizer, model_folder, publish_folder
 from workflow_scripts.lib.packing import ATTENTION, PackedBatch, pack, to_device, token_budget
+from workflow_scripts.lib.published_layout import PROJECTOR, WEIGHTS, is_published_layout, published_config
 from workflow_scripts.lib.tables import file_hash
 from workflow_scripts.lib.text import EncoderText, View
 
@@ -37,7 +39,7 @@ class AttributionEncoder(nn.Module):
     transformer: any BERT-type model.
     projections: linear layers from its hidden size, one for each part of an example (`lib.text.encoder_text`);
         an embedding is their outputs side by side.
-    max_tokens: where each part is cut. packed: whether the transformer reads packed batches.
+    max_tokens: where each part is cut, never beyond what model and tokenizer allow. packed: whether the transformer reads packed batches.
     """
 
     def __init__(
@@ -51,7 +53,7 @@ class AttributionEncoder(nn.Module):
         self.transformer, self.tokenizer = transformer, tokenizer
         self.projections = nn.ModuleList(projections)
         limit = getattr(transformer.config, "max_position_embeddings", max_tokens)
-        self.max_tokens = min(max_tokens, limit)
+        self.max_tokens = min(max_tokens, limit, tokenizer.model_max_length)
         self.packed = False
         self.eval()
         self._use_packing()
@@ -215,15 +217,12 @@ def load_encoder(
             f"{model}: {' and '.join(SPLIT_FOLDERS)} have different transformers. Take a whole copy of it."
         )
     tokenizer = load_tokenizer(parts[0], trust_remote_code=trust_remote_code)
-    transformer, found = load_pretrained(
-        AutoModel,
-        parts[0],
-        None,
-        trust_remote_code,
-        dtype=torch.float32,
-        use_safetensors=True,
-        output_loading_info=True,
-    )
+    options = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
+    if is_published_layout(folder):
+        loader, options = BertModel, {**options, "config": published_config(folder)}
+    else:
+        loader = AutoModel
+    transformer, found = load_pretrained(loader, parts[0], None, trust_remote_code, **options)
     # Weights that a file lacks would be random ones. The pooler isn't used, so it may be missing.
     if missing := sorted(name for name in found["missing_keys"] if not name.startswith("pooler.")):
         raise StudyError(f"{model}: {len(missing)} weights are missing, e.g. {missing[0]}. Take a whole copy of it.")
@@ -232,6 +231,24 @@ def load_encoder(
     if not projections:
         projections = random_projections(transformer.config.hidden_size, dimension, view, seed)
     return AttributionEncoder(transformer, tokenizer, projections, max_tokens).to(best_device())
+
+
+def load_trained_encoder(
+    model: str | Path, max_tokens: int | None = None, *, revision: str | None = None, trust_remote_code: bool = False
+) -> AttributionEncoder:
+    """Load an encoder that was trained for attribution; texts are cut where its tokenizer says, or at `max_tokens`.
+
+    Raises
+    ------
+    StudyError: the model can't be loaded, or has no projection of its own.
+    """
+    folder = model_folder(model, revision)
+    if stored_projection(model_parts(folder)[0]) is None:
+        raise StudyError(
+            f"{model} has no projection (2_Dense/model.safetensors), so it wasn't trained for attribution. Name "
+            "the `encoder` folder of a study's results, or a published AirRep encoder."
+        )
+    return load_encoder(folder, max_tokens or sys.maxsize, trust_remote_code=trust_remote_code)
 
 
 def model_parts(folder: Path) -> list[Path]:
@@ -285,7 +302,7 @@ def stored_projection(folder: Path) -> nn.Linear | None:
     It is the `2_Dense` module of sentence-transformers, or `projector` among the model's weights, as in the
     checkpoint that the paper's authors published.
     """
-    places = {"linear.": folder / DENSE_FOLDER / "model.safetensors", "projector.": folder / "model.safetensors"}
+    places = {"linear.": folder / DENSE_FOLDER / "model.safetensors", PROJECTOR: folder / WEIGHTS}
     for prefix, file in places.items():
         if not file.exists():
             continue

@@ -17,12 +17,12 @@ class Membership:
 
     Parameters
     ----------
-    subsets: one integer array of example ids per subset.
+    subsets: one integer array of example ids per subset; there may be none.
     """
 
     def __init__(self, subsets: Sequence[np.ndarray]):
         self.sizes = np.array([len(subset) for subset in subsets])
-        ids = np.concatenate(subsets)
+        ids = np.concatenate([np.empty(0, np.int32), *subsets])
         order = np.argsort(ids, kind="stable")
         self._ids = ids[order]
         self._owner = np.repeat(np.arange(len(subsets)), self.sizes)[order]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import glob
 import math
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -25,6 +26,7 @@ STAGE_VERSIONS = {
     "finetune_shard": 1,
     "collect_targets": 1,
     "init_encoder": 1,
+    "take_encoder": 1,
     "train_encoder": 1,
     "embed_corpus": 1,
     "score_pairs": 1,
@@ -40,8 +42,10 @@ class StudyPlan:
 
     def __init__(self, study: Study):
         self.study = study
-        self.pools = [TRAIN_POOL, *study.evaluations]
-        self.has_builtin_lm = study.language_model.model == "builtin:tiny"
+        # Evaluation sets with a LDS, and the pools that LMs are fine-tuned on.
+        self.judged = [name for name, evaluation in study.evaluations.items() if evaluation.subsets]
+        self.pools = [TRAIN_POOL, *self.judged] if study.targets else self.judged
+        self.has_builtin_lm = study.fine_tunes and study.language_model.model == "builtin:tiny"
 
     def spec(self, stage: str, wildcards: Mapping[str, str]) -> dict[str, Any]:
         """Return the values that `stage` is called with, and its version, sorted by name.
@@ -67,6 +71,11 @@ class StudyPlan:
         """Return the local files of a corpus: their age decides whether it is read again."""
         source = self.study.corpora[corpus].source
         return [] if source.startswith("builtin:") else sorted(glob.glob(source))
+
+    def encoder_files(self) -> list[str]:
+        """Return the files of an encoder that lies in a local folder: their age decides whether it is taken again."""
+        found = glob.glob(os.path.join(glob.escape(self.study.encoder.model), "**"), recursive=True)
+        return sorted(path for path in found if os.path.isfile(path))
 
     def runs(self, pool: str) -> tuple[int, int, int]:
         """Return (folds, subsets per fold, seeds) of a pool: its fine-tuning runs."""
@@ -202,6 +211,9 @@ class StudyPlan:
 
     def _init_encoder(self) -> dict[str, Any]:
         return {**self.study.encoder.model_dump(), "seed": self.study.seed}
+
+    def _take_encoder(self) -> dict[str, Any]:
+        return self.study.encoder.model_dump(include={"model", "revision", "trust_remote_code", "max_tokens"})
 
     def _train_encoder(self) -> dict[str, Any]:
         return {

@@ -36,7 +36,7 @@ class Sampling:
     pool_examples: size of a fold's training pool (N_t); None for the whole corpus.
     validation_examples: size of a fold's validation set (N_v); None for the whole test corpus.
     evaluated_examples: how many of them each subset is judged on; None for all.
-    subset_examples: size of a subset (n).
+    subset_examples: size of a subset (n); None where there are no subsets.
     """
 
     seed: int
@@ -44,7 +44,7 @@ class Sampling:
     pool_examples: int | None
     validation_examples: int | None
     evaluated_examples: int | None
-    subset_examples: int
+    subset_examples: int | None
 
     def fold(self, fold: int, train_ids: np.ndarray, test_ids: np.ndarray | None) -> Fold:
         """Draw fold number `fold` from `train_ids`, and its validation set from `test_ids`.
@@ -65,7 +65,7 @@ class Sampling:
             self._need(len(test_ids), self.validation_examples or 1, "test")
             tests = _shuffled(test_ids, self.seed, self.pool, "tests", fold)
             validation, rest = tests[: self.validation_examples], shuffled
-        self._need(len(rest), max(self.pool_examples or 1, self.subset_examples), "pool")
+        self._need(len(rest), max(self.pool_examples or 1, self.subset_examples or 1), "pool")
         return Fold(pool=rest[: self.pool_examples], evaluated=validation[: self.evaluated_examples])
 
     def subset(self, fold: int, index: int, pool: np.ndarray) -> np.ndarray:
@@ -86,7 +86,7 @@ def _shuffled(example_ids: np.ndarray, *seed: int | str) -> np.ndarray:
 
 
 def usable_ids(tokens: Path) -> np.ndarray:
-    """Return the ids of the examples that have response tokens, int32, from a `tokens/` file."""
+    """Return the ids of the examples that may be drawn, int32: all in a `tokens/` or `corpora/` file."""
     return read_table(tokens, ["example_id"])["example_id"].to_numpy().astype(np.int32)
 
 
