@@ -21,14 +21,15 @@ include: "rules/encoder.smk" if study.targets else "rules/taken_encoder.smk"
 include: "rules/scores.smk"
 
 
-if study.targets:
-
-    include: "rules/leaks.smk"
-
-
 if plan_of_study.judged:
 
     include: "rules/evaluation.smk"
+
+
+if study.targets:
+
+    include: "rules/leaks.smk"
+    include: "rules/release.smk"
 
 
 include: "rules/report.smk"
@@ -41,3 +42,4 @@ rule all:
         rules.report.input,
         rules.targets.input if study.targets else [],
         rules.encoder.input,
+        rules.release.input if study.targets else [],

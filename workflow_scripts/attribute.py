@@ -21,7 +21,7 @@ from workflow_scripts.lib.encoder import AttributionEncoder, load_trained_encode
 from workflow_scripts.lib.errors import StudyError
 from workflow_scripts.lib.models import folder_hash, model_folder
 from workflow_scripts.lib.tables import read_metadata, read_table, write_table
-from workflow_scripts.lib.text import encoder_text
+from workflow_scripts.lib.text import encoder_text, one_line
 from workflow_scripts.lib.top_scores import Sign, TopScores
 from workflow_scripts.methods.embeddings import embedding_tiles, inner_products
 from workflow_scripts.prepare_corpus import CORPUS_SCHEMA, prepare_corpus
@@ -149,19 +149,12 @@ def as_text(result: pa.Table) -> str:
     """Return a result as a table for the screen, long texts cut."""
     lines = [f"{'query':>5} {'rank':>4} {'score':>9} {'example':>8}  {'label':<20} example's prompt -> response"]
     for row in result.to_pylist():
-        texts = f"{_shown(row['prompt'], SHOWN_CHARACTERS)} -> {_shown(row['response'], SHOWN_CHARACTERS)}"
+        texts = f"{one_line(row['prompt'], SHOWN_CHARACTERS)} -> {one_line(row['response'], SHOWN_CHARACTERS)}"
         lines.append(
             f"{row['query']:>5} {row['rank']:>4} {row['score']:>9.4f} {row['example_id']:>8}  "
-            f"{_shown(row['label'] or '', 20):<20} {texts}"
+            f"{one_line(row['label'] or '', 20):<20} {texts}"
         )
     return "\n".join(lines) + "\n"
-
-
-def _shown(text: str, characters: int) -> str:
-    # Corpora hold anything, control sequences of terminals too.
-    line = "".join(letter if letter.isprintable() else " " for letter in text)
-    line = " ".join(line.split())
-    return line if len(line) <= characters else line[: characters - 1] + "…"
 
 
 def as_json(result: pa.Table) -> str:

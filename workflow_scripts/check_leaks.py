@@ -49,8 +49,9 @@ def check_leaks(
         chosen = read_table(validation)["example_ids"].combine_chunks().values
         table = read_table(test_corpus, ["example_id", "prompt", "response", "hash"]).take(chosen)
         _refuse_exact(evaluation, table, seen_ids, corpus)
-        found += _near_duplicates(evaluation, table, seen, near_duplicate)
-        say(f"check_leaks {evaluation}: {len(found):,} of {table.num_rows:,} tests nearly stand in {corpus.stem}")
+        near = _near_duplicates(evaluation, table, seen, near_duplicate)
+        found += near
+        say(f"check_leaks {evaluation}: {len(near):,} of {table.num_rows:,} tests nearly stand in {corpus.stem}")
     write_table(leaks, pa.Table.from_pylist(found, schema=SCHEMA))
 
 

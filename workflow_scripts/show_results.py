@@ -1,24 +1,76 @@
-"""Print a finished study's LDS table and where its report lies: `python -m workflow_scripts.show_results CONFIG`."""
+"""Print a finished study's LDS tables, the best examples of what has none, and where the report lies.
+
+Run: python -m workflow_scripts.show_results CONFIG
+"""
 
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import yaml
 
-from workflow_scripts.lib.config import load_study
+from workflow_scripts.lib.config import Study, load_study
 from workflow_scripts.lib.errors import StudyError
 from workflow_scripts.lib.tables import read_table
+from workflow_scripts.lib.text import one_line
+
+TESTS_SHOWN = 5
+EXAMPLES_SHOWN = 3
+CHARACTERS = 50
 
 
-def results_text(results: Path) -> str:
-    """Return the LDS table of every evaluation set in the folder `results`, and the report's path."""
-    rows = read_table(results / "evaluation" / "lds.parquet").to_pylist()
-    tables = [table for name in dict.fromkeys(row["evaluation"] for row in rows) for table in _table(name, rows)]
-    return "\n".join([*tables, "", f"Report: {results / 'report.html'}"])
+def results_text(results: Path, study: Study) -> str:
+    """Return the results of every evaluation set in the folder `results`, and the report's path.
+
+    That is its LDS table, or, where no LM was fine-tuned to judge methods, some tests with their best examples.
+    """
+    judged = any(evaluation.subsets for evaluation in study.evaluations.values())
+    rows = read_table(results / "evaluation" / "lds.parquet").to_pylist() if judged else []
+    lines = [
+        line
+        for name, evaluation in study.evaluations.items()
+        for line in (_lds_table(name, rows) if evaluation.subsets else _best_examples(results, study, name))
+    ]
+    return "\n".join([*lines, *_near_duplicates(results, study), "", f"Report: {results / 'report.html'}"])
 
 
-def _table(evaluation: str, rows: list[dict]) -> Iterator[str]:
+def _best_examples(results: Path, study: Study, evaluation: str) -> Iterator[str]:
+    method = study.scoring.methods[0]
+    path = results / "scores" / method / f"{evaluation}.parquet"
+    best: dict[int, list[dict]] = {}
+    for row in read_table(path).to_pylist():
+        if row["sign"] == "helpful":
+            best.setdefault(row["test_id"], []).append(row)
+    corpora = study.evaluations[evaluation]
+    tests, examples = (
+        read_table(results / "corpora" / f"{corpus}.parquet", ["prompt", "response"])
+        for corpus in (corpora.test, corpora.train)
+    )
+    yield ""
+    yield f"Most helpful training examples on {evaluation} by {method} ({len(best):,} tests; all scores: {path})"
+    for test in sorted(best)[:TESTS_SHOWN]:
+        yield f"  test {test}: {_example(tests, test)}"
+        for row in best[test][:EXAMPLES_SHOWN]:
+            yield f"  {row['score']:>9.4f}  example {row['example_id']}: {_example(examples, row['example_id'])}"
+    if len(best) > TESTS_SHOWN:
+        yield f"  ... and {len(best) - TESTS_SHOWN:,} tests more"
+
+
+def _example(corpus: pa.Table, example_id: int) -> str:
+    # The ids of a corpus are its row numbers.
+    prompt, response = (corpus[name][example_id].as_py() for name in ("prompt", "response"))
+    return f"{one_line(prompt, CHARACTERS)} -> {one_line(response, CHARACTERS)}"
+
+
+def _near_duplicates(results: Path, study: Study) -> Iterator[str]:
+    path = results / "evaluation" / "leaks.parquet"
+    if study.targets and path.exists() and (found := read_table(path, ["evaluation"]).num_rows):
+        yield ""
+        yield f"{found:,} tests nearly stand in the corpus that the encoder is trained on: {path}"
+
+
+def _lds_table(evaluation: str, rows: list[dict]) -> Iterator[str]:
     rows = [row for row in rows if row["evaluation"] == evaluation]
     first = rows[0]
     yield ""
@@ -38,7 +90,7 @@ def main() -> None:
     config = Path(sys.argv[1])
     try:
         study = load_study(yaml.safe_load(config.read_text(encoding="utf-8")), origin=str(config))
-        print(results_text(Path("results") / study.run))
+        print(results_text(Path("results") / study.run, study))
     except StudyError as error:
         sys.exit(f"error: {error}")
 

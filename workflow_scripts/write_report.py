@@ -26,9 +26,9 @@ EXPLORER_BYTES = 14_500_000
 def write_report(
     config: Path,
     provenance: Path,
-    lds: Path,
-    differences: Path,
-    training: Path,
+    lds: Path | list[Path],
+    differences: Path | list[Path],
+    training: Path | list[Path],
     scores: list[Path],
     corpora: list[Path],
     rejected: list[Path],
@@ -46,7 +46,8 @@ def write_report(
     Parameters
     ----------
     config, provenance: `config.resolved.yaml` and `provenance.json`.
-    lds, differences, training: tables of the evaluation and of the encoder's training.
+    lds, differences: tables of the evaluation; [] where no LM was fine-tuned to judge methods.
+    training: table of the encoder's training; [] where it was trained elsewhere.
     scores: `scores/<method>/<evaluation>.parquet`; method and evaluation are read from the path.
     corpora, rejected, tokens, rejected_tokens: tables of the corpora, matched by their names; every corpus
         that an evaluation names must be there.
@@ -63,9 +64,10 @@ def write_report(
     """
     study = load_study(yaml.safe_load(config.read_text(encoding="utf-8")), origin=str(config))
     _check_corpora(study, corpora)
-    results = gather_results(lds, differences, study)
-    if not results:
+    results = gather_results(lds, differences, study) if lds else []
+    if lds and not results:
         raise StudyError(f"{lds} has no row, so there is nothing to report. Delete it and run again.")
+    headlines = [report_words.headline(result) for result in results] or [report_words.unjudged_headline(study)]
     explorer = gather_explorer(
         scores,
         corpora,
@@ -80,8 +82,8 @@ def write_report(
         config_text=config.read_text(encoding="utf-8"),
         provenance=_read_json(provenance),
         results=results,
-        headlines=[report_words.headline(result) for result in results],
-        curves=report_charts.training_curves(*gather_training(training)),
+        headlines=headlines,
+        curves=report_charts.training_curves(*gather_training(training)) if training else [],
         costs=gather_costs(Path(benchmarks)),
         profiles=gather_profiles(corpora, rejected, tokens, rejected_tokens, study),
         explorer_shown=bool(explorer["evaluations"]),
@@ -91,7 +93,7 @@ def write_report(
     )
     with atomic_path(report) as temporary:
         temporary.write_text(page, encoding="utf-8")
-    say(f"{report}: {report_words.size(len(page.encode()))}\n{report_words.headline(results[0])}")
+    say(f"{report}: {report_words.size(len(page.encode()))}\n{headlines[0]}")
 
 
 def _check_corpora(study: Study, corpora: list[Path]) -> None:

@@ -99,6 +99,40 @@ def test_a_hub_model_needs_no_pretraining_corpus():
     assert load_study(study).language_model.max_tokens == 512
 
 
+SCORES_ALONE = {
+    "run": "mine",
+    "corpora": {"examples": {"source": "a.jsonl"}, "questions": {"source": "b.jsonl"}},
+    "encoder": {"model": "somebody/AirRep"},
+    "evaluations": {"asked": {"train": "examples", "test": "questions", "tests": None, "subsets": 0}},
+    "scoring": {"methods": ["airrep"]},
+}
+
+
+def test_scores_alone_need_no_targets_and_no_lm():
+    study = load_study(SCORES_ALONE)
+    assert study.targets is None
+    assert not study.fine_tunes
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"encoder": {}}, "encoder.model: without targets nothing trains 'builtin:small'; add targets, or write"),
+        ({"encoder": {"model": "results/mine/encoder"}}, "is where this study writes; take another name for run"),
+        ({"scoring": {"methods": ["untrained", "bm25"]}}, "without targets none is trained; write [bm25]"),
+        ({"release": {"hub": "me/mine"}}, "release.hub: without targets there is no encoder of this study's to push"),
+        (
+            {"evaluations": {"asked": {**SCORES_ALONE["evaluations"]["asked"], "subsets": 5}}},
+            "evaluations.asked: subset_examples is missing; add it, or write `subsets: 0` for scores alone",
+        ),
+    ],
+)
+def test_what_scores_alone_cannot_have_is_told(change, expected):
+    with pytest.raises(StudyError) as error:
+        load_study(SCORES_ALONE | change)
+    assert expected in str(error.value)
+
+
 def test_a_study_does_not_change():
     study = load_study(SMOKE)
     with pytest.raises(ValueError, match="frozen"):

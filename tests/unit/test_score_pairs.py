@@ -155,3 +155,16 @@ def test_embeddings_out_of_order_are_refused(files, tmp_path):
     _embeddings(test, TESTS, 1, 0)
     with pytest.raises(StudyError, match="doesn't ascend"):
         _run(files, "airrep", train_embeddings=train, test_embeddings=test)
+
+
+@pytest.mark.parametrize("method", ["untrained", "tfidf"])
+def test_without_subsets_the_same_scores_and_no_groups(files, tmp_path, method):
+    paths = {name: tmp_path / f"{name}.parquet" for name in ("train_embeddings", "test_embeddings")}
+    for seed, (name, rows) in enumerate(zip(paths, (EXAMPLES, TESTS), strict=True)):
+        _embeddings(paths[name], rows, seed, 0)
+    with_subsets, groups = _run(files | paths, method)
+    write_table(files["subsets"], read_table(files["subsets"]).slice(0, 0))
+    scores, none = _run(files | paths, method)
+    assert scores.equals(with_subsets)
+    assert none.num_rows == 0
+    assert none.schema.equals(groups.schema)

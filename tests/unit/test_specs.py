@@ -136,6 +136,14 @@ def test_more_folds_add_blocks_and_change_no_full_one():
         assert few.spec("finetune_shard", wildcards) == many.spec("finetune_shard", wildcards)
 
 
+def test_scores_alone_fine_tune_nothing():
+    plan = StudyPlan(study("score_only"))
+    assert plan.pools == plan.judged == plan.tokenized_corpora() == []
+    assert plan.spec("sample_subsets", {"pool": "questions"})["subsets_per_fold"] == 0
+    both = StudyPlan(study(evaluations__asked={"train": "pool", "test": "tests", "tests": 5, "subsets": 0}))
+    assert both.pools == ["train", "heldout"]
+
+
 def test_a_spec_is_sorted_and_carries_the_version():
     spec = StudyPlan(study()).spec("train_encoder", {})
     assert list(spec) == sorted(spec)

@@ -41,6 +41,13 @@ def test_pool_and_judged_examples_are_disjoint_and_subsets_unique(seed, fold, in
     assert set(subset.tolist()) <= set(drawn.pool.tolist())
 
 
+def test_tests_are_drawn_where_there_are_no_subsets():
+    drawn = sampling(pool_examples=None, validation_examples=7, evaluated_examples=7, subset_examples=None).fold(
+        0, IDS, IDS
+    )
+    assert len(set(drawn.evaluated.tolist())) == 7
+
+
 def test_seed_pool_fold_and_index_each_draw_anew():
     def members(seed=1, pool="train", fold=0, index=0):
         draw = sampling(seed=seed, pool=pool)

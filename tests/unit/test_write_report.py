@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import yaml
 from report_run import HOSTILE, METHOD_LDS, TOPICS, make_run
 
 from workflow_scripts.lib.errors import StudyError
@@ -51,7 +52,10 @@ class Page(HTMLParser):
 
 
 def written(folder: Path, change: dict | None = None, **run) -> Page:
-    arguments = make_run(folder, **run) | (change or {})
+    return written_with(make_run(folder, **run) | (change or {}))
+
+
+def written_with(arguments: dict) -> Page:
     write_report(**arguments)
     return Page(arguments["report"].read_text(encoding="utf-8"))
 
@@ -161,6 +165,24 @@ def test_report_without_benchmarks_and_scores_says_so(tmp_path):
     page = written(tmp_path, change={"benchmarks": str(tmp_path / "absent"), "scores": []})
     assert "No benchmark file was found" in page.words
     assert "Pick a test example" not in page.words
+
+
+def test_a_study_without_lds_shows_its_explorer_and_claims_nothing(tmp_path):
+    run = make_run(tmp_path)
+    study = yaml.safe_load(run["config"].read_text())
+    del study["targets"]
+    study["evaluations"]["heldout"]["subsets"] = 0
+    study |= {"encoder": {"model": "some/encoder"}, "scoring": {"methods": ["airrep", "tfidf"]}}
+    run["config"].write_text(yaml.safe_dump(study))
+    page = written_with(run | {"lds": [], "differences": [], "training": [], "tokens": [], "rejected_tokens": []})
+    assert (
+        "training examples for “heldout”, as AirRep and TF-IDF have it. How right that is was not measured"
+        in page.words
+    )
+    assert "Pick a test example" in page.words
+    assert "The encoder's training" not in page.words
+    for address in page.addresses:
+        assert f'id="{address.removeprefix("#")}"' in page.html
 
 
 def test_evaluations_stand_in_the_order_of_the_config(tmp_path):

@@ -274,6 +274,19 @@ class Judging(Section):
     )
 
 
+class Release(Section):
+    """How the trained encoder is handed on, with its model card."""
+
+    layout: Literal["sentence_transformers", "published"] = Field(
+        "sentence_transformers",
+        description="`published`: the layout of the paper's authors, for their code; rounded to bfloat16.",
+    )
+    hub: str | None = Field(
+        None,
+        description="Hub id to push it to, e.g. `me/my-encoder`; a new repository is a private one. Off if `null`.",
+    )
+
+
 class Report(Section):
     """What the report shows."""
 
@@ -300,6 +313,7 @@ class Study(Section):
     evaluations: dict[Name, Evaluation] = Field(description="Evaluation sets by name.", min_length=1)
     scoring: Scoring = Field(default_factory=Scoring)
     judging: Judging = Field(default_factory=Judging)
+    release: Release = Field(default_factory=Release)
     report: Report = Field(default_factory=Report)
 
     @property
@@ -355,6 +369,8 @@ class Study(Section):
             )
         if os.path.normpath(model) == os.path.join("results", self.run, "encoder"):
             raise ValueError(f"encoder.model: {model!r} is where this study writes; take another name for run")
+        if self.release.hub:
+            raise ValueError("release.hub: without targets there is no encoder of this study's to push; leave it out")
         if "untrained" in self.scoring.methods:
             others = [method for method in self.scoring.methods if method != "untrained"]
             raise ValueError(

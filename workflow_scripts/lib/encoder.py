@@ -39,7 +39,8 @@ class AttributionEncoder(nn.Module):
     transformer: any BERT-type model.
     projections: linear layers from its hidden size, one for each part of an example (`lib.text.encoder_text`);
         an embedding is their outputs side by side.
-    max_tokens: where each part is cut, never beyond what model and tokenizer allow. packed: whether the transformer reads packed batches.
+    max_tokens: where each part is cut, never beyond what model and tokenizer allow.
+    packed: whether the transformer reads packed batches.
     """
 
     def __init__(

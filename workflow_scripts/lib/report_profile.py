@@ -88,9 +88,13 @@ def _corpus(path: Path) -> str:
 
 def _roles(study: Study, corpus: str) -> list[str]:
     roles = []
-    if study.language_model.model == "builtin:tiny" and study.language_model.pretraining.corpus == corpus:
+    if (
+        study.fine_tunes
+        and study.language_model.model == "builtin:tiny"
+        and study.language_model.pretraining.corpus == corpus
+    ):
         roles.append("pre-training of the base LM")
-    if study.targets.corpus == corpus:
+    if study.targets and study.targets.corpus == corpus:
         roles.append("training of the encoder")
     for name, evaluation in study.evaluations.items():
         if evaluation.train == corpus:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from workflow_scripts.lib.report_results import Difference, EvaluationResult, LdsRow
+from workflow_scripts.lib.config import Study
+from workflow_scripts.lib.report_results import Difference, EvaluationResult, LdsRow, method_name
 
 ABSENT = "–"
 
@@ -80,6 +81,16 @@ def headline(result: EvaluationResult) -> str:
     if result.rival is not None:
         sentence += ", " + _against(result.main, result.rival)
     return sentence + ceiling
+
+
+def unjudged_headline(study: Study) -> str:
+    """Say what a study without any LDS shows."""
+    sets = " and ".join(f"“{name}”" for name in study.evaluations)
+    methods = " and ".join(method_name(method) for method in study.scoring.methods)
+    return (
+        f"The most helpful and most harmful training examples for {sets}, as {methods} "
+        f"{'has' if len(study.scoring.methods) == 1 else 'have'} it. How right that is was not measured."
+    )
 
 
 def _measured(row: LdsRow, result: EvaluationResult) -> str:

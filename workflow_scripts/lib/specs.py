@@ -32,6 +32,8 @@ STAGE_VERSIONS = {
     "score_pairs": 1,
     "check_leaks": 1,
     "evaluate_lds": 1,
+    "package_encoder": 1,
+    "push_encoder": 1,
     "write_report": 1,
 }
 TRAIN_POOL = "train"
@@ -251,6 +253,12 @@ class StudyPlan:
             "confidence": self.study.judging.confidence,
             "seed": self.study.seed,
         }
+
+    def _package_encoder(self) -> dict[str, Any]:
+        return {"layout": self.study.release.layout}
+
+    def _push_encoder(self) -> dict[str, Any]:
+        return {"hub": self.study.release.hub}
 
     def _write_report(self) -> dict[str, Any]:
         return {**self.study.report.model_dump(), "benchmarks": f"results/{self.study.run}/benchmarks"}

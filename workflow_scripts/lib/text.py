@@ -35,6 +35,12 @@ def chat_messages(prompt: str, messages: Sequence[dict[str, Any]] | None) -> lis
     return [{"role": "user", "content": prompt}]
 
 
+def one_line(text: str, characters: int) -> str:
+    """Return a text as one line for the screen, cut at `characters`, without control sequences of terminals."""
+    line = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+    return line if len(line) <= characters else line[: characters - 1] + "…"
+
+
 def encoder_texts(corpus: pa.Table, prompt_words: int, view: View) -> list[EncoderText]:
     """Return the encoder's text of every row of a corpus table with columns prompt and response."""
     return [

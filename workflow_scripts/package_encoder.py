@@ -1,0 +1,55 @@
+"""Put the trained encoder and its model card into one folder, ready to hand on."""
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import yaml
+
+from workflow_scripts.lib.config import load_study
+from workflow_scripts.lib.encoder import SPLIT_FOLDERS, load_encoder
+from workflow_scripts.lib.model_card import model_card
+from workflow_scripts.lib.models import publish_folder
+from workflow_scripts.lib.published_layout import save_published
+from workflow_scripts.lib.stage import run_stage
+from workflow_scripts.lib.tables import read_table
+
+
+def package_encoder(
+    encoder: Path, config: Path, provenance: Path, lds: Path | list[Path], release: Path, *, layout: str
+) -> None:
+    """Write the folder `release`: the encoder in `layout`, and its card `README.md`.
+
+    Parameters
+    ----------
+    config, provenance: `config.resolved.yaml` and `provenance.json`.
+    lds: table of the evaluation; [] where nothing was judged.
+    layout: `sentence_transformers`, a copy of `encoder` byte by byte, or `published`, the one of the paper's authors.
+
+    Raises
+    ------
+    StudyError: the published layout has no place for this encoder.
+    """
+    temporary = release.with_name(f".{release.name}.{os.getpid()}.new")
+    shutil.rmtree(temporary, ignore_errors=True)
+    if layout == "published":
+        save_published(load_encoder(encoder, sys.maxsize), temporary)
+    else:
+        shutil.copytree(encoder, temporary, ignore=shutil.ignore_patterns(".*"))
+    text = config.read_text(encoding="utf-8")
+    card = model_card(
+        load_study(yaml.safe_load(text), origin=str(config)),
+        text,
+        json.loads(provenance.read_text(encoding="utf-8")),
+        read_table(lds).to_pylist() if lds else [],
+        "split" if (encoder / SPLIT_FOLDERS[0]).is_dir() else "joint",
+        layout,
+    )
+    (temporary / "README.md").write_text(card, encoding="utf-8")
+    publish_folder(temporary, release)
+
+
+if __name__ == "__main__":
+    run_stage(snakemake, package_encoder)  # noqa: F821
