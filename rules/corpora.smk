@@ -10,6 +10,8 @@ rule prepare_corpus:
         f"{RESULTS}/logs/prepare_corpus/{{corpus}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/prepare_corpus/{{corpus}}.tsv"
+    # The check of leaks waits for it, and is worth having before any fine-tuning starts.
+    priority: 100
     conda:
         "../envs/airrep.yaml"
     resources:

@@ -33,6 +33,8 @@ rule tokenize_corpus:
         f"{RESULTS}/logs/tokenize_corpus/{{corpus}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/tokenize_corpus/{{corpus}}.tsv"
+    # The check of leaks waits for it, and is worth having before any fine-tuning starts.
+    priority: 100
     conda:
         "../envs/airrep.yaml"
     resources:

@@ -10,6 +10,8 @@ rule sample_subsets:
         f"{RESULTS}/logs/sample_subsets/{{pool}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/sample_subsets/{{pool}}.tsv"
+    # The check of leaks waits for it, and is worth having before any fine-tuning starts.
+    priority: 100
     conda:
         "../envs/airrep.yaml"
     resources:

@@ -11,8 +11,8 @@ import yaml
 from workflow_scripts.lib.config import load_study
 from workflow_scripts.lib.specs import StudyPlan
 
-# Every change of a value stands in the resolved config, which the report shows.
-ALWAYS = {"resolve_config": 1, "write_report": 1}
+# Every change of a value stands in the resolved config, which the report and the encoder's card show.
+ALWAYS = {"resolve_config": 1, "package_encoder": 1, "write_report": 1}
 BELOW_ENCODER = {"embed_corpus": 2, "score_pairs": 2, "evaluate_lds": 1}
 BELOW_TARGETS = {"train_encoder": 1, **BELOW_ENCODER}
 HELDOUT_AGAIN = {"sample_subsets": 1, "finetune_shard": 1, "collect_targets": 1, "check_leaks": 1, "evaluate_lds": 1}

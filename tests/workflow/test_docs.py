@@ -19,7 +19,7 @@ from workflow_scripts.lib.config import load_study
 from workflow_scripts.methods.texts import Texts
 
 PAGES = [ROOT / "README.md", ROOT / "slurm/README.md", *sorted((ROOT / "docs").glob("*.md"))]
-TARGETS = ("all", "targets", "encoder", "scores", "lds", "report")
+TARGETS = ("all", "targets", "encoder", "scores", "lds", "release", "report")
 PRESETS = ("paper_flan", "paper_ultrachat", "released_flan")
 # What these do is the shell's or Slurm's affair; the names in angle brackets are the reader's.
 SHELL = ("cp", "export", "mkdir", "cat", "grep", "scancel", "source")

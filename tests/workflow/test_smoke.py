@@ -9,6 +9,8 @@ import pytest
 import yaml
 from sentence_transformers import SentenceTransformer
 
+from workflow_scripts.lib.models import folder_hash
+
 METHODS = ("airrep", "airrep_mean", "untrained", "tfidf", "bm25", "length", "random")
 CONTRACT = {
     "corpora/*.parquet": "example_id int64, prompt string, response string, messages list<struct<role: string, "
@@ -98,9 +100,18 @@ def test_what_is_judged_on_was_not_trained_on(finished):
 
 
 def test_encoders_are_sentence_transformers_folders(finished):
-    for folder in ("encoder", "encoder_untrained"):
+    for folder in ("encoder", "encoder_untrained", "release"):
         vectors = SentenceTransformer(str(finished.results / folder), device="cpu").encode(["Question: a\nAnswer: b"])
         assert vectors.shape == (1, 32)
+
+
+def test_the_release_is_the_encoder_with_a_card_of_what_was_measured(finished):
+    assert folder_hash(finished.results / "release") == folder_hash(finished.results / "encoder")
+    card = (finished.results / "release" / "README.md").read_text(encoding="utf-8")
+    for row in pq.read_table(finished.results / "evaluation" / "lds.parquet").to_pylist():
+        assert f"| heldout | {row['method']} | {row['pooling']} | {row['lds']:.3f} |" in card
+    for hash_ in json.loads((finished.results / "provenance.json").read_text())["data"].values():
+        assert f"`{hash_}`" in card
 
 
 def test_the_report_and_the_records_are_there(finished):
