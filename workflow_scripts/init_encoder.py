@@ -10,14 +10,22 @@ import torch
 from tokenizers import BertWordPieceTokenizer
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
-from workflow_scripts.lib.encoder import AttributionEncoder, load_encoder, random_projections, whiten
+from workflow_scripts.lib.encoder import (
+    AttributionEncoder,
+    load_encoder,
+    model_parts,
+    random_projections,
+    start_at_principal_axes,
+    stored_projection,
+)
+from workflow_scripts.lib.models import model_folder
 from workflow_scripts.lib.seeds import derive_seed
 from workflow_scripts.lib.stage import run_stage
 from workflow_scripts.lib.tables import read_table
 from workflow_scripts.lib.text import EncoderText, View, encoder_texts
 
 BUILTIN = "builtin:small"
-WHITENING_TEXTS = 10_000
+SAMPLE_TEXTS = 10_000
 CHUNK_TOKENS = 16_384
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
@@ -30,6 +38,7 @@ def init_encoder(
     revision: str | None,
     trust_remote_code: bool,
     view: View,
+    normalized: bool,
     projection: str,
     dimension: int,
     max_tokens: int,
@@ -42,31 +51,35 @@ def init_encoder(
     """Write the encoder that training starts from, and that the untrained baseline uses, to `encoder`.
 
     `builtin:small` is a BERT of `layers` layers with random weights, its vocabulary taken from `corpus`;
-    any other `model` is loaded. One without a projection of its own is given one to `dimension`: `random`, or
-    `whitened` on texts of `corpus` (`lib.encoder.whiten`).
+    any other `model` is loaded. Its projection to `dimension` starts at random, or with `principal` at the principal
+    axes of texts of `corpus` (`lib.encoder.start_at_principal_axes`).
     """
-    texts = encoder_texts(read_table(corpus, ["prompt", "response"]), prompt_words, view)
+    table = read_table(corpus, ["prompt", "response"])
+    brought = model != BUILTIN and stored_projection(model_parts(model_folder(model, revision))[0])
     if model == BUILTIN:
-        made = small_encoder(texts, view, dimension, max_tokens, hidden, layers, vocabulary, seed)
+        texts = encoder_texts(table, prompt_words, view)
+        made = small_encoder(texts, view, normalized, dimension, max_tokens, hidden, layers, vocabulary, seed)
     else:
         made = load_encoder(
             model,
             max_tokens,
             view=view,
+            normalized=normalized,
             dimension=dimension,
             seed=derive_seed(seed, "projection"),
             revision=revision,
             trust_remote_code=trust_remote_code,
         )
-    if projection == "whitened":
-        sample = np.linspace(0, len(texts) - 1, min(len(texts), WHITENING_TEXTS), dtype=np.int64)
-        whiten(made, made.tokenize([texts[i] for i in sample]), CHUNK_TOKENS)
+    if projection == "principal" and not brought:
+        sample = table.take(np.linspace(0, len(table) - 1, min(len(table), SAMPLE_TEXTS), dtype=np.int64))
+        start_at_principal_axes(made, made.tokenize(encoder_texts(sample, prompt_words, view)), CHUNK_TOKENS)
     made.save(encoder)
 
 
 def small_encoder(
     texts: Sequence[EncoderText],
     view: View,
+    normalized: bool,
     dimension: int,
     max_tokens: int,
     hidden: int,
@@ -88,7 +101,7 @@ def small_encoder(
     )
     transformer = BertModel(config, add_pooling_layer=False)
     projections = random_projections(hidden, dimension, view, derive_seed(seed, "projection"))
-    return AttributionEncoder(transformer, tokenizer, projections, max_tokens)
+    return AttributionEncoder(transformer, tokenizer, projections, max_tokens, normalized)
 
 
 def wordpieces(texts: Sequence[str], vocabulary: int) -> dict[str, int]:

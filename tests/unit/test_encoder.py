@@ -86,7 +86,7 @@ def test_the_prompt_is_cut_in_words_and_the_response_is_not():
 
 def test_the_untrained_encoder_depends_on_corpus_and_seed_alone(tiny, tmp_path):
     spec = {"model": "builtin:small", "revision": None, "trust_remote_code": False, "dimension": 16, "max_tokens": 64}
-    spec |= {"view": "joint", "projection": "random"}
+    spec |= {"view": "joint", "normalized": False, "projection": "random"}
     spec |= {"prompt_words": 256, "hidden": 32, "layers": 1, "vocabulary": 300}
     init_encoder(tiny.corpus, tmp_path / "again", **spec, seed=1)
     init_encoder(tiny.corpus, tmp_path / "other", **spec, seed=2)
@@ -99,11 +99,11 @@ def test_the_untrained_encoder_depends_on_corpus_and_seed_alone(tiny, tmp_path):
 
 @pytest.fixture(scope="module")
 def split_folder(tiny, tmp_path_factory):
-    """An encoder that reads prompt and response apart, with a whitened start."""
+    """An encoder that reads prompt and response apart, means of length 1, started at the principal axes."""
     folder = tmp_path_factory.mktemp("split") / "encoder"
     spec = {"model": "builtin:small", "revision": None, "trust_remote_code": False, "dimension": 16, "max_tokens": 64}
     spec |= {"prompt_words": 256, "hidden": 32, "layers": 1, "vocabulary": 300, "seed": 1}
-    init_encoder(tiny.corpus, folder, **spec, view="split", projection="whitened")
+    init_encoder(tiny.corpus, folder, **spec, view="split", normalized=True, projection="principal")
     return folder
 
 
@@ -138,13 +138,33 @@ def test_parts_with_different_transformers_are_refused(tiny, split_folder, tmp_p
         load_encoder(tmp_path / "mixed", 64)
 
 
-def test_a_whitened_start_centres_and_scales_the_texts_it_saw(tiny, split_folder):
+def test_the_principal_start_centres_and_levels_the_texts_it_saw(tiny, split_folder):
     model = load_encoder(split_folder, 64)
-    vectors = model.encode(model.tokenize(encoder_texts(read_table(tiny.corpus), 256, "split")), 500)
-    covariance = vectors.T @ vectors / len(vectors)
+    tokens = model.tokenize(encoder_texts(read_table(tiny.corpus), 256, "split"))
+    vectors = model.encode(tokens, 500)
+    with torch.inference_mode():
+        means = model.means(tokens).numpy()
+    np.testing.assert_allclose(np.linalg.norm(means, axis=2), 1, atol=1e-5)
     np.testing.assert_allclose(vectors.mean(0), 0, atol=1e-3)
-    for part in (covariance[:8, :8], covariance[8:, 8:]):
-        np.testing.assert_allclose(part, np.diag(np.diag(part)), atol=1e-3)
-        # The shrinkage leaves axes of little variance below 1.
-        assert (np.diag(part) > 0.3).all()
-        assert (np.diag(part) < 1.001).all()
+    for part in range(2):
+        variances = np.sort(np.linalg.eigvalsh(np.cov(means[:, part].T, bias=True)))[::-1]
+        found = np.cov(vectors[:, 8 * part : 8 * part + 8].T, bias=True)
+        expected = variances[:8] / np.sqrt(variances[:8] + variances.mean() / 100)
+        np.testing.assert_allclose(found, np.diag(expected), atol=1e-4)
+
+
+def test_a_projection_that_is_brought_is_kept(tiny, split_folder, tmp_path):
+    spec = {"revision": None, "trust_remote_code": False, "dimension": 8, "max_tokens": 64, "prompt_words": 256}
+    spec |= {"hidden": 1, "layers": 1, "vocabulary": 1, "seed": 1}
+    init_encoder(
+        tiny.corpus,
+        tmp_path / "own",
+        model=str(split_folder),
+        **spec,
+        view="joint",
+        normalized=False,
+        projection="principal",
+    )
+    texts = [("a question", "an answer")]
+    ours, theirs = load_encoder(tmp_path / "own", 64), load_encoder(split_folder, 64)
+    assert (ours.encode(ours.tokenize(texts), 100) == theirs.encode(theirs.tokenize(texts), 100)).all()

@@ -101,6 +101,7 @@ def make_tiny_study(folder: Path) -> TinyStudy:
         revision=None,
         trust_remote_code=False,
         view="joint",
+        normalized=False,
         projection="random",
         dimension=16,
         max_tokens=64,

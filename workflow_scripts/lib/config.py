@@ -186,10 +186,15 @@ class Encoder(Section):
         description="`joint`: prompt and response as one text, as in the paper. `split`: each is read and pooled "
         "by itself, and an embedding is both halves side by side.",
     )
-    projection: Literal["random", "whitened"] = Field(
+    normalized: bool = Field(
+        False,
+        description="Scale the mean over a text's tokens to length 1 before the projection, so that long texts don't "
+        "fade. The paper doesn't.",
+    )
+    projection: Literal["random", "principal"] = Field(
         "random",
-        description="Where the projection starts: `random` as in the paper, or `whitened`, the principal axes of the "
-        "encoder's corpus, scaled alike. An encoder that brings a projection keeps it.",
+        description="Where the projection starts: `random` as in the paper, or `principal`, the principal axes of the "
+        "encoder's corpus, centred, large ones scaled down. An encoder that brings a projection keeps it.",
     )
     dimension: Positive = Field(384, description="Size of an embedding, after the projection.")
     max_tokens: Positive = Field(512, description="Longest text in tokens; the end is cut.")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
@@ -24,7 +25,7 @@ from workflow_scripts.lib.published_layout import PROJECTOR, WEIGHTS, is_publish
 from workflow_scripts.lib.tables import file_hash
 from workflow_scripts.lib.text import EncoderText, View
 
-DENSE_FOLDER = "2_Dense"
+DENSE_FOLDERS = ("2_Dense", "3_Dense")  # without and with a Normalize module before it
 # Under the view `split`, each part is a model folder of its own, and an embedding is both vectors side by side.
 SPLIT_FOLDERS = ("prompt", "response")
 
@@ -39,6 +40,7 @@ class AttributionEncoder(nn.Module):
     transformer: any BERT-type model.
     projections: linear layers from its hidden size, one for each part of an example (`lib.text.encoder_text`);
         an embedding is their outputs side by side.
+    normalized: whether the mean over a part's tokens is scaled to length 1 before the projection.
     max_tokens: where each part is cut, never beyond what model and tokenizer allow.
     packed: whether the transformer reads packed batches.
     """
@@ -49,10 +51,12 @@ class AttributionEncoder(nn.Module):
         tokenizer: PreTrainedTokenizerBase,
         projections: Sequence[nn.Linear],
         max_tokens: int,
+        normalized: bool = False,
     ):
         super().__init__()
         self.transformer, self.tokenizer = transformer, tokenizer
         self.projections = nn.ModuleList(projections)
+        self.normalized = normalized
         limit = getattr(transformer.config, "max_position_embeddings", max_tokens)
         self.max_tokens = min(max_tokens, limit, tokenizer.model_max_length)
         self.packed = False
@@ -85,7 +89,7 @@ class AttributionEncoder(nn.Module):
         return torch.cat([layer(means[:, part]) for part, layer in enumerate(self.projections)], dim=1)
 
     def means(self, examples: Sequence[EncoderTokens]) -> torch.Tensor:
-        """Return the mean over each part's tokens, before the projection, float [examples, parts, hidden]."""
+        """Return what the projections read, the mean over each part's tokens, float [examples, parts, hidden]."""
         parts = [part for example in examples for part in example]
         batch = pack(parts, self.device)
         hidden = self._packed_states(batch) if self.packed else self._padded_states(batch)
@@ -94,7 +98,8 @@ class AttributionEncoder(nn.Module):
         sums = hidden.new_zeros(len(parts), hidden.shape[1]).index_add(0, owner, hidden)
         lengths = torch.empty_like(batch.lengths)
         lengths[order] = batch.lengths
-        return (sums / lengths[:, None]).unflatten(0, (len(examples), -1))
+        means = sums / lengths[:, None]
+        return (F.normalize(means, dim=-1) if self.normalized else means).unflatten(0, (len(examples), -1))
 
     def _packed_states(self, batch: PackedBatch) -> torch.Tensor:
         return self.transformer(input_ids=batch.tokens, position_ids=batch.positions, packing=batch).last_hidden_state[
@@ -159,7 +164,6 @@ class AttributionEncoder(nn.Module):
 
     def _save_part(self, folder: Path, projection: nn.Linear) -> None:
         (folder / "1_Pooling").mkdir(parents=True)
-        (folder / DENSE_FOLDER).mkdir()
         self.transformer.save_pretrained(folder)
         self.tokenizer.model_max_length = self.max_tokens
         self.tokenizer.save_pretrained(folder)
@@ -170,7 +174,12 @@ class AttributionEncoder(nn.Module):
             "activation_function": "torch.nn.modules.linear.Identity",
         }
         pooling = {"word_embedding_dimension": projection.in_features, "pooling_mode_mean_tokens": True}
-        names = [("", "Transformer"), ("1_Pooling", "Pooling"), (DENSE_FOLDER, "Dense")]
+        dense_folder = DENSE_FOLDERS[self.normalized]
+        (folder / dense_folder).mkdir()
+        names = [("", "Transformer"), ("1_Pooling", "Pooling"), (dense_folder, "Dense")]
+        if self.normalized:
+            (folder / "2_Normalize").mkdir()
+            names.insert(2, ("2_Normalize", "Normalize"))
         modules = [
             {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
             for i, (path, kind) in enumerate(names)
@@ -180,11 +189,11 @@ class AttributionEncoder(nn.Module):
             "sentence_bert_config.json": {"max_seq_length": self.max_tokens, "do_lower_case": False},
             "config_sentence_transformers.json": {"similarity_fn_name": "dot"},
             "1_Pooling/config.json": pooling,
-            f"{DENSE_FOLDER}/config.json": dense,
+            f"{dense_folder}/config.json": dense,
         }.items():
             (folder / name).write_text(json.dumps(content, indent=2) + "\n")
         weights = {f"linear.{name}": tensor.contiguous() for name, tensor in projection.state_dict().items()}
-        save_file(weights, folder / DENSE_FOLDER / "model.safetensors")
+        save_file(weights, folder / dense_folder / "model.safetensors")
 
 
 def token_counts(examples: Sequence[EncoderTokens]) -> np.ndarray:
@@ -197,6 +206,7 @@ def load_encoder(
     max_tokens: int,
     *,
     view: View = "joint",
+    normalized: bool = False,
     dimension: int = 384,
     seed: int = 0,
     revision: str | None = None,
@@ -204,8 +214,8 @@ def load_encoder(
 ) -> AttributionEncoder:
     """Load an encoder from a folder or hub id.
 
-    A model that has projections keeps them, and with them its view. For one without, random projections to
-    `dimension` are made from `seed` (paper, section 3.2).
+    A model that has projections keeps them, its view, and whether they read means of length 1. For one without,
+    random projections to `dimension` are made from `seed` (paper, section 3.2).
 
     Raises
     ------
@@ -229,9 +239,11 @@ def load_encoder(
         raise StudyError(f"{model}: {len(missing)} weights are missing, e.g. {missing[0]}. Take a whole copy of it.")
     transformer.pooler = None
     projections = [projection for part in parts if (projection := stored_projection(part))]
-    if not projections:
+    if projections:
+        normalized = (parts[0] / DENSE_FOLDERS[True]).is_dir()
+    else:
         projections = random_projections(transformer.config.hidden_size, dimension, view, seed)
-    return AttributionEncoder(transformer, tokenizer, projections, max_tokens).to(best_device())
+    return AttributionEncoder(transformer, tokenizer, projections, max_tokens, normalized).to(best_device())
 
 
 def load_trained_encoder(
@@ -273,11 +285,12 @@ def random_projections(hidden: int, dimension: int, view: View, seed: int) -> li
 
 
 @torch.no_grad()
-def whiten(encoder: AttributionEncoder, examples: Sequence[EncoderTokens], most_tokens: int) -> None:
-    """Start the projections from the texts themselves: centred, along the principal axes, each scaled to variance 1.
+def start_at_principal_axes(encoder: AttributionEncoder, examples: Sequence[EncoderTokens], most_tokens: int) -> None:
+    """Start the projections from texts themselves: centred, along the principal axes, large ones scaled down.
 
-    Means over the tokens of real text lie close together in a few directions (frequent words, length), which
-    drown all others in an inner product. Axes are scaled by 1 / sqrt(variance + the axes' mean variance / 100).
+    Means over the tokens of real text differ most along a few directions (frequent words, length), which say
+    little and drown all others in an inner product. Each axis is scaled by (its variance + a hundredth of the
+    mean variance) ** -1/4, half of the way to equal variances.
 
     Parameters
     ----------
@@ -290,9 +303,10 @@ def whiten(encoder: AttributionEncoder, examples: Sequence[EncoderTokens], most_
         values = means[:, part]
         center = values.mean(0)
         variances, axes = torch.linalg.eigh((values - center).T @ (values - center) / len(values))
-        # Principal axes, largest variance first.
+        floor = variances.mean() / 100
+        # Largest variance first.
         variances, axes = variances.flip(0)[: layer.out_features], axes.flip(1)[:, : layer.out_features]
-        weight = (axes / (variances + variances.mean() / 100).sqrt()).T
+        weight = (axes * (variances.clamp(min=0) + floor) ** -0.25).T
         layer.weight[: len(weight)] = weight.to(layer.weight)
         layer.bias[: len(weight)] = -(weight @ center).to(layer.bias)
 
@@ -300,11 +314,11 @@ def whiten(encoder: AttributionEncoder, examples: Sequence[EncoderTokens], most_
 def stored_projection(folder: Path) -> nn.Linear | None:
     """Return the projection that lies in a model folder, or None.
 
-    It is the `2_Dense` module of sentence-transformers, or `projector` among the model's weights, as in the
+    It is the Dense module of sentence-transformers, or `projector` among the model's weights, as in the
     checkpoint that the paper's authors published.
     """
-    places = {"linear.": folder / DENSE_FOLDER / "model.safetensors", PROJECTOR: folder / WEIGHTS}
-    for prefix, file in places.items():
+    dense = [("linear.", folder / name / "model.safetensors") for name in DENSE_FOLDERS]
+    for prefix, file in [*dense, (PROJECTOR, folder / WEIGHTS)]:
         if not file.exists():
             continue
         with safe_open(file, "pt") as tensors:
