@@ -58,7 +58,7 @@ def init_encoder(
     brought = model != BUILTIN and stored_projection(model_parts(model_folder(model, revision))[0])
     if model == BUILTIN:
         texts = encoder_texts(table, prompt_words, view)
-        made = small_encoder(texts, view, normalized, dimension, max_tokens, hidden, layers, vocabulary, seed)
+        made = small_encoder(texts, view, dimension, max_tokens, hidden, layers, vocabulary, seed, normalized)
     else:
         made = load_encoder(
             model,
@@ -79,13 +79,13 @@ def init_encoder(
 def small_encoder(
     texts: Sequence[EncoderText],
     view: View,
-    normalized: bool,
     dimension: int,
     max_tokens: int,
     hidden: int,
     layers: int,
     vocabulary: int,
     seed: int,
+    normalized: bool = False,
 ) -> AttributionEncoder:
     """Return a small BERT with random weights and a WordPiece vocabulary of `texts`."""
     parts = [part for text in texts for part in text]

@@ -133,6 +133,9 @@ def test_what_the_layout_has_no_place_for_is_refused(tiny, tmp_path):
     split = small_encoder([("a question", "an answer")], "split", 32, 64, 32, 1, 60, seed=1)
     with pytest.raises(StudyError, match="prompt and response apart"):
         save_published(split, tmp_path / "split")
+    normalized = small_encoder([("a question",)], "joint", 32, 64, 32, 1, 60, seed=1, normalized=True)
+    with pytest.raises(StudyError, match="length 1"):
+        save_published(normalized, tmp_path / "normalized")
 
 
 def test_an_encoder_without_a_projection_is_not_taken(tiny, tmp_path):

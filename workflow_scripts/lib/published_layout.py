@@ -62,6 +62,11 @@ def save_published(encoder: AttributionEncoder, folder: Path) -> None:
             "the published layout has one projection, and this encoder reads prompt and response apart (encoder.view: "
             "split); write another release.layout"
         )
+    if encoder.normalized:
+        raise StudyError(
+            "the published layout doesn't scale means to length 1, and this encoder does (encoder.normalized: true); "
+            "write another release.layout"
+        )
     (projection,) = encoder.projections
     if encoder.dimension != hidden or projection.bias is None:
         raise StudyError(
