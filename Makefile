@@ -47,7 +47,7 @@ $(VENV)/.installed: envs/requirements.lock pyproject.toml
 	@$(PIP) --no-deps --editable .
 	@touch $@
 
-$(VENV)/.installed-test: $(VENV)/.installed envs/requirements-test.lock
-	@echo "Adding what the tests need (envs/requirements-test.lock) ..."
-	@$(PIP) -r envs/requirements-test.lock
+$(VENV)/.installed-test: $(VENV)/.installed envs/requirements-deepspeed.lock envs/requirements-test.lock
+	@echo "Adding what the tests need (envs/requirements-deepspeed.lock, envs/requirements-test.lock) ..."
+	@$(PIP) -r envs/requirements-deepspeed.lock -r envs/requirements-test.lock
 	@touch $@

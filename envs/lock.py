@@ -1,7 +1,8 @@
 """Write the pinned environments of this folder from what is installed: `python envs/lock.py`.
 
-`requirements.lock` pins what the workflow needs, `requirements-test.lock` what its tests need on top, and
-`airrep.yaml` is the first of the two for `snakemake --sdm conda`.
+`requirements.lock` pins what the workflow needs, `requirements-deepspeed.lock` what LMs that don't fit one GPU need
+on top, and `requirements-test.lock` what the tests need beyond both. `airrep.yaml` is the first two together, because
+nothing can be added to the environments that `snakemake --sdm conda` makes.
 """
 
 from __future__ import annotations
@@ -17,15 +18,17 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 FOLDER = Path(__file__).parent
+LOCKS = ("requirements.lock", "requirements-deepspeed.lock", "requirements-test.lock")
 # A CUDA build of torch pins these itself, and a CPU build does without.
 LEFT_TO_TORCH = ("nvidia-", "cuda-", "triton")
 HEADER = "# Made by envs/lock.py from the environment that the tests passed in; don't edit.\n"
 
 
-def project_requirements() -> tuple[list[str], list[str]]:
-    """Return the requirements that pyproject.toml states: the workflow's, and its tests' on top."""
+def project_requirements() -> tuple[list[str], list[str], list[str]]:
+    """Return the requirements that pyproject.toml states: the workflow's, DeepSpeed, and the tests'."""
     project = tomllib.loads((FOLDER.parent / "pyproject.toml").read_text())["project"]
-    return project["dependencies"], project["optional-dependencies"]["test"]
+    extras = project["optional-dependencies"]
+    return project["dependencies"], extras["deepspeed"], extras["test"]
 
 
 def installed_pins(requirements: Iterable[str]) -> dict[str, str]:
@@ -51,18 +54,19 @@ def installed_pins(requirements: Iterable[str]) -> dict[str, str]:
 
 
 def write_environments() -> None:
-    """Write the three files."""
-    requirements, test_requirements = project_requirements()
-    pins = installed_pins(requirements)
-    test_pins = {name: pin for name, pin in installed_pins(test_requirements).items() if name not in pins}
-    (FOLDER / "requirements.lock").write_text(HEADER + _lines(pins))
-    (FOLDER / "requirements-test.lock").write_text(HEADER + _lines(test_pins))
+    """Write the four files."""
+    locks: list[dict[str, str]] = []
+    for file, requirements in zip(LOCKS, project_requirements(), strict=True):
+        earlier = {name for lock in locks for name in lock}
+        locks.append({name: pin for name, pin in installed_pins(requirements).items() if name not in earlier})
+        (FOLDER / file).write_text(HEADER + _lines(locks[-1]))
+    needed, deepspeed, _ = locks
     environment = {
         "channels": ["conda-forge", "nodefaults"],
         "dependencies": [
             f"python={sys.version_info.major}.{sys.version_info.minor}",
             "pip",
-            {"pip": _lines(pins).splitlines()},
+            {"pip": _lines(dict(sorted((needed | deepspeed).items()))).splitlines()},
         ],
     }
     (FOLDER / "airrep.yaml").write_text(HEADER + yaml.safe_dump(environment, sort_keys=False))

@@ -11,7 +11,7 @@ import torch
 
 from workflow_scripts.lib.encoder import AttributionEncoder, load_encoder
 from workflow_scripts.lib.models import folder_hash
-from workflow_scripts.lib.processes import gather_rows, is_first, own_share
+from workflow_scripts.lib.processes import agreed, gather_rows, is_first, own_share
 from workflow_scripts.lib.progress import Progress, say
 from workflow_scripts.lib.specs import STAGE_VERSIONS
 from workflow_scripts.lib.stage import run_stage
@@ -79,7 +79,8 @@ def embed_corpus(
         for batch in file.iter_batches(ROWS_AT_ONCE, columns=["example_id", "hash", "prompt", "response"]):
             hashes = batch["hash"].to_pylist()
             vectors = np.empty((len(hashes), model.dimension), element.to_pandas_dtype())
-            new = stored.fill(hashes, vectors)
+            # Another job may put the file in place meanwhile.
+            new = agreed(stored.fill(hashes, vectors))
             if len(new):
                 start = time.monotonic()
                 texts = encoder_texts(pa.table(batch).take(new), prompt_words, model.view)

@@ -12,7 +12,7 @@ from workflow_scripts.lib.errors import StudyError
 from workflow_scripts.lib.finetuning import Finetuner
 from workflow_scripts.lib.language_model import TokenizedExample, load_language_model
 from workflow_scripts.lib.models import folder_hash
-from workflow_scripts.lib.processes import is_first, wait_for_all
+from workflow_scripts.lib.processes import agreed, is_first
 from workflow_scripts.lib.progress import Progress, say
 from workflow_scripts.lib.specs import STAGE_VERSIONS
 from workflow_scripts.lib.stage import run_stage
@@ -71,9 +71,8 @@ def finetune_shard(
         }
     )
     finished = FinishedRuns(losses, key)
-    missing = [run for run in runs if run not in finished]
-    # All processes must see the same files, before the first one writes another.
-    wait_for_all()
+    # Meanwhile the job of a killed driver may write other runs of the same block.
+    missing = agreed([run for run in runs if run not in finished])
     progress = Progress(
         f"finetune_shard {draw.pool} folds {folds[0]}-{folds[1] - 1} subsets {indexes[0]}-{indexes[1] - 1}",
         len(runs),
@@ -110,8 +109,8 @@ def _tuner(
         from workflow_scripts.lib.zero_finetuning import ZeroFinetuner
     except ModuleNotFoundError as error:
         raise StudyError(
-            f"finetuning.engine is deepspeed, but {error.name} is not installed: run `pip install deepspeed==0.19.8` "
-            "in the workflow's environment, or write engine: native."
+            f"finetuning.engine is deepspeed, but {error.name} is not installed: run "
+            "`pip install -r envs/requirements-deepspeed.lock` in the workflow's environment, or write engine: native."
         ) from None
     return ZeroFinetuner(load_language_model(*source, device="cpu"), **zero, **settings)
 
@@ -147,14 +146,15 @@ def _run_table(run: Run, drawn: Fold, base: np.ndarray, measured: np.ndarray) ->
 class FinishedRuns:
     """The runs of a block that are done: on disk one by one, then as one file.
 
-    A file that is damaged or was made with another `key` counts as absent. Of several processes, the first writes.
+    A file that is damaged or was made with another `key` counts as absent. Of several processes, the first reads and
+    writes.
     """
 
     def __init__(self, losses: Path, key: str):
         self.losses, self.key = Path(losses), key
         self.folder = self.losses.with_name(f".{self.losses.stem}.{key}.runs")
         self.tables: dict[Run, pa.Table] = {}
-        for path in [self.losses, *sorted(self.folder.glob("*.parquet"))]:
+        for path in [self.losses, *sorted(self.folder.glob("*.parquet"))] if is_first() else []:
             if path.exists():
                 self._take(path)
 

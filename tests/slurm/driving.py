@@ -23,8 +23,11 @@ ROOT = Path(__file__).parents[2]
 LEFT_BEHIND = shutil.ignore_patterns(".git", ".venv", ".snakemake", "results", "shared", "__pycache__", ".*_cache")
 EDITS = {"AIRREP_ACCOUNT": "lab", "AIRREP_PARTITION": "cpu", "AIRREP_GPU_PARTITION": "gpu"}
 SMOKE = ("--configfile", "configs/smoke.yaml")
-SLOWER = (*SMOKE, "tests/slurm/slower.yaml")
-GROWN = (*SMOKE, "tests/slurm/grown.yaml")
+# The profile asks Slurm too seldom for jobs of seconds.
+SOON = ("--slurm-init-seconds-before-status-checks", "2")
+SLOWER = (*SMOKE, "tests/slurm/slower.yaml", *SOON)
+GROWN = (*SMOKE, "tests/slurm/grown.yaml", *SOON)
+APPENDED = (*SMOKE, "tests/slurm/appended.yaml", *SOON)
 
 
 class Checkout:
@@ -103,6 +106,10 @@ class Driver:
     def submitted(self) -> list[str]:
         """Return the rules of the jobs that went to Slurm, one for each submission."""
         return re.findall(r"submitted with SLURM jobid \d+ \(log: \S*?/rule_(\w+)/", self.screen())
+
+    def job_numbers(self, purpose: str) -> list[str]:
+        """Return the numbers of the jobs sent for e.g. `finetune_shard/train_f0000_s0000`, in their order."""
+        return re.findall(rf"submitted with SLURM jobid (\d+) \(log: \S*?/rule_{purpose}/", self.screen())
 
 
 @dataclass(frozen=True)

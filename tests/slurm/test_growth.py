@@ -2,17 +2,52 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
-from driving import GROWN, ROOT, SMOKE
+from driving import APPENDED, GROWN, SMOKE
 
 OLD_BLOCKS = ["train/f0000_s0000", "train/f0001_s0000", "heldout/f0000_s0000"]
+SCORED = "results/smoke/embeddings/trained/pool.parquet"
+
+# One value of each stage, and the rules that it decides, besides those that every change reaches.
+ALWAYS = {"resolve_config", "write_report"}
+BELOW_ENCODER = {"embed_corpus", "score_pairs", "evaluate_lds"}
+BELOW_TARGETS = {"train_encoder", *BELOW_ENCODER}
+BELOW_LM = {"tokenize_corpus", "sample_subsets", "finetune_shard", "collect_targets", "check_leaks", *BELOW_TARGETS}
+CHANGES = {
+    "corpora={pretraining: {limit: 299}}": {"prepare_corpus", "pretrain_base_lm", *BELOW_LM},
+    "language_model={pretraining: {steps: 25}}": {"pretrain_base_lm", *BELOW_LM},
+    "targets={subset_examples: 15}": {"sample_subsets", "finetune_shard", "collect_targets", *BELOW_TARGETS},
+    "finetuning={learning_rate: 2e-3}": {"finetune_shard", "collect_targets", *BELOW_TARGETS},
+    "finetuning={max_diverged_share: 0.5}": {"collect_targets", *BELOW_TARGETS},
+    "encoder={layers: 0}": {"init_encoder", *BELOW_TARGETS},
+    "encoder_training={steps: 10}": BELOW_TARGETS,
+    "scoring={embedding_precision: float32}": BELOW_ENCODER,
+    "scoring={top: 4}": {"score_pairs", "evaluate_lds"},
+    "judging={near_duplicate: 0.8}": {"check_leaks", "evaluate_lds"},
+    "judging={bootstrap: 50}": {"evaluate_lds"},
+    "report={characters: 100}": set(),
+}
 
 
 @pytest.fixture(scope="module")
-def grown(smoke, tmp_path_factory):
+def appending(smoke, tmp_path_factory):
+    """A driver that embeds the scored corpus again, from a file with the same rows and one more."""
+    checkout = smoke.checkout.copy(tmp_path_factory.mktemp("appended") / "clone")
+    rows = pq.read_table(checkout.results / "corpora/pool.parquet", columns=["prompt", "response"]).to_pylist()
+    rows.append({"prompt": "Which colour is new?", "response": "This one."})
+    (checkout.folder / "pool.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return checkout, checkout.start(*APPENDED, "--", SCORED)
+
+
+@pytest.fixture(scope="module")
+def grown(smoke, appending, tmp_path_factory):
     """The smoke study with two more folds and another evaluation set, run on top of the finished one."""
     checkout = smoke.checkout.copy(tmp_path_factory.mktemp("grown") / "clone")
     return checkout, checkout.run(*GROWN)
@@ -41,43 +76,28 @@ def test_the_new_evaluation_set_is_in_the_table(grown):
     assert set(checkout.table("evaluation/lds.parquet")["evaluation"].to_pylist()) == {"heldout", "second"}
 
 
-@pytest.mark.parametrize(
-    ("change", "rules"),
-    [
-        ("judging={bootstrap: 50}", {"evaluate_lds"}),
-        ("scoring={top: 4}", {"score_pairs", "evaluate_lds"}),
-        ("encoder_training={steps: 10}", {"train_encoder", "embed_corpus", "score_pairs", "evaluate_lds"}),
-    ],
-)
-def test_one_changed_value_sends_only_the_stages_below_it(smoke, change, rules):
-    driver = smoke.checkout.run("-n", "-q", "rules", *SMOKE, "--config", change, "--", "lds")
-    assert planned_jobs(driver.screen()).keys() - {"lds", "resolve_config", "write_report", "total"} == rules
-
-
-def planned_jobs(screen: str) -> dict[str, int]:
-    """Return how many jobs of each rule a dry run plans, and the total."""
-    return {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", screen, flags=re.MULTILINE)}
+def test_only_an_appended_row_is_embedded(appending, smoke):
+    checkout, driver = appending
+    assert driver.wait() == 0, driver.screen()[-5000:]
+    assert sorted(driver.submitted()) == ["embed_corpus", "prepare_corpus"]
+    assert "embed_corpus pool: 1 new embeddings, 300 kept" in checkout.log("embed_corpus/trained/pool")
+    old, new = (study.table("embeddings/trained/pool.parquet") for study in (smoke.checkout, checkout))
+    assert new.slice(0, 300).equals(old)
+    assert len(new) == 301
 
 
 @pytest.fixture(scope="module")
-def paper_plan(smoke):
-    """What a dry run of the paper's study prints under the profile."""
-    return smoke.checkout.run("-n", "--configfile", "configs/paper_flan.yaml").screen()
+def planned(smoke):
+    """For each change, the rules whose jobs a dry run would send."""
+
+    def rules(change: str) -> set[str]:
+        screen = smoke.checkout.run("-n", "-q", "rules", *SMOKE, "--config", change).screen()
+        return set(re.findall(r"^(\w+) +\d+$", screen, flags=re.MULTILINE)) - {"all", "total"}
+
+    with ThreadPoolExecutor(os.cpu_count()) as at_once:
+        return dict(zip(CHANGES, at_once.map(rules, CHANGES), strict=True))
 
 
-def test_the_paper_preset_is_at_most_400_jobs(paper_plan):
-    assert 200 < planned_jobs(paper_plan)["total"] <= 400
-
-
-def test_the_readme_states_what_the_paper_preset_asks_for(paper_plan):
-    readme = (ROOT / "slurm" / "README.md").read_text()
-    jobs = planned_jobs(paper_plan)
-    rows = re.findall(r"\| (\w+) \| (\d+) \| 1 \| (\d+) min", readme)
-    stated = {rule: (int(count), minutes) for rule, count, minutes in rows}
-    assert stated.keys() == {"finetune_shard", "train_encoder", "embed_corpus"}
-    for rule, (count, minutes) in stated.items():
-        asked = re.findall(rf"^rule {rule}:\n(?:    .*\n)*?    resources: (.*)$", paper_plan, re.MULTILINE)
-        assert len(asked) == jobs[rule] == count
-        assert all(f"runtime={minutes}," in resources and "gpu=1" in resources for resources in asked)
-    others = jobs["total"] - jobs["all"] - sum(jobs[rule] for rule in stated)
-    assert f"| all others | {others} |" in readme
+@pytest.mark.parametrize("change", CHANGES)
+def test_one_changed_value_sends_only_the_stages_below_it(planned, change):
+    assert planned[change] == CHANGES[change] | ALWAYS

@@ -11,9 +11,12 @@ from dataclasses import dataclass, field
 
 import pytest
 from cluster import Cluster, output, wait_until
-from driving import SLOWER, Checkout, Driver, Job, hold, job_state, running_jobs, stage_processes
+from driving import SLOWER, Checkout, Driver, Job, finished_jobs, hold, job_state, running_jobs, stage_processes
 
 SHARDS = [f"f000{fold}_s0000" for fold in range(4)]
+SHARD = SHARDS[0]
+SHARD_FILE = f"targets/train/{SHARD}.parquet"
+ONE_SHARD = (*SLOWER, "--", f"results/smoke/{SHARD_FILE}")
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +103,15 @@ def test_every_kind_of_loss_is_sent_again_once(losses):
     assert losses.driver.submitted().count("train_encoder") == 2
 
 
+def test_a_job_that_is_sent_again_asks_for_more(cluster, losses):
+    records = {job["JobId"]: job for job in finished_jobs(cluster.finished_jobs)}
+    (shard,) = [shard for shard, (state, _) in losses.lost.items() if state == "CANCELLED"]
+    first, second = (records[number] for number in losses.driver.job_numbers(f"finetune_shard/train_{shard}"))
+    assert int(second["TimeLimit"]) > int(first["TimeLimit"])
+    memory_mb = [float(re.search(r"mem=([\d.]+)M", record["Tres"]).group(1)) for record in (first, second)]
+    assert memory_mb[1] > memory_mb[0]
+
+
 def test_shards_go_on_from_their_last_finished_run(losses):
     for shard in losses.lost:
         log = losses.checkout.log(f"finetune_shard/train/{shard}")
@@ -115,58 +127,56 @@ def test_after_all_losses_the_numbers_are_those_of_an_undisturbed_run(losses, un
     assert_same(losses.checkout, undisturbed, "evaluation/lds.parquet")
 
 
-@pytest.fixture
-def abandoned(cluster, smoke, tmp_path):
-    """A checkout whose driver was killed while a shard was in mid-work, and that shard's job."""
-    checkout = smoke.checkout.copy(tmp_path / "clone")
-    driver = checkout.start(*SLOWER, "--", "targets")
-    job = hold_shard(cluster, checkout, SHARDS[0])
+def abandon(cluster: Cluster, checkout: Checkout, *arguments: str) -> Job:
+    """Start a driver, kill it while a shard is in mid-work, and return the shard's job, which is held."""
+    driver = checkout.start(*arguments)
+    job = hold_shard(cluster, checkout, SHARD)
     driver.kill()
+    return job
+
+
+def test_after_a_killed_driver_the_readme_says_what_to_type(cluster, smoke, undisturbed, tmp_path):
+    checkout = smoke.checkout.copy(tmp_path / "clone")
+    abandon(cluster, checkout, *SLOWER, "--", "targets")
     again = checkout.start(*SLOWER, "--", "targets")
     assert again.wait(120) == 1, "a second driver must not wait for the first one's lock"
     assert "--unlock" in again.screen()
-    return checkout, job
-
-
-def test_after_a_killed_driver_the_readme_says_what_to_type(abandoned, undisturbed):
-    checkout, _ = abandoned
-    finished = checkout.finished_runs(SHARDS[0])
+    finished = checkout.finished_runs(SHARD)
     logs = sorted((checkout.folder / ".snakemake" / "log").iterdir())
     run_ids = re.findall(r"SLURM run ID: (\S+)", "".join(log.read_text() for log in logs))
     output("scancel", f"--name={run_ids[-1]}")
     wait_until(lambda: not running_jobs("rule_finetune_shard"), "all jobs of the killed driver to end")
     checkout.run(*SLOWER, "--unlock")
     checkout.run(*SLOWER, "--", "targets")
-    assert went_on_from(checkout.log(f"finetune_shard/train/{SHARDS[0]}"), "finetune_shard train") >= finished
+    assert went_on_from(checkout.log(f"finetune_shard/train/{SHARD}"), "finetune_shard train") >= finished
     assert_same(checkout, undisturbed, "targets/train.parquet")
 
 
-def test_without_scancel_a_twin_damages_nothing(cluster, abandoned, undisturbed):
-    checkout, job = abandoned
-    wait_until(lambda: running_jobs("rule_finetune_shard") == [job], "the other shards to end without a driver", 180)
+def test_without_scancel_a_twin_damages_nothing(cluster, smoke, undisturbed, tmp_path):
+    checkout = smoke.checkout.copy(tmp_path / "clone")
+    job = abandon(cluster, checkout, *ONE_SHARD)
     checkout.run(*SLOWER, "--unlock")
-    checkout.run(*SLOWER, "--", "targets")
-    assert_same(checkout, undisturbed, "targets/train.parquet")
-    before = checkout.table(f"targets/train/{SHARDS[0]}.parquet")
+    checkout.run(*ONE_SHARD)
+    assert running_jobs("rule_finetune_shard") == [job], "the twin ended too early to show anything"
+    before = checkout.table(SHARD_FILE)
     for process in stage_processes(cluster, job):
         process.resume()
     wait_until(lambda: not running_jobs("rule_finetune_shard"), "the twin to end", 180)
-    assert checkout.table(f"targets/train/{SHARDS[0]}.parquet").equals(before)
-    again = checkout.run(*SLOWER, "--", "targets")
-    assert again.submitted() == []
-    assert_same(checkout, undisturbed, "targets/train.parquet")
+    assert checkout.table(SHARD_FILE).equals(before)
+    assert checkout.run(*ONE_SHARD).submitted() == []
+    assert_same(checkout, undisturbed, SHARD_FILE)
 
 
 def test_slurm_starts_a_preempted_shard_again_and_it_goes_on(cluster, smoke, undisturbed, tmp_path):
     checkout = smoke.checkout.copy(tmp_path / "clone")
     preemptible = {"AIRREP_GPU_PARTITION": "preemptible", "AIRREP_PREEMPTIBLE": "yes"}
-    driver = checkout.start(*SLOWER, "--", "targets", **preemptible)
-    job = hold_shard(cluster, checkout, SHARDS[0])
-    finished = checkout.finished_runs(SHARDS[0])
+    driver = checkout.start(*ONE_SHARD, **preemptible)
+    job = hold_shard(cluster, checkout, SHARD)
+    finished = checkout.finished_runs(SHARD)
     urgent = ["--partition=gpu", "--gpus=3", f"--nodelist={job.node}", "--output=/dev/null", "--wrap=sleep 5"]
     output("sbatch", *urgent)
     wait_until(lambda: job_state(job) != "RUNNING", "the shard to be preempted", 60)
     assert driver.wait() == 0, driver.screen()[-5000:]
-    assert driver.submitted().count("finetune_shard") == len(SHARDS), "Snakemake sent a job that Slurm starts again"
-    assert went_on_from(checkout.log(f"finetune_shard/train/{SHARDS[0]}"), "finetune_shard train") >= finished
-    assert_same(checkout, undisturbed, "targets/train.parquet")
+    assert driver.submitted() == ["finetune_shard"], "Snakemake sent a job that Slurm starts again"
+    assert went_on_from(checkout.log(f"finetune_shard/train/{SHARD}"), "finetune_shard train") >= finished
+    assert_same(checkout, undisturbed, SHARD_FILE)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 
-from driving import SMOKE
+import pytest
+from driving import EDITS, SMOKE, finished_jobs
 
 GPU_RULES = {"pretrain_base_lm", "finetune_shard", "train_encoder", "embed_corpus"}
 
@@ -61,10 +63,43 @@ def test_the_second_time_there_is_nothing_to_do(smoke):
     assert again.submitted() == []
 
 
-def test_check_environment_says_what_a_gpu_job_finds(smoke):
-    smoke.checkout.run(*SMOKE, "--", "check_environment")
-    facts = json.loads((smoke.checkout.results / "environment.json").read_text())
+@pytest.fixture(scope="module")
+def environments(smoke, tmp_path_factory):
+    """Checkouts where check_environment ran: without any edit, and with the profile in the user's own folder."""
+    folder = tmp_path_factory.mktemp("environments")
+    unedited, with_own_profile = (smoke.checkout.copy(folder / name) for name in ("unedited", "own_profile"))
+    own_profile = with_own_profile.folder / "home" / "snakemake" / "slurm"
+    own_profile.parent.mkdir(parents=True)
+    (with_own_profile.folder / "slurm").rename(own_profile)
+    text = (own_profile / "config.yaml").read_text()
+    (own_profile / "config.yaml").write_text(re.sub(r"^  account: .*$", "  account: own-lab", text, flags=re.MULTILINE))
+    nothing = dict.fromkeys(EDITS, "")
+    check = (*SMOKE, "--", "check_environment")
+    drivers = {
+        "unedited": (unedited, unedited.start(*check, **nothing)),
+        "own profile": (
+            with_own_profile,
+            with_own_profile.start(*check, **nothing, XDG_CONFIG_HOME=str(own_profile.parents[1])),
+        ),
+    }
+    for _, driver in drivers.values():
+        assert driver.wait() == 0, driver.screen()[-5000:]
+    return drivers
+
+
+@pytest.mark.parametrize("name", ["unedited", "own profile"])
+def test_check_environment_says_what_a_gpu_job_finds(environments, name):
+    checkout, _ = environments[name]
+    facts = json.loads((checkout.results / "environment.json").read_text())
     assert facts["slurm_node"] in {"node1", "node2"}
     assert facts["visible_devices"] in {"0", "1", "2"}
     if facts["driver"] is None:
         assert "no NVIDIA driver" in facts["warnings"][0]
+
+
+@pytest.mark.parametrize(("name", "account"), [("unedited", "(null)"), ("own profile", "own-lab")])
+def test_the_account_is_the_users_own_or_left_to_slurm(cluster, environments, name, account):
+    _, driver = environments[name]
+    (number,) = driver.job_numbers("check_environment")
+    (record,) = [job for job in finished_jobs(cluster.finished_jobs) if job["JobId"] == number]
+    assert (record["Account"], record["Partition"]) == (account, "cpu")

@@ -13,6 +13,8 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+LOCKS = ["requirements.lock", "requirements-deepspeed.lock", "requirements-test.lock"]
 ADVICE = "run: python envs/lock.py"
 
 
@@ -27,8 +29,9 @@ def lock(name: str) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("requirements", "files"),
     [
-        (PROJECT["dependencies"], ["requirements.lock"]),
-        (PROJECT["optional-dependencies"]["test"], ["requirements.lock", "requirements-test.lock"]),
+        (PROJECT["dependencies"], LOCKS[:1]),
+        (EXTRAS["deepspeed"], LOCKS[:2]),
+        (EXTRAS["test"], LOCKS),
     ],
 )
 def test_every_dependency_of_the_project_is_pinned_in_its_range(requirements, files):
@@ -42,18 +45,18 @@ def test_every_dependency_of_the_project_is_pinned_in_its_range(requirements, fi
 def test_conda_and_pip_pin_the_same_versions():
     environment = yaml.safe_load((ROOT / "envs" / "airrep.yaml").read_text())
     (from_pip,) = (entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
-    assert pins(from_pip) == lock("requirements.lock"), ADVICE
+    assert pins(from_pip) == lock("requirements.lock") | lock("requirements-deepspeed.lock"), ADVICE
 
 
 def test_no_package_is_pinned_twice_and_none_depends_on_the_machine():
-    needed, for_tests = lock("requirements.lock"), lock("requirements-test.lock")
-    assert not needed.keys() & for_tests.keys()
-    for name, pin in {**needed, **for_tests}.items():
+    pinned = [(name, pin) for file in LOCKS for name, pin in lock(file).items()]
+    assert len(dict(pinned)) == len(pinned)
+    for name, pin in pinned:
         assert "+" not in pin, f"{name}=={pin}: only a build for one kind of machine has this version"
         assert not name.startswith(("nvidia-", "triton")), f"{name} is left to torch's own pins"
 
 
-@pytest.mark.parametrize("file", ["requirements.lock", "requirements-test.lock"])
+@pytest.mark.parametrize("file", LOCKS)
 def test_tests_run_with_the_pinned_versions(file):
     differing = {name: pin for name, pin in lock(file).items() if version(name).partition("+")[0] != pin}
     assert not differing, f"installed otherwise than in envs/{file}: {differing}; {ADVICE}"

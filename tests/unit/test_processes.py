@@ -48,7 +48,7 @@ def share_work(folder: Path) -> None:
         gathered=gather_rows(own, share, len(sizes)),
         gradient=parameters[0].grad,
         none=parameters[1].grad,
-        agreed=agreed(rank + 0.1),
+        agreed=agreed([rank + 0.1, "both"]),
         first=is_first(),
         threads=torch.get_num_threads(),
         stage=metadata_in_force()["stage"],
@@ -65,7 +65,7 @@ def test_two_processes_share_work(tmp_path, monkeypatch, capsys):
         assert one["gathered"].tolist() == [[5, 50], [1, 10], [9, 90], [2, 20], [7, 70]]
         assert one["gradient"].tolist() == [3, 3]
         assert one["none"].tolist() == [[0], [0], [0]]
-        assert one["agreed"] == 0.1
+        assert one["agreed"].tolist() == ["0.1", "both"]
         assert one["threads"] == 2
         assert one["stage"] == "a_stage"
     assert [one["first"] for one in seen] == [True, False]

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[2]
-PARTS = ("Snakefile", "config.yaml", "rules", "configs", "profiles", "workflow_scripts", "envs", "docs")
+PARTS = ("Snakefile", "config.yaml", "rules", "configs", "profiles", "slurm", "workflow_scripts", "envs", "docs")
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,12 @@ class Workspace:
 def fresh(tmp_path: Path) -> Workspace:
     """The workflow without results."""
     return new_workspace(tmp_path / "fresh")
+
+
+@pytest.fixture(scope="session")
+def unrun(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """The workflow without results, for dry runs only."""
+    return new_workspace(tmp_path_factory.mktemp("unrun") / "workflow")
 
 
 @pytest.fixture(scope="session")

@@ -44,6 +44,7 @@ COMMANDS = _commands()
 SNAKEMAKE = [words for words in COMMANDS if words[0] == "snakemake"]
 MAKE = [words for words in COMMANDS if words[0] == "make"]
 PYTHON = [words for words in COMMANDS if words[0] == "python"]
+PIP = [words for words in COMMANDS if words[0] == "pip"]
 
 
 @pytest.fixture(scope="module")
@@ -117,8 +118,15 @@ def test_a_python_command_names_a_module_and_its_arguments(words):
         assert all((ROOT / argument).exists() for argument in arguments)
 
 
+@pytest.mark.parametrize("words", PIP, ids=" ".join)
+def test_a_pip_command_installs_a_lock(words):
+    _, install, flag, lock = words
+    assert (install, flag) == ("install", "-r")
+    assert (ROOT / lock).exists()
+
+
 def test_there_is_no_other_kind_of_command():
-    assert {words[0] for words in COMMANDS} <= {"snakemake", "make", "python", *SHELL}
+    assert {words[0] for words in COMMANDS} <= {"snakemake", "make", "python", "pip", *SHELL}
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -128,7 +128,7 @@ class Finetuning(Section):
     engine: Literal["native", "deepspeed"] = Field(
         "native",
         description="`native`: the LM, and 16 more bytes for each of its parameters, fit one GPU. `deepspeed`: they "
-        "are split over the job's GPUs; needs `pip install deepspeed`.",
+        "are split over the job's GPUs; needs `pip install -r envs/requirements-deepspeed.lock`.",
     )
     zero_stage: Literal[1, 2, 3] = Field(
         3, description="`deepspeed` only: split the optimiser state (1), gradients too (2), weights too (3)."
@@ -139,8 +139,8 @@ class Finetuning(Section):
     processes: Positive = Field(
         1,
         description="`deepspeed` only: processes that share a run, one for each GPU of the job. Results change by "
-        "rounding only, so another number makes nothing anew. Under Slurm, ask for as many by `gpus` in "
-        "`slurm/config.yaml`.",
+        "rounding only, so another number makes nothing anew. A Slurm job asks for as many GPUs; with `gres`, write "
+        "the number in `slurm/config.yaml` too.",
     )
 
     @model_validator(mode="after")
@@ -230,8 +230,8 @@ class EncoderTraining(Section):
     processes: Positive = Field(
         1,
         description="Processes that share each step, also when embedding: one for each GPU of the job. Results change "
-        "by rounding only, so another number makes nothing anew. Under Slurm, ask for as many by `gpus` in "
-        "`slurm/config.yaml`.",
+        "by rounding only, so another number makes nothing anew. A Slurm job asks for as many GPUs; with `gres`, write "
+        "the number in `slurm/config.yaml` too.",
     )
 
 

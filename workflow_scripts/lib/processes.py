@@ -18,7 +18,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from importlib import import_module
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from workflow_scripts.lib.progress import say
 from workflow_scripts.lib.tables import metadata_in_force, table_metadata
 
 SECONDS_TO_END = 10.0
+Value = TypeVar("Value")
 
 
 def run_in_processes(function: Callable[..., object], processes: int, **arguments: object) -> None:
@@ -52,7 +53,8 @@ def run_in_processes(function: Callable[..., object], processes: int, **argument
     if 0 < gpus < processes:
         raise StudyError(
             f"{function.__name__} is to run in {processes} processes, but the job has {gpus} GPU(s): give the rule "
-            f"{processes} GPUs (under Slurm by `gpus` in slurm/config.yaml), or set `processes` to {gpus}."
+            f"{processes} GPUs (where Slurm is asked by `gres`: `gpus` in slurm/config.yaml), or set `processes` to "
+            f"{gpus}."
         )
     module = f"workflow_scripts.{function.__name__}" if function.__module__ == "__main__" else function.__module__
     job = pickle.dumps((processes, module, function.__name__, arguments, dict(metadata_in_force())))
@@ -223,13 +225,13 @@ def sum_gradients(parameters: list[torch.nn.Parameter]) -> None:
         parameter.grad = part.view_as(parameter)
 
 
-def agreed(value: float) -> float:
-    """Return the first process's `value`, so that all decide alike."""
+def agreed(value: Value) -> Value:
+    """Return the first process's `value`, so that all decide alike: each measures and reads at another moment."""
     if not in_group():
         return value
-    told = torch.tensor(value, dtype=torch.float64)
-    dist.broadcast(told, 0)
-    return told.item()
+    told = [value]
+    dist.broadcast_object_list(told, 0)
+    return told[0]
 
 
 if __name__ == "__main__":

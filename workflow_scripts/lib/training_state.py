@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from workflow_scripts.lib.processes import agreed
 from workflow_scripts.lib.progress import say
 from workflow_scripts.lib.tables import atomic_path
 
@@ -69,16 +70,11 @@ class TrainingState:
             save_file(copies, temporary, metadata={"facts": json.dumps(facts)})
 
     def restore(self) -> None:
-        """Take up the state on disk, if there is a whole one."""
-        if not self.file.exists():
+        """Take up the state on disk, if there is a whole one; all processes that of the first."""
+        # Meanwhile the job of a killed driver may write the next one.
+        if (state := agreed(self._read())) is None:
             return
-        try:
-            with safe_open(self.file, framework="pt") as file:
-                facts = json.loads(file.metadata()["facts"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError, ValueError) as error:
-            say(f"train_encoder: {self.file} can't be read ({error}); training starts anew")
-            return
+        facts, tensors = state
         self.log = facts["log"]
         self.best_score = facts["best_score"]
         self.validations_since_best = facts["validations_since_best"]
@@ -90,6 +86,17 @@ class TrainingState:
             moments.setdefault(int(index), {})[key] = tensor
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+
+    def _read(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
+        if not self.file.exists():
+            return None
+        try:
+            with safe_open(self.file, framework="pt") as file:
+                facts = json.loads(file.metadata()["facts"])
+                return facts, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError, ValueError) as error:
+            say(f"train_encoder: {self.file} can't be read ({error}); training starts anew")
+            return None
 
     def load_best(self) -> None:
         """Put the weights of the best validation back into the modules."""

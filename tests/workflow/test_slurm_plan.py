@@ -1,0 +1,119 @@
+"""What the large studies ask of a cluster, by a dry run of the literal command; slurm/README.md states the same."""
+
+from __future__ import annotations
+
+import heapq
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+SLURM = Path(__file__).parents[2] / "slurm"
+README = (SLURM / "README.md").read_text(encoding="utf-8")
+AT_A_TIME = int(re.search(r"^jobs: (\d+)$", (SLURM / "config.yaml").read_text(), re.MULTILINE).group(1))
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job of a dry run; its time limit in minutes, its memory in MB."""
+
+    rule: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    gpus: int
+    memory: int
+    minutes: int
+
+    @classmethod
+    def of_text(cls, text: str) -> Job:
+        """Read what Snakemake prints of a job."""
+        lines = dict(re.findall(r"^    (\w+): (.*)$", text, re.MULTILINE))
+        resources = dict(part.split("=") for part in lines["resources"].split(", "))
+        inputs, outputs = (
+            tuple(name.removesuffix(" (update)") for name in lines.get(key, "").split(", "))
+            for key in ("input", "output")
+        )
+        numbers = (int(resources.get(name, 0)) for name in ("gpu", "mem_mb", "runtime"))
+        return cls(re.match(r"rule (\w+):", text).group(1), inputs, outputs, *numbers)
+
+
+def planned_jobs(folder: Path, preset: str) -> list[Job]:
+    """Return the jobs that `snakemake --profile slurm` would send for a preset."""
+    command = [str(Path(sys.executable).parent / "snakemake"), "--profile", "slurm", "-n", "--configfile"]
+    edited = {name: value for name, value in os.environ.items() if not name.startswith("AIRREP_")}
+    done = subprocess.run([*command, f"configs/{preset}.yaml"], cwd=folder, env=edited, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    screen = done.stdout + done.stderr
+    jobs = [Job.of_text(text) for text in re.findall(r"^rule \w+:\n(?:    .*\n)+", screen, re.MULTILINE)]
+    assert len(jobs) == int(re.search(r"^total +(\d+)$", screen, re.MULTILINE).group(1))
+    return [job for job in jobs if job.rule != "all"]
+
+
+def minutes_at_most(jobs: list[Job], at_a_time: int) -> int:
+    """Return after how many minutes the last job ends, if each takes all its time and starts when it can."""
+    producer = {name: index for index, job in enumerate(jobs) for name in job.outputs if name}
+    waits_for = [{producer[name] for name in job.inputs if name in producer} for job in jobs]
+    ended: set[int] = set()
+    running: list[tuple[int, int]] = []
+    waiting, now = list(range(len(jobs))), 0
+    while waiting or running:
+        ready = [index for index in waiting if waits_for[index] <= ended][: at_a_time - len(running)]
+        for index in ready:
+            heapq.heappush(running, (now + jobs[index].minutes, index))
+        waiting = [index for index in waiting if index not in ready]
+        now, index = heapq.heappop(running)
+        ended.add(index)
+    return now
+
+
+@pytest.fixture(scope="module")
+def paper(unrun):
+    return planned_jobs(unrun.folder, "paper_flan")
+
+
+def test_the_papers_study_is_at_most_400_jobs(paper):
+    assert 200 < len(paper) <= 400
+
+
+def test_the_readme_states_what_the_papers_study_asks_for(paper):
+    counts = Counter((job.rule, job.gpus, job.memory, job.minutes) for job in paper)
+    table = "".join(
+        f"| {rule} | {count} | {gpus or '-'} | {memory:,} MB | {minutes} min |\n"
+        for (rule, gpus, memory, minutes), count in counts.items()
+    )
+    stated = re.search(r"^\| rule \| jobs .*\n\|[-|]+\n((?:\|.*\n)+)", README, re.MULTILINE).group(1)
+    assert sorted(stated.splitlines()) == sorted(table.splitlines()), f"the table should be\n{table}"
+
+
+def test_the_readme_states_how_long_the_papers_study_takes_at_most(paper):
+    hours = minutes_at_most(paper, AT_A_TIME) / 60
+    fine_tuning = minutes_at_most([job for job in paper if job.rule == "finetune_shard"], AT_A_TIME) / 60
+    stated = f"{len(paper)} jobs end after {hours:g} hours at the latest, {fine_tuning:g} of them for the fine-tuning"
+    assert stated in README, f"it should say: {stated}"
+
+
+def test_the_readme_states_what_a_lm_over_several_gpus_asks_for(unrun):
+    study = yaml.safe_load((unrun.folder / "configs" / "large_lm.yaml").read_text(encoding="utf-8"))
+    shards = [job for job in planned_jobs(unrun.folder, "large_lm") if job.rule == "finetune_shard"]
+    assert {job.gpus for job in shards} == {study["finetuning"]["processes"]} == {4}
+    (memory,) = {job.memory for job in shards}
+    # All four processes read all weights in float32.
+    assert memory > 4 * 4 * 7.6e9 / 2**20
+    stated = f"each of its {len(shards)} fine-tuning jobs asks for 4 GPUs on one node and {memory:,} MB of memory"
+    assert stated in README, f"it should say: {stated}"
+
+
+def test_jobs_wait_for_what_they_read_and_for_a_free_place():
+    def job(name, minutes, *inputs):
+        return Job("rule", inputs, (name,), 0, 0, minutes)
+
+    jobs = [job("a", 10), job("b", 10), job("c", 10), job("d", 5, "a", "c"), job("e", 1, "given")]
+    assert minutes_at_most(jobs, 10) == 15
+    assert minutes_at_most(jobs, 1) == 36
+    assert minutes_at_most(jobs, 2) == 25
