@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 RESULTS = Path(__file__).parent / "results"
+# What transformers says while it loads is about weights that no encoder has.
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
 def hardware() -> dict[str, Any]:

@@ -96,17 +96,19 @@ class GroupScores:
 
     def _add(self, subset: int, scores: np.ndarray) -> None:
         self._members[subset] = len(scores)
+        # A product with ones is several times as fast as `sum`. Over tiles, sums are float64.
+        ones = np.ones(len(scores), np.float32)
         if self._additive:
-            self._total[subset] = scores.sum(axis=0, dtype=np.float64)
+            self._total[subset] = ones @ scores
         if self._attention:
             weights = np.abs(scores, out=scratch("weights", scores.shape, np.float32))
             maximum = weights.max(axis=0)
             weights -= maximum
             np.exp(weights, out=weights)
             self._maximum[subset] = maximum
-            self._weight[subset] = weights.sum(axis=0, dtype=np.float64)
+            self._weight[subset] = ones @ weights
             weights *= scores
-            self._weighted[subset] = weights.sum(axis=0, dtype=np.float64)
+            self._weighted[subset] = ones @ weights
 
     def merge(self, other: GroupScores) -> None:
         """Take in what was seen of another part of the corpus."""
