@@ -3,30 +3,38 @@
 Training step: distinct examples encoded once and packed, beside the gradient-cached step that pads each subset
 to its longest row and encodes every subset's examples anew. Embedding: beside `SentenceTransformer.encode` of
 the same folder, and beside padded batches in file order.
-Run: python benchmarks/encoder.py [--model gte-small]  (the large one where a GPU is)
+Run: python benchmarks/encoder.py [--model gte-small]  (the large one where a GPU is; else under five minutes)
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from harness import alternate, in_fresh_process, report
+from harness import Timing, alternate, in_fresh_process, matrix_rate, precision, report
 from lengths import flan_like_examples
 from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from workflow_scripts.lib.encoder import AttributionEncoder, EncoderTokens, load_encoder, random_projections
+from workflow_scripts.lib.encoder import (
+    AttributionEncoder,
+    EncoderTokens,
+    load_encoder,
+    random_projections,
+    token_counts,
+)
 from workflow_scripts.lib.encoder_training import Draw, Objective, backpropagate_step
 from workflow_scripts.lib.ranking import ranking_loss
 
 SHAPES = {
     "builtin:small": {"hidden_size": 128, "num_hidden_layers": 2, "intermediate_size": 256, "num_attention_heads": 4},
+    "minilm": {"hidden_size": 384, "num_hidden_layers": 6, "intermediate_size": 1536, "num_attention_heads": 12},
     "gte-small": {"hidden_size": 384, "num_hidden_layers": 12, "intermediate_size": 1536, "num_attention_heads": 12},
 }
 VOCABULARY, DIMENSION, MOST_TOKENS = 4096, 384, 512
@@ -59,10 +67,6 @@ def corpus(examples: int) -> list[EncoderTokens]:
     return [(example.tokens.astype(np.int32),) for example in flan_like_examples(examples, VOCABULARY - 2, 3)]
 
 
-def precision() -> str:
-    return "bfloat16" if torch.cuda.is_available() else "float32"
-
-
 def draw(pool: int, tests: int, subsets: int, size: int) -> Draw:
     """Draw subsets of a pool, as one training step sees them."""
     random = np.random.default_rng(0)
@@ -71,48 +75,56 @@ def draw(pool: int, tests: int, subsets: int, size: int) -> Draw:
 
 
 def fast_step(folder: str, pool: int, tests: int, subsets: int, size: int) -> dict[str, Any]:
-    """Time a training step as the stage runs it; return its seconds and the projection's gradient."""
-    encoder, step = load_encoder(folder, MOST_TOKENS), draw(pool, tests, subsets, size)
+    """Time a training step as the stage runs it; return its timing, loss and gradient."""
+    encoder = load_encoder(folder, MOST_TOKENS)
     tokens = dict(enumerate(corpus(pool + tests)))
     objective = Objective("attention", 0.1, 5.0, learned_scale=False).to(encoder.device)
 
-    def run() -> None:
+    def run(step: Draw) -> float:
         encoder.zero_grad()
-        backpropagate_step(encoder, objective, tokens, step, 16_384, precision())
+        loss = backpropagate_step(encoder, objective, tokens, step, 16_384, precision())
         encoder.projections[0].weight.grad[0, 0].item()
+        return loss
 
-    run()
-    seconds = alternate({"fast": run}, 3)["fast"].seconds
-    return {"seconds": seconds, "gradient": encoder.projections[0].weight.grad.cpu().numpy()}
+    return timed_step(encoder, run, draw(pool, tests, subsets, size), rounds=2)
 
 
 def plain_step(folder: str, pool: int, tests: int, subsets: int, size: int) -> dict[str, Any]:
     """Time a gradient-cached step that encodes each subset anew, padded to its longest row."""
-    encoder, step = load_encoder(folder, MOST_TOKENS), draw(pool, tests, subsets, size)
+    encoder = load_encoder(folder, MOST_TOKENS)
     encoder.transformer.set_attn_implementation("sdpa")
     tokens = corpus(pool + tests)
-    labels = torch.from_numpy(step.labels.T.astype(np.float32)).to(encoder.device)
-    groups = [step.tests, *step.members]
 
     def encode(rows: np.ndarray) -> torch.Tensor:
         with torch.autocast(encoder.device.type, torch.bfloat16, enabled=precision() == "bfloat16"):
             return padded_embeddings(encoder, [tokens[i] for i in rows]).float()
 
-    def run() -> None:
+    def run(step: Draw) -> float:
         encoder.zero_grad()
+        groups = [step.tests, *step.members]
+        labels = torch.from_numpy(step.labels.T.astype(np.float32)).to(encoder.device)
         with torch.no_grad():
             cached = [encode(rows) for rows in groups]
         leaves = [embeddings.requires_grad_() for embeddings in cached]
         scores = [leaves[0] @ leaf.T for leaf in leaves[1:]]
         group = torch.stack([(s.abs().softmax(-1) * s).sum(-1) for s in scores], dim=1)
-        ranking_loss(group, labels, 0.1, 5.0).backward()
+        loss = ranking_loss(group, labels, 0.1, 5.0)
+        loss.backward()
         for rows, leaf in zip(groups, leaves, strict=True):
             encode(rows).backward(leaf.grad)
         encoder.projections[0].weight.grad[0, 0].item()
+        return loss.item()
 
-    run()
-    seconds = alternate({"plain": run}, 2)["plain"].seconds
-    return {"seconds": seconds, "gradient": encoder.projections[0].weight.grad.cpu().numpy()}
+    return timed_step(encoder, run, draw(pool, tests, subsets, size), rounds=1)
+
+
+def timed_step(encoder: AttributionEncoder, run: Callable[[Draw], float], step: Draw, rounds: int) -> dict[str, Any]:
+    """Time a step after a small one that warms up; return its timing, loss and gradient."""
+    run(Draw(step.tests[:4], step.members[:3, :4], step.labels[:3, :4]))
+    losses = []
+    timing = alternate({"step": lambda: losses.append(run(step))}, rounds)["step"]
+    gradients = [p.grad.reshape(-1) for p in encoder.parameters() if p.grad is not None]
+    return {"timing": timing, "loss": losses[-1], "gradient": torch.cat(gradients).cpu().numpy()}
 
 
 def padded_embeddings(encoder: AttributionEncoder, examples: list[EncoderTokens]) -> torch.Tensor:
@@ -134,10 +146,10 @@ def fast_embedding(folder: str, examples: int) -> dict[str, Any]:
     texts = sentences(examples)
     found: dict[str, np.ndarray] = {}
 
-    def run() -> None:
+    def run(texts: list[str]) -> None:
         found["embeddings"] = encoder.encode(encoder.tokenize([(text,) for text in texts]), 16_384, precision())
 
-    return {"seconds": alternate({"fast": run}, 3)["fast"].seconds, "embeddings": found["embeddings"]}
+    return timed_embedding(run, texts) | found
 
 
 def library_embedding(folder: str, examples: int) -> dict[str, Any]:
@@ -148,10 +160,10 @@ def library_embedding(folder: str, examples: int) -> dict[str, Any]:
     texts = sentences(examples)
     found: dict[str, np.ndarray] = {}
 
-    def run() -> None:
+    def run(texts: list[str]) -> None:
         found["embeddings"] = library.encode(texts, convert_to_tensor=True).float().cpu().numpy()
 
-    return {"seconds": alternate({"library": run}, 2)["library"].seconds, "embeddings": found["embeddings"]}
+    return timed_embedding(run, texts) | found
 
 
 def file_order_embedding(folder: str, examples: int) -> dict[str, Any]:
@@ -161,13 +173,19 @@ def file_order_embedding(folder: str, examples: int) -> dict[str, Any]:
     texts = sentences(examples)
 
     @torch.inference_mode()
-    def run() -> None:
+    def run(texts: list[str]) -> None:
         tokens = encoder.tokenize([(text,) for text in texts])
         for first in range(0, len(tokens), PLAIN_BATCH):
             with torch.autocast(encoder.device.type, torch.bfloat16, enabled=precision() == "bfloat16"):
                 padded_embeddings(encoder, tokens[first : first + PLAIN_BATCH]).float().cpu().numpy()
 
-    return {"seconds": alternate({"file order": run}, 2)["file order"].seconds}
+    return timed_embedding(run, texts)
+
+
+def timed_embedding(run: Callable[[list[str]], None], texts: list[str]) -> dict[str, Any]:
+    """Time the embedding of `texts` after that of a few, which warms up."""
+    run(texts[:8])
+    return {"timing": alternate({"embedding": lambda: run(texts)}, 1)["embedding"]}
 
 
 def sentences(examples: int) -> list[str]:
@@ -180,52 +198,92 @@ def cosine(left: np.ndarray, right: np.ndarray) -> float:
     return float((products / np.linalg.norm(left, axis=1) / np.linalg.norm(right, axis=1)).min())
 
 
+def operations_per_token(model: str) -> float:
+    """Return the matrix operations of a forward pass; attention, the projection and padding left out."""
+    shape = SHAPES[model]
+    layer = 4 * shape["hidden_size"] ** 2 + 2 * shape["hidden_size"] * shape["intermediate_size"]
+    return 2.0 * layer * shape["num_hidden_layers"]
+
+
+def compared(ours: Timing, theirs: Timing) -> dict[str, float]:
+    """Return how many times as fast ours is: by the clock, and by the time that the processor spent."""
+    return {"ratio": theirs.seconds / ours.seconds, "cpu ratio": theirs.cpu_seconds / ours.cpu_seconds}
+
+
+def step_row(model: str, folder: str, step: tuple[int, int, int, int], rate: float) -> dict[str, Any]:
+    """Compare both ways of a training step."""
+    ours, theirs = (in_fresh_process(way, folder, *step) for way in (fast_step, plain_step))
+    drawn, lengths = draw(*step), token_counts(corpus(step[0] + step[1]))
+    tokens = int(lengths[np.unique(np.concatenate([drawn.tests, drawn.members.ravel()]))].sum())
+    seconds = ours["timing"].seconds
+    return {
+        "subsets x examples": f"{step[2]} x {step[3]}",
+        "distinct tokens": tokens,
+        "fast s": seconds,
+        "plain s": theirs["timing"].seconds,
+        **compared(ours["timing"], theirs["timing"]),
+        "fast tokens/s": tokens / seconds,
+        # Forward and backward once: that caching gradients takes a second forward pass is our affair.
+        "share of matrix rate": 3 * tokens * operations_per_token(model) / seconds / rate,
+        "fast MiB": ours["peak_mib"],
+        "plain MiB": theirs["peak_mib"],
+        "relative loss difference": abs(ours["loss"] / theirs["loss"] - 1),
+        "relative gradient difference": float(
+            np.linalg.norm(ours["gradient"] - theirs["gradient"]) / np.linalg.norm(theirs["gradient"])
+        ),
+    }
+
+
+def embedding_row(model: str, folder: str, examples: int, rate: float) -> dict[str, Any]:
+    """Compare the three ways of embedding."""
+    ours, library, plain = (
+        in_fresh_process(way, folder, examples) for way in (fast_embedding, library_embedding, file_order_embedding)
+    )
+    tokens, seconds = int(token_counts(corpus(examples)).sum()), ours["timing"].seconds
+    over_library, over_plain = (compared(ours["timing"], other["timing"]) for other in (library, plain))
+    return {
+        "examples": examples,
+        "fast examples/s": examples / seconds,
+        "over library": over_library["ratio"],
+        "over library, cpu": over_library["cpu ratio"],
+        "over file order": over_plain["ratio"],
+        "over file order, cpu": over_plain["cpu ratio"],
+        "fast tokens/s": tokens / seconds,
+        "share of matrix rate": tokens * operations_per_token(model) / seconds / rate,
+        "fast MiB": ours["peak_mib"],
+        "library MiB": library["peak_mib"],
+        "file order MiB": plain["peak_mib"],
+        "smallest cosine to library": cosine(ours["embeddings"], library["embeddings"]),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=SHAPES, default="builtin:small")
-    model = parser.parse_args().model
-    large = model != "builtin:small"
-    # (pool, tests, subsets, examples of a subset): a step of the default study, half and twice of it, or the paper's.
-    steps = [(100_000, 1000, 32, 1000)] if large else [(500, 100, 12, 50), (1000, 200, 24, 100), (2000, 200, 24, 200)]
-    sizes = [50_000] if large else [1000, 2000, 4000]
+    parser.add_argument("--model", choices=SHAPES, help="both benchmarks on this shape (default: one that fits each)")
+    parser.add_argument("--only", choices=["step", "embedding"], help="one of the two benchmarks")
+    given = parser.parse_args()
+    large = given.model == "gte-small"
+    # (pool, tests, subsets, examples of a subset): a step of the default study, a half and a quarter; or the paper's.
+    steps = [(100_000, 1000, 32, 1000)] if large else [(250, 50, 24, 25), (500, 100, 24, 50), (1000, 200, 24, 100)]
+    sizes = [50_000] if large else [64, 128, 256]
+    suffix = f"_{given.model.replace('-', '_')}" if given.model else ""
+    rate = in_fresh_process(measured_rate)["rate"]
+    facts = {"precision": precision(), "matrix_gflops": rate / 1e9}
     with tempfile.TemporaryDirectory() as folder:
-        make_encoder(model, folder)
-        rows = []
-        for step in steps:
-            ours, theirs = (in_fresh_process(way, folder, *step) for way in (fast_step, plain_step))
-            difference = np.abs(ours["gradient"] - theirs["gradient"]).max() / np.abs(theirs["gradient"]).max()
-            rows.append(
-                {
-                    "subsets x examples": f"{step[2]} x {step[3]}",
-                    "fast s": ours["seconds"],
-                    "plain s": theirs["seconds"],
-                    "ratio": theirs["seconds"] / ours["seconds"],
-                    "fast MiB": ours["peak_mib"],
-                    "plain MiB": theirs["peak_mib"],
-                    "relative gradient difference": float(difference),
-                }
-            )
-        suffix = "_gte_small" if large else ""
-        report(f"encoder_step{suffix}", rows, model=model, precision=precision())
-        rows = []
-        for size in sizes:
-            ours = in_fresh_process(fast_embedding, folder, size)
-            library = in_fresh_process(library_embedding, folder, size)
-            plain = in_fresh_process(file_order_embedding, folder, size)
-            rows.append(
-                {
-                    "examples": size,
-                    "fast examples/s": size / ours["seconds"],
-                    "library examples/s": size / library["seconds"],
-                    "file order examples/s": size / plain["seconds"],
-                    "over library": library["seconds"] / ours["seconds"],
-                    "over file order": plain["seconds"] / ours["seconds"],
-                    "fast MiB": ours["peak_mib"],
-                    "library MiB": library["peak_mib"],
-                    "smallest cosine to library": cosine(ours["embeddings"], library["embeddings"]),
-                }
-            )
-        report(f"embedding{suffix}", rows, model=model, precision=precision())
+        if given.only != "embedding":
+            model = given.model or "builtin:small"
+            make_encoder(model, f"{folder}/step")
+            rows = [step_row(model, f"{folder}/step", step, rate) for step in steps]
+            report(f"encoder_step{suffix}", rows, model=model, **facts)
+        if given.only != "step":
+            model = given.model or "minilm"
+            make_encoder(model, f"{folder}/embedding")
+            rows = [embedding_row(model, f"{folder}/embedding", size, rate) for size in sizes]
+            report(f"embedding{suffix}", rows, model=model, **facts)
+
+
+def measured_rate() -> dict[str, float]:
+    return {"rate": matrix_rate()}
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from harness import in_fresh_process, report
+from harness import in_fresh_process, matrix_rate, precision, report
 from lengths import flan_like_examples
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
@@ -50,11 +50,6 @@ def make_model(name: str, folder: str) -> None:
     torch.manual_seed(0)
     config = Qwen2Config(**MODELS[name], max_position_embeddings=1024, tie_word_embeddings=True)
     Qwen2ForCausalLM(config).save_pretrained(folder)
-
-
-def precision() -> str:
-    """Return what a forward pass is computed in on this machine."""
-    return "bfloat16" if torch.cuda.is_available() else "float32"
 
 
 def fast(folder: str, vocabulary: int, examples: int, runs: int) -> dict[str, Any]:
@@ -126,19 +121,6 @@ def padded(examples: Sequence[TokenizedExample], device: torch.device) -> dict[s
         labels[row, example.prompt_tokens : length] = example.tokens[example.prompt_tokens :]
     arrays = {"input_ids": tokens, "attention_mask": mask, "labels": labels}
     return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
-
-
-def matrix_rate() -> float:
-    """Return the operations per second of a large matrix product in this precision on this device."""
-    size, dtype = (8192, torch.bfloat16) if torch.cuda.is_available() else (1024, torch.float32)
-    left, right = (torch.randn(size, size, device=best_device(), dtype=dtype) for _ in range(2))
-    rates = []
-    for _ in range(10):
-        start = time.perf_counter()
-        product = left @ right
-        product[0, 0].item()
-        rates.append(2 * size**3 / (time.perf_counter() - start))
-    return max(rates)
 
 
 def operations(name: str, examples: int, vocabulary: int) -> tuple[float, int]:

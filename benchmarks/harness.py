@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 RESULTS = Path(__file__).parent / "results"
+# What transformers says while it loads is about weights that no encoder has.
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
 def hardware() -> dict[str, Any]:
@@ -28,6 +30,7 @@ def hardware() -> dict[str, Any]:
         "threads": int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1),
         "numpy": numpy.__version__,
         "torch": torch.__version__,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
     }
 
 
@@ -60,6 +63,29 @@ def in_fresh_process(case: Callable[..., dict[str, Any]], *arguments: Any) -> di
 def _with_peak(case: Callable[..., dict[str, Any]], arguments: Sequence[Any]) -> dict[str, Any]:
     result = case(*arguments)
     return {**result, "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+
+
+def precision() -> str:
+    """Return what a forward pass is computed in on this machine."""
+    import torch
+
+    return "bfloat16" if torch.cuda.is_available() else "float32"
+
+
+def matrix_rate() -> float:
+    """Return the operations per second of a large matrix product in this precision on this machine."""
+    import torch
+
+    gpu = torch.cuda.is_available()
+    size, dtype = (8192, torch.bfloat16) if gpu else (1024, torch.float32)
+    left, right = (torch.randn(size, size, device="cuda" if gpu else "cpu", dtype=dtype) for _ in range(2))
+    rates = []
+    for _ in range(10):
+        start = time.perf_counter()
+        product = left @ right
+        product[0, 0].item()
+        rates.append(2 * size**3 / (time.perf_counter() - start))
+    return max(rates)
 
 
 def report(name: str, rows: Sequence[dict[str, Any]], **facts: Any) -> None:

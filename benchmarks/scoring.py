@@ -1,13 +1,13 @@
-"""Scoring: one pass over tiles beside the bare matrix product and beside two plain ways.
+"""Scoring: one pass over tiles beside the bare matrix product and two plain ways; its growth; and in parts.
 
-Run: python benchmarks/scoring.py
+Run: python benchmarks/scoring.py [--only ways]  (five minutes on two cores; only the comparison: one)
 """
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,19 @@ import torch
 from harness import Timing, alternate, in_fresh_process, report
 
 from workflow_scripts.lib.group_scores import Membership
-from workflow_scripts.lib.tables import write_batches
+from workflow_scripts.lib.tables import read_table, write_batches, write_table
 from workflow_scripts.lib.tiles import CorpusScores
-from workflow_scripts.methods.embeddings import embedding_tiles, inner_products
+from workflow_scripts.merge_scores import merge_scores
+from workflow_scripts.methods.embeddings import inner_products
+from workflow_scripts.score_pairs import score_pairs
+from workflow_scripts.score_part import score_part
 
 DIMENSION, TOP, SUBSETS, SUBSET_EXAMPLES, TILE = 384, 50, 100, 1000, 8192
+SETTINGS = {"top": TOP, "tile_examples": TILE}
 TESTS, EXAMPLES = 500, 100_000
 LOOPED_TESTS = 25  # The plain ways are run for so many tests; their time is proportional to the tests.
 GROWTH_TESTS, GROWTH_EXAMPLES, PARTS = 1000, (250_000, 500_000, 1_000_000), 8
-ROUNDS = 7
+ROUNDS = 5
 
 
 def random_tests(tests: int) -> np.ndarray:
@@ -127,80 +131,120 @@ def check(found: CorpusScores, expected: list[Any]) -> None:
         np.testing.assert_allclose(found.groups("attention")[test], groups, rtol=1e-4, atol=1e-4)
 
 
-def score_file(path: Path, tests: int, examples: int) -> dict[str, Any]:
-    """Score embeddings on disk, as the stage does."""
-    membership, queries = Membership(random_subsets(examples)), random_tests(tests)
-    timings = alternate({"fast": lambda: score(queries, embedding_tiles(path, TILE), membership)}, 3)
-    return {"timing": timings["fast"]}
+def score_file(folder: Path) -> dict[str, Any]:
+    """Time the stage on the files in `folder`."""
+    files = inputs(folder, "train.parquet")
+    outputs = [folder / "scores.parquet", folder / "groups.parquet"]
+
+    def run() -> None:
+        score_pairs(None, None, *files, *outputs, method="airrep", evaluation="benchmark", seed=0, **SETTINGS)
+
+    return {"timing": alternate({"fast": run}, 2)["fast"]}
 
 
-def score_in_parts(path: Path, tests: int, examples: int) -> dict[str, Any]:
-    """Score embeddings whole and in parts; raise unless both give the same results."""
-    membership, queries = Membership(random_subsets(examples)), random_tests(tests)
-    whole = score(queries, embedding_tiles(path, TILE), membership)
-    merged = CorpusScores(tests, TOP, membership, ("attention",))
-    bounds = np.linspace(0, examples, PARTS + 1).astype(int)
-    for low, high in pairwise(bounds):
-        part = (
-            (ids[kept], tile[torch.from_numpy(kept)])
-            for ids, tile in embedding_tiles(path, TILE)
-            if (kept := (ids >= low) & (ids < high)).any()
-        )
-        merged.merge(score(queries, part, membership))
-    for sign in ("helpful", "harmful"):
-        np.testing.assert_array_equal(whole.top(sign)[0], merged.top(sign)[0])
-        np.testing.assert_allclose(whole.top(sign)[1], merged.top(sign)[1], rtol=1e-6)
-    difference = np.abs(whole.groups("attention") - merged.groups("attention")).max()
-    np.testing.assert_allclose(whole.groups("attention"), merged.groups("attention"), rtol=1e-6, atol=1e-6)
-    return {"largest_group_difference": float(difference)}
+def score_in_parts(folder: Path) -> dict[str, Any]:
+    """Time the stages that score a corpus in parts; raise unless they write what the whole gave."""
+    names = range(PARTS)
+    scores, sums = ([folder / f"{kind}.{part}.parquet" for part in names] for kind in ("scores", "sums"))
+    merged = [folder / "merged_scores.parquet", folder / "merged_groups.parquet"]
+
+    def run() -> None:
+        for part in names:
+            files = inputs(folder, f"train.{part}.parquet")
+            score_part(*files, scores[part], sums[part], method="airrep", part=str(part), **SETTINGS)
+        subsets, validation, *_ = inputs(folder, "train.parquet")
+        merge_scores(subsets, validation, scores, sums, *merged, method="airrep", evaluation="benchmark", top=TOP)
+
+    timing = alternate({"parts": run}, 1)["parts"]
+    largest = 0.0
+    for name, path in zip(("scores", "groups"), merged, strict=True):
+        whole, parts = read_table(folder / f"{name}.parquet"), read_table(path)
+        if not whole.drop_columns("score").equals(parts.drop_columns("score")):
+            raise SystemExit(f"{name} of parts are other rows than those of the whole")
+        difference = np.abs(whole["score"].to_numpy() - parts["score"].to_numpy()).max()
+        largest = max(largest, float(difference))
+    return {"timing": timing, "largest_difference": largest}
 
 
-def write_examples(path: Path, examples: int) -> None:
-    """Write random embeddings the way `embed_corpus` stores them."""
-    schema = pa.schema([("example_id", pa.int32()), ("embedding", pa.list_(pa.float16(), DIMENSION))])
+def inputs(folder: Path, train: str) -> list[Path]:
+    """Return the files that scoring reads: subsets, validation, embeddings of the training corpus and the tests."""
+    return [folder / name for name in ("subsets.parquet", "validation.parquet", train, "test.parquet")]
 
-    def tables() -> Iterator[pa.Table]:
-        for start in range(0, examples, 2 * TILE):
-            stop = min(start + 2 * TILE, examples)
-            values = pa.FixedSizeListArray.from_arrays(random_examples(start, stop).ravel(), DIMENSION)
-            yield pa.table([pa.array(range(start, stop), pa.int32()), values], schema=schema)
 
-    write_batches(path, schema, tables())
+def write_inputs(folder: Path, tests: int, examples: int, parts: int) -> None:
+    """Write random embeddings the way `embed_corpus` stores them, whole and in parts, and an evaluation."""
+    ids = pa.list_(pa.int32())
+    subsets = {"fold": [0] * SUBSETS, "subset": range(SUBSETS), "example_ids": pa.array(random_subsets(examples), ids)}
+    write_table(folder / "subsets.parquet", pa.table(subsets))
+    write_table(folder / "validation.parquet", pa.table({"fold": [0], "example_ids": pa.array([range(tests)], ids)}))
+    write_table(folder / "test.parquet", embeddings_table(0, random_tests(tests)))
+    starts = range(0, examples, 2 * TILE)
+    files = {"train": starts} | {f"train.{part}": starts[part::parts] for part in range(parts)}
+    for name, chosen in files.items():
+        tables = (embeddings_table(i, random_examples(i, min(i + 2 * TILE, examples))) for i in chosen)
+        write_batches(folder / f"{name}.parquet", embeddings_table(0, random_examples(0, 1)).schema, tables)
+
+
+def embeddings_table(start: int, embeddings: np.ndarray) -> pa.Table:
+    """Return embeddings [examples, DIMENSION] of consecutive ids as a table, in half precision."""
+    ids = pa.array(range(start, start + len(embeddings)), pa.int32())
+    values = pa.array(embeddings.astype(np.float16).ravel())
+    return pa.table({"example_id": ids, "embedding": pa.FixedSizeListArray.from_arrays(values, DIMENSION)})
 
 
 def main() -> None:
     """Run all cases, each in a process of its own, and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=["ways", "growth"], help="one of the two benchmarks")
+    only = parser.parse_args().only
+    if only != "growth":
+        report_ways()
+    if only != "ways":
+        report_growth()
+
+
+def report_ways() -> None:
+    """Compare the fast way with the bare product and the plain ways."""
     ways = in_fresh_process(compare_ways)["timings"]
     bare = min((one for name, one in ways.items() if name.startswith("matrix product")), key=lambda one: one.seconds)
-    rows = [
-        {**_row(name, TESTS, EXAMPLES, timing), "times the matrix product": timing.seconds / bare.seconds}
-        for name, timing in ways.items()
-    ]
-    growth = []
-    with tempfile.TemporaryDirectory() as folder:
-        for tests, examples in [(TESTS, EXAMPLES), *((GROWTH_TESTS, size) for size in GROWTH_EXAMPLES)]:
-            path = Path(folder) / f"{examples}.parquet"
-            write_examples(path, examples)
-            found = in_fresh_process(score_file, path, tests, examples)
-            row = _row("fast, from disk", tests, examples, found["timing"])
-            growth.append({**row, "peak MiB": found["peak_mib"]})
-        parts = in_fresh_process(score_in_parts, path, tests, examples)
     fast, loop, pairs = (ways[name] for name in ("fast", "dense matrix and loop", "pair by pair"))
-    first, last = growth[1], growth[-1]
     report(
         "scoring",
-        rows + growth,
+        [
+            {**_row(name, TESTS, EXAMPLES, timing), "times the matrix product": timing.seconds / bare.seconds}
+            for name, timing in ways.items()
+        ],
         matrix_rate_gflops=2e-9 * TESTS * EXAMPLES * DIMENSION / bare.seconds,
         fast_over_matrix_product=fast.seconds / bare.seconds,
         fast_over_matrix_product_cpu=fast.cpu_seconds / bare.cpu_seconds,
         dense_loop_over_fast=loop.seconds / fast.seconds,
         pair_by_pair_over_fast=pairs.seconds / fast.seconds,
+        scaled=f"the plain ways were run for {LOOPED_TESTS} of the {TESTS} tests, and their seconds scaled up",
+    )
+
+
+def report_growth() -> None:
+    """Run the stages on files of growing size, the largest in parts too."""
+    rows = []
+    for tests, examples in [(TESTS, EXAMPLES), *((GROWTH_TESTS, size) for size in GROWTH_EXAMPLES)]:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            parts = PARTS if examples == GROWTH_EXAMPLES[-1] else 0
+            write_inputs(folder, tests, examples, parts)
+            found = in_fresh_process(score_file, folder)
+            rows.append({**_row("from disk", tests, examples, found["timing"]), "peak MiB": found["peak_mib"]})
+            if parts:
+                split = in_fresh_process(score_in_parts, folder)
+                row = _row(f"in {PARTS} parts", tests, examples, split["timing"])
+                rows.append({**row, "peak MiB": split["peak_mib"]})
+    first, last = rows[1], rows[-2]
+    report(
+        "scoring_growth",
+        rows,
         us_per_example_1m_over_250k=last["us per example"] / first["us per example"],
         cpu_us_per_example_1m_over_250k=last["cpu us per example"] / first["cpu us per example"],
-        parts=PARTS,
         parts_same_top_lists=True,
-        parts_largest_group_difference=parts["largest_group_difference"],
-        scaled=f"the plain ways were run for {LOOPED_TESTS} of the {TESTS} tests, and their seconds scaled up",
+        parts_largest_difference_of_a_score=split["largest_difference"],
     )
 
 

@@ -18,6 +18,8 @@ wildcard_constraints:
     pool="|".join(dict.fromkeys([*plan_of_study.pools, *study.evaluations])),
     evaluation="|".join(study.evaluations),
     encoder="trained|untrained",
+    # Empty where a corpus is embedded and scored in one piece.
+    part=r"(\.\d+of\d+)?",
 
 
 def spec(stage):
@@ -50,3 +52,8 @@ def runtime(stage):
         return plan_of_study.runtime_minutes(stage) * attempt
 
     return minutes
+
+
+def any_of(methods):
+    """A wildcard's constraint: one of these methods, or nothing at all."""
+    return "|".join(methods) or "(?!)"

@@ -35,16 +35,30 @@ def encoder_folder(wildcards):
 
 
 def train_embeddings(wildcards):
-    return embeddings_of(wildcards, study.evaluations[wildcards.evaluation].train)
+    return embeddings_of(wildcards, "train", [wildcards.get("part", "")])
 
 
 def test_embeddings(wildcards):
-    return embeddings_of(wildcards, study.evaluations[wildcards.evaluation].test)
+    return embeddings_of(wildcards, "test")
 
 
-def embeddings_of(wildcards, corpus):
+def embeddings_of(wildcards, role, parts=None):
+    """Files of a corpus's embeddings: of these parts, or of all; none for a method that doesn't embed."""
     encoder = plan_of_study.encoder_of(wildcards.method)
-    return f"{RESULTS}/embeddings/{encoder}/{corpus}.parquet" if encoder else []
+    corpus = getattr(study.evaluations[wildcards.evaluation], role)
+    names = [
+        f"{RESULTS}/embeddings/{encoder}/{corpus}{part}.parquet" for part in parts or plan_of_study.parts_of(corpus)
+    ]
+    # One file by itself: stages tell one from several.
+    return [] if not encoder else names[0] if len(names) == 1 else names
+
+
+def of_every_part(folder):
+    def files(wildcards):
+        parts = plan_of_study.parts_of(study.evaluations[wildcards.evaluation].train)
+        return [f"{RESULTS}/{folder}/{wildcards.method}/{wildcards.evaluation}{part}.parquet" for part in parts]
+
+    return files
 
 
 def corpus_of(role):

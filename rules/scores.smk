@@ -1,14 +1,14 @@
 rule embed_corpus:
-    """Embed a corpus; rows that were embedded before keep their embedding."""
+    """Embed a corpus or a part of it; rows that were embedded before keep their embedding."""
     input:
         corpus=f"{RESULTS}/corpora/{{corpus}}.parquet",
         encoder=encoder_folder,
     output:
-        embeddings=update(f"{RESULTS}/embeddings/{{encoder}}/{{corpus}}.parquet"),
+        embeddings=update(f"{RESULTS}/embeddings/{{encoder}}/{{corpus}}{{part}}.parquet"),
     log:
-        f"{RESULTS}/logs/embed_corpus/{{encoder}}/{{corpus}}.log",
+        f"{RESULTS}/logs/embed_corpus/{{encoder}}/{{corpus}}{{part}}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/embed_corpus/{{encoder}}/{{corpus}}.tsv"
+        f"{RESULTS}/benchmarks/embed_corpus/{{encoder}}/{{corpus}}{{part}}.tsv"
     conda:
         "../envs/airrep.yaml"
     threads: workflow.cores
@@ -39,6 +39,8 @@ rule score_pairs:
         f"{RESULTS}/logs/score_pairs/{{method}}/{{evaluation}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/score_pairs/{{method}}/{{evaluation}}.tsv"
+    wildcard_constraints:
+        method=any_of(plan_of_study.methods_scored(in_parts=False)),
     conda:
         "../envs/airrep.yaml"
     resources:
@@ -48,6 +50,60 @@ rule score_pairs:
         spec=spec("score_pairs"),
     script:
         "../workflow_scripts/score_pairs.py"
+
+
+rule score_part:
+    """Score a part of the training examples, where they are split over jobs."""
+    input:
+        subsets=f"{RESULTS}/subsets/{{evaluation}}.parquet",
+        validation=f"{RESULTS}/subsets/{{evaluation}}.validation.parquet",
+        train_embeddings=train_embeddings,
+        test_embeddings=test_embeddings,
+    output:
+        scores=temp(f"{RESULTS}/scores/{{method}}/{{evaluation}}{{part}}.parquet"),
+        sums=temp(f"{RESULTS}/groups/{{method}}/{{evaluation}}{{part}}.parquet"),
+    log:
+        f"{RESULTS}/logs/score_part/{{method}}/{{evaluation}}{{part}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/score_part/{{method}}/{{evaluation}}{{part}}.tsv"
+    wildcard_constraints:
+        part=r"\.\d+of\d+",
+    conda:
+        "../envs/airrep.yaml"
+    resources:
+        mem_mb=memory("score_part"),
+        runtime=runtime("score_part"),
+    params:
+        spec=spec("score_part"),
+    script:
+        "../workflow_scripts/score_part.py"
+
+
+rule merge_scores:
+    """Put the scores of all parts together."""
+    input:
+        subsets=f"{RESULTS}/subsets/{{evaluation}}.parquet",
+        validation=f"{RESULTS}/subsets/{{evaluation}}.validation.parquet",
+        part_scores=of_every_part("scores"),
+        part_sums=of_every_part("groups"),
+    output:
+        scores=f"{RESULTS}/scores/{{method}}/{{evaluation}}.parquet",
+        groups=f"{RESULTS}/groups/{{method}}/{{evaluation}}.parquet",
+    log:
+        f"{RESULTS}/logs/merge_scores/{{method}}/{{evaluation}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/merge_scores/{{method}}/{{evaluation}}.tsv"
+    wildcard_constraints:
+        method=any_of(plan_of_study.methods_scored(in_parts=True)),
+    conda:
+        "../envs/airrep.yaml"
+    resources:
+        mem_mb=memory("merge_scores"),
+        runtime=runtime("merge_scores"),
+    params:
+        spec=spec("merge_scores"),
+    script:
+        "../workflow_scripts/merge_scores.py"
 
 
 rule scores:

@@ -1,7 +1,8 @@
 """Embed every example of a corpus; an example whose text was embedded before keeps its embedding."""
 
+import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,12 @@ import torch
 
 from workflow_scripts.lib.encoder import AttributionEncoder, load_encoder
 from workflow_scripts.lib.models import folder_hash
-from workflow_scripts.lib.processes import agreed, gather_rows, is_first, own_share
+from workflow_scripts.lib.processes import agreed, gather_rows, is_first, own_share, wait_for_all
 from workflow_scripts.lib.progress import Progress, say
 from workflow_scripts.lib.specs import STAGE_VERSIONS
 from workflow_scripts.lib.stage import run_stage
 from workflow_scripts.lib.stored_embeddings import StoredEmbeddings
-from workflow_scripts.lib.tables import spec_hash, write_batches
+from workflow_scripts.lib.tables import spec_hash, write_batches, write_table
 from workflow_scripts.lib.text import EncoderText, encoder_texts
 
 ROWS_AT_ONCE = 16_384
@@ -32,13 +33,15 @@ def embed_corpus(
     embedding_precision: str,
     chunk_tokens: int,
     precision: str,
+    part: Sequence[int] = (1, 1),
 ) -> None:
-    """Write the embedding of every row of `corpus`, in its order.
+    """Write the embedding of every row of `corpus`, or of a part of it, in its order.
 
     Rows are batched by length within blocks of 16,384, so memory does not grow with the corpus. If
     `embeddings` exists and comes from the same encoder and settings, rows with the same content hash are
-    taken from it. The file's metadata holds `encoder`, the hash of the encoder's folder, and `seconds`, the
-    time that a full embedding takes at the rate measured.
+    taken from it. So they are from the blocks of a run that was stopped, which are kept beside `embeddings` until it
+    is whole. The file's metadata holds `encoder`, the hash of the encoder's folder, and `seconds`, the time that a
+    full embedding takes at the rate measured.
 
     In several processes (`lib.processes`), each tokenises and embeds its share of a block, and the first one
     writes.
@@ -47,6 +50,8 @@ def embed_corpus(
     ----------
     embedding_precision: `float16` or `float32`, of the numbers on disk.
     chunk_tokens, precision: most tokens in one forward pass, and its precision.
+    part: (number from 1, number of parts). A part has every so-manieth row group of `corpus`, so appended rows move
+        no other row to another part.
     """
     key = spec_hash(
         {
@@ -59,9 +64,13 @@ def embed_corpus(
         }
     )
     model = load_encoder(encoder, max_tokens)
-    stored = StoredEmbeddings(embeddings, key)
+    blocks = embeddings.with_name(f".{embeddings.stem}.{key}.blocks")
+    stored = StoredEmbeddings([embeddings, *sorted(blocks.glob("*.parquet"))], key)
+    # All processes must see the same files, before the first one writes another.
+    wait_for_all()
     file = pq.ParquetFile(corpus)
-    rows = file.metadata.num_rows
+    groups = list(range(part[0] - 1, file.num_row_groups, part[1]))
+    rows = sum(file.metadata.row_group(group).num_rows for group in groups)
     element = {"float16": pa.float16(), "float32": pa.float32()}[embedding_precision]
     schema = pa.schema(
         [
@@ -70,13 +79,17 @@ def embed_corpus(
             ("embedding", pa.list_(element, model.dimension)),
         ]
     )
-    progress = Progress(f"embed_corpus {corpus.stem}", rows, "examples")
+    progress = Progress(f"embed_corpus {embeddings.stem}", rows, "examples")
     embedded = 0
     seconds = 0.0
 
+    def measured() -> dict[str, str]:
+        return {"seconds": f"{seconds * rows / embedded if embedded else stored.seconds:.3f}"}
+
     def tables() -> Iterator[pa.Table]:
         nonlocal embedded, seconds
-        for batch in file.iter_batches(ROWS_AT_ONCE, columns=["example_id", "hash", "prompt", "response"]):
+        columns = ["example_id", "hash", "prompt", "response"]
+        for number, batch in enumerate(file.iter_batches(ROWS_AT_ONCE, row_groups=groups, columns=columns)):
             hashes = batch["hash"].to_pylist()
             vectors = np.empty((len(hashes), model.dimension), element.to_pandas_dtype())
             # Another job may put the file in place meanwhile.
@@ -89,24 +102,24 @@ def embed_corpus(
                 embedded += len(new)
             progress.advance(len(hashes))
             flat = pa.array(vectors.reshape(-1), element)
-            yield pa.table(
+            table = pa.table(
                 [batch["example_id"], batch["hash"], pa.FixedSizeListArray.from_arrays(flat, model.dimension)],
                 names=schema.names,
             )
+            if len(new) and is_first():
+                write_table(blocks / f"{number:06d}.parquet", table.take(new), key=key, **measured())
+            yield table
 
-    if not is_first():
+    if is_first():
+        write_batches(embeddings, schema, tables(), key=key, encoder=folder_hash(encoder), measured=measured)
+        say(f"embed_corpus {embeddings.stem}: {embedded:,} new embeddings, {rows - embedded:,} kept")
+    else:
         for _ in tables():
             pass
-        return
-    write_batches(
-        embeddings,
-        schema,
-        tables(),
-        key=key,
-        encoder=folder_hash(encoder),
-        measured=lambda: {"seconds": f"{seconds * rows / embedded if embedded else stored.seconds:.3f}"},
-    )
-    say(f"embed_corpus {corpus.stem}: {embedded:,} new embeddings, {rows - embedded:,} kept")
+    # Nobody reads the blocks any more.
+    wait_for_all()
+    if is_first():
+        shutil.rmtree(blocks, ignore_errors=True)
 
 
 def _embed(model: AttributionEncoder, texts: list[EncoderText], chunk_tokens: int, precision: str) -> np.ndarray:

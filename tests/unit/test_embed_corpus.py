@@ -7,7 +7,7 @@ import pytest
 from workflow_scripts import embed_corpus as stage
 from workflow_scripts.lib.encoder import AttributionEncoder, load_encoder
 from workflow_scripts.lib.specs import STAGE_VERSIONS
-from workflow_scripts.lib.tables import read_table, write_table
+from workflow_scripts.lib.tables import read_metadata, read_table, write_batches, write_table
 from workflow_scripts.lib.text import encoder_texts
 
 SPEC = {
@@ -111,3 +111,82 @@ def test_half_precision_is_rounded_and_no_more(tiny, tmp_path):
     half, table = embed(tiny, tiny.corpus, tmp_path / "b.parquet", embedding_precision="float16")
     assert table.schema.field("embedding").type == pa.list_(pa.float16(), 16)
     assert (half == full.astype(np.float16)).all()
+
+
+def stop_after(monkeypatch, blocks):
+    """Let the encoder embed so many blocks, then end the stage as a kill would: in the middle."""
+    encode, left = AttributionEncoder.encode, [blocks]
+
+    def embed_or_die(self, *arguments):
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        return encode(self, *arguments)
+
+    monkeypatch.setattr(AttributionEncoder, "encode", embed_or_die)
+
+
+def test_a_stopped_run_goes_on_from_its_last_block(tiny, tmp_path, monkeypatch, embedded):
+    monkeypatch.setattr(stage, "ROWS_AT_ONCE", 50)
+    straight, _ = embed(tiny, tiny.corpus, tmp_path / "straight.parquet")
+    embedded.clear()
+    path = tmp_path / "e.parquet"
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        with pytest.raises(KeyboardInterrupt):
+            embed(tiny, tiny.corpus, path)
+    assert not path.exists()
+    assert embedded == [50, 50, 20]  # the last ones were tokenised and not embedded
+    after, table = embed(tiny, tiny.corpus, path)
+    assert embedded == [50, 50, 20, 20]
+    assert (after == straight).all()
+    assert table["example_id"].to_pylist() == list(range(120))
+    assert float(read_metadata(path)["seconds"]) > 0
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["e.parquet", "straight.parquet"]
+
+
+def test_blocks_of_other_settings_or_cut_off_are_not_taken(tiny, tmp_path, monkeypatch, embedded):
+    monkeypatch.setattr(stage, "ROWS_AT_ONCE", 50)
+    path = tmp_path / "e.parquet"
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        with pytest.raises(KeyboardInterrupt):
+            embed(tiny, tiny.corpus, path)
+    _, second = sorted(tmp_path.glob(".e.*.blocks/*.parquet"))
+    second.write_bytes(second.read_bytes()[:-10])
+    embedded.clear()
+    embed(tiny, tiny.corpus, tmp_path / "e.parquet", prompt_words=2)
+    assert embedded == [50, 50, 20]
+    embedded.clear()
+    path.unlink()
+    embed(tiny, tiny.corpus, path)
+    assert embedded == [50, 20]
+
+
+def in_small_groups(corpus, path, rows):
+    """Copy a corpus into row groups of so many rows."""
+    table = read_table(corpus)
+    write_batches(path, table.schema, [table.slice(start, rows) for start in range(0, len(table), rows)])
+
+
+def test_parts_are_the_whole_and_appended_rows_move_no_other(tiny, tmp_path, embedded):
+    whole, _ = embed(tiny, tiny.corpus, tmp_path / "whole.parquet")
+    in_small_groups(tiny.corpus, tmp_path / "grown.parquet", 10)
+    write_table(tmp_path / "head.parquet", read_table(tiny.corpus).slice(0, 95))
+    in_small_groups(tmp_path / "head.parquet", tmp_path / "first.parquet", 10)
+    embedded.clear()
+    for corpus, new in (("first", 95), ("grown", 25)):
+        rows = {}
+        for part in range(1, 9):
+            path = tmp_path / f"e.{part}of8.parquet"
+            found, table = embed(tiny, tmp_path / f"{corpus}.parquet", path, part=(part, 8))
+            rows |= dict(zip(table["example_id"].to_pylist(), found, strict=True))
+        assert sum(embedded) == new
+        embedded.clear()
+        np.testing.assert_allclose([rows[row] for row in sorted(rows)], whole[: len(rows)], atol=1e-5)
+    assert sorted(rows) == list(range(120))
+
+
+def test_a_part_without_rows_is_a_file_without_rows(tiny, tmp_path):
+    stage.embed_corpus(tiny.corpus, tiny.untrained, tmp_path / "e.parquet", **SPEC, part=(2, 2))
+    assert read_table(tmp_path / "e.parquet").num_rows == 0

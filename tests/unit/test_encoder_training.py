@@ -79,6 +79,37 @@ def test_gradient_caching_gives_the_gradient_of_the_whole_graph(model, tokens, d
         assert objective.log_scale.grad.item() == pytest.approx(scale.item(), rel=1e-6)
 
 
+def padded_step(model, objective, tokens, draw):
+    """The way most people would write: every subset encoded anew, padded to its longest row; one graph."""
+
+    def encode(ids):
+        rows = [torch.from_numpy(tokens[int(i)]) for i in ids]
+        padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).long()
+        mask = torch.stack([torch.arange(padded.shape[1]) < len(row) for row in rows]).long()
+        states = model.transformer(input_ids=padded, attention_mask=mask).last_hidden_state
+        return model.projection((states * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True))
+
+    model.transformer.set_attn_implementation("sdpa")
+    tests, group = encode(draw.tests), []
+    for subset in draw.members:
+        group.append(group_scores(tests, encode(subset), torch.arange(len(subset))[None], objective.pooling))
+    loss = ranking_loss(torch.cat(group, 1), torch.from_numpy(draw.labels.T), 0.1, 5.0)
+    loss.backward()
+    return loss.item()
+
+
+@pytest.mark.parametrize("pooling", ["attention", "mean"])
+@pytest.mark.parametrize("chunk_tokens", [200, 10**6])
+def test_a_step_in_float32_is_the_padded_one(model, tokens, draw, tiny, pooling, chunk_tokens):
+    assert model.packed
+    objective = Objective(pooling, 0.1, 5.0, learned_scale=False)
+    loss = backpropagate_step(model, objective, tokens, draw, chunk_tokens, "float32")
+    plain = load_encoder(tiny.untrained, 64)
+    expected = padded_step(plain, objective, tokens, draw)
+    assert loss == pytest.approx(expected, rel=1e-5)
+    assert (gradient(model) - gradient(plain)).norm() <= 1e-5 * gradient(plain).norm()
+
+
 def backpropagate_in_double(model, objective, tokens, draw, chunk_tokens):
     """The step in float64, so that rounding doesn't hide a wrong gradient."""
     as_float, torch.Tensor.float = torch.Tensor.float, torch.Tensor.double

@@ -6,7 +6,9 @@ import pytest
 
 from workflow_scripts.lib.errors import StudyError
 from workflow_scripts.lib.tables import read_metadata, read_table, write_table
+from workflow_scripts.merge_scores import merge_scores
 from workflow_scripts.score_pairs import score_pairs
+from workflow_scripts.score_part import score_part
 
 EXAMPLES, TESTS, DIMENSION, TOP = 60, 8, 6, 5
 TEST_IDS = [6, 1, 4]
@@ -94,6 +96,80 @@ def test_embeddings_give_the_dense_numbers(files, tmp_path):
     assert float(metadata["embedding_seconds"]) == 2.75
     assert float(metadata["bytes_per_example"]) == 2 * DIMENSION
     assert float(metadata["seconds"]) >= 0
+
+
+@pytest.mark.parametrize("method", ["airrep", "untrained"])
+@pytest.mark.parametrize("sizes", [[60], [20, 3, 9, 9, 9, 9, 1, 0]], ids=["one", "eight"])
+def test_parts_give_the_same_files(files, tmp_path, method, sizes):
+    paths = {name: tmp_path / f"{name}.parquet" for name in ("train_embeddings", "test_embeddings")}
+    _embeddings(paths["train_embeddings"], EXAMPLES, 1, 2.5)
+    _embeddings(paths["test_embeddings"], TESTS, 2, 0.25)
+    scores, groups = _run(files | paths, method)
+
+    table = read_table(paths["train_embeddings"])
+    part_scores, part_sums = [], []
+    owners = np.random.default_rng(0).permutation(np.repeat(np.arange(len(sizes)), sizes))
+    for part in range(len(sizes)):
+        rows = np.flatnonzero(owners == part)
+        path = tmp_path / f"train.{part}.parquet"
+        write_table(path, table.take(pa.array(rows, pa.int32())), seconds="0.5")
+        part_scores.append(tmp_path / f"scores.{part}.parquet")
+        part_sums.append(tmp_path / f"sums.{part}.parquet")
+        score_part(
+            files["subsets"],
+            files["validation"],
+            path,
+            paths["test_embeddings"],
+            part_scores[-1],
+            part_sums[-1],
+            method=method,
+            part=f"{part}",
+            top=TOP,
+            tile_examples=4,
+        )
+    merged = tmp_path / "merged.parquet", tmp_path / "merged_groups.parquet"
+    merge_scores(
+        files["subsets"],
+        files["validation"],
+        part_scores,
+        part_sums,
+        *merged,
+        method=method,
+        evaluation="mini",
+        top=TOP,
+    )
+    assert read_table(merged[0]).drop_columns("score").equals(scores.drop_columns("score"))
+    np.testing.assert_allclose(read_table(merged[0])["score"], scores["score"], rtol=1e-6)
+    assert read_table(merged[1]).drop_columns("score").equals(groups.drop_columns("score"))
+    np.testing.assert_allclose(read_table(merged[1])["score"], groups["score"], rtol=1e-6, atol=1e-6)
+    metadata = read_metadata(merged[0])
+    assert float(metadata["embedding_seconds"]) == 0.5 * len(sizes) + 0.25
+    assert float(metadata["bytes_per_example"]) == 2 * DIMENSION
+
+
+def test_a_part_that_is_missing_is_noticed(files, tmp_path):
+    paths = {name: tmp_path / f"{name}.parquet" for name in ("train_embeddings", "test_embeddings")}
+    for name, rows in (("train_embeddings", 40), ("test_embeddings", TESTS)):
+        _embeddings(paths[name], rows, 1, 0)
+    outputs = [tmp_path / f"{name}.parquet" for name in ("part_scores", "part_sums")]
+    ours = files["subsets"], files["validation"]
+    score_part(*ours, *paths.values(), *outputs, method="airrep", part="1", top=TOP, tile_examples=16)
+    merged = [[outputs[0]], [outputs[1]], files["scores"], files["groups"]]
+    with pytest.raises(StudyError, match="2 members of subsets"):
+        merge_scores(*ours, *merged, method="airrep", evaluation="mini", top=TOP)
+
+
+def test_embeddings_of_the_tests_may_stand_in_several_files(files, tmp_path):
+    train, test = tmp_path / "a.parquet", tmp_path / "b.parquet"
+    _embeddings(train, EXAMPLES, 1, 0)
+    _embeddings(test, TESTS, 2, 1)
+    expected, _ = _run(files, "airrep", train_embeddings=train, test_embeddings=test)
+    halves = [tmp_path / "b1.parquet", tmp_path / "b2.parquet"]
+    for half, rows in zip(halves, ([0, 1, 4, 5], [2, 3, 6, 7]), strict=True):
+        write_table(half, read_table(test).take(pa.array(rows)), seconds="0.5")
+    found, _ = _run(files, "airrep", train_embeddings=train, test_embeddings=halves)
+    assert found.equals(expected)
+    assert float(read_metadata(files["scores"])["embedding_seconds"]) == 1
 
 
 @pytest.mark.parametrize("method", ["tfidf", "bm25", "length", "random"])

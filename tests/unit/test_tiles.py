@@ -67,7 +67,7 @@ def test_parts_of_a_corpus_merge():
     whole = _score(embeddings, queries, membership, 100)
     merged = CorpusScores(20, TOP, membership, ("attention", "mean"))
     for rows in np.array_split(np.arange(EXAMPLES), 8):
-        merged.merge(_score(embeddings, queries, membership, 37, slice(rows[0], rows[-1] + 1)))
+        merged.merge(_score(embeddings, queries, membership, 37, slice(rows[0], rows[-1] + 1)).part())
     for sign in ("helpful", "harmful"):
         np.testing.assert_array_equal(merged.top(sign)[0], whole.top(sign)[0])
     np.testing.assert_allclose(merged.groups("attention"), whole.groups("attention"), rtol=1e-5, atol=1e-6)

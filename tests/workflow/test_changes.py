@@ -128,6 +128,27 @@ def test_only_rows_appended_to_a_scored_corpus_are_embedded(finished, tmp_path):
     assert pq.read_table(workspace.folder / wanted).to_pylist()[:300] == before
 
 
+def test_parts_split_the_jobs_of_training_corpora_alone(fresh):
+    counts = fresh.planned(scoring__parts=8)
+    # Trained and untrained: eight parts of the pool, and the tests in one piece. Three of seven methods embed.
+    assert (counts["embed_corpus"], counts["score_part"]) == (2 * (8 + 1), 3 * 8)
+    assert (counts["merge_scores"], counts["score_pairs"]) == (3, 4)
+
+
+def test_parts_give_the_files_of_one_job(finished, tmp_path):
+    workspace = finished.copy(tmp_path / "copy")
+    wanted = [f"results/smoke/{folder}/airrep/heldout.parquet" for folder in ("scores", "groups")]
+    done = workspace.smoke(*wanted, scoring__parts=2)
+    assert done.returncode == 0, done.stdout
+    for path in wanted:
+        one, parts = (pq.read_table(where.folder / path) for where in (finished, workspace))
+        assert parts.drop_columns("score").equals(one.drop_columns("score"))
+        assert parts["score"].to_pylist() == pytest.approx(one["score"].to_pylist(), rel=1e-5, abs=1e-6)
+    # What the parts left on the way to these files is gone.
+    assert {path.name for path in (workspace.results / "scores" / "airrep").iterdir()} == {"heldout.parquet"}
+    assert "Nothing to be done" in workspace.smoke(*wanted, scoring__parts=2).stdout
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

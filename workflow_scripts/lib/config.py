@@ -266,6 +266,11 @@ class Scoring(Section):
     methods: list[MethodName] = Field(list(METHODS), description="Rows of the LDS table.", min_length=1)
     top: Positive = Field(50, description="Most helpful and most harmful examples kept per test.")
     tile_examples: Positive = Field(8192, description="Training examples scored at once.")
+    parts: Positive = Field(
+        1,
+        description="Jobs that embed an evaluation's training corpus, and as many that score it for each method that "
+        "embeds. Results change by rounding only, but another number embeds anew.",
+    )
     embedding_precision: Literal["float16", "float32"] = Field("float16", description="Of embeddings on disk.")
 
 

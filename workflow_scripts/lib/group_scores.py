@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -37,6 +38,20 @@ class Membership:
         order = np.argsort(owner, kind="stable")
         bounds = np.searchsorted(owner[order], np.arange(1, len(self.sizes)))
         return np.split(rows[order], bounds)
+
+
+class GroupSums(NamedTuple):
+    """What is kept of a corpus or a part of it: `members` seen, int64 [subsets]; the rest float64 [subsets, tests].
+
+    `total` is the sum of the scores and `maximum` the largest |s|; `weight` and `weighted` are the sums of
+    e^(|s| - maximum) and of e^(|s| - maximum) s. What no pooling needs is 0.
+    """
+
+    members: np.ndarray
+    total: np.ndarray
+    maximum: np.ndarray
+    weight: np.ndarray
+    weighted: np.ndarray
 
 
 class GroupScores:
@@ -81,27 +96,37 @@ class GroupScores:
 
     def _add(self, subset: int, scores: np.ndarray) -> None:
         self._members[subset] = len(scores)
+        # A product with ones is several times as fast as `sum`. Over tiles, sums are float64.
+        ones = np.ones(len(scores), np.float32)
         if self._additive:
-            self._total[subset] = scores.sum(axis=0, dtype=np.float64)
+            self._total[subset] = ones @ scores
         if self._attention:
             weights = np.abs(scores, out=scratch("weights", scores.shape, np.float32))
             maximum = weights.max(axis=0)
             weights -= maximum
             np.exp(weights, out=weights)
             self._maximum[subset] = maximum
-            self._weight[subset] = weights.sum(axis=0, dtype=np.float64)
+            self._weight[subset] = ones @ weights
             weights *= scores
-            self._weighted[subset] = weights.sum(axis=0, dtype=np.float64)
+            self._weighted[subset] = ones @ weights
 
     def merge(self, other: GroupScores) -> None:
+        """Take in what was seen of another part of the corpus."""
+        self.add(other.sums())
+
+    def sums(self) -> GroupSums:
+        """Return the sums so far."""
+        return GroupSums(self._members, self._total, self._maximum, self._weight, self._weighted)
+
+    def add(self, sums: GroupSums) -> None:
         """Take in the sums over another part of the corpus."""
-        self._members += other._members
-        self._total += other._total
+        self._members += sums.members
+        self._total += sums.total
         if self._attention:
-            maximum = np.maximum(self._maximum, other._maximum)
-            ours, theirs = np.exp(self._maximum - maximum), np.exp(other._maximum - maximum)
-            self._weight = ours * self._weight + theirs * other._weight
-            self._weighted = ours * self._weighted + theirs * other._weighted
+            maximum = np.maximum(self._maximum, sums.maximum)
+            ours, theirs = np.exp(self._maximum - maximum), np.exp(sums.maximum - maximum)
+            self._weight = ours * self._weight + theirs * sums.weight
+            self._weighted = ours * self._weighted + theirs * sums.weighted
             self._maximum = maximum
 
     def result(self, pooling: str) -> np.ndarray:

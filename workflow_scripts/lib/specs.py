@@ -30,6 +30,8 @@ STAGE_VERSIONS = {
     "train_encoder": 1,
     "embed_corpus": 1,
     "score_pairs": 1,
+    "score_part": 1,
+    "merge_scores": 1,
     "check_leaks": 1,
     "evaluate_lds": 1,
     "package_encoder": 1,
@@ -113,6 +115,17 @@ class StudyPlan:
     def encoder_of(self, method: str) -> str | None:
         """Return which encoder's embeddings a method reads, if any."""
         return METHODS[method].encoder
+
+    def parts_of(self, corpus: str) -> list[str]:
+        """Return the parts that a corpus is embedded and scored in, as they stand in file names; [""] for one."""
+        trained_on = {evaluation.train for evaluation in self.study.evaluations.values()}
+        parts = self.study.scoring.parts if corpus in trained_on else 1
+        return [f".{part}of{parts}" for part in range(1, parts + 1)] if parts > 1 else [""]
+
+    def methods_scored(self, *, in_parts: bool) -> list[str]:
+        """Return the methods whose scores are put together from parts of the training corpus, or the others."""
+        split = self.study.scoring.parts > 1
+        return [name for name in self.study.scoring.methods if (split and bool(METHODS[name].encoder)) == in_parts]
 
     def memory_mb(self, stage: str) -> int:
         """Return the memory in MiB that a job of `stage` asks for, from the size in the LM's name."""
@@ -227,8 +240,9 @@ class StudyPlan:
     def _encoder_text(self) -> dict[str, Any]:
         return {"prompt_words": self.study.encoder.prompt_words, "max_tokens": self.study.encoder.max_tokens}
 
-    def _embed_corpus(self, encoder: str, corpus: str) -> dict[str, Any]:
+    def _embed_corpus(self, encoder: str, corpus: str, part: str) -> dict[str, Any]:
         return {
+            **({"part": [int(number) for number in part.removeprefix(".").split("of")]} if part else {}),
             **self._encoder_text(),
             "embedding_precision": self.study.scoring.embedding_precision,
             "chunk_tokens": self.study.encoder_training.chunk_tokens,
@@ -243,6 +257,17 @@ class StudyPlan:
             "top": self.study.scoring.top,
             "tile_examples": self.study.scoring.tile_examples,
         }
+
+    def _score_part(self, method: str, evaluation: str, part: str) -> dict[str, Any]:
+        return {
+            "method": method,
+            "part": f"{evaluation} {part.removeprefix('.')}",
+            "top": self.study.scoring.top,
+            "tile_examples": self.study.scoring.tile_examples,
+        }
+
+    def _merge_scores(self, method: str, evaluation: str) -> dict[str, Any]:
+        return {"method": method, "evaluation": evaluation, "top": self.study.scoring.top}
 
     def _check_leaks(self) -> dict[str, Any]:
         return {"near_duplicate": self.study.judging.near_duplicate}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,43 +14,70 @@ from workflow_scripts.lib.tables import read_metadata
 
 
 class StoredEmbeddings:
-    """Looks embeddings up in an `embeddings/` file made with the same `key`; empty if there is none.
+    """Looks embeddings up in files with columns hash and embedding that were made with the same `key`.
 
-    One row group is in memory at a time: a corpus that only grew is read in its order, each group once.
+    A row costs 16 bytes of memory, and one row group is in memory besides: a corpus that only grew is read in its
+    order, each group once.
+
+    Attributes
+    ----------
+    seconds: the time that a full embedding takes, as the last of the files says; 0 if there is none.
     """
 
-    def __init__(self, path: Path, key: str):
+    def __init__(self, paths: Iterable[Path], key: str):
         self.seconds = 0.0
-        self._places: dict[str, tuple[int, int]] = {}
-        self._group: tuple[int, np.ndarray] | None = None
+        # Not the open files: a stopped run of a long corpus leaves more than a process may hold open.
+        self._groups: list[tuple[Path, int]] = []
+        self._last_read: tuple[int, np.ndarray] | None = None
+        hashes, places = [np.empty(0, np.uint64)], [np.empty(0, np.uint64)]
+        for path in paths:
+            if (file := self._open(path, key)) is None:
+                continue
+            for group in range(file.num_row_groups):
+                found = _numbers(file.read_row_group(group, columns=["hash"])["hash"].to_pylist())
+                hashes.append(found)
+                places.append(np.arange(len(found), dtype=np.uint64) | np.uint64(len(self._groups) << 32))
+                self._groups.append((path, group))
+        every = np.concatenate(hashes)
+        order = np.argsort(every, kind="stable")
+        self._hashes, self._places = every[order], np.concatenate(places)[order]
+
+    def _open(self, path: Path, key: str) -> pq.ParquetFile | None:
         if not path.exists():
-            return
+            return None
         try:
             metadata = read_metadata(path)
         except StudyError as error:
-            say(f"embed_corpus: {error} Everything is embedded anew.")
-            return
+            say(f"embed_corpus: {error} Its rows are embedded anew.")
+            return None
         if metadata.get("key") != key:
-            return
+            return None
         self.seconds = float(metadata.get("seconds", 0))
-        self._file = pq.ParquetFile(path)
-        for group in range(self._file.num_row_groups):
-            hashes = self._file.read_row_group(group, columns=["hash"])["hash"].to_pylist()
-            self._places |= {hash_: (group, row) for row, hash_ in enumerate(hashes)}
+        return pq.ParquetFile(path)
 
     def fill(self, hashes: Sequence[str], vectors: np.ndarray) -> np.ndarray:
         """Put the known embeddings into `vectors` [rows, dimension]; return the rows that are not known."""
-        places = [self._places.get(hash_) for hash_ in hashes]
-        known: dict[int, list[int]] = {}
-        for row, place in enumerate(places):
-            if place is not None:
-                known.setdefault(place[0], []).append(row)
-        for group, rows in sorted(known.items()):
-            vectors[rows] = self._read(group)[[places[row][1] for row in rows]]
-        return np.array([row for row, place in enumerate(places) if place is None], np.int64)
+        wanted = _numbers(hashes)
+        at = np.searchsorted(self._hashes, wanted)
+        known = np.zeros(len(wanted), bool)
+        inside = at < len(self._hashes)
+        known[inside] = self._hashes[at[inside]] == wanted[inside]
+        rows = np.flatnonzero(known)
+        places = self._places[at[rows]]
+        groups, row_of_group = places >> np.uint64(32), places & np.uint64(0xFFFFFFFF)
+        for group in np.unique(groups):
+            chosen = groups == group
+            vectors[rows[chosen]] = self._read(int(group))[row_of_group[chosen]]
+        return np.flatnonzero(~known)
 
     def _read(self, group: int) -> np.ndarray:
-        if self._group is None or self._group[0] != group:
-            column = self._file.read_row_group(group, columns=["embedding"])["embedding"].combine_chunks()
-            self._group = (group, column.flatten().to_numpy().reshape(len(column), -1))
-        return self._group[1]
+        if self._last_read is None or self._last_read[0] != group:
+            path, number = self._groups[group]
+            column = pq.ParquetFile(path).read_row_group(number, columns=["embedding"])["embedding"].combine_chunks()
+            self._last_read = (group, column.flatten().to_numpy().reshape(len(column), -1))
+        return self._last_read[1]
+
+
+def _numbers(hashes: Sequence[str]) -> np.ndarray:
+    """Return hashes of 16 hex digits as uint64."""
+    return np.frombuffer(bytes.fromhex("".join(hashes)), ">u8").astype(np.uint64)

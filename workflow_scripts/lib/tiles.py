@@ -7,18 +7,30 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from workflow_scripts.lib.group_scores import GroupScores, Membership
+from workflow_scripts.lib.group_scores import GroupScores, GroupSums, Membership
 from workflow_scripts.lib.top_scores import Sign, TopScores
 
 # Tests beyond so many are scored in further blocks: memory depends on a tile's examples alone.
 TESTS_PER_BLOCK = 512
 
 Tile = TypeVar("Tile")
+
+
+class PartScores(NamedTuple):
+    """What a part of a corpus adds to the scores of the whole.
+
+    `helpful` and `harmful` are (example ids, scores), both [tests, found], as `TopScores.result` gives them; `sums` is
+    of all tests.
+    """
+
+    helpful: tuple[np.ndarray, np.ndarray]
+    harmful: tuple[np.ndarray, np.ndarray]
+    sums: GroupSums
 
 
 class CorpusScores:
@@ -41,10 +53,19 @@ class CorpusScores:
             groups = GroupScores(number, membership, poolings)
             self._blocks.append(_TestBlock(block, helpful, harmful, groups))
 
-    def merge(self, other: CorpusScores) -> None:
+    def part(self) -> PartScores:
+        """Return what was taken in so far, to be added to the scores of other parts."""
+        members, *arrays = zip(*(block.groups.sums() for block in self._blocks), strict=True)
+        sums = GroupSums(members[0], *(np.concatenate(blocks, axis=1) for blocks in arrays))
+        return PartScores(self.top("helpful"), self.top("harmful"), sums)
+
+    def merge(self, part: PartScores) -> None:
         """Take in another part of the corpus: top scores come out exactly, group scores to rounding."""
-        for ours, theirs in zip(self._blocks, other._blocks, strict=True):
-            ours.merge(theirs)
+        for block in self._blocks:
+            for top, (example_ids, scores) in ((block.helpful, part.helpful), (block.harmful, part.harmful)):
+                top.add(example_ids[block.tests], scores[block.tests])
+            members, *arrays = part.sums
+            block.groups.add(GroupSums(members, *(array[:, block.tests] for array in arrays)))
 
     def top(self, sign: Sign) -> tuple[np.ndarray, np.ndarray]:
         """Return (example ids int64, scores float32), both [tests, min(top, examples)], best first."""

@@ -51,6 +51,10 @@ class TopScores:
         """Take in what another part of the corpus found."""
         self._keep_best(other._keys)
 
+    def add(self, example_ids: np.ndarray, scores: np.ndarray) -> None:
+        """Take in the `result` of another part of the corpus: ids and scores, both [tests, found]."""
+        self._keep_best(self._keys_of(example_ids, scores))
+
     def result(self) -> tuple[np.ndarray, np.ndarray]:
         """Return (example ids int64, scores float32), both [tests, min(top, examples)], best first."""
         found = np.count_nonzero(self._keys, axis=1).max()
@@ -75,11 +79,7 @@ class TopScores:
         if not len(found):
             return
         rows, columns = np.divmod(found, tests)
-        values = scores[rows, columns]
-        # Adding to 0 turns -0.0 into 0.0: the two are equal scores and must have equal keys.
-        values = np.float32(0) + values if self.sign == "helpful" else np.float32(0) - values
-        low = np.uint64(0xFFFFFFFF) - example_ids[rows].astype(np.uint64)
-        keys = (_ordered_integer(values).astype(np.uint64) << np.uint64(32)) | low
+        keys = self._keys_of(example_ids[rows], scores[rows, columns])
         # Of small integers the stable sort is a radix sort.
         by_test = np.argsort(columns.astype(np.min_scalar_type(tests)), kind="stable")
         counts = np.bincount(columns, minlength=tests)
@@ -87,6 +87,12 @@ class TopScores:
         candidates = np.zeros((tests, counts.max()), np.uint64)
         candidates[columns[by_test], place] = keys[by_test]
         self._keep_best(candidates)
+
+    def _keys_of(self, example_ids: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        # Adding to 0 turns -0.0 into 0.0: the two are equal scores and must have equal keys.
+        values = np.float32(0) + scores if self.sign == "helpful" else np.float32(0) - scores
+        low = np.uint64(0xFFFFFFFF) - example_ids.astype(np.uint64)
+        return (_ordered_integer(values).astype(np.uint64) << np.uint64(32)) | low
 
     def _keep_best(self, candidates: np.ndarray) -> None:
         surplus = candidates.shape[1]

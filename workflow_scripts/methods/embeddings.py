@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,8 +35,10 @@ def embedding_tiles(path: Path, examples: int) -> Iterator[tuple[np.ndarray, tor
         raise StudyError(f"{path} can't be read as embeddings ({error}). Delete it and run again.") from error
 
 
-def read_embeddings(path: Path, example_ids: np.ndarray) -> np.ndarray:
+def read_embeddings(paths: Sequence[Path], example_ids: np.ndarray) -> np.ndarray:
     """Return the embeddings of these examples, float32 [examples, dimension], in the order asked for.
+
+    They stand in the file or files of one corpus.
 
     Raises
     ------
@@ -44,12 +46,13 @@ def read_embeddings(path: Path, example_ids: np.ndarray) -> np.ndarray:
     """
     place = {int(example_id): row for row, example_id in enumerate(example_ids)}
     found: dict[int, np.ndarray] = {}
-    for ids, embeddings in embedding_tiles(path, 8192):
-        for row in np.flatnonzero(np.isin(ids, example_ids)):
-            found[place[int(ids[row])]] = embeddings[row].float().numpy()
+    for path in paths:
+        for ids, embeddings in embedding_tiles(path, 8192):
+            for row in np.flatnonzero(np.isin(ids, example_ids)):
+                found[place[int(ids[row])]] = embeddings[row].float().numpy()
     if missing := [int(example_id) for example_id in example_ids if place[int(example_id)] not in found]:
         raise StudyError(
-            f"{path} lacks {len(missing):,} of the test examples, e.g. example_id {missing[0]}: it was made from "
+            f"{paths[0]} lacks {len(missing):,} of the test examples, e.g. example_id {missing[0]}: it was made from "
             "another corpus. Delete the file and run again."
         )
     return np.stack([found[row] for row in range(len(example_ids))])
