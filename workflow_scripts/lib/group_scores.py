@@ -22,7 +22,7 @@ class Membership:
     """
 
     def __init__(self, subsets: Sequence[np.ndarray]):
-        self.sizes = np.array([len(subset) for subset in subsets])
+        self.sizes = np.array([len(subset) for subset in subsets], np.int64)
         ids = np.concatenate([np.empty(0, np.int32), *subsets])
         order = np.argsort(ids, kind="stable")
         self._ids = ids[order]
