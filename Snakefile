@@ -43,3 +43,4 @@ rule all:
         rules.targets.input if study.targets else [],
         rules.encoder.input,
         rules.release.input if study.targets else [],
+        leaks(),

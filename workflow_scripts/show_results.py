@@ -90,7 +90,10 @@ def main() -> None:
     config = Path(sys.argv[1])
     try:
         study = load_study(yaml.safe_load(config.read_text(encoding="utf-8")), origin=str(config))
-        print(results_text(Path("results") / study.run, study))
+        results = Path("results") / study.run
+        if not (results / "report.html").exists():
+            raise StudyError(f"{results} has no report yet; run the study first")
+        print(results_text(results, study))
     except StudyError as error:
         sys.exit(f"error: {error}")
 

@@ -38,6 +38,33 @@ def test_nothing_is_trained_and_nothing_fine_tuned(scored):
     assert planned == Counter(once | {"prepare_corpus": 2, "embed_corpus": 2, "score_pairs": 2})
 
 
+@pytest.mark.parametrize(
+    ("without", "expected", "absent"),
+    [
+        (
+            ["targets", "subsets"],
+            {"take_encoder": 1, "score_pairs": 1},
+            {"tokenize_corpus", "finetune_shard", "check_leaks", "package_encoder", "evaluate_lds"},
+        ),
+        (["targets"], {"take_encoder": 1, "finetune_shard": 1, "evaluate_lds": 1}, {"train_encoder", "check_leaks"}),
+        (["subsets"], {"train_encoder": 1, "finetune_shard": 2, "check_leaks": 1}, {"take_encoder", "evaluate_lds"}),
+    ],
+    ids=" and ".join,
+)
+def test_a_study_runs_what_it_has(fresh, without, expected, absent):
+    values = yaml.safe_load((fresh.folder / "configs" / "smoke.yaml").read_text())
+    values["scoring"]["methods"] = ["airrep"]
+    if "targets" in without:
+        del values["targets"]
+        values["encoder"] = {"model": "somebody/AirRep"}
+    if "subsets" in without:
+        values["evaluations"]["heldout"]["subsets"] = 0
+    (fresh.folder / "mine.yaml").write_text(yaml.safe_dump(values))
+    planned = fresh.planned("mine.yaml")
+    assert {rule: planned[rule] for rule in expected} == expected
+    assert not absent & set(planned)
+
+
 def test_every_question_has_its_examples_by_the_encoders_vectors(scored):
     workspace, _ = scored
     results = workspace.folder / "results" / "score_only"
