@@ -97,7 +97,7 @@ def test_check_environment_says_what_a_gpu_job_finds(environments, name):
         assert "no NVIDIA driver" in facts["warnings"][0]
 
 
-@pytest.mark.parametrize(("name", "account"), [("unedited", "(null)"), ("own profile", "own-lab")])
+@pytest.mark.parametrize(("name", "account"), [("unedited", ""), ("own profile", "own-lab")])
 def test_the_account_is_the_users_own_or_left_to_slurm(cluster, environments, name, account):
     _, driver = environments[name]
     (number,) = driver.job_numbers("check_environment")
