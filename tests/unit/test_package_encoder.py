@@ -1,7 +1,9 @@
 """The release: the encoder as it is, beside a card whose numbers, hashes and code are true."""
 
+import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,8 +11,10 @@ import yaml
 from report_run import METHOD_LDS, make_run
 
 from workflow_scripts.init_encoder import small_encoder
+from workflow_scripts.lib.config import load_study
 from workflow_scripts.lib.encoder import load_encoder, load_trained_encoder
 from workflow_scripts.lib.errors import StudyError
+from workflow_scripts.lib.model_card import model_card
 from workflow_scripts.lib.models import folder_hash
 from workflow_scripts.lib.tables import read_table
 from workflow_scripts.lib.text import encoder_text, encoder_texts
@@ -82,14 +86,11 @@ def test_the_published_layout_is_read_again(tiny, packaged, tmp_path):
     assert "library_name: transformers" in card
 
 
-def test_a_hub_model_is_named_as_the_base(tiny, packaged, monkeypatch):
-    from workflow_scripts.lib import model_card
-    from workflow_scripts.lib.config import load_study
-
+def test_a_hub_model_is_named_as_the_base(tiny, packaged):
     run = yaml.safe_load(Path(packaged(tiny.untrained)[0].parent / "run" / "config.resolved.yaml").read_text())
     study = load_study({**run, "encoder": {"model": "thenlper/gte-small"}})
     provenance = {"data": {}, "versions": {}, "created": "", "git_commit": None}
-    card = model_card.model_card(study, "", provenance, [], "joint", "sentence_transformers")
+    card = model_card(study, "", provenance, [], "joint", "sentence_transformers")
     assert "base_model: thenlper/gte-small" in card
 
 
@@ -101,3 +102,24 @@ def test_a_push_that_fails_says_what_to_do_and_names_no_token(tiny, tmp_path, mo
         push_encoder(tiny.untrained, tmp_path / "pushed.json", hub="me/mine")
     assert not (tmp_path / "pushed.json").exists()
     assert "hf_secret" not in str(error.value) + "".join(capfd.readouterr())
+
+
+def test_a_push_makes_a_private_repository_and_records_the_commit(tiny, tmp_path, monkeypatch):
+    asked = {}
+
+    def create_repo(api, repo_id, **options):
+        asked["repository"] = (repo_id, options)
+
+    def upload_folder(api, *, repo_id, folder_path, **options):
+        asked["upload"] = (repo_id, folder_path)
+        return SimpleNamespace(commit_url=f"https://hub/{repo_id}/commit/1")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", create_repo)
+    monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", upload_folder)
+    push_encoder(tiny.untrained, tmp_path / "pushed.json", hub="me/mine")
+    assert asked == {
+        "repository": ("me/mine", {"private": True, "exist_ok": True}),
+        "upload": ("me/mine", tiny.untrained),
+    }
+    pushed = json.loads((tmp_path / "pushed.json").read_text())
+    assert pushed == {"hub": "me/mine", "commit": "https://hub/me/mine/commit/1"}

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -60,8 +61,6 @@ def rows_of(tiny):
 
 
 def vectors_of(encoder, rows):
-    import pyarrow as pa
-
     return encoder.encode(encoder.tokenize(encoder_texts(pa.Table.from_pylist(rows), 256, encoder.view)), 4096)
 
 
