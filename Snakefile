@@ -18,6 +18,7 @@ include: "rules/corpora.smk"
 include: "rules/language_model.smk"
 include: "rules/targets.smk"
 include: "rules/encoder.smk" if study.targets else "rules/taken_encoder.smk"
+include: "rules/methods.smk"
 include: "rules/scores.smk"
 
 

@@ -44,13 +44,33 @@ def test_embeddings(wildcards):
 
 def embeddings_of(wildcards, role, parts=None):
     """Files of a corpus's embeddings: of these parts, or of all; none for a method that doesn't embed."""
-    encoder = plan_of_study.encoder_of(wildcards.method)
+    embedding = plan_of_study.embedding_of(wildcards.method, for_tests=role == "test")
     corpus = getattr(study.evaluations[wildcards.evaluation], role)
     names = [
-        f"{RESULTS}/embeddings/{encoder}/{corpus}{part}.parquet" for part in parts or plan_of_study.parts_of(corpus)
+        f"{RESULTS}/embeddings/{embedding}/{corpus}{part}.parquet" for part in parts or plan_of_study.parts_of(corpus)
     ]
     # One file by itself: stages tell one from several.
-    return [] if not encoder else names[0] if len(names) == 1 else names
+    return [] if not embedding else names[0] if len(names) == 1 else names
+
+
+def language_model_of(own):
+    """The LM that a method reads, as a named input, where the workflow makes it."""
+    if own.language_model == "warm":
+        return {"language_model": f"{RESULTS}/language_model_warm"}
+    return language_model() if own.language_model else {}
+
+
+def inputs_of_fit(wildcards):
+    tokens = f"{RESULTS}/tokens/{plan_of_study.warmup_corpus()}.parquet"
+    return {"tokens": tokens} | language_model_of(plan_of_study.own_of(wildcards.method))
+
+
+def inputs_of_own_embeddings(wildcards):
+    own = plan_of_study.own_of(wildcards.embedding)
+    folder = "tokens" if own.language_model else "corpora"
+    examples = f"{RESULTS}/{folder}/{wildcards.corpus}.parquet"
+    fitted = f"{RESULTS}/fitted/{plan_of_study.method_of(wildcards.embedding)}.safetensors"
+    return {"examples": examples} | ({"fitted": fitted} if own.fitted else {}) | language_model_of(own)
 
 
 def of_every_part(folder):

@@ -1,7 +1,5 @@
 """Embed every example of a corpus; an example whose text was embedded before keeps its embedding."""
 
-import shutil
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -10,14 +8,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from workflow_scripts.lib.embedding_files import EmbeddingBlock, part_of_rows, write_embeddings
 from workflow_scripts.lib.encoder import AttributionEncoder, load_encoder
 from workflow_scripts.lib.models import folder_hash
-from workflow_scripts.lib.processes import agreed, gather_rows, is_first, own_share, wait_for_all
-from workflow_scripts.lib.progress import Progress, say
+from workflow_scripts.lib.processes import gather_rows, own_share
 from workflow_scripts.lib.specs import STAGE_VERSIONS
 from workflow_scripts.lib.stage import run_stage
-from workflow_scripts.lib.stored_embeddings import StoredEmbeddings
-from workflow_scripts.lib.tables import spec_hash, write_batches, write_table
+from workflow_scripts.lib.tables import spec_hash
 from workflow_scripts.lib.text import EncoderText, encoder_texts
 
 ROWS_AT_ONCE = 16_384
@@ -50,8 +47,7 @@ def embed_corpus(
     ----------
     embedding_precision: `float16` or `float32`, of the numbers on disk.
     chunk_tokens, precision: most tokens in one forward pass, and its precision.
-    part: (number from 1, number of parts). A part has every so-manieth row group of `corpus`, so appended rows move
-        no other row to another part.
+    part: see `embedding_files.part_of_rows`.
     """
     key = spec_hash(
         {
@@ -64,62 +60,29 @@ def embed_corpus(
         }
     )
     model = load_encoder(encoder, max_tokens)
-    blocks = embeddings.with_name(f".{embeddings.stem}.{key}.blocks")
-    stored = StoredEmbeddings([embeddings, *sorted(blocks.glob("*.parquet"))], key)
-    # All processes must see the same files, before the first one writes another.
-    wait_for_all()
     file = pq.ParquetFile(corpus)
-    groups = list(range(part[0] - 1, file.num_row_groups, part[1]))
-    rows = sum(file.metadata.row_group(group).num_rows for group in groups)
-    element = {"float16": pa.float16(), "float32": pa.float32()}[embedding_precision]
-    schema = pa.schema(
-        [
-            ("example_id", pa.int32()),
-            ("hash", pa.string()),
-            ("embedding", pa.list_(element, model.dimension)),
-        ]
-    )
-    progress = Progress(f"embed_corpus {embeddings.stem}", rows, "examples")
-    embedded = 0
-    seconds = 0.0
+    groups, rows = part_of_rows(file, part)
 
-    def measured() -> dict[str, str]:
-        return {"seconds": f"{seconds * rows / embedded if embedded else stored.seconds:.3f}"}
-
-    def tables() -> Iterator[pa.Table]:
-        nonlocal embedded, seconds
+    def blocks() -> Iterator[EmbeddingBlock]:
         columns = ["example_id", "hash", "prompt", "response"]
-        for number, batch in enumerate(file.iter_batches(ROWS_AT_ONCE, row_groups=groups, columns=columns)):
-            hashes = batch["hash"].to_pylist()
-            vectors = np.empty((len(hashes), model.dimension), element.to_pandas_dtype())
-            # Another job may put the file in place meanwhile.
-            new = agreed(stored.fill(hashes, vectors))
-            if len(new):
-                start = time.monotonic()
-                texts = encoder_texts(pa.table(batch).take(new), prompt_words, model.view)
-                vectors[new] = _embed(model, texts, chunk_tokens, precision)
-                seconds += time.monotonic() - start
-                embedded += len(new)
-            progress.advance(len(hashes))
-            flat = pa.array(vectors.reshape(-1), element)
-            table = pa.table(
-                [batch["example_id"], batch["hash"], pa.FixedSizeListArray.from_arrays(flat, model.dimension)],
-                names=schema.names,
-            )
-            if len(new) and is_first():
-                write_table(blocks / f"{number:06d}.parquet", table.take(new), key=key, **measured())
-            yield table
+        for batch in file.iter_batches(ROWS_AT_ONCE, row_groups=groups, columns=columns):
 
-    if is_first():
-        write_batches(embeddings, schema, tables(), key=key, encoder=folder_hash(encoder), measured=measured)
-        say(f"embed_corpus {embeddings.stem}: {embedded:,} new embeddings, {rows - embedded:,} kept")
-    else:
-        for _ in tables():
-            pass
-    # Nobody reads the blocks any more.
-    wait_for_all()
-    if is_first():
-        shutil.rmtree(blocks, ignore_errors=True)
+            def embed(new: np.ndarray, batch: pa.RecordBatch = batch) -> np.ndarray:
+                texts = encoder_texts(pa.table(batch).take(new), prompt_words, model.view)
+                return _embed(model, texts, chunk_tokens, precision)
+
+            yield EmbeddingBlock(batch["example_id"], batch["hash"].to_pylist(), embed)
+
+    write_embeddings(
+        embeddings,
+        blocks(),
+        stage="embed_corpus",
+        rows=rows,
+        dimension=model.dimension,
+        precision=embedding_precision,
+        key=key,
+        encoder=folder_hash(encoder),
+    )
 
 
 def _embed(model: AttributionEncoder, texts: list[EncoderText], chunk_tokens: int, precision: str) -> np.ndarray:

@@ -8,7 +8,6 @@ from workflow_scripts.lib.score_tables import read_part, write_scores
 from workflow_scripts.lib.stage import run_stage
 from workflow_scripts.lib.tables import read_metadata
 from workflow_scripts.lib.tiles import CorpusScores
-from workflow_scripts.methods import METHODS
 from workflow_scripts.score_pairs import read_evaluation
 
 
@@ -21,6 +20,7 @@ def merge_scores(
     groups: Path,
     *,
     method: str,
+    poolings: Sequence[str],
     evaluation: str,
     top: int,
 ) -> None:
@@ -34,7 +34,6 @@ def merge_scores(
     StudyError: members of subsets are in no part, or a file is damaged.
     """
     test_ids, subset_ids, membership = read_evaluation(subsets, validation)
-    poolings = METHODS[method].poolings
     result = CorpusScores(len(test_ids), top, membership, poolings)
     progress = Progress(f"merge_scores {method} {evaluation}", len(part_scores), "parts")
     for paths in zip(part_scores, part_sums, strict=True):

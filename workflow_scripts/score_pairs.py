@@ -17,7 +17,7 @@ from workflow_scripts.lib.score_tables import write_scores
 from workflow_scripts.lib.stage import run_stage
 from workflow_scripts.lib.tables import read_metadata, read_table
 from workflow_scripts.lib.tiles import CorpusScores, PartScores
-from workflow_scripts.methods import METHODS, load_text_method
+from workflow_scripts.methods import load_text_method
 from workflow_scripts.methods.texts import Texts
 
 
@@ -32,6 +32,7 @@ def score_pairs(
     groups: Path,
     *,
     method: str,
+    poolings: Sequence[str],
     evaluation: str,
     seed: int,
     top: int,
@@ -44,9 +45,10 @@ def score_pairs(
     train, test: corpora of the evaluation.
     subsets: the evaluation's subsets of the training corpus.
     validation: the test examples, as the one row of the evaluation's validation table.
-    train_embeddings, test_embeddings: made by the method's encoder; [] for methods that score texts. Those of the
-        test corpus are several files where it is split.
-    method: a name of `workflow_scripts.methods.METHODS`.
+    train_embeddings, test_embeddings: that the method compares; [] for methods that score texts. Those of the test
+        corpus are several files where it is split.
+    method: its name, which is that of its module if it scores texts.
+    poolings: how scores of examples become scores of subsets, of `group_scores.POOLINGS`.
     evaluation: name of the evaluation set, for the progress display.
     seed: of random scores.
     top: how many most helpful and most harmful examples to keep for each test.
@@ -58,11 +60,10 @@ def score_pairs(
     """
     start = time.monotonic()
     test_ids, subset_ids, membership = read_evaluation(subsets, validation)
-    if METHODS[method].encoder:
+    if train_embeddings:
         source = open_embeddings(train_embeddings, test_embeddings, test_ids, tile_examples)
     else:
         source = _open_texts(method, train, test, test_ids, seed, tile_examples)
-    poolings = METHODS[method].poolings
     result = score_source(source, len(test_ids), top, membership, poolings, f"score_pairs {method} {evaluation}")
     write_scores(
         scores,

@@ -1,11 +1,11 @@
 """Score a part of a training corpus: what `score_pairs` does with all of it, for `merge_scores` to put together."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from workflow_scripts.lib.score_tables import write_part
 from workflow_scripts.lib.stage import run_stage
-from workflow_scripts.methods import METHODS
 from workflow_scripts.score_pairs import open_embeddings, read_evaluation, score_source
 
 
@@ -18,6 +18,7 @@ def score_part(
     sums: Path,
     *,
     method: str,
+    poolings: Sequence[str],
     part: str,
     top: int,
     tile_examples: int,
@@ -29,7 +30,7 @@ def score_part(
     train_embeddings: of this part of the training corpus.
     method: one that reads embeddings.
     part: name of the part, for the progress display.
-    subsets, validation, test_embeddings, top, tile_examples: as `score_pairs`.
+    subsets, validation, test_embeddings, poolings, top, tile_examples: as `score_pairs`.
 
     Raises
     ------
@@ -38,7 +39,6 @@ def score_part(
     start = time.monotonic()
     test_ids, subset_ids, membership = read_evaluation(subsets, validation)
     source = open_embeddings(train_embeddings, test_embeddings, test_ids, tile_examples)
-    poolings = METHODS[method].poolings
     result = score_source(source, len(test_ids), top, membership, poolings, f"score_part {method} {part}")
     write_part(
         scores,

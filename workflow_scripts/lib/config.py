@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from workflow_scripts.lib.errors import StudyError
 from workflow_scripts.lib.text import View
-from workflow_scripts.methods import METHODS
+from workflow_scripts.methods import METHODS, Pooling
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
@@ -257,13 +257,41 @@ class Evaluation(Section):
         return self
 
 
-MethodName = Literal[*METHODS]
+class Warmup(Section):
+    """How the LM is warmed up that gradient methods read, and what they are fitted on (paper, section 4.1)."""
+
+    corpus: Name | None = Field(
+        None, description="Corpus whose examples are drawn; `null` for that of `targets`, or of an evaluation."
+    )
+    examples: Positive = Field(100_000, description="Examples, drawn at random; all, if the corpus has fewer.")
+    epochs: Positive = Field(2, description="Passes over them.")
+    learning_rate: float | None = Field(
+        None, gt=0, description="AdamW's learning rate, constant; `null` for that of `finetuning`, as all else."
+    )
+    measured_examples: Positive = Field(
+        10_000, description="Of them, how many the methods' second moments (PCA, KFAC, Fisher) are measured on."
+    )
 
 
 class Scoring(Section):
     """Which methods score, and what is kept."""
 
-    methods: list[MethodName] = Field(list(METHODS), description="Rows of the LDS table.", min_length=1)
+    methods: list[str] = Field(
+        ["airrep", "airrep_mean", "untrained", "tfidf", "bm25", "length", "random"],
+        description=f"Rows of the LDS table: {', '.join(f'`{name}`' for name in METHODS)}, or a name of "
+        "`sentence_encoders`. docs/methods.md says what each is.",
+        min_length=1,
+    )
+    sentence_encoders: dict[Name, str] = Field(
+        default_factory=dict,
+        description="More methods by name: sentence-transformers models, each a folder or hub id, e.g. "
+        "`{gte: thenlper/gte-small}`.",
+    )
+    poolings: dict[Name, list[Pooling]] = Field(
+        default_factory=dict,
+        description="How a method's scores of examples become scores of groups, each a row, where not as the method "
+        "has it, e.g. `{tfidf: [mean, attention]}`.",
+    )
     top: Positive = Field(50, description="Most helpful and most harmful examples kept per test.")
     tile_examples: Positive = Field(8192, description="Training examples scored at once.")
     parts: Positive = Field(
@@ -272,6 +300,19 @@ class Scoring(Section):
         "embeds. Results change by rounding only, but another number embeds anew.",
     )
     embedding_precision: Literal["float16", "float32"] = Field("float16", description="Of embeddings on disk.")
+
+    @model_validator(mode="after")
+    def _methods_exist(self) -> Scoring:
+        if taken := sorted(METHODS.keys() & self.sentence_encoders.keys()):
+            raise ValueError(f"sentence_encoders: {taken[0]!r} is another method's name; take another one")
+        known = [*METHODS, *self.sentence_encoders]
+        for key, names in {"methods": self.methods, "poolings": self.poolings}.items():
+            for name in names:
+                if name not in known:
+                    raise ValueError(f"{key}: there is no method {name!r}; write one of {', '.join(known)}")
+        if repeated := {name for name in self.methods if self.methods.count(name) > 1}:
+            raise ValueError(f"methods: {min(repeated)!r} stands there twice; write it once")
+        return self
 
 
 class Judging(Section):
@@ -321,6 +362,7 @@ class Study(Section):
     encoder: Encoder = Field(default_factory=Encoder)
     encoder_training: EncoderTraining = Field(default_factory=EncoderTraining)
     evaluations: dict[Name, Evaluation] = Field(description="Evaluation sets by name.", min_length=1)
+    warmup: Warmup = Field(default_factory=Warmup)
     scoring: Scoring = Field(default_factory=Scoring)
     judging: Judging = Field(default_factory=Judging)
     release: Release = Field(default_factory=Release)
@@ -331,11 +373,19 @@ class Study(Section):
         """Whether any LM is fine-tuned: for the encoder's targets, or to judge methods."""
         return self.targets is not None or any(evaluation.subsets for evaluation in self.evaluations.values())
 
+    @property
+    def uses_lm(self) -> bool:
+        """Whether any LM is used: fine-tuned, or read by a method."""
+        methods = (METHODS.get(name) for name in self.scoring.methods)
+        return self.fine_tunes or any(method and method.own and method.own.language_model for method in methods)
+
     @model_validator(mode="after")
     def _names_exist(self) -> Study:
         used = {"targets.corpus": self.targets.corpus} if self.targets else {}
-        if self.fine_tunes and self.language_model.model == "builtin:tiny":
+        if self.uses_lm and self.language_model.model == "builtin:tiny":
             used["language_model.pretraining.corpus"] = self.language_model.pretraining.corpus
+        if self.warmup.corpus:
+            used["warmup.corpus"] = self.warmup.corpus
         for name, evaluation in self.evaluations.items():
             if name == "train":
                 raise ValueError("evaluations.train: 'train' names the encoder's targets; take another name")

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from workflow_scripts.lib.config import Evaluation, Study
-from workflow_scripts.methods import METHODS
+from workflow_scripts.methods import METHODS, Method, OwnEmbeddings, sentence_encoder
 
 # Raised by hand whenever a stage's code starts to mean something else, so that its results are made anew.
 # tests/unit/test_specs.py pins each stage's source to its version.
@@ -29,6 +29,9 @@ STAGE_VERSIONS = {
     "take_encoder": 1,
     "train_encoder": 1,
     "embed_corpus": 1,
+    "warmup_lm": 1,
+    "fit_method": 1,
+    "embed_by_method": 1,
     "score_pairs": 1,
     "score_part": 1,
     "merge_scores": 1,
@@ -39,6 +42,8 @@ STAGE_VERSIONS = {
     "write_report": 1,
 }
 TRAIN_POOL = "train"
+# Ends the name of the folder of a method's embeddings of tests, where they are made otherwise.
+OF_TESTS = "-tests"
 
 
 class StudyPlan:
@@ -49,7 +54,7 @@ class StudyPlan:
         # Evaluation sets with a LDS, and the pools that LMs are fine-tuned on.
         self.judged = [name for name, evaluation in study.evaluations.items() if evaluation.subsets]
         self.pools = [TRAIN_POOL, *self.judged] if study.targets else self.judged
-        self.has_builtin_lm = study.fine_tunes and study.language_model.model == "builtin:tiny"
+        self.has_builtin_lm = study.uses_lm and study.language_model.model == "builtin:tiny"
 
     def spec(self, stage: str, wildcards: Mapping[str, str]) -> dict[str, Any]:
         """Return the values that `stage` is called with, and its version, sorted by name.
@@ -69,7 +74,14 @@ class StudyPlan:
 
     def tokenized_corpora(self) -> list[str]:
         """Return the corpora that the LM reads."""
-        return sorted({corpus for pool in self.pools for corpus in self.corpora_of(pool)})
+        corpora = {corpus for pool in self.pools for corpus in self.corpora_of(pool)}
+        own = [method.own for method in map(self.method, self.study.scoring.methods) if method.own]
+        if any(one.language_model for one in own):
+            evaluations = self.study.evaluations.values()
+            corpora |= {corpus for one in evaluations for corpus in (one.train, one.test)}
+        if any(one.fitted for one in own):
+            corpora.add(self.warmup_corpus())
+        return sorted(corpora)
 
     def source_files(self, corpus: str) -> list[str]:
         """Return the local files of a corpus: their age decides whether it is read again."""
@@ -112,9 +124,44 @@ class StudyPlan:
         """Return the methods that score an evaluation set."""
         return list(self.study.scoring.methods)
 
-    def encoder_of(self, method: str) -> str | None:
-        """Return which encoder's embeddings a method reads, if any."""
-        return METHODS[method].encoder
+    def method(self, name: str) -> Method:
+        """Return what is known of a method of the study."""
+        encoders = self.study.scoring.sentence_encoders
+        return sentence_encoder(encoders[name]) if name in encoders else METHODS[name]
+
+    def poolings_of(self, method: str) -> list[str]:
+        """Return how a method's scores of examples become scores of groups."""
+        return list(self.study.scoring.poolings.get(method, self.method(method).poolings))
+
+    def embedding_of(self, method: str, for_tests: bool = False) -> str | None:
+        """Return the name of the folder of a method's embeddings, if it reads any."""
+        known = self.method(method)
+        if known.own is None:
+            return known.encoder
+        return method + OF_TESTS if for_tests and known.own.by_role else method
+
+    def own_embeddings(self) -> list[str]:
+        """Return the names of the folders of embeddings that methods make of their own."""
+        names = [*METHODS, *self.study.scoring.sentence_encoders]
+        own = [name for name in names if self.method(name).own]
+        return [*own, *(name + OF_TESTS for name in own if self.method(name).own.by_role)]
+
+    def method_of(self, embedding: str) -> str:
+        """Return the method that makes the embeddings of a folder."""
+        return embedding.removesuffix(OF_TESTS)
+
+    def own_of(self, embedding: str) -> OwnEmbeddings:
+        """Return how the embeddings of a folder are made."""
+        return self.method(self.method_of(embedding)).own
+
+    def warmup_corpus(self) -> str:
+        """Return the corpus that the LM is warmed up on."""
+        targets, evaluations = self.study.targets, self.study.evaluations.values()
+        return self.study.warmup.corpus or (targets.corpus if targets else next(iter(evaluations)).train)
+
+    def fitted_methods(self) -> list[str]:
+        """Return the methods that are fitted before they embed."""
+        return [name for name in METHODS if METHODS[name].is_fitted]
 
     def parts_of(self, corpus: str) -> list[str]:
         """Return the parts that a corpus is embedded and scored in, as they stand in file names; [""] for one."""
@@ -125,7 +172,7 @@ class StudyPlan:
     def methods_scored(self, *, in_parts: bool) -> list[str]:
         """Return the methods whose scores are put together from parts of the training corpus, or the others."""
         split = self.study.scoring.parts > 1
-        return [name for name in self.study.scoring.methods if (split and bool(METHODS[name].encoder)) == in_parts]
+        return [name for name in self.study.scoring.methods if (split and bool(self.embedding_of(name))) == in_parts]
 
     def memory_mb(self, stage: str) -> int:
         """Return the memory in MiB that a job of `stage` asks for, from the size in the LM's name."""
@@ -137,6 +184,9 @@ class StudyPlan:
         encoder = self.encoder_processes()
         return {
             "finetune_shard": 4000 + int(lm),
+            "warmup_lm": 4000 + int(lm),
+            "fit_method": 8000 + int(lm),
+            "embed_by_method": 8000 + int(lm),
             "train_encoder": 16000 * encoder,
             "embed_corpus": 4000 * encoder,
             "collect_targets": 8000,
@@ -152,7 +202,9 @@ class StudyPlan:
 
     def runtime_minutes(self, stage: str) -> int:
         """Return the minutes that a job of `stage` asks for."""
-        return {"finetune_shard": 120, "train_encoder": 720, "embed_corpus": 120}.get(stage, 60)
+        minutes = {"finetune_shard": 120, "train_encoder": 720, "embed_corpus": 120}
+        minutes |= {"warmup_lm": 720, "fit_method": 720, "embed_by_method": 720}
+        return minutes.get(stage, 60)
 
     def _job_size(self, pool: str) -> tuple[int, int]:
         if pool == TRAIN_POOL:
@@ -242,16 +294,57 @@ class StudyPlan:
 
     def _embed_corpus(self, encoder: str, corpus: str, part: str) -> dict[str, Any]:
         return {
-            **({"part": [int(number) for number in part.removeprefix(".").split("of")]} if part else {}),
+            **self._part(part),
             **self._encoder_text(),
             "embedding_precision": self.study.scoring.embedding_precision,
             "chunk_tokens": self.study.encoder_training.chunk_tokens,
             "precision": self.study.encoder_training.precision,
         }
 
+    def _part(self, part: str) -> dict[str, Any]:
+        return {"part": [int(number) for number in part.removeprefix(".").split("of")]} if part else {}
+
+    def _warmup_finetuning(self) -> dict[str, Any]:
+        warmup = self.study.warmup
+        changes = {"epochs": warmup.epochs, "learning_rate": warmup.learning_rate}
+        values = self._finetuning() | {name: value for name, value in changes.items() if value is not None}
+        return {name: value for name, value in values.items() if name != "zero"}
+
+    def _warmup_lm(self) -> dict[str, Any]:
+        return {
+            **self._lm_source(),
+            "examples": self.study.warmup.examples,
+            "finetuning": self._warmup_finetuning(),
+            "seed": self.study.seed,
+        }
+
+    def _fit_method(self, method: str) -> dict[str, Any]:
+        own = self.own_of(method)
+        return {
+            **self._warmup_lm(),
+            "measured_examples": self.study.warmup.measured_examples,
+            "module": own.module,
+            "settings": dict(own.settings),
+        }
+
+    def _embed_by_method(self, embedding: str, corpus: str, part: str) -> dict[str, Any]:
+        own = self.own_of(embedding)
+        return {
+            **self._part(part),
+            "lm_source": self._lm_source() if own.language_model else None,
+            "module": own.module,
+            "settings": dict(own.settings),
+            "for_tests": embedding.endswith(OF_TESTS),
+            "prompt_words": self.study.encoder.prompt_words,
+            "batch_tokens": self.study.finetuning.step_tokens,
+            "precision": self.study.finetuning.precision,
+            "embedding_precision": self.study.scoring.embedding_precision,
+        }
+
     def _score_pairs(self, method: str, evaluation: str) -> dict[str, Any]:
         return {
             "method": method,
+            "poolings": self.poolings_of(method),
             "evaluation": evaluation,
             "seed": self.study.seed,
             "top": self.study.scoring.top,
@@ -261,13 +354,19 @@ class StudyPlan:
     def _score_part(self, method: str, evaluation: str, part: str) -> dict[str, Any]:
         return {
             "method": method,
+            "poolings": self.poolings_of(method),
             "part": f"{evaluation} {part.removeprefix('.')}",
             "top": self.study.scoring.top,
             "tile_examples": self.study.scoring.tile_examples,
         }
 
     def _merge_scores(self, method: str, evaluation: str) -> dict[str, Any]:
-        return {"method": method, "evaluation": evaluation, "top": self.study.scoring.top}
+        return {
+            "method": method,
+            "poolings": self.poolings_of(method),
+            "evaluation": evaluation,
+            "top": self.study.scoring.top,
+        }
 
     def _check_leaks(self) -> dict[str, Any]:
         return {"near_duplicate": self.study.judging.near_duplicate}

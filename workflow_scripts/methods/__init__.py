@@ -1,19 +1,43 @@
 """Attribution methods, by the name that a study's `scoring.methods` and every table use.
 
-A method either reads the embeddings of an encoder, or scores texts by itself: then a module of its name in
-this package has `open_scorer(train: Texts, test: Texts, seed: int) -> TextScorer`. To add one, write that
-module and one line here.
+There are three kinds. One reads the embeddings of the attribution encoder. One scores texts by itself: a module
+of its name in this package has `open_scorer(train: Texts, test: Texts, seed: int) -> TextScorer`. One makes
+embeddings of its own: its module has `open_embedder(...) -> Embedder` and, where something has to be measured
+first, `fit(...)`; see `methods.embedders`. To add one, write the module and one line here.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from workflow_scripts.methods.texts import TextScorer
+
+Pooling = Literal["attention", "mean", "sum"]
+
+
+@dataclass(frozen=True)
+class OwnEmbeddings:
+    """How a method makes embeddings of its own.
+
+    Parameters
+    ----------
+    module: of this package, with `open_embedder` and, if `fitted`, `fit`.
+    settings: what both are called with.
+    language_model: which LM reads the examples: the base LM, the warmed-up one, or None for a method of texts.
+    fitted: whether something is measured on the warm-up's examples before anything is embedded.
+    by_role: whether a test example is embedded otherwise than a training example.
+    """
+
+    module: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    language_model: Literal["base", "warm"] | None = None
+    fitted: bool = False
+    by_role: bool = False
 
 
 @dataclass(frozen=True)
@@ -23,11 +47,21 @@ class Method:
     Parameters
     ----------
     poolings: how example scores become group scores; each is a row of the LDS table.
-    encoder: whose embeddings are read; None for methods that score texts by themselves.
+    encoder: which attribution encoder's embeddings are read, if any.
+    own: how embeddings of its own are made, if it does that.
     """
 
-    poolings: tuple[Literal["attention", "mean", "sum"], ...]
+    poolings: tuple[Pooling, ...]
     encoder: Literal["trained", "untrained"] | None = None
+    own: OwnEmbeddings | None = None
+
+    @property
+    def is_fitted(self) -> bool:
+        return self.own is not None and self.own.fitted
+
+
+def _of_gradients(module: str, by_role: bool = False, language_model: str = "warm", **settings: Any) -> Method:
+    return Method(("mean",), own=OwnEmbeddings(module, settings, language_model, fitted=True, by_role=by_role))
 
 
 METHODS = {
@@ -38,9 +72,31 @@ METHODS = {
     "bm25": Method(("mean",)),
     "length": Method(("mean",)),
     "random": Method(("mean",)),
+    "dsir": Method(("mean",)),
+    "rds": Method(("mean",), own=OwnEmbeddings("rds", language_model="base")),
+    "tracin": _of_gradients("tracin", rank=16),
+    "logra_4": _of_gradients("logra", rank=4, start="pca", hessian="kfac"),
+    "logra_8": _of_gradients("logra", rank=8, start="pca", hessian="kfac"),
+    "logra_16": _of_gradients("logra", rank=16, start="pca", hessian="kfac"),
+    "logra_16_fisher": _of_gradients("logra", rank=16, start="pca", hessian="fisher"),
+    "logra_16_random": _of_gradients("logra", rank=16, start="random", hessian="kfac"),
+    "dsdm": _of_gradients("dsdm", rank=16),
+    "less": _of_gradients(
+        "less", by_role=True, language_model="base", lora_rank=128, lora_alpha=512, epochs=4, dimension=8192
+    ),
 }
+
+
+def sentence_encoder(model: str) -> Method:
+    """Return the method that compares the embeddings of a sentence-transformers model."""
+    return Method(("mean",), own=OwnEmbeddings("sentence_encoder", {"model": model}))
 
 
 def load_text_method(name: str) -> Callable[..., TextScorer]:
     """Return `open_scorer` of a method that scores texts; its libraries are imported only now."""
-    return importlib.import_module(f"{__name__}.{name}").open_scorer
+    return load_module(name).open_scorer
+
+
+def load_module(name: str) -> ModuleType:
+    """Return a module of this package; its libraries are imported only now."""
+    return importlib.import_module(f"{__name__}.{name}")

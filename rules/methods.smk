@@ -1,0 +1,72 @@
+rule warmup_lm:
+    """Warm the base LM up: gradient methods read a LM that knows the kind of text."""
+    input:
+        **language_model(),
+        tokens=f"{RESULTS}/tokens/{plan_of_study.warmup_corpus()}.parquet",
+    output:
+        warm=directory(f"{RESULTS}/language_model_warm"),
+    log:
+        f"{RESULTS}/logs/warmup_lm.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/warmup_lm/study.tsv"
+    conda:
+        "../envs/airrep.yaml"
+    threads: workflow.cores
+    resources:
+        gpu=1,
+        mem_mb=memory("warmup_lm"),
+        runtime=runtime("warmup_lm"),
+    params:
+        spec=spec("warmup_lm"),
+    script:
+        "../workflow_scripts/warmup_lm.py"
+
+
+rule fit_method:
+    """Measure what a method needs before it embeds: projections, second moments, adapters."""
+    input:
+        unpack(inputs_of_fit),
+    output:
+        fitted=f"{RESULTS}/fitted/{{method}}.safetensors",
+    log:
+        f"{RESULTS}/logs/fit_method/{{method}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/fit_method/{{method}}.tsv"
+    wildcard_constraints:
+        method=any_of(plan_of_study.fitted_methods()),
+    conda:
+        "../envs/airrep.yaml"
+    threads: workflow.cores
+    resources:
+        gpu=1,
+        mem_mb=memory("fit_method"),
+        runtime=runtime("fit_method"),
+    params:
+        spec=spec("fit_method"),
+    script:
+        "../workflow_scripts/fit_method.py"
+
+
+rule embed_by_method:
+    """Embed a corpus by a method of its own; rows that were embedded before keep their embedding."""
+    input:
+        unpack(inputs_of_own_embeddings),
+    output:
+        embeddings=update(f"{RESULTS}/embeddings/{{embedding}}/{{corpus}}{{part}}.parquet"),
+    log:
+        f"{RESULTS}/logs/embed_by_method/{{embedding}}/{{corpus}}{{part}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/embed_by_method/{{embedding}}/{{corpus}}{{part}}.tsv"
+    wildcard_constraints:
+        embedding=any_of(plan_of_study.own_embeddings()),
+    conda:
+        "../envs/airrep.yaml"
+    threads: workflow.cores
+    resources:
+        gpu=1,
+        mem_mb=memory("embed_by_method"),
+        runtime=runtime("embed_by_method"),
+    params:
+        spec=spec("embed_by_method"),
+    script:
+        "../workflow_scripts/embed_by_method.py"

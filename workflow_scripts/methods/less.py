@@ -1,0 +1,110 @@
+"""LESS (Xia et al. 2024): how far AdamW would move low-rank adapters, against the gradients of the tests.
+
+Adapters of the base LM (LoRA, by peft) are trained on the warm-up's examples. A training example's vector is the
+step that AdamW would make for it, given its moments at the end; a test's vector is its gradient. Both are projected
+matrix by matrix and compared by their cosine. Other than the paper, only the last checkpoint is read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from torch import nn
+from transformers import PreTrainedModel
+
+from workflow_scripts.lib.errors import StudyError
+from workflow_scripts.lib.finetuning import Finetuner
+from workflow_scripts.lib.projected_gradients import Correction, ProjectedGradients, Tensors, random_projections
+from workflow_scripts.lib.seeds import derive_seed
+from workflow_scripts.methods.embedders import Embedder, LanguageModelReader, WarmupExamples, unit_length
+
+ADAPTER = "less"
+
+
+def fit(
+    reader: LanguageModelReader,
+    warmup: WarmupExamples,
+    *,
+    lora_rank: int,
+    lora_alpha: int,
+    epochs: int,
+    dimension: int,
+) -> Tensors:
+    """Return the trained adapters, AdamW's moments of them, and random projections to at most `dimension` numbers.
+
+    Raises
+    ------
+    StudyError: the training of the adapters diverged.
+    """
+    adapters = add_adapters(reader.lm, lora_rank, lora_alpha, warmup.seed)
+    tuner = Finetuner(reader.lm, **{**warmup.finetuning, "epochs": epochs})
+    if not tuner.finetune(warmup.examples, warmup.seed, ADAPTER):
+        raise StudyError("the training of LESS's adapters diverged. Lower warmup.learning_rate.")
+    tensors = random_projections(adapters, max(math.isqrt(dimension // len(adapters)), 1), warmup.seed)
+    for name, layer in adapters.items():
+        state = tuner.optimizer.state[layer.weight]
+        tensors[f"{name}.weight"] = layer.weight.detach().cpu()
+        tensors[f"{name}.mean"] = state["exp_avg"].cpu()
+        tensors[f"{name}.square"] = state["exp_avg_sq"].cpu()
+        tensors["steps"] = state["step"].cpu()
+    return tensors
+
+
+def open_embedder(
+    reader: LanguageModelReader,
+    fitted: Tensors,
+    for_tests: bool,
+    *,
+    lora_rank: int,
+    lora_alpha: int,
+    epochs: int,
+    dimension: int,
+) -> Embedder:
+    """Return an embedder of unit length: steps of AdamW for training examples, gradients for tests."""
+    adapters = add_adapters(reader.lm, lora_rank, lora_alpha, 0)
+    with torch.no_grad():
+        for name, layer in adapters.items():
+            layer.weight.copy_(fitted[f"{name}.weight"])
+    gradients = ProjectedGradients(
+        reader.lm,
+        adapters,
+        {name: tensor for name, tensor in fitted.items() if name.endswith((".inputs", ".outputs"))},
+        batch_tokens=reader.batch_tokens,
+        precision=reader.precision,
+        mean=True,
+        correct=None if for_tests else adamw_step(fitted, reader.lm.device),
+    )
+    return Embedder(gradients.dimension, lambda examples: unit_length(gradients.embed(examples)))
+
+
+def add_adapters(lm: PreTrainedModel, rank: int, alpha: int, seed: int) -> dict[str, nn.Module]:
+    """Give every linear layer of `lm` but its head low-rank adapters; return their layers by name.
+
+    They alone can be trained afterwards. The first layer of a pair starts at random from `seed`, the second at zero.
+    """
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear")
+    with torch.random.fork_rng():
+        torch.manual_seed(derive_seed(seed, ADAPTER))
+        inject_adapter_in_model(config, lm, ADAPTER)
+    ends = (f".lora_A.{ADAPTER}", f".lora_B.{ADAPTER}")
+    return {name: module for name, module in lm.named_modules() if name.endswith(ends)}
+
+
+def adamw_step(fitted: Mapping[str, torch.Tensor], device: torch.device) -> Correction:
+    """Return a function that turns gradients of a layer into the steps that AdamW would make, less the learning rate.
+
+    The moments are those of `fitted`, with each example's gradient as the next one (LESS, section 3.1).
+    """
+    beta1, beta2, epsilon = 0.9, 0.999, 1e-8
+    steps = float(fitted["steps"]) + 1
+    moments = {name: tensor.to(device) for name, tensor in fitted.items() if name.endswith((".mean", ".square"))}
+
+    def correct(name: str, gradients: torch.Tensor) -> torch.Tensor:
+        mean = beta1 * moments[f"{name}.mean"] + (1 - beta1) * gradients
+        square = beta2 * moments[f"{name}.square"] + (1 - beta2) * gradients.square()
+        return mean / (1 - beta1**steps) / ((square / (1 - beta2**steps)).sqrt() + epsilon)
+
+    return correct

@@ -1,0 +1,58 @@
+"""RDS (Hanawa et al. 2021): the cosine of the LM's last hidden states, averaged over an example's tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from workflow_scripts.lib.language_model import TokenizedExample, autocast
+from workflow_scripts.lib.packing import PackedBatch, pack, token_budget
+from workflow_scripts.methods.embedders import Embedder, LanguageModelReader, unit_length
+
+
+def open_embedder(reader: LanguageModelReader, fitted: Mapping[str, torch.Tensor], for_tests: bool) -> Embedder:
+    """Return an embedder of mean last hidden states, over prompt and response, of unit length."""
+
+    @torch.inference_mode()
+    def embed(examples: Sequence[TokenizedExample]) -> np.ndarray:
+        lengths = np.fromiter((len(example.tokens) for example in examples), np.int64, len(examples))
+        vectors = np.empty((len(examples), reader.lm.config.get_text_config().hidden_size), np.float32)
+        for chosen in token_budget(lengths, reader.batch_tokens):
+            vectors[chosen] = _mean_states(reader, [examples[i].tokens for i in chosen])
+        return unit_length(vectors)
+
+    return Embedder(reader.lm.config.get_text_config().hidden_size, embed)
+
+
+def _mean_states(reader: LanguageModelReader, examples: Sequence[np.ndarray]) -> np.ndarray:
+    lm, batch = reader.lm, pack(examples, reader.lm.device)
+    with autocast(lm.device, reader.precision):
+        states = _packed_states(lm, batch) if lm.airrep_packed else _padded_states(lm, batch)
+    owner = torch.repeat_interleave(torch.from_numpy(batch.order).to(lm.device), batch.lengths)
+    sums = torch.zeros(len(examples), states.shape[1], device=lm.device).index_add(0, owner, states.float())
+    lengths = torch.bincount(owner, minlength=len(examples))
+    return (sums / lengths[:, None]).cpu().numpy()
+
+
+def _packed_states(lm: PreTrainedModel, batch: PackedBatch) -> torch.Tensor:
+    """Return the last hidden states of all tokens, [tokens, hidden], in packed order."""
+    return lm.base_model(
+        input_ids=batch.tokens, position_ids=batch.positions, packing=batch, use_cache=False
+    ).last_hidden_state[0]
+
+
+def _padded_states(lm: PreTrainedModel, batch: PackedBatch) -> torch.Tensor:
+    rows = []
+    for bucket in batch.buckets:
+        shape = (bucket.examples, bucket.longest)
+        mask = torch.ones(shape, dtype=torch.long, device=lm.device)
+        if bucket.mask is not None:
+            mask = bucket.mask[:, 0, 0].long()
+        states = lm.base_model(
+            input_ids=batch.tokens[0, bucket.rows].view(shape), attention_mask=mask, use_cache=False
+        ).last_hidden_state.flatten(0, 1)
+        rows.append(states if bucket.real is None else states[bucket.real])
+    return torch.cat(rows)

@@ -1,0 +1,27 @@
+"""Any sentence-transformers model: its embeddings of prompt and response, compared as the model says."""
+
+from __future__ import annotations
+
+import torch
+from sentence_transformers import SentenceTransformer
+
+from workflow_scripts.lib.language_model import best_device
+from workflow_scripts.lib.models import model_folder
+from workflow_scripts.methods.embedders import Embedder, unit_length
+
+
+def open_embedder(reader: None, fitted: dict[str, torch.Tensor], for_tests: bool, *, model: str) -> Embedder:
+    """Return an embedder of texts: of unit length, unless the model's own similarity is the inner product.
+
+    Raises
+    ------
+    StudyError: the model can't be loaded.
+    """
+    encoder = SentenceTransformer(str(model_folder(model)), device=str(best_device()))
+    by_inner_product = encoder.similarity_fn_name == "dot"
+
+    def embed(texts: list[str]):
+        vectors = encoder.encode(texts, show_progress_bar=False)
+        return vectors if by_inner_product else unit_length(vectors)
+
+    return Embedder(encoder.get_sentence_embedding_dimension(), embed)

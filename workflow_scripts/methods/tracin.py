@@ -1,0 +1,24 @@
+"""TracIn at one checkpoint (Pruthi et al. 2020): the cosine of projected gradients of the MLP layers."""
+
+from __future__ import annotations
+
+from workflow_scripts.lib.example_gradients import mlp_layers
+from workflow_scripts.lib.projected_gradients import Tensors, random_projections
+from workflow_scripts.methods.embedders import (
+    Embedder,
+    LanguageModelReader,
+    WarmupExamples,
+    mlp_gradients,
+    unit_length,
+)
+
+
+def fit(reader: LanguageModelReader, warmup: WarmupExamples, *, rank: int) -> Tensors:
+    """Return random projections to `rank` x `rank` numbers a layer; nothing is measured."""
+    return random_projections(mlp_layers(reader.lm), rank, warmup.seed)
+
+
+def open_embedder(reader: LanguageModelReader, fitted: Tensors, for_tests: bool, *, rank: int) -> Embedder:
+    """Return an embedder of projected gradients of unit length."""
+    gradients = mlp_gradients(reader, fitted)
+    return Embedder(gradients.dimension, lambda examples: unit_length(gradients.embed(examples)))
