@@ -33,6 +33,7 @@ if study.targets:
     include: "rules/release.smk"
 
 
+include: "rules/experiments.smk"
 include: "rules/report.smk"
 
 

@@ -1,6 +1,6 @@
 # The study, and what every rule file needs of it. No rules here.
 from workflow_scripts.lib.errors import StudyError
-from workflow_scripts.lib.specs import StudyPlan
+from workflow_scripts.lib.specs import EXPERIMENT_TABLES, StudyPlan
 from workflow_scripts.lib.config import load_study
 from snakemake.exceptions import WorkflowError
 
@@ -17,7 +17,10 @@ wildcard_constraints:
     corpus="|".join(study.corpora),
     pool="|".join(dict.fromkeys([*plan_of_study.pools, *study.evaluations])),
     evaluation="|".join(study.evaluations),
-    encoder="trained|untrained",
+    encoder="(trained|untrained)(" + "|".join(plan_of_study.variants) + ")",
+    variant="(" + "|".join(plan_of_study.variants) + ")",
+    lm="(" + "|".join(plan_of_study.language_models) + ")",
+    experiment="|".join(EXPERIMENT_TABLES),
     # Empty where a corpus is embedded and scored in one piece.
     part=r"(\.\d+of\d+)?",
 
@@ -29,6 +32,10 @@ def spec(stage):
         return plan_of_study.spec(stage, dict(wildcards))
 
     return values
+
+
+def spec_of_base(wildcards):
+    return plan_of_study.base_spec(dict(wildcards))
 
 
 def environment_spec(wildcards, resources):

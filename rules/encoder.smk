@@ -3,11 +3,11 @@ rule init_encoder:
     input:
         corpus=f"{RESULTS}/corpora/{study.targets.corpus}.parquet",
     output:
-        encoder=directory(f"{RESULTS}/encoder_untrained"),
+        encoder=directory(f"{RESULTS}/encoder_untrained{{variant}}"),
     log:
-        f"{RESULTS}/logs/init_encoder.log",
+        f"{RESULTS}/logs/init_encoder{{variant}}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/init_encoder/study.tsv"
+        f"{RESULTS}/benchmarks/init_encoder/study{{variant}}.tsv"
     conda:
         "../envs/airrep.yaml"
     resources:
@@ -23,16 +23,16 @@ rule train_encoder:
     """Train the encoder to rank subsets by their measured effect; the best checkpoint is kept."""
     input:
         corpus=f"{RESULTS}/corpora/{study.targets.corpus}.parquet",
-        untrained=rules.init_encoder.output.encoder,
+        untrained=untrained_encoder,
         subsets=f"{RESULTS}/subsets/train.parquet",
         targets=f"{RESULTS}/targets/train.parquet",
     output:
-        encoder=directory(f"{RESULTS}/encoder"),
-        log=f"{RESULTS}/encoder.log.parquet",
+        encoder=directory(f"{RESULTS}/encoder{{variant}}"),
+        log=f"{RESULTS}/encoder{{variant}}.log.parquet",
     log:
-        f"{RESULTS}/logs/train_encoder.log",
+        f"{RESULTS}/logs/train_encoder{{variant}}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/train_encoder/study.tsv"
+        f"{RESULTS}/benchmarks/train_encoder/study{{variant}}.tsv"
     conda:
         "../envs/airrep.yaml"
     threads: workflow.cores
@@ -50,4 +50,5 @@ rule train_encoder:
 rule encoder:
     """The trained encoder, as a sentence-transformers folder."""
     input:
-        rules.train_encoder.output,
+        f"{RESULTS}/encoder",
+        f"{RESULTS}/encoder.log.parquet",

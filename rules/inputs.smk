@@ -1,20 +1,41 @@
 # Which files a rule reads, where that depends on the study. No rules here.
 def train_tokens(wildcards):
-    return drawn_from(wildcards.pool, plan_of_study.corpora_of(wildcards.pool)[0])
+    return drawn_from(wildcards.pool, 0)
 
 
 def test_tokens(wildcards):
-    return drawn_from(wildcards.pool, plan_of_study.corpora_of(wildcards.pool)[1])
+    return drawn_from(wildcards.pool, 1)
 
 
-def drawn_from(pool, corpus):
+def drawn_from(pool, role):
     """A corpus as the LM reads it; where none is fine-tuned on the pool, every row can be drawn."""
-    return f"{RESULTS}/{'tokens' if pool in plan_of_study.pools else 'corpora'}/{corpus}.parquet"
+    corpus = plan_of_study.corpora_of(pool)[role]
+    return tokens_of(pool, role) if pool in plan_of_study.pools else f"{RESULTS}/corpora/{corpus}.parquet"
 
 
-def language_model():
+def tokens_of(pool, role):
+    return f"{RESULTS}/tokens{plan_of_study.language_model_of(pool)}/{plan_of_study.corpora_of(pool)[role]}.parquet"
+
+
+def language_model(lm=""):
     """The LM's folder as a named input, where the workflow makes it; a hub model is no file."""
-    return {"language_model": f"{RESULTS}/language_model"} if plan_of_study.has_builtin_lm else {}
+    return {"language_model": language_model_folder(lm)} if plan_of_study.is_builtin(lm) else {}
+
+
+def language_model_folder(lm):
+    return f"{RESULTS}/language_model{lm}" if plan_of_study.is_builtin(lm) else []
+
+
+def language_model_of_tokens(wildcards):
+    return language_model_folder(wildcards.lm)
+
+
+def language_model_of_pool(wildcards):
+    return language_model_folder(plan_of_study.language_model_of(wildcards.pool))
+
+
+def pretraining_corpus(wildcards):
+    return f"{RESULTS}/corpora/{plan_of_study.language_model(wildcards.lm).pretraining.corpus}.parquet"
 
 
 def source_files(wildcards):
@@ -30,8 +51,13 @@ def blocks(wildcards):
     return [f"{RESULTS}/targets/{wildcards.pool}/{name}.parquet" for name in names]
 
 
+def untrained_encoder(wildcards):
+    return f"{RESULTS}/encoder_untrained" + (wildcards.variant if plan_of_study.starts_anew(wildcards.variant) else "")
+
+
 def encoder_folder(wildcards):
-    return f"{RESULTS}/" + {"trained": "encoder", "untrained": "encoder_untrained"}[wildcards.encoder]
+    kind, at, variant = wildcards.encoder.partition("@")
+    return f"{RESULTS}/" + {"trained": "encoder", "untrained": "encoder_untrained"}[kind] + at + variant
 
 
 def train_embeddings(wildcards):
@@ -107,3 +133,76 @@ def training_log():
 def judgement(table):
     """A table of the evaluation, where any method is judged."""
     return f"{RESULTS}/evaluation/{table}.parquet" if plan_of_study.judged else []
+
+
+def experiment_tables():
+    return [f"{RESULTS}/evaluation/{EXPERIMENT_TABLES[name]}.parquet" for name in plan_of_study.experiments()]
+
+
+def train_tokens_of_experiment(wildcards):
+    return tokens_of(plan_of_study.experiment(wildcards.experiment).evaluation, 0)
+
+
+def test_tokens_of_experiment(wildcards):
+    return tokens_of(plan_of_study.experiment(wildcards.experiment).evaluation, 1)
+
+
+def selection_pool_tokens(wildcards):
+    return tokens_of(plan_of_study.experiment("selection").evaluation, 0)
+
+
+def language_model_of_experiment(wildcards):
+    evaluation = plan_of_study.experiment(wildcards.experiment).evaluation
+    return language_model_folder(plan_of_study.language_model_of(evaluation))
+
+
+def validation_of(experiment):
+    def validation(wildcards):
+        return f"{RESULTS}/subsets/{plan_of_study.experiment(experiment).evaluation}.validation.parquet"
+
+    return validation
+
+
+def corpus_of_experiment(experiment, role):
+    def corpus(wildcards):
+        evaluation = study.evaluations[plan_of_study.experiment(experiment).evaluation]
+        return f"{RESULTS}/corpora/{getattr(evaluation, role)}.parquet"
+
+    return corpus
+
+
+def scores_of(experiment, folder="scores"):
+    def scores(wildcards):
+        evaluation = plan_of_study.experiment(experiment).evaluation
+        methods = plan_of_study.experiment_methods(experiment)
+        return [f"{RESULTS}/{folder}/{method}/{evaluation}.parquet" for method in methods]
+
+    return scores
+
+
+def base_scores_of(experiment):
+    return scores_of(experiment, f"experiments/{experiment}/groups")
+
+
+def measured_of(experiment):
+    def measured(wildcards):
+        jobs = plan_of_study.experiment(experiment).jobs
+        return [f"{RESULTS}/experiments/{experiment}/measured/{job}.parquet" for job in range(jobs)]
+
+    return measured
+
+
+def classified_scores(wildcards):
+    return [
+        f"{RESULTS}/scores/{method}/{evaluation}.parquet"
+        for evaluation in plan_of_study.classified()
+        for method in study.scoring.methods
+    ]
+
+
+def classified_corpora(role):
+    def corpora(wildcards):
+        names = [getattr(study.evaluations[evaluation], role) for evaluation in plan_of_study.classified()]
+        return [f"{RESULTS}/corpora/{name}.parquet" for name in names]
+
+    return corpora

@@ -1,13 +1,13 @@
 rule pretrain_base_lm:
     """Make `builtin:tiny`, a small LM with a tokenizer of its own."""
     input:
-        corpus=f"{RESULTS}/corpora/{study.language_model.pretraining.corpus}.parquet",
+        corpus=pretraining_corpus,
     output:
-        model=directory(f"{RESULTS}/language_model"),
+        model=directory(f"{RESULTS}/language_model{{lm}}"),
     log:
-        f"{RESULTS}/logs/pretrain_base_lm.log",
+        f"{RESULTS}/logs/pretrain_base_lm{{lm}}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/pretrain_base_lm/study.tsv"
+        f"{RESULTS}/benchmarks/pretrain_base_lm/study{{lm}}.tsv"
     conda:
         "../envs/airrep.yaml"
     threads: workflow.cores
@@ -24,15 +24,15 @@ rule pretrain_base_lm:
 rule tokenize_corpus:
     """Turn a corpus into the LM's tokens, once for all jobs."""
     input:
-        **language_model(),
+        language_model=language_model_of_tokens,
         corpus=f"{RESULTS}/corpora/{{corpus}}.parquet",
     output:
-        tokens=f"{RESULTS}/tokens/{{corpus}}.parquet",
-        rejected=f"{RESULTS}/tokens/{{corpus}}.rejected.parquet",
+        tokens=f"{RESULTS}/tokens{{lm}}/{{corpus}}.parquet",
+        rejected=f"{RESULTS}/tokens{{lm}}/{{corpus}}.rejected.parquet",
     log:
-        f"{RESULTS}/logs/tokenize_corpus/{{corpus}}.log",
+        f"{RESULTS}/logs/tokenize_corpus{{lm}}/{{corpus}}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/tokenize_corpus/{{corpus}}.tsv"
+        f"{RESULTS}/benchmarks/tokenize_corpus{{lm}}/{{corpus}}.tsv"
     # The check of leaks waits for it, and is worth having before any fine-tuning starts.
     priority: 100
     conda:

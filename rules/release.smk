@@ -1,7 +1,7 @@
 rule package_encoder:
     """Put the trained encoder and its model card into one folder, ready to hand on."""
     input:
-        encoder=rules.train_encoder.output.encoder,
+        encoder=f"{RESULTS}/encoder",
         config=rules.resolve_config.output.config,
         provenance=rules.resolve_config.output.provenance,
         lds=judgement("lds"),

@@ -13,6 +13,7 @@ rule write_report:
         rejected_tokens=expand(
             f"{RESULTS}/tokens/{{corpus}}.rejected.parquet", corpus=plan_of_study.tokenized_corpora()
         ),
+        experiments=experiment_tables(),
     output:
         report=report(
             f"{RESULTS}/report.html",

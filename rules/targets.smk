@@ -26,7 +26,7 @@ rule sample_subsets:
 rule finetune_shard:
     """Fine-tune the base LM on a block of subsets and measure each judged example's loss."""
     input:
-        **language_model(),
+        language_model=language_model_of_pool,
         train_tokens=train_tokens,
         test_tokens=test_tokens,
     output:

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from workflow_scripts.lib.errors import StudyError
+from workflow_scripts.lib.labels import standardised_labels
 from workflow_scripts.lib.progress import say
 from workflow_scripts.lib.stage import run_stage
 from workflow_scripts.lib.tables import read_metadata, read_table, write_batches
@@ -103,24 +104,6 @@ def _fold_targets(table: pa.Table, fold: int, shape: tuple[int, int, int]) -> pa
         },
         schema=SCHEMA,
     )
-
-
-def standardised_labels(losses: np.ndarray) -> np.ndarray:
-    """Return r(x, S) = -(l - mean) / spread over subsets, float64 [subsets, examples].
-
-    Parameters
-    ----------
-    losses: float [subsets, seeds, examples]; NaN for a diverged run. Losses are averaged over seeds; the
-        spread is the standard deviation (the paper's text says variance, which would not be free of scale).
-        An example whose loss does not vary has label 0 everywhere.
-    """
-    finished = np.isfinite(losses)
-    counts = finished.sum(1)
-    mean_losses = np.full(counts.shape, np.nan)
-    np.divide(np.where(finished, losses, 0.0).sum(1, dtype=np.float64), counts, out=mean_losses, where=counts > 0)
-    centred = mean_losses - np.nanmean(mean_losses, axis=0)
-    spread = np.sqrt(np.nanmean(centred**2, axis=0))
-    return -centred / np.where(spread > 0, spread, 1.0)
 
 
 if __name__ == "__main__":

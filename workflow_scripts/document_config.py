@@ -81,7 +81,7 @@ def _type_name(annotation: Any) -> str:
         return "[" + ", ".join(map(_type_name, arguments)) + "]"
     if origin is dict:
         return f"map from {_type_name(arguments[0])} to {_type_name(arguments[1])}"
-    return {str: "text", int: "integer", float: "number", bool: "`true` or `false`"}[annotation]
+    return {str: "text", int: "integer", float: "number", bool: "`true` or `false`", Any: "any value"}[annotation]
 
 
 def _bounds(metadata: Any) -> str:

@@ -1,26 +1,20 @@
 """Fine-tune the base LM on a block of subsets and measure each validation example's loss (paper, 3.1)."""
 
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from workflow_scripts.lib.errors import StudyError
-from workflow_scripts.lib.finetuning import Finetuner
-from workflow_scripts.lib.language_model import TokenizedExample, load_language_model
+from workflow_scripts.lib.finetuning_jobs import FinishedRuns, open_tuner, read_examples
 from workflow_scripts.lib.models import folder_hash
-from workflow_scripts.lib.processes import agreed, is_first
-from workflow_scripts.lib.progress import Progress, say
+from workflow_scripts.lib.processes import agreed
+from workflow_scripts.lib.progress import Progress
 from workflow_scripts.lib.specs import STAGE_VERSIONS
 from workflow_scripts.lib.stage import run_stage
 from workflow_scripts.lib.subsets import Fold, Sampling, corpus_ids
-from workflow_scripts.lib.tables import file_hash, read_metadata, read_table, spec_hash, write_table
-
-if TYPE_CHECKING:
-    from workflow_scripts.lib.zero_finetuning import ZeroFinetuner
+from workflow_scripts.lib.tables import file_hash, spec_hash
 
 SCHEMA = pa.schema(
     [
@@ -70,7 +64,7 @@ def finetune_shard(
             "finetuning": finetuning,
         }
     )
-    finished = FinishedRuns(losses, key)
+    finished = FinishedRuns(losses, key, SCHEMA.names[:3])
     # Meanwhile the job of a killed driver may write other runs of the same block.
     missing = agreed([run for run in runs if run not in finished])
     progress = Progress(
@@ -83,7 +77,7 @@ def finetune_shard(
         train = read_examples(train_tokens)
         test = train if train_tokens == test_tokens else read_examples(test_tokens)
         train_ids, test_ids = corpus_ids(train_tokens, test_tokens)
-        tuner = _tuner([language_model or model, revision, trust_remote_code], **finetuning)
+        tuner = open_tuner([language_model or model, revision, trust_remote_code], **finetuning)
         fold_number = None
         for fold, index, seed in missing:
             if fold != fold_number:
@@ -96,36 +90,7 @@ def finetune_shard(
             measured = tuner.losses(judged) if ended else np.full(len(judged), np.nan, np.float32)
             finished.add((fold, index, seed), _run_table((fold, index, seed), drawn, base, measured))
             progress.advance(note=f"mean loss {measured.mean():.3f} (base {base.mean():.3f})")
-    finished.publish(runs)
-
-
-def _tuner(
-    source: Sequence[Any], *, zero: Mapping[str, Any] | None = None, **settings: Any
-) -> "Finetuner | ZeroFinetuner":
-    """Return the engine that fine-tunes: native, or DeepSpeed with its own settings `zero`."""
-    if zero is None:
-        return Finetuner(load_language_model(*source), **settings)
-    try:
-        from workflow_scripts.lib.zero_finetuning import ZeroFinetuner
-    except ModuleNotFoundError as error:
-        raise StudyError(
-            f"finetuning.engine is deepspeed, but {error.name} is not installed: run "
-            "`pip install -r envs/requirements-deepspeed.lock` in the workflow's environment, or write engine: native."
-        ) from None
-    return ZeroFinetuner(load_language_model(*source, device="cpu"), **zero, **settings)
-
-
-def read_examples(tokens: Path) -> Mapping[int, TokenizedExample]:
-    """Return the examples of a `tokens/` file by example id; their tokens share one memory block."""
-    table = read_table(tokens, ["example_id", "input_ids", "prompt_tokens"]).combine_chunks()
-    column = table["input_ids"].combine_chunks()
-    flat, offsets = column.values.to_numpy(), column.offsets.to_numpy()
-    return {
-        int(example_id): TokenizedExample(flat[offsets[row] : offsets[row + 1]], int(prompt_tokens))
-        for row, (example_id, prompt_tokens) in enumerate(
-            zip(table["example_id"].to_numpy(), table["prompt_tokens"].to_numpy(), strict=True)
-        )
-    }
+    finished.publish(runs, SCHEMA)
 
 
 def _run_table(run: Run, drawn: Fold, base: np.ndarray, measured: np.ndarray) -> pa.Table:
@@ -141,50 +106,6 @@ def _run_table(run: Run, drawn: Fold, base: np.ndarray, measured: np.ndarray) ->
         },
         schema=SCHEMA,
     )
-
-
-class FinishedRuns:
-    """The runs of a block that are done: on disk one by one, then as one file.
-
-    A file that is damaged or was made with another `key` counts as absent. Of several processes, the first reads and
-    writes.
-    """
-
-    def __init__(self, losses: Path, key: str):
-        self.losses, self.key = Path(losses), key
-        self.folder = self.losses.with_name(f".{self.losses.stem}.{key}.runs")
-        self.tables: dict[Run, pa.Table] = {}
-        for path in [self.losses, *sorted(self.folder.glob("*.parquet"))] if is_first() else []:
-            if path.exists():
-                self._take(path)
-
-    def _take(self, path: Path) -> None:
-        try:
-            if read_metadata(path).get("key") != self.key:
-                return
-            table = read_table(path)
-        except StudyError as error:
-            say(f"finetune_shard: {error} Its runs are done again.")
-            return
-        runs = np.stack([table[name].to_numpy() for name in SCHEMA.names[:3]], axis=1)
-        firsts = np.flatnonzero(np.r_[True, (runs[1:] != runs[:-1]).any(axis=1)]) if len(runs) else []
-        for first, last in zip(firsts, [*firsts[1:], len(runs)], strict=True):
-            self.tables[tuple(int(part) for part in runs[first])] = table.slice(first, last - first)
-
-    def __contains__(self, run: Run) -> bool:
-        return run in self.tables
-
-    def add(self, run: Run, table: pa.Table) -> None:
-        """Keep a run that has just ended, on disk too."""
-        self.tables[run] = table
-        if is_first():
-            write_table(self.folder / "{}_{}_{}.parquet".format(*run), table, key=self.key)
-
-    def publish(self, runs: Sequence[Run]) -> None:
-        """Write all `runs` in order as one file and drop the single ones."""
-        if is_first():
-            write_table(self.losses, pa.concat_tables([self.tables[run] for run in runs]), key=self.key)
-            shutil.rmtree(self.folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Make `builtin:tiny`: a small Qwen2-type LM with a tokenizer of its own, pre-trained for seconds."""
+"""Make `builtin:tiny`: a small LM with a tokenizer of its own, pre-trained for seconds."""
 
 import math
 from collections.abc import Sequence
@@ -7,7 +7,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from workflow_scripts.lib.language_model import TokenizedExample, best_device, summed_losses, use_packing
 from workflow_scripts.lib.models import save_folder
@@ -27,6 +34,7 @@ def pretrain_base_lm(
     vocabulary: int,
     hidden: int,
     layers: int,
+    architecture: str,
     steps: int,
     batch_tokens: int,
     learning_rate: float,
@@ -48,7 +56,7 @@ def pretrain_base_lm(
         TokenizedExample(np.array([*tokens[: max_tokens - 1], tokenizer.eos_token_id]), prompt_tokens=1)
         for tokens in tokenizer(texts)["input_ids"]
     ]
-    lm = new_language_model(len(tokenizer), hidden, layers, max_tokens, derive_seed(seed, "pretraining"))
+    lm = new_language_model(len(tokenizer), hidden, layers, max_tokens, derive_seed(seed, "pretraining"), architecture)
     _train(lm, examples, steps, batch_tokens, learning_rate, seed)
     save_folder(model, lm, tokenizer)
 
@@ -68,10 +76,16 @@ def train_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenize
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=END)
 
 
-def new_language_model(vocabulary: int, hidden: int, layers: int, max_tokens: int, seed: int) -> Qwen2ForCausalLM:
-    """Return a Qwen2-type LM with random weights and tied embeddings."""
+def new_language_model(
+    vocabulary: int, hidden: int, layers: int, max_tokens: int, seed: int, architecture: str = "qwen2"
+) -> PreTrainedModel:
+    """Return a LM with random weights and tied embeddings, of the family `qwen2` or `gpt2`."""
     torch.manual_seed(seed)
     heads = max(hidden // 32, 1)
+    if architecture == "gpt2":
+        # The builtin tokenizer's only special token is its first.
+        sizes = {"n_embd": hidden, "n_layer": layers, "n_head": heads, "n_positions": max_tokens}
+        return GPT2LMHeadModel(GPT2Config(vocab_size=vocabulary, bos_token_id=0, eos_token_id=0, **sizes))
     config = Qwen2Config(
         vocab_size=vocabulary,
         hidden_size=hidden,
@@ -86,7 +100,7 @@ def new_language_model(vocabulary: int, hidden: int, layers: int, max_tokens: in
 
 
 def _train(
-    lm: Qwen2ForCausalLM,
+    lm: PreTrainedModel,
     examples: Sequence[TokenizedExample],
     steps: int,
     batch_tokens: int,

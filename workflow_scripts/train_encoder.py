@@ -3,11 +3,13 @@
 import itertools
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import torch
 
 from workflow_scripts.lib.encoder import AttributionEncoder, EncoderTokens, load_encoder
@@ -19,6 +21,7 @@ from workflow_scripts.lib.encoder_training import (
     encode_together,
     validation_lds,
 )
+from workflow_scripts.lib.labels import pooled_labels
 from workflow_scripts.lib.models import folder_hash
 from workflow_scripts.lib.processes import agreed, is_first, wait_for_all
 from workflow_scripts.lib.progress import Progress, say
@@ -58,6 +61,9 @@ def train_encoder(
     examples_per_step: int,
     smallest_difference: float,
     largest_weight: float,
+    label_spread: str,
+    label_clip: float | None,
+    truncation: str,
     learned_scale: bool,
     validation_folds: int,
     validate_every: int,
@@ -82,9 +88,9 @@ def train_encoder(
     key = spec_hash({**values, "version": version, "data": data, "start": start})
     model = load_encoder(untrained, max_tokens)
     objective = Objective(pooling, smallest_difference, largest_weight, learned_scale).to(model.device)
-    folds = read_folds(subsets, targets)
+    folds = read_folds(subsets, targets, label_spread, label_clip)
     training, held_back = folds[:-validation_folds], folds[-validation_folds:]
-    tokens = tokenize(model, corpus, folds, prompt_words)
+    tokens = tokenize(model, corpus, folds, prompt_words, truncation)
 
     parameters = [p for p in (*model.parameters(), *objective.parameters()) if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0, fused=True)
@@ -142,8 +148,14 @@ def _fold_of_step(step: int, folds: int, seed: int) -> int:
     return int(generator(seed, "fold order", round_).permutation(folds)[place])
 
 
-def read_folds(subsets: Path, targets: Path) -> list[FoldTargets]:
-    """Return the folds of a pool, in order, from its subsets and targets."""
+def read_folds(
+    subsets: Path, targets: Path, label_spread: str = "fold", label_clip: float | None = None
+) -> list[FoldTargets]:
+    """Return the folds of a pool, in order, from its subsets and targets.
+
+    Labels with the spread of a `fold` are those of the targets; `pooled` ones are made of the losses. `label_clip`
+    cuts them off at plus and minus itself.
+    """
     members_table = read_table(subsets, ["fold", "example_ids"])
     members_fold = members_table["fold"].to_numpy()
     ids = members_table["example_ids"].combine_chunks()
@@ -159,16 +171,32 @@ def read_folds(subsets: Path, targets: Path) -> list[FoldTargets]:
         labels = part["label"].to_numpy().reshape(len(fold_members), -1).astype(np.float32)
         tests = part["example_id"].to_numpy()[: labels.shape[1]]
         folds.append(FoldTargets(tests=tests, members=fold_members, labels=labels))
+    if label_spread == "pooled":
+        losses = read_table(targets, ["loss"])["loss"].to_numpy().reshape(len(folds), *_runs(folds, targets))
+        labels = pooled_labels(losses, [fold.tests for fold in folds])
+        folds = [replace(fold, labels=one.astype(np.float32)) for fold, one in zip(folds, labels, strict=True)]
+    if label_clip is not None:
+        folds = [replace(fold, labels=fold.labels.clip(-label_clip, label_clip)) for fold in folds]
     return folds
 
 
+def _runs(folds: list[FoldTargets], targets: Path) -> tuple[int, int, int]:
+    """Return (subsets, seeds, examples) of a fold, in the order of the rows of its targets."""
+    subsets, examples = folds[0].labels.shape
+    return subsets, pq.read_metadata(targets).num_rows // (len(folds) * subsets * examples), examples
+
+
 def tokenize(
-    model: AttributionEncoder, corpus: Path, folds: list[FoldTargets], prompt_words: int
+    model: AttributionEncoder, corpus: Path, folds: list[FoldTargets], prompt_words: int, truncation: str = "first"
 ) -> Mapping[int, EncoderTokens]:
-    """Return the encoder's tokens of every example that occurs in `folds`, by example id."""
+    """Return the encoder's tokens of every example that occurs in `folds`, by example id.
+
+    `truncation` says which tokens of a text that is too long are kept, the `first` or the `last`.
+    """
     used = np.unique(np.concatenate([part.reshape(-1) for fold in folds for part in (fold.tests, fold.members)]))
     table = read_table(corpus, ["prompt", "response"]).take(used)
-    return dict(zip(used.tolist(), model.tokenize(encoder_texts(table, prompt_words, model.view)), strict=True))
+    tokens = model.tokenize(encoder_texts(table, prompt_words, model.view), truncation)
+    return dict(zip(used.tolist(), tokens, strict=True))
 
 
 def _start_scales(

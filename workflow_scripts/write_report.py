@@ -14,6 +14,7 @@ from workflow_scripts.lib import report_charts, report_words
 from workflow_scripts.lib.config import Study, load_study
 from workflow_scripts.lib.errors import StudyError
 from workflow_scripts.lib.progress import say
+from workflow_scripts.lib.report_experiments import gather_experiments
 from workflow_scripts.lib.report_explorer import gather_explorer, json_for_html, visible
 from workflow_scripts.lib.report_profile import gather_profiles
 from workflow_scripts.lib.report_results import gather_costs, gather_results, gather_training
@@ -34,6 +35,7 @@ def write_report(
     rejected: list[Path],
     tokens: list[Path],
     rejected_tokens: list[Path],
+    experiments: list[Path],
     report: Path,
     *,
     benchmarks: str,
@@ -51,6 +53,7 @@ def write_report(
     scores: `scores/<method>/<evaluation>.parquet`; method and evaluation are read from the path.
     corpora, rejected, tokens, rejected_tokens: tables of the corpora, matched by their names; every corpus
         that an evaluation names must be there.
+    experiments: tables of the study's experiments, `evaluation/<name>.parquet`.
     report: the HTML file.
     benchmarks: folder of Snakemake's benchmark files, one folder per rule; may be absent.
     tests: most test examples per evaluation in the explorer.
@@ -86,6 +89,7 @@ def write_report(
         curves=report_charts.training_curves(*gather_training(training)) if training else [],
         costs=gather_costs(Path(benchmarks)),
         profiles=gather_profiles(corpora, rejected, tokens, rejected_tokens, study),
+        experiments=gather_experiments(experiments),
         explorer_shown=bool(explorer["evaluations"]),
         explorer=Markup(json_for_html(explorer)),
         asked={"characters": characters, "examples": examples},

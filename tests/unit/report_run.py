@@ -73,6 +73,7 @@ def make_run(
         "rejected": [_rejected(folder / "corpora" / "train.rejected.parquet")],
         "tokens": [_tokens(folder / "tokens" / "train.parquet", train, generator)],
         "rejected_tokens": [_rejected_tokens(folder / "tokens" / "train.rejected.parquet")],
+        "experiments": [],
         "report": folder / "report.html",
         "benchmarks": str(_benchmarks(folder / "benchmarks")),
         "tests": tests,

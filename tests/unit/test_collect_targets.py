@@ -4,9 +4,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from workflow_scripts.collect_targets import collect_targets, standardised_labels
+from workflow_scripts.collect_targets import collect_targets
 from workflow_scripts.finetune_shard import SCHEMA
 from workflow_scripts.lib.errors import StudyError
+from workflow_scripts.lib.labels import pooled_labels, standardised_labels
 from workflow_scripts.lib.tables import read_table, write_table
 
 SIZES = {"folds": 2, "subsets_per_fold": 3, "seeds": 1, "max_diverged_share": 0.2}
@@ -99,3 +100,19 @@ def test_a_block_of_other_settings_stops(tmp_path):
         write_table(path, read_table(path), key=key)
     with pytest.raises(StudyError, match=r"1\.parquet was made with other settings.*Delete it"):
         collected(tmp_path, blocks)
+
+
+def test_pooled_labels_have_the_spread_of_all_folds_of_an_example():
+    # Example 7 is in both folds, 8 in the first and 9 in the second alone; one seed.
+    first = np.array([[[1.0, 2.0]], [[3.0, 4.0]]])
+    second = np.array([[[5.0, 6.0]], [[7.0, 6.0]]])
+    one, two = pooled_labels([first, second], [np.array([7, 8]), np.array([7, 9])])
+    spread = np.sqrt(5)  # of 1, 3, 5, 7
+    np.testing.assert_allclose(one, [[3 / spread, 1], [1 / spread, -1]])
+    np.testing.assert_allclose(two, [[-1 / spread, 0], [-3 / spread, 0]])
+
+
+def test_pooled_labels_of_a_run_that_diverged_are_unknown():
+    losses = np.array([[[1.0]], [[np.nan]], [[3.0]]])
+    (labels,) = pooled_labels([losses], [np.array([7])])
+    np.testing.assert_allclose(labels, [[1], [np.nan], [-1]])

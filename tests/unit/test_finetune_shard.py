@@ -11,8 +11,8 @@ import pyarrow as pa
 import pytest
 from tiny_study import FINETUNING, SAMPLING
 
-from workflow_scripts.finetune_shard import FinishedRuns
 from workflow_scripts.lib.finetuning import Finetuner
+from workflow_scripts.lib.finetuning_jobs import FinishedRuns
 from workflow_scripts.lib.specs import STAGE_VERSIONS
 from workflow_scripts.lib.tables import read_table
 
@@ -118,7 +118,7 @@ import sys, time
 from pathlib import Path
 sys.path.insert(0, {os.path.dirname(__file__)!r})
 from tiny_study import TinyStudy
-from workflow_scripts.finetune_shard import FinishedRuns
+from workflow_scripts.lib.finetuning_jobs import FinishedRuns
 add = FinishedRuns.add
 def slow(self, run, table):
     add(self, run, table)
@@ -160,4 +160,4 @@ def test_a_faulty_run_is_no_result(tiny, tmp_path, monkeypatch):
 
 
 def test_finished_runs_of_a_folder_without_any_are_empty(tmp_path):
-    assert (0, 0, 0) not in FinishedRuns(tmp_path / "block.parquet", "key")
+    assert (0, 0, 0) not in FinishedRuns(tmp_path / "block.parquet", "key", ("fold", "index", "seed"))

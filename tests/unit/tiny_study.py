@@ -77,6 +77,7 @@ def make_tiny_study(folder: Path) -> TinyStudy:
         vocabulary=300,
         hidden=32,
         layers=2,
+        architecture="qwen2",
         steps=5,
         batch_tokens=512,
         learning_rate=1e-3,

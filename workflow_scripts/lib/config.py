@@ -10,13 +10,13 @@ import os
 import re
 from collections.abc import Mapping
 from graphlib import CycleError, TopologicalSorter
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from workflow_scripts.lib.errors import StudyError
 from workflow_scripts.lib.text import View
-from workflow_scripts.methods import METHODS, Pooling
+from workflow_scripts.methods import METHODS, Pooling, read_encoder_variant
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
@@ -39,6 +39,9 @@ class Section(BaseModel):
     """A block of the config: immutable, and no key that it does not know."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+AnySection = TypeVar("AnySection", bound=Section)
 
 
 class Corpus(Section):
@@ -90,7 +93,8 @@ class Pretraining(Section):
     corpus: Name = Field("pretraining", description="Corpus whose text it reads; disjoint from all others.")
     vocabulary: Positive = Field(2048, description="Size of the BPE vocabulary trained on that corpus.")
     hidden: Positive = Field(96, description="Hidden size; a multiple of 32.")
-    layers: Positive = Field(2, description="Number of Qwen2 layers.")
+    layers: Positive = Field(2, description="Number of layers.")
+    architecture: Literal["qwen2", "gpt2"] = Field("qwen2", description="Which family of LMs it belongs to.")
     steps: Positive = Field(300, description="AdamW steps.")
     batch_tokens: Positive = Field(4096, description="Tokens a step.")
     learning_rate: float = Field(2e-3, gt=0, description="Peak learning rate, cosine decay.")
@@ -217,6 +221,17 @@ class EncoderTraining(Section):
     examples_per_step: Positive = Field(1000, description="Validation examples of the fold in one step.")
     smallest_difference: float = Field(0.1, ge=0, description="T_min: pairs of closer labels are dropped.")
     largest_weight: float = Field(5.0, gt=0, description="T_max: cap of a pair's weight.")
+    label_spread: Literal["fold", "pooled"] = Field(
+        "fold",
+        description="An example's labels have mean 0 and spread 1 over the subsets of a fold, or over those of all "
+        "folds in which it is a validation example (the released code).",
+    )
+    label_clip: float | None = Field(None, gt=0, description="Cut labels off at plus and minus this.")
+    truncation: Literal["first", "last"] = Field(
+        "first",
+        description="Which `encoder.max_tokens` tokens of a longer text are read in training; embedding always reads "
+        "the first.",
+    )
     learned_scale: bool = Field(
         False,
         description="Learn the scale of the scores, which is the pooling's temperature; it is folded into the "
@@ -235,9 +250,19 @@ class EncoderTraining(Section):
     )
 
 
+class EncoderVariant(Section):
+    """A further encoder, trained on the same targets: the keys in which it differs."""
+
+    encoder: dict[str, Any] = Field(default_factory=dict, description="Keys of `encoder`.")
+    encoder_training: dict[str, Any] = Field(default_factory=dict, description="Keys of `encoder_training`.")
+
+
 class Evaluation(Section):
     """A test set and the pool of training examples whose influence on it is measured."""
 
+    language_model: Name | None = Field(
+        None, description="One of `language_models`, if the subsets are fine-tuned with another LM than the targets."
+    )
     train: Name = Field(description="Corpus that subsets are drawn from.")
     test: Name = Field(description="Corpus of the test examples.")
     tests: Positive | None = Field(
@@ -279,7 +304,8 @@ class Scoring(Section):
     methods: list[str] = Field(
         ["airrep", "airrep_mean", "untrained", "tfidf", "bm25", "length", "random"],
         description=f"Rows of the LDS table: {', '.join(f'`{name}`' for name in METHODS)}, or a name of "
-        "`sentence_encoders`. docs/methods.md says what each is.",
+        "`sentence_encoders`; of those that read the encoder, `<method>@<variant>` reads one of `encoder_variants`. "
+        "docs/methods.md says what each is.",
         min_length=1,
     )
     sentence_encoders: dict[Name, str] = Field(
@@ -308,8 +334,16 @@ class Scoring(Section):
         known = [*METHODS, *self.sentence_encoders]
         for key, names in {"methods": self.methods, "poolings": self.poolings}.items():
             for name in names:
-                if name not in known:
+                method = name.partition("@")[0]
+                if method != name and method in known and not (method in METHODS and METHODS[method].encoder):
+                    raise ValueError(
+                        f"{key}: {method} reads no encoder of the study, so it has no variant; write it so"
+                    )
+                if method not in known:
                     raise ValueError(f"{key}: there is no method {name!r}; write one of {', '.join(known)}")
+        for name, poolings in self.poolings.items():
+            if {"attention", "signed"} <= set(poolings):
+                raise ValueError(f"poolings.{name}: attention and signed can't be had in one pass; write one of them")
         if repeated := {name for name in self.methods if self.methods.count(name) > 1}:
             raise ValueError(f"methods: {min(repeated)!r} stands there twice; write it once")
         return self
@@ -338,6 +372,89 @@ class Release(Section):
     )
 
 
+class LeaveOut(Section):
+    """Leave one out: fine-tune without some examples, and correlate what that does with their scores."""
+
+    evaluation: Name = Field(description="The evaluation whose pool, tests and LM are used.")
+    base_examples: Positive = Field(description="Examples of the base set, drawn from the pool.")
+    sizes: list[Positive] = Field([1], description="How many examples are left out together.", min_length=1)
+    groups: Annotated[int, Field(ge=3)] = Field(description="Groups left out, of each size.")
+    seeds: int = Field(2, ge=2, description="Fine-tuning runs per group; two or more give the noise ceiling.")
+    jobs: Positive = Field(1, description="Jobs that the runs are dealt to.")
+
+    @model_validator(mode="after")
+    def _something_stays(self) -> LeaveOut:
+        if max(self.sizes) >= self.base_examples:
+            raise ValueError("sizes: must be less than base_examples, or nothing would stay to fine-tune on")
+        return self
+
+
+class Removal(Section):
+    """Removal curve: fine-tune without a test's most helpful examples, against random ones."""
+
+    evaluation: Name = Field(description="The evaluation whose pool, tests and LM are used.")
+    base_examples: Positive = Field(description="Examples of the base set, drawn from the pool.")
+    sizes: list[Positive] = Field(description="How many examples are removed: the points of the curve.", min_length=1)
+    tests: Positive = Field(description="Test examples, each with removals of its own.")
+    methods: list[str] | None = Field(None, description="Which methods choose; `null` for all that score.")
+    random_draws: Positive = Field(3, description="Random removals of each size.")
+    seeds: Positive = Field(1, description="Fine-tuning runs per removal.")
+    jobs: Positive = Field(1, description="Jobs that the runs are dealt to.")
+
+    @model_validator(mode="after")
+    def _something_stays(self) -> Removal:
+        if max(self.sizes) >= self.base_examples:
+            raise ValueError("sizes: must be less than base_examples, or nothing would stay to fine-tune on")
+        return self
+
+
+class Selection(Section):
+    """Data selection: per task (label), fine-tune on the examples that a method ranks first, and let the LM answer."""
+
+    evaluation: Name = Field(description="The evaluation whose pool, tests and LM are used; its tests need labels.")
+    examples: Positive = Field(description="Examples selected for a task (paper: 1,000); at most `scoring.top`.")
+    tasks: Positive | None = Field(None, description="So many tasks, those with most tests first; `null` for all.")
+    methods: list[str] | None = Field(None, description="Which methods select; `null` for all that score.")
+    full_data: bool = Field(True, description="Also fine-tune once on the whole pool.")
+    new_tokens: Positive = Field(64, description="Longest answer in tokens.")
+    seeds: Positive = Field(1, description="Fine-tuning runs per selection.")
+    jobs: Positive = Field(1, description="Jobs that the runs are dealt to.")
+
+
+class Classification(Section):
+    """Data classification: does the top-ranked training example carry the test's label."""
+
+    evaluations: list[Name] | None = Field(None, description="Evaluation sets with labels; `null` for all.")
+
+
+class Amortisation(Section):
+    """From which corpus size on training an encoder has paid for itself."""
+
+    evaluation: Name = Field(description="The evaluation whose measured seconds are used.")
+
+
+class Transfer(Section):
+    """What an encoder trained on one LM's targets is worth for another LM."""
+
+    evaluation: Name = Field(description="The evaluation that names another `language_model`.")
+    home: Name = Field(description="The evaluation with the LM of the targets that it is compared with.")
+
+
+# Experiments that read what was fine-tuned for an evaluation, or fine-tune on its pool.
+FINE_TUNED = ("leave_out", "removal", "selection", "transfer")
+
+
+class Experiments(Section):
+    """The paper's experiments beside the LDS; what is left out doesn't run."""
+
+    leave_out: LeaveOut | None = None
+    removal: Removal | None = None
+    selection: Selection | None = None
+    classification: Classification | None = None
+    amortisation: Amortisation | None = None
+    transfer: Transfer | None = None
+
+
 class Report(Section):
     """What the report shows."""
 
@@ -353,6 +470,11 @@ class Study(Section):
     seed: int = Field(0, ge=0, description="Every random choice derives from it.")
     corpora: dict[Name, Corpus] = Field(description="Corpora by name.", min_length=1)
     language_model: LanguageModel = Field(default_factory=LanguageModel)
+    language_models: dict[Name, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="Further LMs by name, for evaluations to judge a transfer: the keys of `language_model` in which "
+        "each differs.",
+    )
     finetuning: Finetuning = Field(default_factory=Finetuning)
     targets: Targets | None = Field(
         None,
@@ -361,11 +483,15 @@ class Study(Section):
     )
     encoder: Encoder = Field(default_factory=Encoder)
     encoder_training: EncoderTraining = Field(default_factory=EncoderTraining)
+    encoder_variants: dict[Name, EncoderVariant] = Field(
+        default_factory=dict, description="Further encoders by name, trained on the same targets."
+    )
     evaluations: dict[Name, Evaluation] = Field(description="Evaluation sets by name.", min_length=1)
     warmup: Warmup = Field(default_factory=Warmup)
     scoring: Scoring = Field(default_factory=Scoring)
     judging: Judging = Field(default_factory=Judging)
     release: Release = Field(default_factory=Release)
+    experiments: Experiments = Field(default_factory=Experiments)
     report: Report = Field(default_factory=Report)
 
     @property
@@ -382,8 +508,11 @@ class Study(Section):
     @model_validator(mode="after")
     def _names_exist(self) -> Study:
         used = {"targets.corpus": self.targets.corpus} if self.targets else {}
-        if self.uses_lm and self.language_model.model == "builtin:tiny":
-            used["language_model.pretraining.corpus"] = self.language_model.pretraining.corpus
+        for name in [None, *self.language_models] if self.uses_lm else []:
+            lm = self.language_model_named(name)
+            key = f"language_models.{name}" if name else "language_model"
+            if lm.model == "builtin:tiny":
+                used[f"{key}.pretraining.corpus"] = lm.pretraining.corpus
         if self.warmup.corpus:
             used["warmup.corpus"] = self.warmup.corpus
         for name, evaluation in self.evaluations.items():
@@ -413,8 +542,10 @@ class Study(Section):
 
     @model_validator(mode="after")
     def _folds_suffice(self) -> Study:
-        if self.targets and self.encoder_training.validation_folds >= self.targets.folds:
-            raise ValueError("encoder_training.validation_folds must be less than targets.folds")
+        for variant in [None, *self.encoder_variants] if self.targets else []:
+            if self.encoder_of(variant)[1].validation_folds >= self.targets.folds:
+                key = f"encoder_variants.{variant}.encoder_training" if variant else "encoder_training"
+                raise ValueError(f"{key}.validation_folds must be less than targets.folds")
         return self
 
     @model_validator(mode="after")
@@ -431,6 +562,8 @@ class Study(Section):
             raise ValueError(f"encoder.model: {model!r} is where this study writes; take another name for run")
         if self.release.hub:
             raise ValueError("release.hub: without targets there is no encoder of this study's to push; leave it out")
+        if self.encoder_variants:
+            raise ValueError("encoder_variants: without targets none can be trained; add targets, or leave them out")
         if "untrained" in self.scoring.methods:
             others = [method for method in self.scoring.methods if method != "untrained"]
             raise ValueError(
@@ -438,6 +571,81 @@ class Study(Section):
                 f"write [{', '.join(others or ['airrep'])}]"
             )
         return self
+
+    @model_validator(mode="after")
+    def _variants_exist(self) -> Study:
+        for method in self.scoring.methods:
+            variant = read_encoder_variant(method)
+            if variant and variant not in self.encoder_variants:
+                raise ValueError(f"scoring.methods: {method!r} needs encoder_variants.{variant}; add it there")
+        for name, evaluation in self.evaluations.items():
+            if evaluation.language_model and evaluation.language_model not in self.language_models:
+                raise ValueError(
+                    f"evaluations.{name}.language_model: there is no {evaluation.language_model!r}; add it under "
+                    "language_models, or leave the key out"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _experiments_fit(self) -> Study:
+        for name in type(self.experiments).model_fields:
+            experiment = getattr(self.experiments, name)
+            if experiment is None:
+                continue
+            values = experiment.model_dump()
+            if name == "amortisation" and not self.targets:
+                raise ValueError("experiments.amortisation: without targets no encoder's training is paid for")
+            named = [values.get("evaluation"), values.get("home"), *(values.get("evaluations") or [])]
+            if missing := [one for one in named if one and one not in self.evaluations]:
+                raise ValueError(
+                    f"experiments.{name}: there is no evaluation {missing[0]!r}; write one of "
+                    f"{', '.join(self.evaluations)}"
+                )
+            if unjudged := [one for one in named if one and not self.evaluations[one].subsets and name in FINE_TUNED]:
+                raise ValueError(
+                    f"experiments.{name}: evaluation {unjudged[0]!r} has no LM that is fine-tuned; give it `subsets`"
+                )
+            if missing := [one for one in values.get("methods") or [] if one not in self.scoring.methods]:
+                raise ValueError(f"experiments.{name}.methods: {missing[0]!r} doesn't score; add it to scoring.methods")
+        selection, transfer = self.experiments.selection, self.experiments.transfer
+        if selection and selection.examples > self.scoring.top:
+            raise ValueError(
+                f"experiments.selection.examples ({selection.examples}) can't exceed scoring.top ({self.scoring.top}): "
+                "raise scoring.top"
+            )
+        if selection and self.finetuning.engine != "native":
+            raise ValueError("experiments.selection lets the LM answer, which needs finetuning.engine: native")
+        if transfer and not self.evaluations[transfer.evaluation].language_model:
+            raise ValueError(f"experiments.transfer: evaluation {transfer.evaluation!r} names no other language_model")
+        return self
+
+    def language_model_named(self, name: str | None) -> LanguageModel:
+        """Return the LM of `language_models`, or for None the one that the targets are made with."""
+        if name is None:
+            return self.language_model
+        return _changed(self.language_model, self.language_models[name], f"language_models.{name}")
+
+    def encoder_of(self, variant: str | None) -> tuple[Encoder, EncoderTraining]:
+        """Return how an encoder of `encoder_variants` starts and is trained; for None, the study's own."""
+        if variant is None:
+            return self.encoder, self.encoder_training
+        changes, key = self.encoder_variants[variant], f"encoder_variants.{variant}"
+        return (
+            _changed(self.encoder, changes.encoder, f"{key}.encoder"),
+            _changed(self.encoder_training, changes.encoder_training, f"{key}.encoder_training"),
+        )
+
+
+def _changed(section: AnySection, changes: Mapping[str, Any], key: str) -> AnySection:
+    values = section.model_dump()
+    for name, value in changes.items():
+        inner = isinstance(value, Mapping) and isinstance(values.get(name), Mapping)
+        values[name] = {**values[name], **value} if inner else value
+    try:
+        return type(section).model_validate(values)
+    except ValidationError as error:
+        wrong = _explain(error.errors()[0], type(section)).strip()
+        raise ValueError(f"{key}.{wrong}") from None
 
 
 def load_study(values: Mapping[str, Any], origin: str = "config.yaml") -> Study:
@@ -454,10 +662,10 @@ def load_study(values: Mapping[str, Any], origin: str = "config.yaml") -> Study:
         raise StudyError(f"{origin} has {len(lines)} wrong key(s):\n" + "\n".join(lines)) from None
 
 
-def _explain(detail: Mapping[str, Any]) -> str:
+def _explain(detail: Mapping[str, Any], section: type[Section] = Study) -> str:
     key = ".".join(str(part) for part in detail["loc"] if part != "[key]") or "study"
     if detail["type"] == "extra_forbidden":
-        known = _known_keys(detail["loc"][:-1])
+        known = _known_keys(detail["loc"][:-1], section)
         near = difflib.get_close_matches(str(detail["loc"][-1]), known, n=1)
         advice = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
         return f"  {key}: no such key; {advice}"
@@ -468,8 +676,8 @@ def _explain(detail: Mapping[str, Any]) -> str:
     return f"  {key}: {message}{given}"
 
 
-def _known_keys(location: tuple[int | str, ...]) -> list[str]:
-    annotation: Any = Study
+def _known_keys(location: tuple[int | str, ...], section: type[Section]) -> list[str]:
+    annotation: Any = section
     for part in location:
         model = _model_in(annotation)
         if model is not None and part in model.model_fields:

@@ -75,8 +75,12 @@ class AttributionEncoder(nn.Module):
     def view(self) -> View:
         return "joint" if len(self.projections) == 1 else "split"
 
-    def tokenize(self, texts: Sequence[EncoderText]) -> list[EncoderTokens]:
-        """Return the token ids of each text's parts, special tokens included, each cut at `max_tokens`."""
+    def tokenize(self, texts: Sequence[EncoderText], keep: str = "first") -> list[EncoderTokens]:
+        """Return the token ids of each text's parts, special tokens included, each cut at `max_tokens`.
+
+        `keep` says which tokens stay of a part that is too long, the `first` or the `last`.
+        """
+        self.tokenizer.truncation_side = {"first": "right", "last": "left"}[keep]
         parts = [part for text in texts for part in text]
         encoded = self.tokenizer(parts, truncation=True, max_length=self.max_tokens, return_attention_mask=False)
         tokens = [np.asarray(ids, np.int32) for ids in encoded["input_ids"]]

@@ -60,7 +60,8 @@ class Finetuner:
     def _step(self, batch: Sequence[TokenizedExample]) -> torch.Tensor:
         """One optimiser step; returns the batch's loss in nats per response token, a scalar."""
         lengths = np.fromiter((len(example.tokens) for example in batch), np.int64, len(batch))
-        response_tokens = sum(len(example.tokens) - example.prompt_tokens for example in batch)
+        # An example without a response token takes no part; a batch of them makes a step of zero gradient.
+        response_tokens = max(sum(len(example.tokens) - example.prompt_tokens for example in batch), 1)
         total = torch.zeros((), device=self.lm.device)
         for chosen in token_budget(lengths, self.step_tokens):
             with autocast(self.lm.device, self.precision):

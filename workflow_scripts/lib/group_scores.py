@@ -10,7 +10,7 @@ import numpy as np
 from workflow_scripts.lib.errors import StudyError
 from workflow_scripts.lib.scratch import scratch
 
-POOLINGS = ("attention", "mean", "sum")
+POOLINGS = ("attention", "signed", "mean", "sum")
 
 
 class Membership:
@@ -57,26 +57,30 @@ class GroupSums(NamedTuple):
 class GroupScores:
     """Running sums that give f(x, S) for each subset S and test x.
 
-    With `attention`, f = sum_i a_i s_i where a = softmax over the members i of |s_i|. Weights are relative to
-    the largest |s_i| of the same subset and test, so they neither overflow nor vanish, whatever the scores of
-    other subsets are. `mean` and `sum` are additive.
+    With `attention`, f = sum_i a_i s_i where a = softmax over the members i of |s_i|; with `signed`, which the
+    released code judges by, a = softmax of s_i. Weights are relative to the largest |s_i| (or s_i) of the same subset
+    and test, so they neither overflow nor vanish, whatever the scores of other subsets are. `mean` and `sum` are
+    additive.
 
     Parameters
     ----------
     tests: number of tests.
     membership: the subsets.
-    poolings: those of `POOLINGS` that `result` will be asked for.
+    poolings: those of `POOLINGS` that `result` will be asked for; not both `attention` and `signed`.
     """
 
     def __init__(self, tests: int, membership: Membership, poolings: Collection[str]):
         shape = (len(membership.sizes), tests)
         self._tests, self._membership, self._poolings = tests, membership, poolings
-        self._attention = "attention" in poolings
+        self._signed = "signed" in poolings
+        self._attention = "attention" in poolings or self._signed
+        if self._signed and "attention" in poolings:
+            raise ValueError("poolings: attention and signed can't be had in one pass; make them two methods")
         self._additive = "mean" in poolings or "sum" in poolings
         self._members = np.zeros(shape[0], np.int64)
         self._total = np.zeros(shape)
-        # |s| is at least 0, so 0 is a lower bound of the maximum that needs no special case.
-        self._maximum = np.zeros(shape)
+        # Below every score, and finite: the difference of two is a number.
+        self._maximum = np.full(shape, -1e300)
         self._weight = np.zeros(shape)
         self._weighted = np.zeros(shape)
 
@@ -101,7 +105,8 @@ class GroupScores:
         if self._additive:
             self._total[subset] = ones @ scores
         if self._attention:
-            weights = np.abs(scores, out=scratch("weights", scores.shape, np.float32))
+            weigh = np.positive if self._signed else np.abs
+            weights = weigh(scores, out=scratch("weights", scores.shape, np.float32))
             maximum = weights.max(axis=0)
             weights -= maximum
             np.exp(weights, out=weights)
@@ -143,7 +148,7 @@ class GroupScores:
                 "are made from the corpus of the evaluation's `train`."
             )
         match pooling:
-            case "attention":
+            case "attention" | "signed":
                 scores = self._weighted / self._weight
             case "mean":
                 scores = self._total / self._members[:, None]

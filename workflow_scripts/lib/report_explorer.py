@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from workflow_scripts.lib.config import Study
 from workflow_scripts.lib.report_results import method_name
 from workflow_scripts.lib.tables import read_table
-from workflow_scripts.methods import METHODS
+from workflow_scripts.methods import METHODS, find_method
 
 SIGNS = ("helpful", "harmful")
 SCORE_DIGITS = 4
@@ -115,9 +115,12 @@ def visible(text: str) -> str:
 def _explored(methods: list[str]) -> list[str]:
     """Return the methods whose rankings differ: pooling doesn't change how single examples rank."""
     known = list(METHODS)
+    bases = {method: method.partition("@")[0] for method in methods}
     kept, encoders = [], set()
-    for method in sorted(methods, key=lambda name: (known.index(name) if name in known else len(known), name)):
-        encoder = METHODS[method].encoder if method in METHODS else None
+    for method in sorted(
+        methods, key=lambda name: (known.index(bases[name]) if bases[name] in known else len(known), name)
+    ):
+        encoder = find_method(method).encoder if bases[method] in known else None
         if encoder not in encoders:
             kept.append(method)
         if encoder:

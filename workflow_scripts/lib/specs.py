@@ -12,8 +12,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from workflow_scripts.lib.config import Evaluation, Study
-from workflow_scripts.methods import METHODS, Method, OwnEmbeddings, sentence_encoder
+from workflow_scripts.lib.config import Encoder, EncoderTraining, Evaluation, LanguageModel, Study
+from workflow_scripts.methods import METHODS, Method, OwnEmbeddings, find_method, sentence_encoder
 
 # Raised by hand whenever a stage's code starts to mean something else, so that its results are made anew.
 # tests/unit/test_specs.py pins each stage's source to its version.
@@ -39,11 +39,31 @@ STAGE_VERSIONS = {
     "evaluate_lds": 1,
     "package_encoder": 1,
     "push_encoder": 1,
+    "draw_base": 1,
+    "draw_leave_out": 1,
+    "draw_removal": 1,
+    "draw_selection": 1,
+    "finetune_runs": 1,
+    "evaluate_leave_out": 1,
+    "evaluate_removal": 1,
+    "evaluate_selection": 1,
+    "evaluate_classification": 1,
+    "evaluate_amortisation": 1,
+    "evaluate_transfer": 1,
     "write_report": 1,
 }
 TRAIN_POOL = "train"
 # Ends the name of the folder of a method's embeddings of tests, where they are made otherwise.
 OF_TESTS = "-tests"
+# Table of each experiment, under evaluation/.
+EXPERIMENT_TABLES = {
+    "leave_out": "loo",
+    "removal": "removal",
+    "selection": "selection",
+    "classification": "classification",
+    "amortisation": "amortisation",
+    "transfer": "transfer",
+}
 
 
 class StudyPlan:
@@ -54,7 +74,10 @@ class StudyPlan:
         # Evaluation sets with a LDS, and the pools that LMs are fine-tuned on.
         self.judged = [name for name, evaluation in study.evaluations.items() if evaluation.subsets]
         self.pools = [TRAIN_POOL, *self.judged] if study.targets else self.judged
-        self.has_builtin_lm = study.uses_lm and study.language_model.model == "builtin:tiny"
+        # Of the artifacts that several encoders or LMs have, a name begins with @; the study's own have none.
+        self.variants = ["", *(f"@{name}" for name in study.encoder_variants)]
+        self.language_models = ["", *(f"@{name}" for name in study.language_models)]
+        self.has_builtin_lm = study.uses_lm and self.is_builtin("")
 
     def spec(self, stage: str, wildcards: Mapping[str, str]) -> dict[str, Any]:
         """Return the values that `stage` is called with, and its version, sorted by name.
@@ -65,6 +88,10 @@ class StudyPlan:
         values = getattr(self, f"_{stage}")(**wildcards)
         return dict(sorted({"version": STAGE_VERSIONS[stage], **values}.items()))
 
+    def base_spec(self, wildcards: Mapping[str, str]) -> dict[str, Any]:
+        """Return the values that `score_pairs` scores the base set of an experiment with."""
+        return self.spec("score_pairs", {name: wildcards[name] for name in ("method", "evaluation")})
+
     def corpora_of(self, pool: str) -> tuple[str, str]:
         """Return the names of the corpora that a pool's subsets and its judged examples are drawn from."""
         if pool == TRAIN_POOL:
@@ -73,8 +100,9 @@ class StudyPlan:
         return evaluation.train, evaluation.test
 
     def tokenized_corpora(self) -> list[str]:
-        """Return the corpora that the LM reads."""
-        corpora = {corpus for pool in self.pools for corpus in self.corpora_of(pool)}
+        """Return the corpora that the study's own LM reads."""
+        pools = [pool for pool in self.pools if not self.language_model_of(pool)]
+        corpora = {corpus for pool in pools for corpus in self.corpora_of(pool)}
         own = [method.own for method in map(self.method, self.study.scoring.methods) if method.own]
         if any(one.language_model for one in own):
             evaluations = self.study.evaluations.values()
@@ -82,6 +110,19 @@ class StudyPlan:
         if any(one.fitted for one in own):
             corpora.add(self.warmup_corpus())
         return sorted(corpora)
+
+    def language_model_of(self, pool: str) -> str:
+        """Return which LM is fine-tuned on a pool's subsets, as it stands in file names: "" or @<name>."""
+        name = None if pool == TRAIN_POOL else self.study.evaluations[pool].language_model
+        return f"@{name}" if name else ""
+
+    def language_model(self, lm: str) -> LanguageModel:
+        """Return the settings of a LM of `language_models`."""
+        return self.study.language_model_named(lm.removeprefix("@") or None)
+
+    def is_builtin(self, lm: str) -> bool:
+        """Return whether the workflow makes a LM itself."""
+        return self.language_model(lm).model == "builtin:tiny"
 
     def source_files(self, corpus: str) -> list[str]:
         """Return the local files of a corpus: their age decides whether it is read again."""
@@ -127,7 +168,7 @@ class StudyPlan:
     def method(self, name: str) -> Method:
         """Return what is known of a method of the study."""
         encoders = self.study.scoring.sentence_encoders
-        return sentence_encoder(encoders[name]) if name in encoders else METHODS[name]
+        return sentence_encoder(encoders[name]) if name in encoders else find_method(name)
 
     def poolings_of(self, method: str) -> list[str]:
         """Return how a method's scores of examples become scores of groups."""
@@ -163,6 +204,32 @@ class StudyPlan:
         """Return the methods that are fitted before they embed."""
         return [name for name in METHODS if METHODS[name].is_fitted]
 
+    def starts_anew(self, variant: str) -> bool:
+        """Return whether an encoder variant starts from another encoder than the study's own does."""
+        return self._encoder(variant) != self._encoder("")
+
+    def _encoder(self, variant: str) -> Encoder:
+        return self.study.encoder_of(variant.removeprefix("@") or None)[0]
+
+    def _encoder_training(self, variant: str) -> EncoderTraining:
+        return self.study.encoder_of(variant.removeprefix("@") or None)[1]
+
+    def experiments(self) -> list[str]:
+        """Return the experiments that the study has."""
+        return [name for name in EXPERIMENT_TABLES if self.experiment(name) is not None]
+
+    def experiment(self, name: str) -> Any:
+        """Return the settings of an experiment; None if the study doesn't have it."""
+        return getattr(self.study.experiments, name)
+
+    def experiment_methods(self, name: str) -> list[str]:
+        """Return the methods that an experiment judges."""
+        return getattr(self.experiment(name), "methods", None) or list(self.study.scoring.methods)
+
+    def classified(self) -> list[str]:
+        """Return the evaluation sets whose tests are classified."""
+        return self.study.experiments.classification.evaluations or list(self.study.evaluations)
+
     def parts_of(self, corpus: str) -> list[str]:
         """Return the parts that a corpus is embedded and scored in, as they stand in file names; [""] for one."""
         trained_on = {evaluation.train for evaluation in self.study.evaluations.values()}
@@ -176,8 +243,8 @@ class StudyPlan:
 
     def memory_mb(self, stage: str) -> int:
         """Return the memory in MiB that a job of `stage` asks for, from the size in the LM's name."""
-        named = re.search(r"(\d+(?:\.\d+)?)[bB]\b", self.study.language_model.model)
-        parameters = float(named.group(1)) * 1e9 if named else 5e6
+        named = [re.search(r"(\d+(?:\.\d+)?)[bB]\b", self.language_model(lm).model) for lm in self.language_models]
+        parameters = max(float(found.group(1)) * 1e9 if found else 5e6 for found in named)
         # Weights, their copy for the reset, gradients and AdamW's two moments, 4 bytes each; and each process of
         # DeepSpeed loads all weights before it keeps its part of them.
         lm = (20 + 4 * (self.finetuning_processes() - 1)) * parameters / 2**20
@@ -187,6 +254,7 @@ class StudyPlan:
             "warmup_lm": 4000 + int(lm),
             "fit_method": 8000 + int(lm),
             "embed_by_method": 8000 + int(lm),
+            "finetune_runs": 4000 + int(lm),
             "train_encoder": 16000 * encoder,
             "embed_corpus": 4000 * encoder,
             "collect_targets": 8000,
@@ -202,7 +270,7 @@ class StudyPlan:
 
     def runtime_minutes(self, stage: str) -> int:
         """Return the minutes that a job of `stage` asks for."""
-        minutes = {"finetune_shard": 120, "train_encoder": 720, "embed_corpus": 120}
+        minutes = {"finetune_shard": 120, "finetune_runs": 120, "train_encoder": 720, "embed_corpus": 120}
         minutes |= {"warmup_lm": 720, "fit_method": 720, "embed_by_method": 720}
         return minutes.get(stage, 60)
 
@@ -223,9 +291,13 @@ class StudyPlan:
             "subset_examples": sizes.subset_examples,
         }
 
-    def _lm_source(self) -> dict[str, Any]:
-        lm = self.study.language_model
-        return {"model": lm.model, "revision": lm.revision, "trust_remote_code": lm.trust_remote_code}
+    def _lm_source(self, lm: str = "") -> dict[str, Any]:
+        settings = self.language_model(lm)
+        return {
+            "model": settings.model,
+            "revision": settings.revision,
+            "trust_remote_code": settings.trust_remote_code,
+        }
 
     def _resolve_config(self) -> dict[str, Any]:
         return {"study": self.study.model_dump(mode="json")}
@@ -233,13 +305,15 @@ class StudyPlan:
     def _prepare_corpus(self, corpus: str) -> dict[str, Any]:
         return self.study.corpora[corpus].model_dump(mode="json", exclude={"without"})
 
-    def _pretrain_base_lm(self) -> dict[str, Any]:
-        values = self.study.language_model.pretraining.model_dump(exclude={"corpus"})
-        return {**values, "max_tokens": self.study.language_model.max_tokens, "seed": self.study.seed}
+    def _pretrain_base_lm(self, lm: str = "") -> dict[str, Any]:
+        settings = self.language_model(lm)
+        values = settings.pretraining.model_dump(exclude={"corpus"})
+        return {**values, "max_tokens": settings.max_tokens, "seed": self.study.seed}
 
-    def _tokenize_corpus(self, corpus: str) -> dict[str, Any]:
-        lm = self.study.language_model
-        return {**self._lm_source(), "max_tokens": lm.max_tokens, "chat_template": lm.chat_template}
+    def _tokenize_corpus(self, corpus: str, lm: str = "") -> dict[str, Any]:
+        settings = self.language_model(lm)
+        limits = {"max_tokens": settings.max_tokens, "chat_template": settings.chat_template}
+        return {**self._lm_source(lm), **limits}
 
     def _sample_subsets(self, pool: str) -> dict[str, Any]:
         folds, subsets, _ = self.runs(pool)
@@ -251,7 +325,7 @@ class StudyPlan:
         fold_block, subset_block = (int(part[1:]) for part in block.split("_"))
         first_fold, first_subset = fold_block * folds_per_job, subset_block * subsets_per_job
         return {
-            **self._lm_source(),
+            **self._lm_source(self.language_model_of(pool)),
             "sampling": self._sampling(pool),
             "folds": [first_fold, min(first_fold + folds_per_job, folds)],
             "indexes": [first_subset, min(first_subset + subsets_per_job, subsets)],
@@ -276,29 +350,32 @@ class StudyPlan:
             "max_diverged_share": self.study.finetuning.max_diverged_share,
         }
 
-    def _init_encoder(self) -> dict[str, Any]:
-        return {**self.study.encoder.model_dump(), "seed": self.study.seed}
+    def _init_encoder(self, variant: str = "") -> dict[str, Any]:
+        return {**self._encoder(variant).model_dump(), "seed": self.study.seed}
 
     def _take_encoder(self) -> dict[str, Any]:
         return self.study.encoder.model_dump(include={"model", "revision", "trust_remote_code", "max_tokens"})
 
-    def _train_encoder(self) -> dict[str, Any]:
+    def _train_encoder(self, variant: str = "") -> dict[str, Any]:
         return {
-            **self.study.encoder_training.model_dump(exclude={"processes"}),
-            **self._encoder_text(),
+            **self._encoder_training(variant).model_dump(exclude={"processes"}),
+            **self._encoder_text(variant),
             "seed": self.study.seed,
         }
 
-    def _encoder_text(self) -> dict[str, Any]:
-        return {"prompt_words": self.study.encoder.prompt_words, "max_tokens": self.study.encoder.max_tokens}
+    def _encoder_text(self, variant: str) -> dict[str, Any]:
+        encoder = self._encoder(variant)
+        return {"prompt_words": encoder.prompt_words, "max_tokens": encoder.max_tokens}
 
     def _embed_corpus(self, encoder: str, corpus: str, part: str) -> dict[str, Any]:
+        variant = encoder.partition("@")[2]
+        training = self._encoder_training(variant)
         return {
             **self._part(part),
-            **self._encoder_text(),
+            **self._encoder_text(variant),
             "embedding_precision": self.study.scoring.embedding_precision,
-            "chunk_tokens": self.study.encoder_training.chunk_tokens,
-            "precision": self.study.encoder_training.precision,
+            "chunk_tokens": training.chunk_tokens,
+            "precision": training.precision,
         }
 
     def _part(self, part: str) -> dict[str, Any]:
@@ -383,6 +460,88 @@ class StudyPlan:
 
     def _push_encoder(self) -> dict[str, Any]:
         return {"hub": self.study.release.hub}
+
+    def _draw_base(self, experiment: str) -> dict[str, Any]:
+        settings = self.experiment(experiment)
+        return {"seed": self.study.seed, "experiment": experiment, "base_examples": settings.base_examples}
+
+    def _draw_leave_out(self) -> dict[str, Any]:
+        settings = self.study.experiments.leave_out
+        return {"seed": self.study.seed, **settings.model_dump(include={"sizes", "groups", "seeds"})}
+
+    def _draw_removal(self) -> dict[str, Any]:
+        settings = self.study.experiments.removal
+        return {"seed": self.study.seed, **settings.model_dump(include={"sizes", "tests", "random_draws", "seeds"})}
+
+    def _draw_selection(self) -> dict[str, Any]:
+        settings = self.study.experiments.selection
+        return {"seed": self.study.seed, **settings.model_dump(include={"examples", "tasks", "full_data", "seeds"})}
+
+    def _finetune_runs(self, experiment: str, job: str) -> dict[str, Any]:
+        settings = self.experiment(experiment)
+        return {
+            **self._lm_source(self.language_model_of(settings.evaluation)),
+            "experiment": experiment,
+            "job": int(job),
+            "jobs": settings.jobs,
+            "seed": self.study.seed,
+            "new_tokens": getattr(settings, "new_tokens", None),
+            "finetuning": self._finetuning(),
+        }
+
+    def _judged_experiment(self, experiment: str) -> dict[str, Any]:
+        return {
+            "evaluation": self.experiment(experiment).evaluation,
+            "bootstrap": self.study.judging.bootstrap,
+            "confidence": self.study.judging.confidence,
+            "seed": self.study.seed,
+            "max_diverged_share": self.study.finetuning.max_diverged_share,
+        }
+
+    def _evaluate_leave_out(self) -> dict[str, Any]:
+        return self._judged_experiment("leave_out")
+
+    def _evaluate_removal(self) -> dict[str, Any]:
+        return self._judged_experiment("removal")
+
+    def _evaluate_selection(self) -> dict[str, Any]:
+        return self._judged_experiment("selection")
+
+    def _evaluate_classification(self) -> dict[str, Any]:
+        return {"confidence": self.study.judging.confidence}
+
+    def _evaluate_amortisation(self) -> dict[str, Any]:
+        return {
+            "evaluation": self.study.experiments.amortisation.evaluation,
+            "trained": self.trained_methods(),
+            "benchmarks": f"results/{self.study.run}/benchmarks",
+            "fixed": {method: self.fixed_costs(method) for method in self.study.scoring.methods},
+        }
+
+    def trained_methods(self) -> list[str]:
+        """Return the methods that read a trained encoder."""
+        return [name for name in self.study.scoring.methods if (self.method(name).encoder or "").startswith("trained")]
+
+    def fixed_costs(self, method: str) -> list[str]:
+        """Return the benchmark files, as patterns, of what a method costs once, whatever it scores then."""
+        known = self.method(method)
+        if known.is_fitted:
+            return ["warmup_lm/*.tsv"] * (known.own.language_model == "warm") + [f"fit_method/{method}.tsv"]
+        encoder = known.encoder
+        if not encoder:
+            return []
+        kind, at, name = encoder.partition("@")
+        start = f"init_encoder/study{at + name if self.starts_anew(at + name) else ''}.tsv"
+        if kind == "untrained":
+            return [start]
+        targets = [f"{stage}/{TRAIN_POOL}.tsv" for stage in ("sample_subsets", "collect_targets")]
+        return [*targets, f"finetune_shard/{TRAIN_POOL}/*.tsv", start, f"train_encoder/study{at}{name}.tsv"]
+
+    def _evaluate_transfer(self) -> dict[str, Any]:
+        transfer = self.study.experiments.transfer
+        trained = self.trained_methods()
+        values = {"evaluation": transfer.evaluation, "home": transfer.home}
+        return {**values, "method": (trained or self.study.scoring.methods)[0], "trained": trained}
 
     def _write_report(self) -> dict[str, Any]:
         return {**self.study.report.model_dump(), "benchmarks": f"results/{self.study.run}/benchmarks"}

@@ -92,7 +92,8 @@ class ZeroFinetuner:
 
     def _step(self, batch: Sequence[TokenizedExample]) -> float:
         """One optimiser step; returns the batch's loss in nats per response token, NaN if DeepSpeed skipped it."""
-        response_tokens = sum(len(example.tokens) - example.prompt_tokens for example in batch)
+        # An example without a response token takes no part; a batch of them makes a step of zero gradient.
+        response_tokens = max(sum(len(example.tokens) - example.prompt_tokens for example in batch), 1)
         rounds = self._own_rounds(batch, self.step_tokens)
         total = torch.zeros((), device=self.device)
         for number, chosen in enumerate(rounds, start=1):

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from workflow_scripts.methods.texts import TextScorer
 
-Pooling = Literal["attention", "mean", "sum"]
+Pooling = Literal["attention", "signed", "mean", "sum"]
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,13 @@ class Method:
     Parameters
     ----------
     poolings: how example scores become group scores; each is a row of the LDS table.
-    encoder: which attribution encoder's embeddings are read, if any.
+    encoder: which attribution encoder's embeddings are read, if any: `trained` or `untrained`, and of a variant
+        `trained@<variant>`.
     own: how embeddings of its own are made, if it does that.
     """
 
     poolings: tuple[Pooling, ...]
-    encoder: Literal["trained", "untrained"] | None = None
+    encoder: str | None = None
     own: OwnEmbeddings | None = None
 
     @property
@@ -67,6 +68,7 @@ def _of_gradients(module: str, by_role: bool = False, language_model: str = "war
 METHODS = {
     "airrep": Method(("attention",), encoder="trained"),
     "airrep_mean": Method(("mean",), encoder="trained"),
+    "airrep_signed": Method(("signed",), encoder="trained"),
     "untrained": Method(("attention", "mean"), encoder="untrained"),
     "tfidf": Method(("mean",)),
     "bm25": Method(("mean",)),
@@ -90,6 +92,18 @@ METHODS = {
 def sentence_encoder(model: str) -> Method:
     """Return the method that compares the embeddings of a sentence-transformers model."""
     return Method(("mean",), own=OwnEmbeddings("sentence_encoder", {"model": model}))
+
+
+def find_method(name: str) -> Method:
+    """Return the method of a name; `<method>@<variant>` is the method with another encoder."""
+    method = METHODS[name.partition("@")[0]]
+    variant = read_encoder_variant(name)
+    return replace(method, encoder=f"{method.encoder}@{variant}") if variant else method
+
+
+def read_encoder_variant(name: str) -> str | None:
+    """Return the encoder variant in a method's name, if there is one."""
+    return name.partition("@")[2] or None
 
 
 def load_text_method(name: str) -> Callable[..., TextScorer]:

@@ -1,0 +1,288 @@
+# The paper's experiments beside the LDS. A study has those that its `experiments` names.
+
+
+rule draw_base:
+    """Draw the examples that an experiment fine-tunes on before it leaves some out."""
+    input:
+        train_tokens=train_tokens_of_experiment,
+    output:
+        base=f"{RESULTS}/experiments/{{experiment}}/base.parquet",
+    log:
+        f"{RESULTS}/logs/draw_base/{{experiment}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/draw_base/{{experiment}}.tsv"
+    conda:
+        "../envs/airrep.yaml"
+    resources:
+        mem_mb=memory("draw_base"),
+        runtime=runtime("draw_base"),
+    params:
+        spec=spec("draw_base"),
+    script:
+        "../workflow_scripts/draw_base.py"
+
+
+use rule score_pairs as score_base with:
+    input:
+        train=corpus_of("train"),
+        test=corpus_of("test"),
+        subsets=f"{RESULTS}/experiments/{{experiment}}/base.parquet",
+        validation=f"{RESULTS}/subsets/{{evaluation}}.validation.parquet",
+        train_embeddings=train_embeddings,
+        test_embeddings=test_embeddings,
+    output:
+        scores=temp(f"{RESULTS}/experiments/{{experiment}}/scores/{{method}}/{{evaluation}}.parquet"),
+        groups=f"{RESULTS}/experiments/{{experiment}}/groups/{{method}}/{{evaluation}}.parquet",
+    log:
+        f"{RESULTS}/logs/score_base/{{experiment}}/{{method}}/{{evaluation}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/score_base/{{experiment}}/{{method}}/{{evaluation}}.tsv"
+    wildcard_constraints:
+        # Never in parts: a base set is small.
+        method=any_of(study.scoring.methods),
+    params:
+        spec=spec_of_base,
+
+
+rule draw_leave_out:
+    """Draw the groups of examples that runs do without."""
+    input:
+        base=f"{RESULTS}/experiments/leave_out/base.parquet",
+        validation=validation_of("leave_out"),
+    output:
+        runs=f"{RESULTS}/experiments/leave_out/runs.parquet",
+    log:
+        f"{RESULTS}/logs/draw_leave_out.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/draw_leave_out/study.tsv"
+    conda:
+        "../envs/airrep.yaml"
+    resources:
+        mem_mb=memory("draw_leave_out"),
+        runtime=runtime("draw_leave_out"),
+    params:
+        spec=spec("draw_leave_out"),
+    script:
+        "../workflow_scripts/draw_leave_out.py"
+
+
+rule draw_removal:
+    """Choose the examples that are removed for each test, by each method's scores and at random."""
+    input:
+        base=f"{RESULTS}/experiments/removal/base.parquet",
+        validation=validation_of("removal"),
+        groups=base_scores_of("removal"),
+    output:
+        runs=f"{RESULTS}/experiments/removal/runs.parquet",
+    log:
+        f"{RESULTS}/logs/draw_removal.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/draw_removal/study.tsv"
+    conda:
+        "../envs/airrep.yaml"
+    resources:
+        mem_mb=memory("draw_removal"),
+        runtime=runtime("draw_removal"),
+    params:
+        spec=spec("draw_removal"),
+    script:
+        "../workflow_scripts/draw_removal.py"
+
+
+rule draw_selection:
+    """Select training data for each task, by each method's ranks and at random."""
+    input:
+        test=corpus_of_experiment("selection", "test"),
+        validation=validation_of("selection"),
+        train_tokens=selection_pool_tokens,
+        scores=scores_of("selection"),
+    output:
+        runs=f"{RESULTS}/experiments/selection/runs.parquet",
+    log:
+        f"{RESULTS}/logs/draw_selection.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/draw_selection/study.tsv"
+    conda:
+        "../envs/airrep.yaml"
+    resources:
+        mem_mb=memory("draw_selection"),
+        runtime=runtime("draw_selection"),
+    params:
+        spec=spec("draw_selection"),
+    script:
+        "../workflow_scripts/draw_selection.py"
+
+
+rule finetune_runs:
+    """Fine-tune the LM on the lists of an experiment and measure the tests of each."""
+    input:
+        language_model=language_model_of_experiment,
+        runs=f"{RESULTS}/experiments/{{experiment}}/runs.parquet",
+        train_tokens=train_tokens_of_experiment,
+        test_tokens=test_tokens_of_experiment,
+    output:
+        # Finished runs that are still valid are taken over.
+        measured=update(f"{RESULTS}/experiments/{{experiment}}/measured/{{job}}.parquet"),
+    log:
+        f"{RESULTS}/logs/finetune_runs/{{experiment}}/{{job}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/finetune_runs/{{experiment}}/{{job}}.tsv"
+    conda:
+        "../envs/airrep.yaml"
+    threads: plan_of_study.finetuning_processes()
+    resources:
+        gpu=plan_of_study.finetuning_processes(),
+        processes=plan_of_study.finetuning_processes(),
+        mem_mb=memory("finetune_runs"),
+        runtime=runtime("finetune_runs"),
+    params:
+        spec=spec("finetune_runs"),
+    script:
+        "../workflow_scripts/finetune_runs.py"
+
+
+rule evaluate_leave_out:
+    """Correlate what leaving examples out does with their scores."""
+    input:
+        # Not read: there is no result where a test example has leaked.
+        leaks(),
+        base=f"{RESULTS}/experiments/leave_out/base.parquet",
+        runs=rules.draw_leave_out.output.runs,
+        measured=measured_of("leave_out"),
+        groups=base_scores_of("leave_out"),
+    output:
+        table=f"{RESULTS}/evaluation/loo.parquet",
+    log:
+        f"{RESULTS}/logs/evaluate_leave_out.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/evaluate_leave_out/study.tsv"
+    conda:
+        "../envs/airrep.yaml"
+    resources:
+        mem_mb=memory("evaluate_leave_out"),
+        runtime=runtime("evaluate_leave_out"),
+    params:
+        spec=spec("evaluate_leave_out"),
+    script:
+        "../workflow_scripts/evaluate_leave_out.py"
+
+
+rule evaluate_removal:
+    """Measure the rise of a test's loss without its most helpful examples."""
+    input:
+        leaks(),
+        runs=rules.draw_removal.output.runs,
+        measured=measured_of("removal"),
+    output:
+        table=f"{RESULTS}/evaluation/removal.parquet",
+    log:
+        f"{RESULTS}/logs/evaluate_removal.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/evaluate_removal/study.tsv"
+    conda:
+        "../envs/airrep.yaml"
+    resources:
+        mem_mb=memory("evaluate_removal"),
+        runtime=runtime("evaluate_removal"),
+    params:
+        spec=spec("evaluate_removal"),
+    script:
+        "../workflow_scripts/evaluate_removal.py"
+
+
+rule evaluate_selection:
+    """Judge selected data by the answers of the LM that was fine-tuned on it."""
+    input:
+        leaks(),
+        runs=rules.draw_selection.output.runs,
+        test=corpus_of_experiment("selection", "test"),
+        measured=measured_of("selection"),
+    output:
+        table=f"{RESULTS}/evaluation/selection.parquet",
+    log:
+        f"{RESULTS}/logs/evaluate_selection.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/evaluate_selection/study.tsv"
+    conda:
+        "../envs/airrep.yaml"
+    resources:
+        mem_mb=memory("evaluate_selection"),
+        runtime=runtime("evaluate_selection"),
+    params:
+        spec=spec("evaluate_selection"),
+    script:
+        "../workflow_scripts/evaluate_selection.py"
+
+
+rule evaluate_classification:
+    """Ask whether the top-ranked training example carries the test's label."""
+    input:
+        leaks(),
+        scores=classified_scores,
+        train=classified_corpora("train"),
+        test=classified_corpora("test"),
+    output:
+        table=f"{RESULTS}/evaluation/classification.parquet",
+    log:
+        f"{RESULTS}/logs/evaluate_classification.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/evaluate_classification/study.tsv"
+    conda:
+        "../envs/airrep.yaml"
+    resources:
+        mem_mb=memory("evaluate_classification"),
+        runtime=runtime("evaluate_classification"),
+    params:
+        spec=spec("evaluate_classification"),
+    script:
+        "../workflow_scripts/evaluate_classification.py"
+
+
+rule evaluate_amortisation:
+    """Find the corpus size from which on an encoder has paid for its training."""
+    input:
+        scores=scores_of("amortisation"),
+        train=corpus_of_experiment("amortisation", "train"),
+    output:
+        table=f"{RESULTS}/evaluation/amortisation.parquet",
+    log:
+        f"{RESULTS}/logs/evaluate_amortisation.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/evaluate_amortisation/study.tsv"
+    conda:
+        "../envs/airrep.yaml"
+    resources:
+        mem_mb=memory("evaluate_amortisation"),
+        runtime=runtime("evaluate_amortisation"),
+    params:
+        spec=spec("evaluate_amortisation"),
+    script:
+        "../workflow_scripts/evaluate_amortisation.py"
+
+
+rule evaluate_transfer:
+    """Advise whether an encoder serves another LM: reuse, fine-tune or retrain it."""
+    input:
+        lds=judgement("lds"),
+        differences=judgement("differences"),
+    output:
+        table=f"{RESULTS}/evaluation/transfer.parquet",
+    log:
+        f"{RESULTS}/logs/evaluate_transfer.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/evaluate_transfer/study.tsv"
+    conda:
+        "../envs/airrep.yaml"
+    resources:
+        mem_mb=memory("evaluate_transfer"),
+        runtime=runtime("evaluate_transfer"),
+    params:
+        spec=spec("evaluate_transfer"),
+    script:
+        "../workflow_scripts/evaluate_transfer.py"
+
+
+rule experiments:
+    """Tables of the study's experiments."""
+    input:
+        experiment_tables(),

@@ -1,0 +1,71 @@
+"""Every experiment at smoke size, end to end; and what a study without experiments doesn't run."""
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+CONFIG = Path(__file__).parents[1] / "configs" / "experiments.yaml"
+VALUES = "value double, ci_low double, ci_high double"
+CONTRACT = {
+    "loo": f"method string, evaluation string, metric string, {VALUES}, ceiling double, seed_agreement double",
+    "removal": f"method string, evaluation string, metric string, removed int32, {VALUES}",
+    "selection": f"method string, evaluation string, metric string, {VALUES}",
+    "classification": f"method string, evaluation string, metric string, {VALUES}, n_tests int32",
+    "amortisation": "method string, evaluation string, rival string, fixed_seconds double, seconds_per_example double, "
+    "rival_fixed_seconds double, rival_seconds_per_example double, crossover_examples double",
+    "transfer": "method string, pooling string, home string, evaluation string, lds_home double, lds double, "
+    "ci_low double, ci_high double, ceiling double, retained double, advice string",
+}
+METHODS = {"airrep", "airrep_mean@mean", "tfidf"}
+
+
+@pytest.fixture(scope="module")
+def done(unrun, tmp_path_factory):
+    workspace = unrun.copy(tmp_path_factory.mktemp("experiments") / "workflow")
+    ended = workspace.snakemake("--configfile", str(CONFIG))
+    assert ended.returncode == 0, ended.stdout
+    return workspace
+
+
+def table(workspace, name):
+    return pq.read_table(workspace.folder / "results" / "experiments" / "evaluation" / f"{name}.parquet")
+
+
+@pytest.mark.parametrize("name", CONTRACT)
+def test_tables_have_the_columns_of_the_contract(done, name):
+    found = table(done, name)
+    assert ", ".join(f"{field.name} {field.type}" for field in found.schema) == CONTRACT[name]
+    assert found.num_rows
+
+
+def test_every_method_is_in_every_table(done):
+    methods = {name: set(table(done, name)["method"].to_pylist()) for name in CONTRACT}
+    assert methods["loo"] == methods["classification"] == methods["transfer"] == METHODS
+    assert methods["removal"] == METHODS | {"random_removal"}
+    assert methods["selection"] == {"airrep", "tfidf", "random_selection", "full_data"}
+    assert set(table(done, "amortisation")["rival"].to_pylist()) == {"tfidf"}
+
+
+def test_values_lie_in_their_intervals(done):
+    for name in ("loo", "removal", "selection", "classification"):
+        for row in table(done, name).to_pylist():
+            assert row["ci_low"] - 1e-9 <= row["value"] <= row["ci_high"] + 1e-9, row
+
+
+def test_the_report_shows_them(done):
+    page = (done.folder / "results" / "experiments" / "report.html").read_text(encoding="utf-8")
+    titles = re.findall(r"<h3>([^<]+)</h3>", page)
+    wanted = ["Leave one out", "Removal curve", "Data selection", "Data classification", "Amortisation", "Transfer"]
+    assert [title for title in titles if title in wanted] == wanted
+
+
+def test_a_second_run_has_nothing_to_do(done):
+    assert not done.planned(CONFIG)
+
+
+def test_a_study_without_experiments_runs_nothing_of_them(unrun):
+    planned = unrun.planned(unrun.folder / "configs" / "smoke.yaml")
+    assert not planned & Counter({"draw_base": 1, "score_base": 1, "finetune_runs": 1, "evaluate_leave_out": 1})

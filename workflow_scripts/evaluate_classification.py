@@ -1,0 +1,77 @@
+"""Ask whether the top-ranked training example carries the test's label (paper, section 4.1)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from scipy.stats import binomtest
+
+from workflow_scripts.lib.errors import StudyError
+from workflow_scripts.lib.progress import say
+from workflow_scripts.lib.stage import run_stage
+from workflow_scripts.lib.tables import read_table, write_table
+
+SCHEMA = pa.schema(
+    [
+        ("method", pa.string()),
+        ("evaluation", pa.string()),
+        ("metric", pa.string()),
+        ("value", pa.float64()),
+        ("ci_low", pa.float64()),
+        ("ci_high", pa.float64()),
+        ("n_tests", pa.int32()),
+    ]
+)
+
+
+def evaluate_classification(
+    scores: Sequence[Path], train: Sequence[Path], test: Sequence[Path], table: Path, *, confidence: float
+) -> None:
+    """Write each method's accuracy on each evaluation set, with Wilson's interval.
+
+    Parameters
+    ----------
+    scores: `scores/<method>/<evaluation>.parquet`. train, test: the corpora of each of `scores`, in the same order.
+
+    Raises
+    ------
+    StudyError: no test of an evaluation has a label.
+    """
+    rows: list[dict[str, Any]] = []
+    for path, train_corpus, test_corpus in zip(scores, train, test, strict=True):
+        hits = top_example_has_label(path, train_corpus, test_corpus)
+        right, tests = int(hits.sum()), len(hits)
+        wilson = binomtest(right, tests).proportion_ci(confidence, method="wilson")
+        method, evaluation = path.parent.name, path.stem
+        row = {"method": method, "evaluation": evaluation, "metric": "accuracy", "value": right / tests}
+        rows.append({**row, "ci_low": wilson.low, "ci_high": wilson.high, "n_tests": tests})
+        say(f"  {method:<20} {evaluation:<12} {right / tests:.3f}   {wilson.low:.3f} to {wilson.high:.3f}")
+    write_table(table, pa.Table.from_pylist(rows, SCHEMA))
+
+
+def top_example_has_label(scores: Path, train: Path, test: Path) -> np.ndarray:
+    """Return for each test with a label whether its most helpful example carries it, bool [tests].
+
+    Raises
+    ------
+    StudyError: no test has a label.
+    """
+    table = read_table(scores, ["test_id", "sign", "rank", "example_id"])
+    table = table.filter(pc.and_(pc.equal(table["sign"], "helpful"), pc.equal(table["rank"], 1)))
+    test_labels = read_table(test, ["label"])["label"].take(table["test_id"]).to_pylist()
+    train_labels = read_table(train, ["label"])["label"].take(table["example_id"]).to_pylist()
+    hits = [ours == theirs for ours, theirs in zip(test_labels, train_labels, strict=True) if ours is not None]
+    if not hits:
+        raise StudyError(
+            f"no test of {scores.stem} has a label, so there is nothing to classify. Name the column under the "
+            f"`columns` of the corpus {test.stem}, e.g. {{label: task}}, or leave {scores.stem} out of "
+            "experiments.classification.evaluations."
+        )
+    return np.array(hits)
+
+
+if __name__ == "__main__":
+    run_stage(snakemake, evaluate_classification)  # noqa: F821
