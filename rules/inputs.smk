@@ -1,15 +1,15 @@
 # Which files a rule reads, where that depends on the study. No rules here.
 def train_tokens(wildcards):
-    return drawn_from(wildcards.pool, plan_of_study.corpora_of(wildcards.pool)[0])
+    return drawn_from(plan_of_study.corpora_of(wildcards.pool)[0])
 
 
 def test_tokens(wildcards):
-    return drawn_from(wildcards.pool, plan_of_study.corpora_of(wildcards.pool)[1])
+    return drawn_from(plan_of_study.corpora_of(wildcards.pool)[1])
 
 
-def drawn_from(pool, corpus):
-    """A corpus as the LM reads it; where none is fine-tuned on the pool, every row can be drawn."""
-    return f"{RESULTS}/{'tokens' if pool in plan_of_study.pools else 'corpora'}/{corpus}.parquet"
+def drawn_from(corpus):
+    """A corpus as the LM reads it; where no LM does, every row can be drawn."""
+    return f"{RESULTS}/{'tokens' if corpus in plan_of_study.tokenized_corpora() else 'corpora'}/{corpus}.parquet"
 
 
 def language_model():
