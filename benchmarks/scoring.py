@@ -25,7 +25,8 @@ from workflow_scripts.score_pairs import score_pairs
 from workflow_scripts.score_part import score_part
 
 DIMENSION, TOP, SUBSETS, SUBSET_EXAMPLES, TILE = 384, 50, 100, 1000, 8192
-SETTINGS = {"top": TOP, "tile_examples": TILE}
+OF_STUDY = {"method": "airrep", "poolings": ["attention"]}
+SETTINGS = {**OF_STUDY, "top": TOP, "tile_examples": TILE}
 TESTS, EXAMPLES = 500, 100_000
 LOOPED_TESTS = 25  # The plain ways are run for so many tests; their time is proportional to the tests.
 GROWTH_TESTS, GROWTH_EXAMPLES, PARTS = 1000, (250_000, 500_000, 1_000_000), 8
@@ -137,7 +138,7 @@ def score_file(folder: Path) -> dict[str, Any]:
     outputs = [folder / "scores.parquet", folder / "groups.parquet"]
 
     def run() -> None:
-        score_pairs(None, None, *files, *outputs, method="airrep", evaluation="benchmark", seed=0, **SETTINGS)
+        score_pairs(None, None, *files, *outputs, evaluation="benchmark", seed=0, **SETTINGS)
 
     return {"timing": alternate({"fast": run}, 2)["fast"]}
 
@@ -151,9 +152,9 @@ def score_in_parts(folder: Path) -> dict[str, Any]:
     def run() -> None:
         for part in names:
             files = inputs(folder, f"train.{part}.parquet")
-            score_part(*files, scores[part], sums[part], method="airrep", part=str(part), **SETTINGS)
+            score_part(*files, scores[part], sums[part], part=str(part), **SETTINGS)
         subsets, validation, *_ = inputs(folder, "train.parquet")
-        merge_scores(subsets, validation, scores, sums, *merged, method="airrep", evaluation="benchmark", top=TOP)
+        merge_scores(subsets, validation, scores, sums, *merged, **OF_STUDY, evaluation="benchmark", top=TOP)
 
     timing = alternate({"parts": run}, 1)["parts"]
     largest = 0.0

@@ -8,9 +8,10 @@ def test_tokens(wildcards):
 
 
 def drawn_from(pool, role):
-    """A corpus as the LM reads it; where none is fine-tuned on the pool, every row can be drawn."""
+    """A corpus as the LM reads it; where no LM does, every row can be drawn."""
     corpus = plan_of_study.corpora_of(pool)[role]
-    return tokens_of(pool, role) if pool in plan_of_study.pools else f"{RESULTS}/corpora/{corpus}.parquet"
+    is_read = pool in plan_of_study.pools or corpus in plan_of_study.tokenized_corpora()
+    return tokens_of(pool, role) if is_read else f"{RESULTS}/corpora/{corpus}.parquet"
 
 
 def tokens_of(pool, role):

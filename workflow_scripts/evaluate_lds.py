@@ -183,10 +183,10 @@ def _show(rows: Sequence[dict[str, Any]], measured: MeasuredLosses, confidence: 
         say(f"  left out: {left_out:,} tests whose loss is the same for every subset")
     if measured.diverged:
         say(f"  left out: {measured.diverged:,} runs that diverged")
-    say(f"  {'method':<14} {'pooling':<10} {'LDS':>7}   {f'{confidence:.0%} interval':<18} {'seconds':>9}")
+    say(f"  {'method':<16} {'pooling':<10} {'LDS':>7}   {f'{confidence:.0%} interval':<18} {'seconds':>9}")
     for row in sorted(rows, key=lambda row: -row["lds"]):
         spread = f"{row['ci_low']:.3f} to {row['ci_high']:.3f}"
-        say(f"  {row['method']:<14} {row['pooling']:<10} {row['lds']:>7.3f}   {spread:<18} {row['seconds']:>9.1f}")
+        say(f"  {row['method']:<16} {row['pooling']:<10} {row['lds']:>7.3f}   {spread:<18} {row['seconds']:>9.1f}")
 
 
 if __name__ == "__main__":

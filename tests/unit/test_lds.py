@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+import torch
+from dattri.metric import lds as dattri_lds
 from scipy.stats import spearmanr
 
 from workflow_scripts.lib.errors import StudyError
@@ -37,6 +39,20 @@ def test_equals_scipy_with_and_without_ties(decimals):
     expected = [spearmanr(score, -loss).statistic for score, loss in zip(scores, losses, strict=True)]
     np.testing.assert_allclose(correlations_by_test(scores, losses), expected, atol=1e-12)
     assert linear_datamodeling_score(scores, losses) == pytest.approx(np.mean(expected))
+
+
+def test_equals_dattris_on_the_same_arrays():
+    generator = np.random.default_rng(4)
+    examples, tests, subsets = 50, 7, 30
+    scores = generator.standard_normal((examples, tests))
+    members = np.stack([generator.choice(examples, 12, replace=False) for _ in range(subsets)])
+    losses = generator.standard_normal((tests, subsets)) - scores[members].sum(axis=1).T
+    theirs, _ = dattri_lds(torch.from_numpy(scores), (torch.from_numpy(-losses.T), torch.from_numpy(members)))
+    ours = correlations_by_test(scores[members].sum(axis=1).T, losses)
+    np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-6)
+    assert linear_datamodeling_score(scores[members].sum(axis=1).T, losses) == pytest.approx(
+        float(theirs.mean()), abs=1e-6
+    )
 
 
 def test_constant_scores_count_as_nothing_predicted_and_constant_losses_are_left_out():

@@ -10,7 +10,7 @@ from workflow_scripts.lib.group_scores import POOLINGS
 from workflow_scripts.methods import METHODS, load_text_method
 from workflow_scripts.methods.texts import Texts
 
-TEXT_METHODS = [name for name, method in METHODS.items() if method.encoder is None]
+TEXT_METHODS = [name for name, method in METHODS.items() if not (method.encoder or method.own)]
 EVERYTHING = slice(None)
 
 TRAIN = Texts(
@@ -41,6 +41,15 @@ def test_bm25_gives_bm25s_scores():
     np.testing.assert_allclose(found, expected, atol=1e-6)
     assert found[0, 0] > 0
     assert (found[:, 1] == 0).all()
+
+
+def test_dsir_is_the_log_importance_weight_by_hand():
+    """n-grams of the corpus: red 3 times; cat, `red cat`, `.`, `red red` and `red .` once. The test has three."""
+    train = Texts(np.arange(2), ["red", "Red"], ["cat", "red."])
+    test = Texts(np.arange(1), ["red"], ["cat"])
+    found = load_text_method("dsir")(train, test, 0).score(EVERYTHING, EVERYTHING)
+    red, once, lacking = np.log(1 / 3) - np.log(3 / 8), np.log(1 / 3) - np.log(1 / 8), np.log(1e-8) - np.log(1 / 8)
+    np.testing.assert_allclose(found, [[red + 2 * once], [2 * red + 3 * lacking]], rtol=1e-5)
 
 
 def test_length_counts_the_words_of_the_response():

@@ -7,6 +7,7 @@ import pytest
 from workflow_scripts.lib.errors import StudyError
 from workflow_scripts.lib.tables import read_metadata, read_table, write_table
 from workflow_scripts.merge_scores import merge_scores
+from workflow_scripts.methods import METHODS
 from workflow_scripts.score_pairs import score_pairs
 from workflow_scripts.score_part import score_part
 
@@ -60,6 +61,7 @@ def files(tmp_path):
 def _run(files, method, **changes):
     values = {"evaluation": "mini", "seed": 0, "top": TOP, "tile_examples": 16}
     files = {"train_embeddings": [], "test_embeddings": [], **files}
+    values["poolings"] = METHODS[method].poolings
     score_pairs(**{**files, **values, "method": method, **changes})
     return read_table(files["scores"]), read_table(files["groups"])
 
@@ -123,6 +125,7 @@ def test_parts_give_the_same_files(files, tmp_path, method, sizes):
             part_scores[-1],
             part_sums[-1],
             method=method,
+            poolings=METHODS[method].poolings,
             part=f"{part}",
             top=TOP,
             tile_examples=4,
@@ -135,6 +138,7 @@ def test_parts_give_the_same_files(files, tmp_path, method, sizes):
         part_sums,
         *merged,
         method=method,
+        poolings=METHODS[method].poolings,
         evaluation="mini",
         top=TOP,
     )
@@ -153,10 +157,12 @@ def test_a_part_that_is_missing_is_noticed(files, tmp_path):
         _embeddings(paths[name], rows, 1, 0)
     outputs = [tmp_path / f"{name}.parquet" for name in ("part_scores", "part_sums")]
     ours = files["subsets"], files["validation"]
-    score_part(*ours, *paths.values(), *outputs, method="airrep", part="1", top=TOP, tile_examples=16)
+    score_part(
+        *ours, *paths.values(), *outputs, method="airrep", poolings=["attention"], part="1", top=TOP, tile_examples=16
+    )
     merged = [[outputs[0]], [outputs[1]], files["scores"], files["groups"]]
     with pytest.raises(StudyError, match="2 members of subsets"):
-        merge_scores(*ours, *merged, method="airrep", evaluation="mini", top=TOP)
+        merge_scores(*ours, *merged, method="airrep", poolings=["attention"], evaluation="mini", top=TOP)
 
 
 def test_embeddings_of_the_tests_may_stand_in_several_files(files, tmp_path):

@@ -11,7 +11,16 @@ from snakemake.profiles import ProfileConfigFileParser
 from snakemake.resources import Resources
 
 PROFILE = Path(__file__).parents[2] / "slurm" / "config.yaml"
-GPU_RULES = ["pretrain_base_lm", "finetune_shard", "train_encoder", "embed_corpus", "check_environment"]
+GPU_RULES = [
+    "pretrain_base_lm",
+    "finetune_shard",
+    "train_encoder",
+    "embed_corpus",
+    "warmup_lm",
+    "fit_method",
+    "embed_by_method",
+    "check_environment",
+]
 EDITED = ["ACCOUNT", "PARTITION", "GPU_PARTITION", "GPU_MODEL", "GRES", "PREEMPTIBLE"]
 
 

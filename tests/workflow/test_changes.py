@@ -21,6 +21,16 @@ OTHER = {"train": "pool", "test": "tests", "tests": 10, "subsets": 4, "subset_ex
 STUDIES = {
     "configs/smoke.yaml": {"prepare_corpus": 4, "finetune_shard": 2 + 1, "score_pairs": 7, "embed_corpus": 4},
     "config.yaml": {"prepare_corpus": 4, "finetune_shard": 4 + 2, "score_pairs": 7, "embed_corpus": 4},
+    # Nine methods embed pool and tests by themselves, and eight of them are fitted.
+    "configs/methods_mini.yaml": {
+        "prepare_corpus": 4,
+        "finetune_shard": 4 + 2,
+        "warmup_lm": 1,
+        "fit_method": 8,
+        "embed_by_method": 9 * 2,
+        "embed_corpus": 4,
+        "score_pairs": 17,
+    },
 }
 PAPERS = ["paper_flan", "paper_ultrachat"]
 
