@@ -9,11 +9,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(PIP_OPTIONS)
 
-.PHONY: run smoke test lint slurm-test bench clean
+.PHONY: run plan status smoke test lint slurm-test bench clean
 
 run: $(VENV)/.installed
 	$(BIN)/snakemake --cores $(CORES) --configfile $(CONFIG)
 	@$(BIN)/python -m workflow_scripts.show_results $(CONFIG)
+
+# What a study will cost, before it runs: CONFIG=configs/....yaml.
+plan: $(VENV)/.installed
+	@$(BIN)/snakemake plan --cores $(CORES) --configfile $(CONFIG)
+
+# How far a study is, from its files alone.
+status: $(VENV)/.installed
+	@$(BIN)/python -m workflow_scripts.show_status $(CONFIG)
 
 smoke:
 	@$(MAKE) --no-print-directory run CONFIG=configs/smoke.yaml
@@ -31,8 +39,9 @@ lint: $(VENV)/.installed-test
 slurm-test: $(VENV)/.installed-test
 	$(BIN)/pytest tests/slurm
 
+# Not those two that take whole studies.
 bench: $(VENV)/.installed
-	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+	@for file in $(filter-out %/fewer_folds.py %/plan_error.py,$(wildcard benchmarks/*.py)); do echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
 # Results take hours to make, so they stay: remove results/<run> by hand.
 clean:

@@ -35,6 +35,7 @@ if study.targets:
 
 include: "rules/experiments.smk"
 include: "rules/report.smk"
+include: "rules/plan.smk"
 
 
 rule all:

@@ -43,6 +43,12 @@ def environment_spec(wildcards, resources):
     return {"version": 1, "gpus": gpus, "require_gpu": bool(resources.get("require_gpu", 0))}
 
 
+def plan_spec(wildcards):
+    """The plan's values and what runs at a time: the jobs of a cluster's profile, or the cores of this machine."""
+    jobs = workflow.nodes if workflow.non_local_exec else None
+    return {**plan_of_study.spec("write_plan", {}), "cores": workflow.cores, "jobs": jobs}
+
+
 def memory(stage):
     """MiB that a job asks for; a retry asks for half as much again."""
 

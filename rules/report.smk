@@ -21,6 +21,24 @@ rule write_report:
             category="Results",
             labels={"figure": "Report and explorer"},
         ),
+        lds_table=report(
+            f"{RESULTS}/tables/lds.csv",
+            caption="../docs/captions/lds.rst",
+            category="Results",
+            labels={"figure": "LDS of every method"},
+        ),
+        training_table=report(
+            f"{RESULTS}/tables/training.csv",
+            caption="../docs/captions/training.rst",
+            category="Encoder",
+            labels={"figure": "Validations"},
+        ),
+        costs_table=report(
+            f"{RESULTS}/tables/costs.csv",
+            caption="../docs/captions/costs.rst",
+            category="Cost",
+            labels={"figure": "Cost by stage"},
+        ),
     log:
         f"{RESULTS}/logs/write_report.log",
     benchmark:

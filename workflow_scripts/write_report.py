@@ -3,9 +3,12 @@
 import base64
 import hashlib
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -19,9 +22,20 @@ from workflow_scripts.lib.report_explorer import gather_explorer, json_for_html,
 from workflow_scripts.lib.report_profile import gather_profiles
 from workflow_scripts.lib.report_results import gather_costs, gather_results, gather_training
 from workflow_scripts.lib.stage import run_stage
-from workflow_scripts.lib.tables import atomic_path
+from workflow_scripts.lib.tables import atomic_path, read_table, write_csv
 
 EXPLORER_BYTES = 14_500_000
+NOT_MEASURED = pa.table({"not measured in this study": pa.array([], pa.string())})
+COSTS_SCHEMA = pa.schema(
+    [
+        ("stage", pa.string()),
+        ("jobs", pa.int32()),
+        ("seconds", pa.float64()),
+        ("cpu_seconds", pa.float64()),
+        ("peak_bytes", pa.float64()),
+        ("planned_seconds", pa.float64()),
+    ]
+)
 
 
 def write_report(
@@ -37,13 +51,17 @@ def write_report(
     rejected_tokens: list[Path],
     experiments: list[Path],
     report: Path,
+    lds_table: Path,
+    training_table: Path,
+    costs_table: Path,
     *,
     benchmarks: str,
+    plan: str,
     tests: int,
     examples: int,
     characters: int,
 ) -> None:
-    """Write one self-contained HTML file from the artifacts of a run.
+    """Write one self-contained HTML file from the artifacts of a run, and its tables for Snakemake's own report.
 
     Parameters
     ----------
@@ -55,7 +73,10 @@ def write_report(
         that an evaluation names must be there.
     experiments: tables of the study's experiments, `evaluation/<name>.parquet`.
     report: the HTML file.
+    lds_table, training_table: CSV files of `lds` and of the validations in `training`.
+    costs_table: CSV file of what each stage took, beside what the plan expected of it.
     benchmarks: folder of Snakemake's benchmark files, one folder per rule; may be absent.
+    plan: `plan.json`; may be absent.
     tests: most test examples per evaluation in the explorer.
     examples: most helpful and most harmful examples shown for each.
     characters: longest text shown; a longer one is cut with a mark. Where the page would grow beyond about
@@ -80,6 +101,7 @@ def write_report(
         characters=characters,
         largest_bytes=EXPLORER_BYTES,
     )
+    costs = gather_costs(Path(benchmarks), Path(plan))
     page = _render(
         study=study,
         config_text=config.read_text(encoding="utf-8"),
@@ -87,7 +109,7 @@ def write_report(
         results=results,
         headlines=headlines,
         curves=report_charts.training_curves(*gather_training(training)) if training else [],
-        costs=gather_costs(Path(benchmarks)),
+        costs=costs,
         profiles=gather_profiles(corpora, rejected, tokens, rejected_tokens, study),
         experiments=gather_experiments(experiments),
         explorer_shown=bool(explorer["evaluations"]),
@@ -95,9 +117,17 @@ def write_report(
         asked={"characters": characters, "examples": examples},
         shown={name: explorer[name] for name in ("characters", "examples")},
     )
+    write_csv(lds_table, read_table(lds) if lds else NOT_MEASURED)
+    write_csv(training_table, _validations(training) if training else NOT_MEASURED)
+    write_csv(costs_table, pa.Table.from_pylist([asdict(cost) for cost in costs.stages], COSTS_SCHEMA))
     with atomic_path(report) as temporary:
         temporary.write_text(page, encoding="utf-8")
     say(f"{report}: {report_words.size(len(page.encode()))}\n{headlines[0]}")
+
+
+def _validations(training: Path) -> pa.Table:
+    steps = read_table(training)
+    return steps.filter(pc.is_valid(steps["validation_lds"]))
 
 
 def _check_corpora(study: Study, corpora: list[Path]) -> None:
@@ -126,7 +156,7 @@ def _render(**values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    words = ("decimal", "interval", "count", "share", "duration", "size")
+    words = ("decimal", "interval", "count", "share", "times", "duration", "size")
     environment.filters.update({name: getattr(report_words, name) for name in words}, visible=visible)
     environment.globals.update(lds_axis=report_charts.lds_axis, cost_figures=report_charts.cost_figures)
     style, script = (

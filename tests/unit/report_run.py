@@ -1,6 +1,7 @@
 """A small made-up run of the workflow for the tests of the report: every artifact that the report reads."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -75,7 +76,9 @@ def make_run(
         "rejected_tokens": [_rejected_tokens(folder / "tokens" / "train.rejected.parquet")],
         "experiments": [],
         "report": folder / "report.html",
+        **{f"{name}_table": folder / "tables" / f"{name}.csv" for name in ("lds", "training", "costs")},
         "benchmarks": str(_benchmarks(folder / "benchmarks")),
+        "plan": str(_plan(folder / "plan.json")),
         "tests": tests,
         "examples": examples,
         "characters": 600,
@@ -254,4 +257,13 @@ def _benchmarks(folder: Path) -> Path:
             row = f"{value}\t0:02:10\t{800 + place}.5\t-\t-\t-\t0\t0\t99\t{value * 0.9}\n"
             (folder / stage / f"{place}.tsv").write_text(header + row, encoding="utf-8")
     (folder / "train_encoder" / "empty.tsv").write_text("", encoding="utf-8")
+    for path in folder.rglob("*.tsv"):
+        # All ended at one time, so the longest one covers the others.
+        os.utime(path, (1e9, 1e9))
     return folder
+
+
+def _plan(path: Path) -> Path:
+    stages = [{"stage": "finetune_shard", "seconds": 320.0}, {"stage": "write_report", "seconds": 5.0}]
+    path.write_text(json.dumps({"stages": stages, "total": {"wall_seconds": 120.0}}), encoding="utf-8")
+    return path

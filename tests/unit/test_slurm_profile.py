@@ -20,6 +20,7 @@ GPU_RULES = [
     "fit_method",
     "embed_by_method",
     "check_environment",
+    "run_pilot",
 ]
 EDITED = ["ACCOUNT", "PARTITION", "GPU_PARTITION", "GPU_MODEL", "GRES", "PREEMPTIBLE"]
 

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pyarrow.csv import read_csv
 from report_run import HOSTILE, METHOD_LDS, TOPICS, make_run
 
 from workflow_scripts.lib.errors import StudyError
 from workflow_scripts.lib.report_charts import linear_axis
 from workflow_scripts.lib.report_explorer import json_for_html, visible
 from workflow_scripts.lib.report_words import decimal, duration, interval, share, size
+from workflow_scripts.lib.tables import read_table
 from workflow_scripts.write_report import write_report
 
 
@@ -70,7 +72,8 @@ def test_page_shows_every_number_of_the_run(tmp_path):
     assert "Random mean pooling −0.01 [−0.04, 0.02]" in words
     assert "+0.22 [+0.18, +0.26]" in words
     assert "best: 0.59 at step 400" in words
-    assert "finetune_shard 3 6 min 41 s 80 %" in words
+    assert "finetune_shard 3 6 min 41 s 5 min 20 s 1.3 x 80 %" in words
+    assert "At least one job was running for 2 min 21 s; the plan said 2 min 0 s (1.2 x)." in words
     assert "6 the answer is empty rows 3, 9, 11, 12, 13, …" in words
     assert "response shortened 2.0 %" in words
     assert "0123456789abcdef" in words
@@ -183,6 +186,23 @@ def test_a_study_without_lds_shows_its_explorer_and_claims_nothing(tmp_path):
     assert "The encoder's training" not in page.words
     for address in page.addresses:
         assert f'id="{address.removeprefix("#")}"' in page.html
+
+
+def test_report_without_a_plan_says_how_to_make_one(tmp_path):
+    words = written(tmp_path, change={"plan": str(tmp_path / "absent")}).words
+    assert "There was no plan: make plan makes one, before a run." in words
+    assert "finetune_shard 3 6 min 41 s 80 %" in words
+
+
+def test_tables_for_snakemakes_report_say_the_same(tmp_path):
+    arguments = make_run(tmp_path)
+    write_report(**arguments)
+    lds, training, costs = (read_csv(arguments[f"{name}_table"]) for name in ("lds", "training", "costs"))
+    assert lds.to_pylist() == read_table(arguments["lds"]).to_pylist()
+    assert training["step"].to_pylist() == list(range(25, 401, 25))
+    finetuning = costs.to_pylist()[0]
+    assert (finetuning["stage"], finetuning["jobs"]) == ("finetune_shard", 3)
+    assert (finetuning["seconds"], finetuning["planned_seconds"]) == (401.0, 320.0)
 
 
 def test_evaluations_stand_in_the_order_of_the_config(tmp_path):

@@ -1,6 +1,7 @@
 """Docs that hold: commands run dry, links lead somewhere, snippets work, quoted messages are in the code."""
 
 import ast
+import json
 import os
 import re
 import shlex
@@ -16,10 +17,11 @@ import yaml
 from workflow_scripts.attribute import arguments_parser
 from workflow_scripts.document_config import ROOT
 from workflow_scripts.lib.config import load_study
+from workflow_scripts.lib.shapes import read_example
 from workflow_scripts.methods.texts import Texts
 
 PAGES = [ROOT / "README.md", ROOT / "slurm/README.md", *sorted((ROOT / "docs").glob("*.md"))]
-TARGETS = ("all", "targets", "encoder", "scores", "lds", "release", "report")
+TARGETS = ("all", "targets", "encoder", "scores", "lds", "release", "report", "plan")
 PRESETS = ("paper_flan", "paper_ultrachat", "released_flan")
 # What these do is the shell's or Slurm's affair; the names in angle brackets are the reader's.
 SHELL = ("cp", "export", "mkdir", "cat", "grep", "scancel", "source")
@@ -40,7 +42,7 @@ def _commands() -> list[list[str]]:
     return [list(words) for words in dict.fromkeys(map(tuple, commands)) if words]
 
 
-COMMANDS = _commands()
+COMMANDS = [[words[0].removeprefix(".venv/bin/"), *words[1:]] for words in _commands()]
 SNAKEMAKE = [words for words in COMMANDS if words[0] == "snakemake"]
 MAKE = [words for words in COMMANDS if words[0] == "make"]
 PYTHON = [words for words in COMMANDS if words[0] == "python"]
@@ -154,6 +156,23 @@ def test_the_studies_in_the_readme_are_valid():
     own, language_model = (yaml.safe_load(block) for block in _blocks(ROOT / "README.md", "yaml"))
     assert own == yaml.safe_load((ROOT / "configs/own_corpus.yaml").read_text(encoding="utf-8"))
     load_study({**own, **language_model})
+
+
+def test_the_corpus_of_the_walkthrough_suffices_for_its_study(tmp_path, monkeypatch):
+    (code,) = _blocks(ROOT / "docs/walkthrough.md", "python")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "walkthrough.md", "exec"), {})
+    rows = [json.loads(line) for line in Path("my_corpus.jsonl").read_text(encoding="utf-8").splitlines()]
+    study = load_study(yaml.safe_load((ROOT / "configs/small_corpus.yaml").read_text(encoding="utf-8")))
+    places = [read_example(row, {}, "last").place for row in rows]
+    sizes = {
+        name: sum(corpus.part[0] <= place < corpus.part[1] for place in places)
+        for name, corpus in study.corpora.items()
+    }
+    assert len(rows) == sum(sizes.values()) == 300
+    assert sizes["train"] >= study.targets.pool_examples + study.targets.validation_examples
+    assert sizes["pool"] > 2 * study.evaluations["heldout"].subset_examples
+    assert sizes["tests"] >= 20
 
 
 def test_the_method_of_the_docs_scores():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
@@ -86,13 +87,34 @@ class EvaluationResult:
 
 @dataclass(frozen=True)
 class StageCost:
-    """What all jobs of one rule took; `peak_bytes` is the largest job's resident memory."""
+    """What all jobs of one rule took; `peak_bytes` is the largest job's resident memory.
+
+    `planned_seconds` is what the plan expected of them, None where there was none.
+    """
 
     stage: str
     jobs: int
     seconds: float
     cpu_seconds: float
     peak_bytes: float | None
+    planned_seconds: float | None = None
+
+    @property
+    def of_plan(self) -> float | None:
+        """How many times as long as planned it took."""
+        return self.seconds / self.planned_seconds if self.planned_seconds else None
+
+
+@dataclass(frozen=True)
+class RunCost:
+    """What a run took, dearest stage first, and the wall time that the plan gave it.
+
+    `wall_seconds`: how long at least one job was running; a pause between two runs doesn't count.
+    """
+
+    stages: list[StageCost]
+    wall_seconds: float
+    planned_wall_seconds: float | None
 
 
 def method_name(method: str) -> str:
@@ -192,23 +214,42 @@ def gather_training(training: Path) -> tuple[list[tuple[int, float]], list[tuple
     return losses, validations
 
 
-def gather_costs(benchmarks: Path) -> list[StageCost]:
-    """Return what each rule took, dearest first, from Snakemake's benchmark files; [] without any.
+def gather_costs(benchmarks: Path, plan: Path) -> RunCost:
+    """Return what each rule took, from Snakemake's benchmark files, beside what `plan.json` expected of it.
 
-    `benchmarks` holds one folder per rule with one TSV per job.
+    `benchmarks` holds one folder per rule with one TSV per job. Both may be absent. Stages that the plan doesn't
+    know, its own among them, count to the stages alone.
     """
-    by_stage = defaultdict(list)
+    planned = json.loads(plan.read_text(encoding="utf-8")) if plan.exists() else {"stages": [], "total": {}}
+    seconds = {stage["stage"]: stage["seconds"] for stage in planned["stages"]}
+    by_stage, intervals = defaultdict(list), []
     for path in sorted(benchmarks.rglob("*.tsv")):
         place = path.relative_to(benchmarks)
         stage = place.parts[0] if len(place.parts) > 1 else place.stem
         with open(path, encoding="utf-8", newline="") as file:
             # A file may hold several repeats; a job's cost is all of them.
-            by_stage[stage].extend(csv.DictReader(file, delimiter="\t"))
-    costs = [_cost(stage, jobs) for stage, jobs in by_stage.items() if jobs]
-    return sorted(costs, key=lambda cost: -cost.seconds)
+            jobs = list(csv.DictReader(file, delimiter="\t"))
+        by_stage[stage].extend(jobs)
+        end = path.stat().st_mtime
+        intervals.append((end - sum(_number(job.get("s")) or 0.0 for job in jobs), end))
+    costs = [_cost(stage, jobs, seconds.get(stage)) for stage, jobs in by_stage.items() if jobs]
+    return RunCost(
+        stages=sorted(costs, key=lambda cost: -cost.seconds),
+        wall_seconds=_covered(intervals),
+        planned_wall_seconds=planned["total"].get("wall_seconds"),
+    )
 
 
-def _cost(stage: str, jobs: list[dict[str, str]]) -> StageCost:
+def _covered(intervals: list[tuple[float, float]]) -> float:
+    """Return the length of the union of intervals."""
+    covered, last = 0.0, -math.inf
+    for start, end in sorted(intervals):
+        covered += max(end - max(start, last), 0.0)
+        last = max(last, end)
+    return covered
+
+
+def _cost(stage: str, jobs: list[dict[str, str]], planned_seconds: float | None) -> StageCost:
     memory = [value for job in jobs if (value := _number(job.get("max_rss"))) is not None]
     return StageCost(
         stage=stage,
@@ -216,6 +257,7 @@ def _cost(stage: str, jobs: list[dict[str, str]]) -> StageCost:
         seconds=sum(_number(job.get("s")) or 0.0 for job in jobs),
         cpu_seconds=sum(_number(job.get("cpu_time")) or 0.0 for job in jobs),
         peak_bytes=max(memory) * 2**20 if memory else None,  # Snakemake writes MiB
+        planned_seconds=planned_seconds,
     )
 
 

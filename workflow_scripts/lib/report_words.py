@@ -40,6 +40,11 @@ def share(part: float, whole: float) -> str:
     return f"{percent:.1f} %" if 0 < percent < 10 else f"{percent:.0f} %"
 
 
+def times(ratio: float | None) -> str:
+    """Return how many times as much, e.g. `1.2 x`; a missing ratio as a dash."""
+    return ABSENT if ratio is None else f"{ratio:.2g} x" if ratio < 10 else f"{ratio:,.0f} x"
+
+
 def duration(seconds: float | None) -> str:
     """Return seconds in the unit a person would choose."""
     if seconds is None or math.isnan(seconds):

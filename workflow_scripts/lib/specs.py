@@ -6,13 +6,17 @@ Read while Snakemake parses, so nothing heavy is imported here.
 from __future__ import annotations
 
 import glob
+import json
 import math
 import os
 import re
 from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from workflow_scripts.lib.config import Encoder, EncoderTraining, Evaluation, LanguageModel, Study
+from workflow_scripts.lib.costs import Concurrency, Pilot, estimate, parameters_in_name
 from workflow_scripts.methods import METHODS, Method, OwnEmbeddings, find_method, sentence_encoder
 
 # Raised by hand whenever a stage's code starts to mean something else, so that its results are made anew.
@@ -50,7 +54,9 @@ STAGE_VERSIONS = {
     "evaluate_classification": 1,
     "evaluate_amortisation": 1,
     "evaluate_transfer": 1,
-    "write_report": 1,
+    "write_report": 2,
+    "run_pilot": 1,
+    "write_plan": 1,
 }
 TRAIN_POOL = "train"
 # Ends the name of the folder of a method's embeddings of tests, where they are made otherwise.
@@ -64,6 +70,10 @@ EXPERIMENT_TABLES = {
     "amortisation": "amortisation",
     "transfer": "transfer",
 }
+FILE_NAME = re.compile(r"\.(jsonl|ndjson|json|csv|tsv|parquet|pq)(\.gz|\.zst)?$", re.IGNORECASE)
+# Of a job's expected seconds to its time limit, and the shortest limit worth asking for.
+RUNTIME_MARGIN = 2.0
+SHORTEST_RUNTIME_MINUTES = 15
 
 
 class StudyPlan:
@@ -78,6 +88,7 @@ class StudyPlan:
         self.variants = ["", *(f"@{name}" for name in study.encoder_variants)]
         self.language_models = ["", *(f"@{name}" for name in study.language_models)]
         self.has_builtin_lm = study.uses_lm and self.is_builtin("")
+        self.results = Path("results") / study.run
 
     def spec(self, stage: str, wildcards: Mapping[str, str]) -> dict[str, Any]:
         """Return the values that `stage` is called with, and its version, sorted by name.
@@ -241,10 +252,22 @@ class StudyPlan:
         split = self.study.scoring.parts > 1
         return [name for name in self.study.scoring.methods if (split and bool(self.embedding_of(name))) == in_parts]
 
+    def corpora_at_hand(self) -> list[str]:
+        """Return the corpora that a pilot reads: local ones, and those of the hub that were prepared before."""
+        return [name for name in self.study.corpora if self._is_at_hand(name)]
+
+    def _is_at_hand(self, corpus: str) -> bool:
+        if (self.results / "corpora" / f"{corpus}.parquet").exists():
+            return True
+        source = self.study.corpora[corpus].source
+        # A file that is missing counts too: reading it says so.
+        is_local = source.startswith("builtin:") or FILE_NAME.search(source) or self.source_files(corpus)
+        return bool(is_local) and all(self._is_at_hand(other) for other in self.study.corpora[corpus].without)
+
     def memory_mb(self, stage: str) -> int:
         """Return the memory in MiB that a job of `stage` asks for, from the size in the LM's name."""
-        named = [re.search(r"(\d+(?:\.\d+)?)[bB]\b", self.language_model(lm).model) for lm in self.language_models]
-        parameters = max(float(found.group(1)) * 1e9 if found else 5e6 for found in named)
+        names = [self.language_model(lm).model for lm in self.language_models]
+        parameters = max(parameters_in_name(name) or 5e6 for name in names)
         # Weights, their copy for the reset, gradients and AdamW's two moments, 4 bytes each; and each process of
         # DeepSpeed loads all weights before it keeps its part of them.
         lm = (20 + 4 * (self.finetuning_processes() - 1)) * parameters / 2**20
@@ -268,11 +291,43 @@ class StudyPlan:
         """Return how many processes fine-tune one LM: as many GPUs does a job ask for."""
         return self.study.finetuning.processes
 
+    def processes(self, stage: str) -> int:
+        """Return how many processes, and so GPUs or cores, share a job of `stage`."""
+        if stage == "finetune_shard":
+            return self.finetuning_processes()
+        return self.encoder_processes() if stage in ("train_encoder", "embed_corpus") else 1
+
     def runtime_minutes(self, stage: str) -> int:
-        """Return the minutes that a job of `stage` asks for."""
+        """Return the minutes that a job of `stage` asks for: twice what the pilot expects of the longest one.
+
+        Without a pilot, or where it could only assume, a limit that suits the paper's study.
+        """
+        if stage in self._expected_seconds:
+            minutes = math.ceil(RUNTIME_MARGIN * self._expected_seconds[stage] / 60)
+            return max(minutes, SHORTEST_RUNTIME_MINUTES)
         minutes = {"finetune_shard": 120, "finetune_runs": 120, "train_encoder": 720, "embed_corpus": 120}
         minutes |= {"warmup_lm": 720, "fit_method": 720, "embed_by_method": 720}
         return minutes.get(stage, 60)
+
+    @cached_property
+    def pilot(self) -> Pilot | None:
+        """What the pilot of this study found; None where there was none, or one of other settings."""
+        try:
+            written = json.loads((self.results / "pilot.json").read_text(encoding="utf-8"))
+            # As it looks once written: JSON knows no tuples.
+            if written["settings"] != json.loads(json.dumps(self.pilot_settings())):
+                return None
+            return Pilot.from_json(written["found"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    @cached_property
+    def _expected_seconds(self) -> dict[str, float]:
+        if self.pilot is None:
+            return {}
+        # How many jobs run side by side doesn't change how long one takes.
+        costs = estimate(self, self.pilot, Concurrency(cores=1))
+        return {one.stage: one.longest_seconds for one in costs if one.measured}
 
     def _job_size(self, pool: str) -> tuple[int, int]:
         if pool == TRAIN_POOL:
@@ -544,4 +599,57 @@ class StudyPlan:
         return {**values, "method": (trained or self.study.scoring.methods)[0], "trained": trained}
 
     def _write_report(self) -> dict[str, Any]:
-        return {**self.study.report.model_dump(), "benchmarks": f"results/{self.study.run}/benchmarks"}
+        folder = f"results/{self.study.run}"
+        return {**self.study.report.model_dump(), "benchmarks": f"{folder}/benchmarks", "plan": f"{folder}/plan.json"}
+
+    def _run_pilot(self) -> dict[str, Any]:
+        return self.pilot_settings()
+
+    def pilot_settings(self) -> dict[str, Any]:
+        """Return the values that a pilot depends on: not how many folds, evaluation subsets or jobs there are."""
+        return {
+            "language_model": self.study.language_model.model_dump(),
+            "runs": self._pilot_runs(),
+            "training": self._pilot_training() if self.study.targets else None,
+            "encoder": self._init_encoder() if self.study.targets else self._take_encoder(),
+            "prompt_words": self.study.encoder.prompt_words,
+            "chunk_tokens": self.study.encoder_training.chunk_tokens,
+            "precision": self.study.encoder_training.precision,
+            "tests_only": {name: self._only_tests(name) for name in self.study.corpora},
+            "seed": self.study.seed,
+        }
+
+    def _pilot_runs(self) -> dict[str, Any] | None:
+        if not self.study.uses_lm:
+            return None
+        sizes = self._sampling(self.pools[0]) if self.pools else {}
+        return {
+            "finetuning": self._finetuning(),
+            "subset_examples": sizes.get("subset_examples", self.study.finetuning.batch_examples),
+            "judged_examples": sizes.get("evaluated_examples"),
+        }
+
+    def _pilot_training(self) -> dict[str, Any]:
+        sizes, training = self.study.targets, self.study.encoder_training
+        return {
+            "target_corpus": sizes.corpus,
+            "step": {
+                "pool_examples": sizes.pool_examples,
+                "subset_examples": sizes.subset_examples,
+                "subsets": min(training.subsets_per_step, sizes.subsets_per_fold),
+                "tests": min(training.examples_per_step, sizes.evaluated_examples),
+                "subsets_per_fold": sizes.subsets_per_fold,
+                "tests_per_fold": sizes.evaluated_examples,
+            },
+            "objective": training.model_dump(
+                include={"pooling", "smallest_difference", "largest_weight", "learned_scale"}
+            ),
+        }
+
+    def _only_tests(self, corpus: str) -> bool:
+        evaluations = self.study.evaluations.values()
+        learned_from = {self.study.targets.corpus} if self.study.targets else set()
+        return corpus in {one.test for one in evaluations} - {one.train for one in evaluations} - learned_from
+
+    def _write_plan(self) -> dict[str, Any]:
+        return {"study": self.study.model_dump(mode="json")}

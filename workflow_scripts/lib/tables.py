@@ -15,6 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow import csv
 
 from workflow_scripts.lib.errors import StudyError
 
@@ -127,6 +128,12 @@ def table_writer(
         yield lambda table: writer.write_table(table.cast(stamped))
         if measured:
             writer.add_key_value_metadata({f"airrep.{key}": value for key, value in measured().items()})
+
+
+def write_csv(path: Path, table: pa.Table) -> None:
+    """Write `table` to `path` as CSV, whole or not at all."""
+    with atomic_path(path) as temporary:
+        csv.write_csv(table, temporary)
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:

@@ -1,0 +1,112 @@
+"""Turn a pilot into a plan: what each stage will cost, what would be cheaper, and when the encoder pays for itself."""
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from workflow_scripts.lib.config import Study, load_study
+from workflow_scripts.lib.costs import (
+    Concurrency,
+    Pilot,
+    StageEstimate,
+    break_even,
+    estimate,
+    good_job_sizes,
+    not_planned,
+)
+from workflow_scripts.lib.specs import StudyPlan
+from workflow_scripts.lib.stage import run_stage
+from workflow_scripts.lib.tables import atomic_path
+
+# LDS on held-back folds with a share of the training folds, as a share of the LDS with all of them: what
+# benchmarks/fewer_folds.py measures on the embedded study. None: not measured yet.
+LDS_LEFT: dict[float, float | None] = {0.5: None, 0.25: None}
+
+
+def write_plan(pilot: Path, plan: Path, *, study: dict[str, Any], cores: int, jobs: int | None) -> None:
+    """Write the expected cost of `study` to `plan` (JSON).
+
+    Parameters
+    ----------
+    pilot: `pilot.json` of the study.
+    cores, jobs: what runs at a time, as in `lib.costs.Concurrency`.
+    """
+    found = Pilot.from_json(json.loads(pilot.read_text(encoding="utf-8"))["found"])
+    whole = load_study(study)
+    planned = StudyPlan(whole)
+    concurrency = Concurrency(cores, jobs)
+    stages = estimate(planned, found, concurrency)
+    even = break_even(planned, found, concurrency)
+    values = {
+        "run": whole.run,
+        "hardware": found.hardware,
+        "concurrency": {**asdict(concurrency), "gpus": found.gpus},
+        "stages": [asdict(stage) for stage in stages],
+        "total": totals(stages),
+        "break_even": asdict(even) if even else None,
+        "cheaper": list(_cheaper(whole, found, concurrency)),
+        "good_job_sizes": good_job_sizes(planned, found, concurrency),
+        "assumptions": list(found.assumptions),
+        "not_planned": not_planned(planned),
+    }
+    with atomic_path(plan) as temporary:
+        temporary.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+
+
+def totals(stages: list[StageEstimate]) -> dict[str, float]:
+    """Return the sums over all stages; stages are taken to run one after the other."""
+    return {
+        "jobs": sum(stage.jobs for stage in stages),
+        "gpu_hours": sum(stage.hours for stage in stages if stage.processor == "GPU"),
+        "core_hours": sum(stage.hours for stage in stages if stage.processor == "core"),
+        "wall_seconds": sum(stage.wall_seconds for stage in stages),
+        "disk_bytes": sum(stage.disk_bytes for stage in stages),
+    }
+
+
+def _cheaper(study: Study, pilot: Pilot, concurrency: Concurrency) -> Iterator[dict[str, Any]]:
+    """Yield cheaper settings, what they cost, and the LDS that is to be expected of them."""
+    targets = study.targets
+    for share, left in LDS_LEFT.items() if targets else ():
+        held_back = study.encoder_training.validation_folds
+        folds = held_back + round((targets.folds - held_back) * share)
+        if held_back < folds < targets.folds:
+            changed = study.model_copy(update={"targets": targets.model_copy(update={"folds": folds})})
+            yield {
+                "setting": f"targets.folds: {folds}",
+                **totals(estimate(StudyPlan(changed), pilot, concurrency)),
+                **_expected_of_fewer_folds(share, left),
+            }
+    if not StudyPlan(study).judged:
+        return
+    halved = {
+        name: one.model_copy(update={"subsets": math.ceil(one.subsets / 2)}) for name, one in study.evaluations.items()
+    }
+    changed = study.model_copy(update={"evaluations": halved})
+    yield {
+        "setting": "evaluations: half of the subsets",
+        **totals(estimate(StudyPlan(changed), pilot, concurrency)),
+        "expected": "the same LDS",
+        "because": "only its interval becomes wider, by up to 1.4 times: the subsets are half as many",
+    }
+
+
+def _expected_of_fewer_folds(share: float, left: float | None) -> dict[str, str]:
+    if left is None:
+        return {
+            "expected": "a lower LDS",
+            "because": "how much lower isn't known beforehand; benchmarks/fewer_folds.py measures it on targets that "
+            "are there",
+        }
+    return {
+        "expected": f"{left:.0%} of the LDS",
+        "because": f"so it came out on the embedded study with {share:.0%} of its training folds "
+        "(benchmarks/fewer_folds.py); another corpus may lose more or less",
+    }
+
+
+if __name__ == "__main__":
+    run_stage(snakemake, write_plan)  # noqa: F821
