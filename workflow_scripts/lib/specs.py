@@ -240,7 +240,7 @@ class StudyPlan:
     def _encoder_text(self) -> dict[str, Any]:
         return {"prompt_words": self.study.encoder.prompt_words, "max_tokens": self.study.encoder.max_tokens}
 
-    def _embed_corpus(self, encoder: str, corpus: str, part: str) -> dict[str, Any]:
+    def _embed_corpus(self, encoder: str, corpus: str, part: str = "") -> dict[str, Any]:
         return {
             **({"part": [int(number) for number in part.removeprefix(".").split("of")]} if part else {}),
             **self._encoder_text(),
