@@ -41,7 +41,8 @@ slurm-test: $(VENV)/.installed-test
 
 # Not those two that take whole studies.
 bench: $(VENV)/.installed
-	@for file in $(filter-out %/fewer_folds.py %/plan_error.py,$(wildcard benchmarks/*.py)); do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+	@for file in $$(grep -l __main__ $(filter-out %/fewer_folds.py %/plan_error.py,$(wildcard benchmarks/*.py))); do \
+		echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
 # Results take hours to make, so they stay: remove results/<run> by hand.
 clean:

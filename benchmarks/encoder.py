@@ -22,6 +22,7 @@ from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
+from workflow_scripts.embed_corpus import embed_texts
 from workflow_scripts.lib.encoder import (
     AttributionEncoder,
     EncoderTokens,
@@ -147,7 +148,7 @@ def fast_embedding(folder: str, examples: int) -> dict[str, Any]:
     found: dict[str, np.ndarray] = {}
 
     def run(texts: list[str]) -> None:
-        found["embeddings"] = encoder.encode(encoder.tokenize([(text,) for text in texts]), 16_384, precision())
+        found["embeddings"] = embed_texts(encoder, [(text,) for text in texts], 16_384, precision())
 
     return timed_embedding(run, texts) | found
 

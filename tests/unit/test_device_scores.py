@@ -68,6 +68,14 @@ def test_fewer_examples_than_the_top_and_none():
     assert score_on_device([], queries, TOP, membership, CPU).helpful[0].shape == (3, 0)
 
 
+def test_without_subsets_there_are_top_scores():
+    examples, queries, _ = study(3)
+    part = score_on_device(tiles(examples, 50), queries, TOP, Membership([]), CPU)
+    assert part.helpful[0].shape == (3, TOP)
+    assert part.sums.members.shape == (0,)
+    assert part.sums.weighted.shape == (0, 3)
+
+
 def test_an_embedding_that_is_not_finite_is_an_error():
     examples, queries, membership = study(3)
     examples[17, 2] = torch.inf

@@ -83,11 +83,11 @@ def padded_step(model, objective, tokens, draw):
     """The way most people would write: every subset encoded anew, padded to its longest row; one graph."""
 
     def encode(ids):
-        rows = [torch.from_numpy(tokens[int(i)]) for i in ids]
+        rows = [torch.from_numpy(tokens[int(i)][0]) for i in ids]
         padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).long()
         mask = torch.stack([torch.arange(padded.shape[1]) < len(row) for row in rows]).long()
         states = model.transformer(input_ids=padded, attention_mask=mask).last_hidden_state
-        return model.projection((states * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True))
+        return model.projections[0]((states * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True))
 
     model.transformer.set_attn_implementation("sdpa")
     tests, group = encode(draw.tests), []

@@ -151,6 +151,21 @@ def test_parts_give_the_same_files(files, tmp_path, method, sizes):
     assert float(metadata["bytes_per_example"]) == 2 * DIMENSION
 
 
+def test_parts_without_subsets_give_top_scores(files, tmp_path):
+    paths = {name: tmp_path / f"{name}.parquet" for name in ("train_embeddings", "test_embeddings")}
+    for seed, (name, rows) in enumerate({"train_embeddings": EXAMPLES, "test_embeddings": TESTS}.items()):
+        _embeddings(paths[name], rows, seed, 0)
+    write_table(files["subsets"], read_table(files["subsets"]).slice(0, 0))
+    expected, _ = _run(files | paths, "airrep")
+    outputs = [tmp_path / f"{name}.parquet" for name in ("part_scores", "part_sums")]
+    ours = files["subsets"], files["validation"]
+    score_part(*ours, *paths.values(), *outputs, method="airrep", part="1", top=TOP, tile_examples=16)
+    merged = [[outputs[0]], [outputs[1]], files["scores"], files["groups"]]
+    merge_scores(*ours, *merged, method="airrep", evaluation="mini", top=TOP)
+    assert read_table(files["scores"]).equals(expected)
+    assert read_table(files["groups"]).num_rows == 0
+
+
 def test_a_part_that_is_missing_is_noticed(files, tmp_path):
     paths = {name: tmp_path / f"{name}.parquet" for name in ("train_embeddings", "test_embeddings")}
     for name, rows in (("train_embeddings", 40), ("test_embeddings", TESTS)):

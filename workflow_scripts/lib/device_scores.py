@@ -49,9 +49,10 @@ def score_on_device(
         embeddings = tile.to(device).float()
         finite &= embeddings.sum().isfinite()
         rows = membership.rows(example_ids)
-        sizes = np.array([len(own) for own in rows])
+        sizes = np.array([len(own) for own in rows], np.int64)
         members += sizes
-        chosen = torch.from_numpy(np.concatenate(rows)).to(device)
+        # There may be no subset.
+        chosen = torch.from_numpy(np.concatenate([np.empty(0, np.int64), *rows])).to(device)
         owner = torch.from_numpy(np.repeat(np.arange(len(rows)), sizes)).to(device)
         low = LARGEST_ID - torch.from_numpy(example_ids.astype(np.int64)).to(device)
         for block in blocks:

@@ -37,7 +37,7 @@ class Membership:
         owner = self._owner[entries]
         order = np.argsort(owner, kind="stable")
         bounds = np.searchsorted(owner[order], np.arange(1, len(self.sizes)))
-        return np.split(rows[order], bounds)
+        return np.split(rows[order], bounds)[: len(self.sizes)]
 
 
 class GroupSums(NamedTuple):

@@ -422,7 +422,7 @@ class StudyPlan:
         encoder = self._encoder(variant)
         return {"prompt_words": encoder.prompt_words, "max_tokens": encoder.max_tokens}
 
-    def _embed_corpus(self, encoder: str, corpus: str, part: str) -> dict[str, Any]:
+    def _embed_corpus(self, encoder: str, corpus: str, part: str = "") -> dict[str, Any]:
         variant = encoder.partition("@")[2]
         training = self._encoder_training(variant)
         return {
