@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from workflow_scripts.lib.encoder import AttributionEncoder, load_encoder
@@ -17,7 +16,7 @@ from workflow_scripts.lib.progress import Progress, say
 from workflow_scripts.lib.specs import STAGE_VERSIONS
 from workflow_scripts.lib.stage import run_stage
 from workflow_scripts.lib.stored_embeddings import StoredEmbeddings
-from workflow_scripts.lib.tables import spec_hash, write_batches, write_table
+from workflow_scripts.lib.tables import read_batches, rows_of_groups, spec_hash, write_batches, write_table
 from workflow_scripts.lib.text import EncoderText, encoder_texts
 
 ROWS_AT_ONCE = 16_384
@@ -68,9 +67,9 @@ def embed_corpus(
     stored = StoredEmbeddings([embeddings, *sorted(blocks.glob("*.parquet"))], key)
     # All processes must see the same files, before the first one writes another.
     wait_for_all()
-    file = pq.ParquetFile(corpus)
-    groups = list(range(part[0] - 1, file.num_row_groups, part[1]))
-    rows = sum(file.metadata.row_group(group).num_rows for group in groups)
+    rows_of_group = rows_of_groups(corpus)
+    groups = list(range(part[0] - 1, len(rows_of_group), part[1]))
+    rows = sum(rows_of_group[group] for group in groups)
     element = {"float16": pa.float16(), "float32": pa.float32()}[embedding_precision]
     schema = pa.schema(
         [
@@ -89,7 +88,7 @@ def embed_corpus(
     def tables() -> Iterator[pa.Table]:
         nonlocal embedded, seconds
         columns = ["example_id", "hash", "prompt", "response"]
-        for number, batch in enumerate(file.iter_batches(ROWS_AT_ONCE, row_groups=groups, columns=columns)):
+        for number, batch in enumerate(read_batches(corpus, ROWS_AT_ONCE, columns, groups)):
             hashes = batch["hash"].to_pylist()
             vectors = np.empty((len(hashes), model.dimension), element.to_pandas_dtype())
             # Another job may put the file in place meanwhile.
