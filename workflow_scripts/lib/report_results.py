@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from workflow_scripts.lib.config import Study
-from workflow_scripts.lib.tables import read_table
+from workflow_scripts.lib.tables import read_metadata, read_table
 
 METHOD_NAMES = {
     "airrep": "AirRep",
@@ -83,6 +83,15 @@ class StageCost:
     seconds: float
     cpu_seconds: float
     peak_bytes: float | None
+
+
+@dataclass(frozen=True)
+class FinetuningRuns:
+    """The fine-tuning runs of a pool, and how many of them diverged; labels and losses leave those out."""
+
+    pool: str
+    runs: int
+    diverged: int
 
 
 def method_name(method: str) -> str:
@@ -172,6 +181,12 @@ def _negated(value: float | None) -> float | None:
 
 def _first_known(values: Iterable[float | None]) -> float | None:
     return next((value for value in map(_known, values) if value is not None), None)
+
+
+def gather_runs(targets: Iterable[Path]) -> list[FinetuningRuns]:
+    """Return the fine-tuning runs of every pool, from the metadata of `targets/<pool>.parquet`."""
+    metadata = [(path.stem, read_metadata(path)) for path in targets]
+    return [FinetuningRuns(pool, int(entries["runs"]), int(entries["diverged"])) for pool, entries in metadata]
 
 
 def gather_training(training: Path) -> tuple[list[tuple[int, float]], list[tuple[int, float]]]:
