@@ -5,6 +5,7 @@ Read while Snakemake parses, so nothing heavy is imported here.
 
 from __future__ import annotations
 
+import glob
 import math
 import os
 import re
