@@ -42,7 +42,7 @@ def collect_targets(
 
     The delta is the base LM's loss minus the fine-tuned LM's: positive where training on the subset helped.
     The label of an example and a subset is minus its loss (mean over seeds), standardised over the subsets
-    of the fold; null for a run that diverged.
+    of the fold; null for a run that diverged. The file's metadata counts the `runs`, and how many `diverged`.
 
     Raises
     ------
@@ -70,6 +70,8 @@ def collect_targets(
         targets,
         SCHEMA,
         (_fold_targets(table.slice(fold * rows, rows), fold, shape) for fold in range(folds)),
+        runs=str(runs),
+        diverged=str(diverged.sum()),
     )
     say(f"collect_targets {targets.stem}: {table.num_rows:,} targets of {runs:,} runs, {diverged.sum():,} diverged")
 
