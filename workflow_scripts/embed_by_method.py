@@ -14,7 +14,7 @@ from workflow_scripts.lib.language_model import TokenizedExample, load_language_
 from workflow_scripts.lib.models import folder_hash
 from workflow_scripts.lib.specs import STAGE_VERSIONS
 from workflow_scripts.lib.stage import run_stage
-from workflow_scripts.lib.tables import file_hash, spec_hash
+from workflow_scripts.lib.tables import file_hash, read_batches, spec_hash
 from workflow_scripts.lib.text import encoder_texts
 from workflow_scripts.methods import load_module
 from workflow_scripts.methods.embedders import Embedder, LanguageModelReader
