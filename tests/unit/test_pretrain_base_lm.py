@@ -10,6 +10,7 @@ SPEC = {
     "vocabulary": 300,
     "hidden": 32,
     "layers": 2,
+    "architecture": "qwen2",
     "batch_tokens": 512,
     "learning_rate": 1e-3,
     "max_tokens": 64,

@@ -92,9 +92,7 @@ def gather_experiments(tables: Sequence[Path]) -> list[Experiment]:
 
 
 def _name(method: str) -> str:
-    base, at, variant = method.partition("@")
-    name = RANDOM_NAMES.get(method) or method_name(base)
-    return f"{name}, variant {variant}" if at else name
+    return RANDOM_NAMES.get(method) or method_name(method)
 
 
 def _is_main(method: str) -> bool:

@@ -17,6 +17,7 @@ from workflow_scripts.lib.tables import read_metadata, read_table
 METHOD_NAMES = {
     "airrep": "AirRep",
     "airrep_mean": "AirRep, mean pooling",
+    "airrep_signed": "AirRep, signed pooling",
     "untrained": "Untrained encoder",
     "tfidf": "TF-IDF",
     "bm25": "BM25",
@@ -34,7 +35,9 @@ METHOD_NAMES = {
     "random": "Random",
 }
 MAIN_METHOD = "airrep"
-ABLATION = ("airrep", "airrep_mean", "untrained")
+# Methods that read the trained encoder, with whatever variant of it; and all that read the encoder.
+OURS = ("airrep", "airrep_mean", "airrep_signed")
+ABLATION = (*OURS, "untrained")
 
 
 @dataclass(frozen=True)
@@ -76,13 +79,13 @@ class EvaluationResult:
     @property
     def rival(self) -> LdsRow | None:
         """The best row of another method than AirRep."""
-        others = (row for row in self.rows if row.method not in (MAIN_METHOD, "airrep_mean"))
+        others = (row for row in self.rows if row.method.partition("@")[0] not in OURS)
         return next(others, None)
 
     @property
     def ablation(self) -> list[LdsRow]:
         """The encoder's rows: trained and untrained, with each pooling; best first."""
-        return [row for row in self.rows if row.method in ABLATION]
+        return [row for row in self.rows if row.method.partition("@")[0] in ABLATION]
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,9 @@ class FinetuningRuns:
 
 def method_name(method: str) -> str:
     """Return a method's name as people write it."""
-    return METHOD_NAMES.get(method, method.replace("_", " "))
+    base, at, variant = method.partition("@")
+    name = METHOD_NAMES.get(base, base.replace("_", " "))
+    return f"{name}, variant {variant}" if at else name
 
 
 def gather_results(lds: Path, differences: Path, study: Study) -> list[EvaluationResult]:
