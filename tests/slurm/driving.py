@@ -87,7 +87,7 @@ class Driver:
                 start_new_session=True,
             )
 
-    def wait(self, seconds: float = 900) -> int:
+    def wait(self, seconds: float = 1800) -> int:
         """Return the exit code; a driver that hangs is ended and counts as a failure."""
         try:
             return self.process.wait(timeout=seconds)

@@ -16,7 +16,7 @@ OLD_BLOCKS = ["train/f0000_s0000", "train/f0001_s0000", "heldout/f0000_s0000"]
 SCORED = "results/smoke/embeddings/trained/pool.parquet"
 
 # One value of each stage, and the rules that it decides, besides those that every change reaches.
-ALWAYS = {"resolve_config", "write_report"}
+ALWAYS = {"resolve_config", "package_encoder", "write_report"}
 BELOW_ENCODER = {"embed_corpus", "score_pairs", "evaluate_lds"}
 BELOW_TARGETS = {"train_encoder", *BELOW_ENCODER}
 BELOW_LM = {"tokenize_corpus", "sample_subsets", "finetune_shard", "collect_targets", "check_leaks", *BELOW_TARGETS}

@@ -53,6 +53,12 @@ def went_on_from(log: str, title: str) -> int:
     return int(found.group(1))
 
 
+def memory_mb(record: dict[str, str]) -> float:
+    """Return the memory that a job asked for, by Slurm's record of it."""
+    number, unit = re.search(r"mem=([\d.]+)([MG])", record["Tres"]).groups()
+    return float(number) * {"M": 1, "G": 1024}[unit]
+
+
 @dataclass
 class Losses:
     """What was taken from the study, and how far each shard had come."""
@@ -108,8 +114,7 @@ def test_a_job_that_is_sent_again_asks_for_more(cluster, losses):
     (shard,) = [shard for shard, (state, _) in losses.lost.items() if state == "CANCELLED"]
     first, second = (records[number] for number in losses.driver.job_numbers(f"finetune_shard/train_{shard}"))
     assert int(second["TimeLimit"]) > int(first["TimeLimit"])
-    memory_mb = [float(re.search(r"mem=([\d.]+)M", record["Tres"]).group(1)) for record in (first, second)]
-    assert memory_mb[1] > memory_mb[0]
+    assert memory_mb(second) > memory_mb(first)
 
 
 def test_shards_go_on_from_their_last_finished_run(losses):
