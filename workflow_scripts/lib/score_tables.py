@@ -30,7 +30,7 @@ def write_scores(
     tables = []
     for pooling in poolings:
         found = result.groups(pooling)
-        columns = {**_pairs(test_ids, subsets), "pooling": pa.array([pooling] * found.size)}
+        columns = {**_pairs(test_ids, subsets), "pooling": pa.array([pooling] * found.size, pa.string())}
         tables.append(pa.table({**columns, "score": pa.array(found.ravel(), pa.float32())}))
     write_table(groups, pa.concat_tables(tables))
     write_table(scores, _top_table({sign: result.top(sign) for sign in SIGNS}, test_ids), **costs)
