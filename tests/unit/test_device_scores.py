@@ -47,7 +47,9 @@ def test_equals_the_scores_on_the_cpu(tests, size, scale):
         np.testing.assert_array_equal(found.top(sign)[0], expected.top(sign)[0])
         np.testing.assert_array_equal(found.top(sign)[1], expected.top(sign)[1])
     for pooling in POOLINGS:
-        np.testing.assert_allclose(found.groups(pooling), expected.groups(pooling), rtol=1e-6, atol=1e-6)
+        # The weighted terms are float32 and partly cancel.
+        tolerance = {"rtol": 1e-5, "atol": 1e-5 * scale}
+        np.testing.assert_allclose(found.groups(pooling), expected.groups(pooling), **tolerance)
 
 
 def test_parts_merge():
