@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from safetensors.torch import load_file
 
 from workflow_scripts.lib.embedding_files import EmbeddingBlock, part_of_rows, write_embeddings
@@ -15,7 +14,7 @@ from workflow_scripts.lib.language_model import TokenizedExample, load_language_
 from workflow_scripts.lib.models import folder_hash
 from workflow_scripts.lib.specs import STAGE_VERSIONS
 from workflow_scripts.lib.stage import run_stage
-from workflow_scripts.lib.tables import file_hash, spec_hash
+from workflow_scripts.lib.tables import file_hash, read_batches, spec_hash
 from workflow_scripts.lib.text import encoder_texts
 from workflow_scripts.methods import load_module
 from workflow_scripts.methods.embedders import Embedder, LanguageModelReader
@@ -77,12 +76,11 @@ def embed_by_method(
             "embedding_precision": embedding_precision,
         }
     )
-    file = pq.ParquetFile(examples)
-    groups, rows = part_of_rows(file, part)
+    groups, rows = part_of_rows(examples, part)
 
     def blocks() -> Iterator[EmbeddingBlock]:
         columns = TOKENS if lm_source else TEXTS
-        for batch in file.iter_batches(ROWS_AT_ONCE, row_groups=groups, columns=columns):
+        for batch in read_batches(examples, ROWS_AT_ONCE, columns, groups):
             yield _token_block(batch, embedder) if lm_source else _text_block(batch, embedder, prompt_words)
 
     write_embeddings(

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from workflow_scripts.lib.embedding_files import EmbeddingBlock, part_of_rows, write_embeddings
@@ -14,7 +13,7 @@ from workflow_scripts.lib.models import folder_hash
 from workflow_scripts.lib.processes import gather_rows, own_share
 from workflow_scripts.lib.specs import STAGE_VERSIONS
 from workflow_scripts.lib.stage import run_stage
-from workflow_scripts.lib.tables import spec_hash
+from workflow_scripts.lib.tables import read_batches, spec_hash
 from workflow_scripts.lib.text import EncoderText, encoder_texts
 
 ROWS_AT_ONCE = 16_384
@@ -60,12 +59,11 @@ def embed_corpus(
         }
     )
     model = load_encoder(encoder, max_tokens)
-    file = pq.ParquetFile(corpus)
-    groups, rows = part_of_rows(file, part)
+    groups, rows = part_of_rows(corpus, part)
 
     def blocks() -> Iterator[EmbeddingBlock]:
         columns = ["example_id", "hash", "prompt", "response"]
-        for batch in file.iter_batches(ROWS_AT_ONCE, row_groups=groups, columns=columns):
+        for batch in read_batches(corpus, ROWS_AT_ONCE, columns, groups):
 
             def embed(new: np.ndarray, batch: pa.RecordBatch = batch) -> np.ndarray:
                 texts = encoder_texts(pa.table(batch).take(new), prompt_words, model.view)

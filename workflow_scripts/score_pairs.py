@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from workflow_scripts.lib.errors import StudyError
 from workflow_scripts.lib.group_scores import Membership
 from workflow_scripts.lib.progress import Progress
 from workflow_scripts.lib.score_tables import write_scores
 from workflow_scripts.lib.stage import run_stage
-from workflow_scripts.lib.tables import read_metadata, read_table
+from workflow_scripts.lib.tables import read_metadata, read_schema, read_table
 from workflow_scripts.lib.tiles import CorpusScores, PartScores
 from workflow_scripts.methods import load_text_method
 from workflow_scripts.methods.texts import Texts
@@ -127,8 +126,8 @@ def open_embeddings(train: Path, test: Path | Sequence[Path], test_ids: np.ndarr
     test_files = [test] if isinstance(test, Path) else test
     seconds = _seconds(train)
     tests = read_embeddings(test_files, test_ids)
-    rows = pq.read_metadata(train).num_rows
-    embedding = pq.read_schema(train).field("embedding").type
+    schema, examples = read_schema(train)
+    embedding = schema.field("embedding").type
     if embedding.list_size != tests.shape[1]:
         raise StudyError(
             f"{train} has embeddings of {embedding.list_size} numbers and {test_files[0]} of {tests.shape[1]}: they "
@@ -138,7 +137,7 @@ def open_embeddings(train: Path, test: Path | Sequence[Path], test_ids: np.ndarr
     return Source(
         tiles=tiles,
         score=inner_products(tests),
-        examples=rows,
+        examples=examples,
         bytes_per_example=embedding.list_size * embedding.value_type.bit_width / 8,
         embedding_seconds=seconds,
         test_embedding_seconds=sum(map(_seconds, test_files)),

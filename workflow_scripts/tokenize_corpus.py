@@ -6,13 +6,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from workflow_scripts.lib.errors import StudyError
 from workflow_scripts.lib.models import load_tokenizer
 from workflow_scripts.lib.progress import Progress, say
 from workflow_scripts.lib.stage import run_stage
-from workflow_scripts.lib.tables import write_batches, write_table
+from workflow_scripts.lib.tables import read_batches, read_schema, write_batches, write_table
 from workflow_scripts.lib.text import chat_messages, language_model_prompt
 
 SCHEMA = pa.schema(
@@ -52,14 +51,13 @@ def tokenize_corpus(
         )
     if tokenizer.eos_token_id is None:
         raise StudyError(f"the tokenizer of {model!r} has no end-of-text token; choose another model.")
-    file = pq.ParquetFile(corpus)
-    progress = Progress(f"tokenize_corpus {corpus.stem}", file.metadata.num_rows, "examples")
+    progress = Progress(f"tokenize_corpus {corpus.stem}", read_schema(corpus)[1], "examples")
     dropped: list[dict[str, object]] = []
     cut = 0
 
     def tables() -> Iterator[pa.Table]:
         nonlocal cut
-        for batch in file.iter_batches(ROWS_AT_ONCE, columns=["example_id", "prompt", "response", "messages"]):
+        for batch in read_batches(corpus, ROWS_AT_ONCE, ["example_id", "prompt", "response", "messages"]):
             rows = batch.to_pylist()
             kept = []
             for row in _tokenized(tokenizer, rows, max_tokens, chat_template):

@@ -10,12 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from workflow_scripts.lib.processes import agreed, is_first, wait_for_all
 from workflow_scripts.lib.progress import Progress, say
 from workflow_scripts.lib.stored_embeddings import StoredEmbeddings
-from workflow_scripts.lib.tables import write_batches, write_table
+from workflow_scripts.lib.tables import rows_of_groups, write_batches, write_table
 
 
 @dataclass(frozen=True)
@@ -101,13 +100,14 @@ def write_embeddings(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def part_of_rows(file: pq.ParquetFile, part: Sequence[int]) -> tuple[list[int], int]:
-    """Return the row groups of a part, and how many rows they have.
+def part_of_rows(path: Path, part: Sequence[int]) -> tuple[list[int], int]:
+    """Return the row groups of a part of a file, and how many rows they have.
 
     Parameters
     ----------
     part: (number from 1, number of parts). A part has every so-manieth row group, so appended rows move no other row
         to another part.
     """
-    groups = list(range(part[0] - 1, file.num_row_groups, part[1]))
-    return groups, sum(file.metadata.row_group(group).num_rows for group in groups)
+    rows = rows_of_groups(path)
+    groups = list(range(part[0] - 1, len(rows), part[1]))
+    return groups, sum(rows[group] for group in groups)

@@ -6,11 +6,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from workflow_scripts.lib.errors import StudyError
 from workflow_scripts.lib.progress import say
-from workflow_scripts.lib.tables import read_metadata
+from workflow_scripts.lib.tables import DAMAGE, open_table, read_metadata
 
 
 class StoredEmbeddings:
@@ -31,10 +30,7 @@ class StoredEmbeddings:
         self._last_read: tuple[int, np.ndarray] | None = None
         hashes, places = [np.empty(0, np.uint64)], [np.empty(0, np.uint64)]
         for path in paths:
-            if (file := self._open(path, key)) is None:
-                continue
-            for group in range(file.num_row_groups):
-                found = _numbers(file.read_row_group(group, columns=["hash"])["hash"].to_pylist())
+            for group, found in enumerate(self._hashes_of(path, key)):
                 hashes.append(found)
                 places.append(np.arange(len(found), dtype=np.uint64) | np.uint64(len(self._groups) << 32))
                 self._groups.append((path, group))
@@ -42,18 +38,21 @@ class StoredEmbeddings:
         order = np.argsort(every, kind="stable")
         self._hashes, self._places = every[order], np.concatenate(places)[order]
 
-    def _open(self, path: Path, key: str) -> pq.ParquetFile | None:
+    def _hashes_of(self, path: Path, key: str) -> list[np.ndarray]:
+        """Return the hashes of each row group of a file that is of use, as numbers."""
         if not path.exists():
-            return None
+            return []
         try:
             metadata = read_metadata(path)
-        except StudyError as error:
-            say(f"embed_corpus: {error} Its rows are embedded anew.")
-            return None
-        if metadata.get("key") != key:
-            return None
-        self.seconds = float(metadata.get("seconds", 0))
-        return pq.ParquetFile(path)
+            if metadata.get("key") != key:
+                return []
+            with open_table(path) as file:
+                groups = [file.read_row_group(group, columns=["hash"]) for group in range(file.num_row_groups)]
+            self.seconds = float(metadata.get("seconds", 0))
+            return [_numbers(group["hash"].to_pylist()) for group in groups]
+        except (StudyError, *DAMAGE) as error:
+            say(f"embed_corpus: {path} is damaged ({error}). Its rows are embedded anew.")
+            return []
 
     def fill(self, hashes: Sequence[str], vectors: np.ndarray) -> np.ndarray:
         """Put the known embeddings into `vectors` [rows, dimension]; return the rows that are not known."""
@@ -67,13 +66,18 @@ class StoredEmbeddings:
         groups, row_of_group = places >> np.uint64(32), places & np.uint64(0xFFFFFFFF)
         for group in np.unique(groups):
             chosen = groups == group
-            vectors[rows[chosen]] = self._read(int(group))[row_of_group[chosen]]
+            try:
+                vectors[rows[chosen]] = self._read(int(group))[row_of_group[chosen]]
+            except DAMAGE as error:
+                known[rows[chosen]] = False
+                say(f"embed_corpus: {self._groups[group][0]} is damaged ({error}). Its rows are embedded anew.")
         return np.flatnonzero(~known)
 
     def _read(self, group: int) -> np.ndarray:
         if self._last_read is None or self._last_read[0] != group:
             path, number = self._groups[group]
-            column = pq.ParquetFile(path).read_row_group(number, columns=["embedding"])["embedding"].combine_chunks()
+            with open_table(path) as file:
+                column = file.read_row_group(number, columns=["embedding"])["embedding"].combine_chunks()
             self._last_read = (group, column.flatten().to_numpy().reshape(len(column), -1))
         return self._last_read[1]
 

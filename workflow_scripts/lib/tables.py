@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
@@ -20,6 +21,10 @@ from pyarrow import csv
 from workflow_scripts.lib.errors import StudyError
 
 SCHEMA_VERSION = "1"
+SEAL = "seal"
+READ_BUFFER_BYTES = 1 << 20
+# What Arrow raises on damaged bytes; the last where names or text are no longer UTF-8.
+DAMAGE = (pa.ArrowException, OSError, UnicodeDecodeError)
 _metadata_in_force: ContextVar[Mapping[str, str]] = ContextVar("table_metadata", default=MappingProxyType({}))
 
 
@@ -72,6 +77,23 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def _seal(schema: pa.Schema, rows: int, entries: Mapping[str, str]) -> str:
+    """Return 16 hex digits of what a file's footer says; its pages have checksums of their own."""
+    # Parquet has a name of its own for what a list holds.
+    columns = [[field.name, re.sub(r"list<\w+: ", "list<", str(field.type)), field.nullable] for field in schema]
+    others = {name: value for name, value in entries.items() if name != SEAL}
+    return spec_hash({"columns": columns, "rows": rows, "entries": others})
+
+
+def _entries(metadata: Mapping[bytes, bytes] | None) -> dict[str, str]:
+    """Return the `airrep.*` entries of a Parquet file's metadata, without the prefix."""
+    return {
+        key.decode().removeprefix("airrep."): value.decode()
+        for key, value in (metadata or {}).items()
+        if key.startswith(b"airrep.")
+    }
+
+
 def _stamped(schema: pa.Schema, metadata: Mapping[str, str]) -> pa.Schema:
     entries = {"schema_version": SCHEMA_VERSION, **_metadata_in_force.get(), **metadata}
     return schema.with_metadata({f"airrep.{key}": value for key, value in entries.items()})
@@ -115,6 +137,13 @@ def table_writer(
     floats = [field.name for field in schema if pa.types.is_floating(field.type)]
     others = [field.name for field in schema if not pa.types.is_floating(field.type)]
     stamped = _stamped(schema, metadata)
+    rows = 0
+
+    def write(table: pa.Table) -> None:
+        nonlocal rows
+        writer.write_table(table.cast(stamped))
+        rows += table.num_rows
+
     with (
         atomic_path(path) as temporary,
         pq.ParquetWriter(
@@ -123,11 +152,13 @@ def table_writer(
             compression="zstd",
             use_dictionary=others,
             use_byte_stream_split=floats,
+            write_page_checksum=True,
         ) as writer,
     ):
-        yield lambda table: writer.write_table(table.cast(stamped))
-        if measured:
-            writer.add_key_value_metadata({f"airrep.{key}": value for key, value in measured().items()})
+        yield write
+        later = dict(measured()) if measured else {}
+        later[SEAL] = _seal(stamped, rows, {**_entries(stamped.metadata), **later})
+        writer.add_key_value_metadata({f"airrep.{key}": value for key, value in later.items()})
 
 
 def write_csv(path: Path, table: pa.Table) -> None:
@@ -139,21 +170,82 @@ def write_csv(path: Path, table: pa.Table) -> None:
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """Read a Parquet file; a damaged one raises `StudyError` with its name and what to do."""
     try:
-        return pq.read_table(path, columns=columns)
-    except (pa.ArrowException, OSError) as error:
-        raise StudyError(
-            f"{path} can't be read as Parquet ({error}). Delete the file and run again: the workflow makes it anew."
-        ) from error
+        with open_table(path) as file:
+            _check_columns(path, file, columns)
+            return file.read(columns)
+    except DAMAGE as error:
+        raise damaged(path, error) from error
+
+
+def read_batches(
+    path: Path, rows: int, columns: Sequence[str] | None = None, groups: Sequence[int] | None = None
+) -> Iterator[pa.RecordBatch]:
+    """Yield a Parquet file, or some of its row groups, in batches of at most `rows`. Errors as `read_table`.
+
+    Memory depends on `rows` alone.
+    """
+    try:
+        with open_table(path) as file:
+            _check_columns(path, file, columns)
+            yield from file.iter_batches(rows, row_groups=groups, columns=columns)
+    except DAMAGE as error:
+        raise damaged(path, error) from error
+
+
+def rows_of_groups(path: Path) -> list[int]:
+    """Return the number of rows in each row group of a Parquet file. Errors as `read_table`."""
+    try:
+        with open_table(path) as file:
+            return [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+    except DAMAGE as error:
+        raise damaged(path, error) from error
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """Return the `airrep.*` entries of a Parquet file's metadata, without the prefix."""
+    """Return the `airrep.*` entries of a Parquet file's metadata, without the prefix. Errors as `read_table`."""
     try:
-        entries = pq.read_metadata(path).metadata or {}
-    except (pa.ArrowException, OSError) as error:
-        raise StudyError(f"{path} can't be read as Parquet ({error}). Delete it and run again.") from error
-    return {
-        key.decode().removeprefix("airrep."): value.decode()
-        for key, value in entries.items()
-        if key.startswith(b"airrep.")
-    }
+        with open_table(path) as file:
+            return _entries(file.metadata.metadata)
+    except DAMAGE as error:
+        raise damaged(path, error) from error
+
+
+def read_schema(path: Path) -> tuple[pa.Schema, int]:
+    """Return the columns of a Parquet file and its number of rows. Errors as `read_table`."""
+    try:
+        with open_table(path) as file:
+            return file.schema_arrow, file.metadata.num_rows
+    except DAMAGE as error:
+        raise damaged(path, error) from error
+
+
+def damaged(path: Path, error: Exception) -> StudyError:
+    """Return the error that tells the user of a damaged file."""
+    return StudyError(
+        f"{path} can't be read as Parquet ({error}). Delete the file and run again: the workflow makes it anew."
+    )
+
+
+def open_table(path: Path) -> pq.ParquetFile:
+    """Open a Parquet file whose pages are checked as they are read; a damaged one raises one of `DAMAGE`.
+
+    For row groups in any order; otherwise `read_table` and `read_batches` are simpler.
+    """
+    # A small buffer instead of whole row groups.
+    file = pq.ParquetFile(path, buffer_size=READ_BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True)
+    try:
+        footer, entries = file.metadata, _entries(file.metadata.metadata)
+        groups = sum(footer.row_group(group).num_rows for group in range(footer.num_row_groups))
+        # A file from elsewhere has no seal.
+        sealed = entries.get(SEAL) in (None, _seal(file.schema_arrow, footer.num_rows, entries))
+        if not sealed or groups != footer.num_rows:
+            raise OSError("its footer was changed after it was written")
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _check_columns(path: Path, file: pq.ParquetFile, columns: Sequence[str] | None) -> None:
+    if missing := [name for name in columns or () if name not in file.schema_arrow.names]:
+        raise StudyError(f"{path} has no column {', '.join(missing)}; it has {', '.join(file.schema_arrow.names)}")

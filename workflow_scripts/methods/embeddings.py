@@ -6,12 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from workflow_scripts.lib.errors import StudyError
 from workflow_scripts.lib.scratch import scratch
+from workflow_scripts.lib.tables import read_batches
 
 
 def embedding_tiles(path: Path, examples: int) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
@@ -22,17 +21,12 @@ def embedding_tiles(path: Path, examples: int) -> Iterator[tuple[np.ndarray, tor
     StudyError: the file is damaged, or its ids don't ascend.
     """
     last = -1
-    try:
-        # A small read buffer instead of whole row groups: memory depends on `examples` alone.
-        with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
-            for batch in file.iter_batches(examples, columns=["example_id", "embedding"]):
-                ids = batch["example_id"].to_numpy()
-                if ids[0] <= last or (np.diff(ids) <= 0).any():
-                    raise StudyError(f"{path}: example_id doesn't ascend. Delete the file and run again.")
-                last = ids[-1]
-                yield ids, torch.from_dlpack(batch["embedding"].flatten()).reshape(len(ids), -1)
-    except (pa.ArrowException, OSError) as error:
-        raise StudyError(f"{path} can't be read as embeddings ({error}). Delete it and run again.") from error
+    for batch in read_batches(path, examples, ["example_id", "embedding"]):
+        ids = batch["example_id"].to_numpy()
+        if ids[0] <= last or (np.diff(ids) <= 0).any():
+            raise StudyError(f"{path}: example_id doesn't ascend. Delete the file and run again.")
+        last = ids[-1]
+        yield ids, torch.from_dlpack(batch["embedding"].flatten()).reshape(len(ids), -1)
 
 
 def read_embeddings(paths: Sequence[Path], example_ids: np.ndarray) -> np.ndarray:
