@@ -96,7 +96,7 @@ def native(tiny):
 @pytest.fixture(scope="module")
 def with_zero(tiny, tmp_path_factory):
     path = tmp_path_factory.mktemp("zero") / "losses.npz"
-    run_in_processes(zero_losses, 2, losses=path, tiny=tiny)
+    run_in_processes(zero_losses, 2, losses=path, tiny=asdict(tiny))
     return np.load(path)
 
 
@@ -104,7 +104,7 @@ def with_zero(tiny, tmp_path_factory):
 def shards(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("shards")
     tiny.block(folder / "native.parquet", finetuning=SETTINGS)
-    run_in_processes(zero_shards, 2, folder=folder, tiny=tiny)
+    run_in_processes(zero_shards, 2, folder=folder, tiny=asdict(tiny))
     return folder
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +17,7 @@ from transformers import AutoModel, BertModel, PreTrainedModel, PreTrainedTokeni
 
 from workflow_scripts.lib.errors import StudyError
 from workflow_scripts.lib.language_model import autocast, best_device
-from workflow_scripts.lib.models import load_pretrained, load_tokenizer, model_folder, publish_folder
+from workflow_scripts.lib.models import atomic_folder, load_pretrained, load_tokenizer, model_folder
 from workflow_scripts.lib.packing import ATTENTION, PackedBatch, pack, to_device, token_budget
 from workflow_scripts.lib.published_layout import PROJECTOR, WEIGHTS, is_published_layout, published_config
 from workflow_scripts.lib.tables import file_hash
@@ -155,16 +153,13 @@ class AttributionEncoder(nn.Module):
 
         Under the view `split` there are two, `prompt` and `response`: an embedding is the vectors of both.
         """
-        folder = Path(folder)
-        temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
         parts = ("",) if self.view == "joint" else SPLIT_FOLDERS
         self.transformer.set_attn_implementation("sdpa")
-        for part, projection in zip(parts, self.projections, strict=True):
-            self._save_part(temporary / part, projection)
+        with atomic_folder(folder) as temporary:
+            for part, projection in zip(parts, self.projections, strict=True):
+                self._save_part(temporary / part, projection)
         if self.packed:
             self.transformer.set_attn_implementation(ATTENTION)
-        publish_folder(temporary, folder)
 
     def _save_part(self, folder: Path, projection: nn.Linear) -> None:
         (folder / "1_Pooling").mkdir(parents=True)

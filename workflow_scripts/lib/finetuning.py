@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from workflow_scripts.lib.language_model import TokenizedExample, autocast, evaluate, summed_losses
+from workflow_scripts.lib.memory import with_fewer_tokens
 from workflow_scripts.lib.packing import token_budget
 from workflow_scripts.lib.seeds import generator
 
@@ -18,7 +19,7 @@ class Finetuner:
 
     Each run: AdamW, constant learning rate, shuffled batches of `batch_examples`, `epochs` passes,
     cross-entropy averaged over the response tokens of a batch. A run depends on its examples and its seed
-    alone, not on the runs before it.
+    alone, not on the runs before it. Where memory does not suffice, forward passes get smaller from then on.
     """
 
     def __init__(
@@ -59,23 +60,38 @@ class Finetuner:
 
     def _step(self, batch: Sequence[TokenizedExample]) -> torch.Tensor:
         """One optimiser step; returns the batch's loss in nats per response token, a scalar."""
+        lengths = [len(example.tokens) for example in batch]
+        total, self.step_tokens = with_fewer_tokens(
+            lambda tokens: self._accumulate(batch, tokens), self.step_tokens, lengths, "finetuning.step_tokens"
+        )
+        self.optimizer.step()
+        return total
+
+    def _accumulate(self, batch: Sequence[TokenizedExample], step_tokens: int) -> torch.Tensor:
+        """Set the gradient of the batch's loss, whatever it was before; returns the loss."""
+        self.optimizer.zero_grad(set_to_none=False)
         lengths = np.fromiter((len(example.tokens) for example in batch), np.int64, len(batch))
         # An example without a response token takes no part; a batch of them makes a step of zero gradient.
         response_tokens = max(sum(len(example.tokens) - example.prompt_tokens for example in batch), 1)
         total = torch.zeros((), device=self.lm.device)
-        for chosen in token_budget(lengths, self.step_tokens):
+        for chosen in token_budget(lengths, step_tokens):
             with autocast(self.lm.device, self.precision):
                 losses, _ = summed_losses(self.lm, [batch[i] for i in chosen])
             loss = losses.sum() / response_tokens
             loss.backward()
             total += loss.detach()
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=False)
         return total
 
     def losses(self, examples: Sequence[TokenizedExample]) -> np.ndarray:
         """Return the loss of each example under the current weights, float32 [examples]."""
-        return evaluate(self.lm, examples, self.evaluation_tokens, self.precision)
+        lengths = [len(example.tokens) for example in examples]
+        losses, self.evaluation_tokens = with_fewer_tokens(
+            lambda tokens: evaluate(self.lm, examples, tokens, self.precision),
+            self.evaluation_tokens,
+            lengths,
+            "finetuning.evaluation_tokens",
+        )
+        return losses
 
 
 def batches(examples: int, batch_examples: int, epochs: int, *seed: int | str) -> Iterator[np.ndarray]:

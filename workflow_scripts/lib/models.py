@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workflow_scripts.lib.errors import StudyError
+from workflow_scripts.lib.progress import say
 from workflow_scripts.lib.tables import file_hash
 
 if TYPE_CHECKING:
@@ -30,6 +34,8 @@ def load_pretrained(
     loader: type, model: str | Path, revision: str | None, trust_remote_code: bool, **options: object
 ) -> Any:
     """Call `loader.from_pretrained`; raises `StudyError` with advice where it fails."""
+    if trust_remote_code:
+        say(f"trust_remote_code is on: Python code that comes with {str(model)!r} may run here. Did you read it?")
     try:
         return loader.from_pretrained(str(model), revision=revision, trust_remote_code=trust_remote_code, **options)
     except (OSError, ValueError) as error:
@@ -64,13 +70,24 @@ def _cant_be_loaded(model: str | Path, error: Exception) -> StudyError:
 
 def save_folder(folder: Path, *parts: Any) -> None:
     """Write models and tokenizers (`save_pretrained`) to `folder`, which appears only when it is whole."""
+    with atomic_folder(folder) as temporary:
+        for part in parts:
+            part.save_pretrained(temporary)
+
+
+@contextlib.contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Yield an empty sibling of `folder`; it takes the name `folder`, in the place of what stood there, only if the
+    block ends well."""
     folder = Path(folder)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary = folder.with_name(f".{folder.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    for part in parts:
-        part.save_pretrained(temporary)
-    publish_folder(temporary, folder)
+    try:
+        yield temporary
+        publish_folder(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def publish_folder(temporary: Path, folder: Path) -> None:

@@ -6,8 +6,8 @@ a process on its own, these give everything and change nothing.
 
 from __future__ import annotations
 
+import json
 import os
-import pickle
 import subprocess
 import sys
 import tempfile
@@ -18,7 +18,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from importlib import import_module
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, Any, TypeVar
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from workflow_scripts.lib.tables import metadata_in_force, table_metadata
 
 SECONDS_TO_END = 10.0
 Value = TypeVar("Value")
+_PATH = "a path"
 
 
 def run_in_processes(function: Callable[..., object], processes: int, **arguments: object) -> None:
@@ -57,10 +58,12 @@ def run_in_processes(function: Callable[..., object], processes: int, **argument
             f"{gpus}."
         )
     module = f"workflow_scripts.{function.__name__}" if function.__module__ == "__main__" else function.__module__
-    job = pickle.dumps((processes, module, function.__name__, arguments, dict(metadata_in_force())))
+    job = json.dumps(
+        [processes, module, function.__name__, arguments, dict(metadata_in_force())], default=_path_as_json
+    )
     with tempfile.TemporaryDirectory(prefix="airrep-processes-") as name:
         folder = Path(name)
-        group = [_start(folder, rank, processes, job) for rank in range(processes)]
+        group = [_start(folder, rank, processes, job_text) for rank in range(processes)]
         relay = threading.Thread(target=_pass_on, args=(group[0].stderr,))
         relay.start()
         try:
@@ -84,7 +87,7 @@ def _exit_codes_once_decided(group: list[subprocess.Popen]) -> list[int | None]:
         time.sleep(0.05)
 
 
-def _start(folder: Path, rank: int, processes: int, job: bytes) -> subprocess.Popen:
+def _start(folder: Path, rank: int, processes: int, job_text: str) -> subprocess.Popen:
     threads = int(os.environ.get("OMP_NUM_THREADS") or torch.get_num_threads())
     environment = {
         **os.environ,
@@ -104,7 +107,7 @@ def _start(folder: Path, rank: int, processes: int, job: bytes) -> subprocess.Po
             stderr=subprocess.PIPE if rank == 0 else log,
         )
     # Kept open from here on: its end tells the process that this one is gone.
-    process.stdin.write(job)
+    process.stdin.write(job_text.encode() + b"\n")
     process.stdin.flush()
     return process
 
@@ -130,7 +133,7 @@ def _end(group: list[subprocess.Popen]) -> None:
 def _failure(folder: Path, codes: list[int | None]) -> Exception:
     """Return the error that the others' errors follow from."""
     files = sorted(folder.glob("*.error"), key=lambda path: path.stat().st_mtime_ns)
-    errors = {int(path.stem): pickle.loads(path.read_bytes()) for path in files}
+    errors = {int(path.stem): json.loads(path.read_text()) for path in files}
     for is_ours, message in errors.values():
         if is_ours:
             return StudyError(message)
@@ -146,7 +149,8 @@ def _failure(folder: Path, codes: list[int | None]) -> Exception:
 def _work(folder: Path) -> None:
     """Do one process's part of the job that comes over standard input."""
     rank = int(os.environ["RANK"])
-    processes, module, name, arguments, metadata = pickle.load(sys.stdin.buffer)
+    job = json.loads(sys.stdin.buffer.readline(), object_hook=_path_from_json)
+    processes, module, name, arguments, metadata = job
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         gpu = torch.cuda.is_available()
@@ -168,10 +172,20 @@ def _work(folder: Path) -> None:
         is_ours = isinstance(error, StudyError)
         message = str(error) if is_ours else traceback.format_exc()
         temporary = folder / f"{rank}.unfinished"
-        temporary.write_bytes(pickle.dumps((is_ours, message)))
+        temporary.write_text(json.dumps([is_ours, message]))
         temporary.rename(folder / f"{rank}.error")
         # Without the others, an orderly end could wait for them.
         os._exit(1)
+
+
+def _path_as_json(value: object) -> dict[str, str]:
+    if isinstance(value, Path):
+        return {_PATH: str(value)}
+    raise TypeError(f"{value!r} is neither a plain value nor a path")
+
+
+def _path_from_json(value: dict[str, Any]) -> Any:
+    return Path(value[_PATH]) if value.keys() == {_PATH} else value
 
 
 def _end_with_parent() -> None:

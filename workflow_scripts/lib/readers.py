@@ -19,6 +19,7 @@ from workflow_scripts.lib.cells import kind_of
 from workflow_scripts.lib.errors import StudyError, UnusableRowError
 from workflow_scripts.lib.json_text import decode_json, decode_json_at, object_of, skip_blanks
 from workflow_scripts.lib.mini_corpus import BUILTIN_CORPORA
+from workflow_scripts.lib.sources import local_files
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
@@ -73,16 +74,11 @@ def _local_files(source: str) -> list[Path]:
     path = Path(source).expanduser()
     if path.is_dir():
         raise StudyError(f"source: {source} is a folder; write the files in it, e.g. {source}/*.jsonl")
-    if path.exists():
-        files = [path]
-    elif glob.has_magic(source):
-        files = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if os.path.isfile(name))
-        if not files:
-            raise StudyError(f"source: no file matches {source} (looked in {Path.cwd()})")
-    elif _format_of(path) in _READERS or not HUB_ID.fullmatch(source):
+    files = local_files(source)
+    if not files and glob.has_magic(source):
+        raise StudyError(f"source: no file matches {source} (looked in {Path.cwd()})")
+    if not files and (_format_of(path) in _READERS or not HUB_ID.fullmatch(source)):
         raise StudyError(f"source: there is no file {source} (looked in {Path.cwd()})")
-    else:
-        return []
     for file in files:
         if _format_of(file) not in _READERS:
             raise StudyError(

@@ -17,6 +17,7 @@ from typing import Any
 
 from workflow_scripts.lib.config import Encoder, EncoderTraining, Evaluation, LanguageModel, Study
 from workflow_scripts.lib.costs import Concurrency, Pilot, estimate, parameters_in_name
+from workflow_scripts.lib.sources import local_files
 from workflow_scripts.methods import METHODS, Method, OwnEmbeddings, find_method, sentence_encoder
 
 # Raised by hand whenever a stage's code starts to mean something else, so that its results are made anew.
@@ -138,7 +139,7 @@ class StudyPlan:
     def source_files(self, corpus: str) -> list[str]:
         """Return the local files of a corpus: their age decides whether it is read again."""
         source = self.study.corpora[corpus].source
-        return [] if source.startswith("builtin:") else sorted(glob.glob(source))
+        return [] if source.startswith("builtin:") else [str(path) for path in local_files(source)]
 
     def encoder_files(self) -> list[str]:
         """Return the files of an encoder that lies in a local folder: their age decides whether it is taken again."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -13,13 +14,23 @@ from workflow_scripts.lib.errors import StudyError
 from workflow_scripts.lib.gpus import pinned
 from workflow_scripts.lib.tables import spec_hash, table_metadata
 
+_ROOM = "Free some space, or link `results` to a roomier disk."
+_RIGHTS = "Make the results folder writable for you, or link `results` to a folder that is."
+_STORAGE_TROUBLES = {
+    errno.ENOSPC: _ROOM,
+    errno.EDQUOT: _ROOM,
+    errno.EFBIG: "The disk or a limit (`ulimit -f`) allows no file of that size: raise the limit.",
+    errno.EROFS: _RIGHTS,
+    errno.EACCES: _RIGHTS,
+}
+
 
 def run_stage(smk: Any, stage: Callable[..., object]) -> None:
     """Call `stage` with the named inputs and outputs of the job and the values of its spec.
 
     A job whose resources name `processes` calls it in so many processes, see `lib.processes`.
-    A `StudyError` ends the job with its message alone; any other exception keeps its traceback,
-    because it is a fault of ours.
+    A `StudyError`, and a disk that is full or not writable, end the job with a message alone; any other exception
+    keeps its traceback, because it is a fault of ours.
     """
     spec = dict(smk.params.spec)
     spec.pop("version")
@@ -29,9 +40,27 @@ def run_stage(smk: Any, stage: Callable[..., object]) -> None:
         try:
             with pinned(smk.resources.get("gpu", 0)), table_metadata(stage=smk.rule, spec=spec_hash(smk.params.spec)):
                 _call(stage, smk.resources.get("processes", 1), arguments)
-        except StudyError as error:
-            print(f"\nerror in {smk.rule}: {error}", file=sys.stderr, flush=True)
+        except Exception as error:
+            message = str(error) if isinstance(error, StudyError) else storage_trouble(error)
+            if message is None:
+                raise
+            print(f"\nerror in {smk.rule}: {message}", file=sys.stderr, flush=True)
             raise SystemExit(1) from None
+
+
+def storage_trouble(error: BaseException) -> str | None:
+    """Return what the user is told where a disk refused to write, and None for any other error."""
+    code = error.errno if isinstance(error, OSError) else None
+    # Libraries written in Rust, and other processes, pass on the system's words without its number.
+    told = (number for number in _STORAGE_TROUBLES if code == number or f"{os.strerror(number)} " in f"{error} ")
+    reason = next(told, None)
+    if reason is None:
+        return None
+    place = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
+    return (
+        f"{os.strerror(reason)}{place}. {_STORAGE_TROUBLES[reason]} Then run the same command again: what is finished "
+        "is kept, and nothing half-written is taken for finished."
+    )
 
 
 def _call(stage: Callable[..., object], processes: int, arguments: dict[str, Any]) -> None:
@@ -57,17 +86,20 @@ def _use_threads(threads: int) -> None:
 
 
 class _Tee:
-    def __init__(self, *streams: TextIO):
-        self.streams = streams
+    """The screen, and a log that the work must not fail for: it may lie on the disk that has just filled up."""
+
+    def __init__(self, screen: TextIO, log: TextIO):
+        self.screen, self.log = screen, log
 
     def write(self, text: str) -> int:
-        for stream in self.streams:
-            stream.write(text)
-        return len(text)
+        with contextlib.suppress(OSError):
+            self.log.write(text)
+        return self.screen.write(text)
 
     def flush(self) -> None:
-        for stream in self.streams:
-            stream.flush()
+        with contextlib.suppress(OSError):
+            self.log.flush()
+        self.screen.flush()
 
     def isatty(self) -> bool:
         return False
@@ -75,14 +107,26 @@ class _Tee:
 
 @contextlib.contextmanager
 def _log_to(path: str) -> Iterator[None]:
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", encoding="utf-8") as log, contextlib.redirect_stderr(_Tee(sys.stderr, log)):
-        try:
+    log = _open_log(Path(path))
+    try:
+        with contextlib.redirect_stderr(_Tee(sys.stderr, log)):
             yield
-        except SystemExit:
-            raise
-        except BaseException:
-            import traceback
+    except SystemExit:
+        raise
+    except BaseException:
+        import traceback
 
+        with contextlib.suppress(OSError):
             traceback.print_exc(file=log)
-            raise
+        raise
+    finally:
+        with contextlib.suppress(OSError):
+            log.close()
+
+
+def _open_log(path: Path) -> TextIO:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return open(path, "a", encoding="utf-8")
+    except OSError:
+        return open(os.devnull, "a", encoding="utf-8")

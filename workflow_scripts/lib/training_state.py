@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import shutil
@@ -67,6 +68,7 @@ class TrainingState:
         }
         with atomic_path(self.file) as temporary:
             copies = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+            facts["digest"] = _digest(copies, self.log)
             save_file(copies, temporary, metadata={"facts": json.dumps(facts)})
 
     def restore(self) -> None:
@@ -93,8 +95,11 @@ class TrainingState:
         try:
             with safe_open(self.file, framework="pt") as file:
                 facts = json.loads(file.metadata()["facts"])
-                return facts, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError, ValueError) as error:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if facts["digest"] != _digest(tensors, facts["log"]):
+                raise ValueError("its content was changed after it was written")
+            return facts, tensors
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             say(f"train_encoder: {self.file} can't be read ({error}); training starts anew")
             return None
 
@@ -109,6 +114,14 @@ class TrainingState:
     def clear(self) -> None:
         """Drop the state on disk: the result is published."""
         shutil.rmtree(self.file.parent, ignore_errors=True)
+
+
+def _digest(tensors: dict[str, torch.Tensor], log: list[dict[str, Any]]) -> str:
+    digest = hashlib.sha256(json.dumps(log).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _with_prefix(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
