@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import asdict
 from importlib.util import find_spec
 
 import numpy as np
 import pytest
-from tiny_study import FINETUNING
+from tiny_study import FINETUNING, TinyStudy
 
 from workflow_scripts.collect_targets import collect_targets
 from workflow_scripts.finetune_shard import FinishedRuns, read_examples
@@ -50,6 +51,7 @@ def losses_after_runs(tuner, tokens, runs):
 
 def zero_losses(losses, tiny):
     """Write what each ZeRO setting gives for A, B, A, and A after a run that diverged; in a process of a group."""
+    tiny = TinyStudy(**tiny)
     from workflow_scripts.lib.zero_finetuning import ZeroFinetuner
 
     examples = list(read_examples(tiny.tokens).values())[:10]
@@ -68,6 +70,7 @@ def zero_losses(losses, tiny):
 
 def zero_shards(folder, tiny):
     """Fine-tune two folds x three subsets in two goes, with each stage of ZeRO; in a process of a group."""
+    tiny = TinyStudy(**tiny)
     publish = FinishedRuns.publish
 
     def publish_late(self, runs):

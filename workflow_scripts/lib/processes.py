@@ -58,9 +58,8 @@ def run_in_processes(function: Callable[..., object], processes: int, **argument
             f"{gpus}."
         )
     module = f"workflow_scripts.{function.__name__}" if function.__module__ == "__main__" else function.__module__
-    job = json.dumps(
-        [processes, module, function.__name__, arguments, dict(metadata_in_force())], default=_path_as_json
-    )
+    job = [processes, module, function.__name__, arguments, dict(metadata_in_force())]
+    job_text = json.dumps(job, default=_path_as_json)
     with tempfile.TemporaryDirectory(prefix="airrep-processes-") as name:
         folder = Path(name)
         group = [_start(folder, rank, processes, job_text) for rank in range(processes)]
