@@ -6,6 +6,7 @@ rule write_report:
         lds=judgement("lds"),
         differences=judgement("differences"),
         training=training_log(),
+        targets=expand(f"{RESULTS}/targets/{{pool}}.parquet", pool=plan_of_study.pools),
         scores=of_every_method("scores", study.evaluations),
         corpora=expand(f"{RESULTS}/corpora/{{corpus}}.parquet", corpus=study.corpora),
         rejected=expand(f"{RESULTS}/corpora/{{corpus}}.rejected.parquet", corpus=study.corpora),

@@ -40,7 +40,7 @@ def collect_targets(
 ) -> None:
     """Join the blocks' losses and add loss delta and label.
 
-    The delta is the base LM's loss minus the fine-tuned LM's: positive where training on the subset helped.
+    The file's metadata holds `runs`, the number of fine-tuning runs, and `diverged`, how many of them did. The delta is the base LM's loss minus the fine-tuned LM's: positive where training on the subset helped.
     The label of an example and a subset is minus its loss (mean over seeds), standardised over the subsets
     of the fold; null for a run that diverged.
 
@@ -70,6 +70,8 @@ def collect_targets(
         targets,
         SCHEMA,
         (_fold_targets(table.slice(fold * rows, rows), fold, shape) for fold in range(folds)),
+        runs=str(runs),
+        diverged=str(diverged.sum()),
     )
     say(f"collect_targets {targets.stem}: {table.num_rows:,} targets of {runs:,} runs, {diverged.sum():,} diverged")
 

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from workflow_scripts.lib.errors import StudyError
 from workflow_scripts.lib.lds import (
     Bootstrap,
+    UndefinedLdsError,
     bootstrap_lds,
     interval,
     linear_datamodeling_score,
@@ -68,7 +70,7 @@ def evaluate_lds(
     """Write and show the LDS of every method and pooling on every evaluation set.
 
     Losses are the mean over a subset's fine-tuning runs; a run that diverged doesn't count, and neither does a
-    subset of which every run diverged.
+    subset of which every run diverged. An evaluation set on which the LDS is undefined has no rows, and is told.
 
     Parameters
     ----------
@@ -83,11 +85,12 @@ def evaluate_lds(
 
     Raises
     ------
-    StudyError: files don't belong together, or there is nothing to correlate.
+    StudyError: files don't belong together, or the LDS is undefined on every evaluation set.
     """
     scores_of = {(path.parent.name, path.stem): path for path in scores}
     lds_rows: list[dict[str, Any]] = []
     difference_rows: list[dict[str, Any]] = []
+    undefined: list[str] = []
     progress = Progress("evaluate_lds", len(targets), "evaluation sets")
     for path in targets:
         evaluation, measured = path.stem, read_losses(path)
@@ -99,11 +102,18 @@ def evaluate_lds(
         ]
         resamples = Bootstrap.draw(*measured.mean.shape, bootstrap, generator(seed, "bootstrap", evaluation))
         draws = bootstrap_lds(np.stack([one.scores for one in candidates]), measured.mean, resamples)
-        rows = _lds_rows(evaluation, candidates, measured, draws, confidence)
         progress.advance()
+        try:
+            rows = _lds_rows(evaluation, candidates, measured, draws, confidence)
+        except UndefinedLdsError as error:
+            undefined.append(f"{evaluation}: the LDS is undefined: {error}.")
+            say(f"\n{undefined[-1]} It is left out.")
+            continue
         _show(rows, measured, confidence)
         lds_rows += sorted(rows, key=lambda row: -row["lds"])
         difference_rows += _difference_rows(rows, draws, confidence)
+    if not lds_rows:
+        raise StudyError("\n".join(undefined))
     write_table(differences, pa.Table.from_pylist(difference_rows, DIFFERENCE_SCHEMA))
     write_table(lds, pa.Table.from_pylist(lds_rows, LDS_SCHEMA))
 

@@ -15,7 +15,7 @@ from workflow_scripts.lib.progress import say
 from workflow_scripts.lib.readers import SourceRow, read_rows
 from workflow_scripts.lib.shapes import Example, Turn, plain_name, prompt_key, read_example
 from workflow_scripts.lib.stage import run_stage
-from workflow_scripts.lib.tables import read_table, table_writer
+from workflow_scripts.lib.tables import read_batches, table_writer
 
 CORPUS_SCHEMA = pa.schema(
     [
@@ -71,7 +71,10 @@ def prepare_corpus(
     rows = read_rows(source, config_name=config_name, split=split, revision=revision, data_files=data_files)
     tally = _Tally(unseen_columns={plain_name(name) for name in columns.values()})
     prompts_left_out = {
-        prompt_key(prompt) for path in without for prompt in read_table(path, ["prompt"])["prompt"].to_pylist()
+        prompt_key(prompt)
+        for path in without
+        for batch in read_batches(path, BATCH_ROWS, ["prompt"])
+        for prompt in batch["prompt"].to_pylist()
     }
     with table_writer(corpus, CORPUS_SCHEMA) as write_examples:
         with (

@@ -20,7 +20,7 @@ from workflow_scripts.lib.progress import say
 from workflow_scripts.lib.report_experiments import gather_experiments
 from workflow_scripts.lib.report_explorer import gather_explorer, json_for_html, visible
 from workflow_scripts.lib.report_profile import gather_profiles
-from workflow_scripts.lib.report_results import gather_costs, gather_results, gather_training
+from workflow_scripts.lib.report_results import gather_costs, gather_results, gather_runs, gather_training
 from workflow_scripts.lib.stage import run_stage
 from workflow_scripts.lib.tables import atomic_path, read_table, write_csv
 
@@ -44,6 +44,7 @@ def write_report(
     lds: Path | list[Path],
     differences: Path | list[Path],
     training: Path | list[Path],
+    targets: list[Path],
     scores: list[Path],
     corpora: list[Path],
     rejected: list[Path],
@@ -68,6 +69,7 @@ def write_report(
     config, provenance: `config.resolved.yaml` and `provenance.json`.
     lds, differences: tables of the evaluation; [] where no LM was fine-tuned to judge methods.
     training: table of the encoder's training; [] where it was trained elsewhere.
+    targets: `targets/<pool>.parquet`, whose metadata count the fine-tuning runs.
     scores: `scores/<method>/<evaluation>.parquet`; method and evaluation are read from the path.
     corpora, rejected, tokens, rejected_tokens: tables of the corpora, matched by their names; every corpus
         that an evaluation names must be there.
@@ -107,6 +109,12 @@ def write_report(
         config_text=config.read_text(encoding="utf-8"),
         provenance=_read_json(provenance),
         results=results,
+        undefined=[
+            name
+            for name, evaluation in study.evaluations.items()
+            if evaluation.subsets and name not in {result.name for result in results}
+        ],
+        runs=gather_runs(targets),
         headlines=headlines,
         curves=report_charts.training_curves(*gather_training(training)) if training else [],
         costs=costs,

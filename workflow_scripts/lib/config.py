@@ -92,7 +92,7 @@ class Pretraining(Section):
 
     corpus: Name = Field("pretraining", description="Corpus whose text it reads; disjoint from all others.")
     vocabulary: Positive = Field(2048, description="Size of the BPE vocabulary trained on that corpus.")
-    hidden: Positive = Field(96, description="Hidden size; a multiple of 32.")
+    hidden: Positive = Field(96, multiple_of=32, description="Hidden size; a multiple of 32.")
     layers: Positive = Field(2, description="Number of layers.")
     architecture: Literal["qwen2", "gpt2"] = Field("qwen2", description="Which family of LMs it belongs to.")
     steps: Positive = Field(300, description="AdamW steps.")
@@ -203,7 +203,7 @@ class Encoder(Section):
     dimension: Positive = Field(384, description="Size of an embedding, after the projection.")
     max_tokens: Positive = Field(512, description="Longest text in tokens; the end is cut.")
     prompt_words: Positive = Field(256, description="Words of the prompt that are read.")
-    hidden: Positive = Field(128, description="`builtin:small` only: hidden size.")
+    hidden: Positive = Field(128, multiple_of=32, description="`builtin:small` only: hidden size; a multiple of 32.")
     layers: int = Field(2, ge=0, description="`builtin:small` only: number of BERT layers.")
     vocabulary: Positive = Field(4096, description="`builtin:small` only: WordPiece vocabulary.")
     trust_remote_code: bool = Field(False, description="Run code that comes with the model. Off is safe.")
@@ -279,6 +279,8 @@ class Evaluation(Section):
     def _subsets_have_a_size(self) -> Evaluation:
         if self.subsets and self.subset_examples is None:
             raise ValueError("subset_examples is missing; add it, or write `subsets: 0` for scores alone")
+        if 0 < self.subsets < 3:
+            raise ValueError("subsets: of fewer than 3, any ranking is perfect or wrong; write 3 or more, or 0")
         return self
 
 

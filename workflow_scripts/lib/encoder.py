@@ -242,6 +242,12 @@ def load_encoder(
         normalized = (parts[0] / DENSE_FOLDERS[True]).is_dir()
     else:
         projections = random_projections(transformer.config.hidden_size, dimension, view, seed)
+    if {projection.in_features for projection in projections} != {transformer.config.hidden_size}:
+        raise StudyError(
+            f"{model}: its projection reads vectors of {projections[0].in_features}, and its transformer makes those of "
+            f"{transformer.config.hidden_size}: they come from two models. Take a whole copy of one, or delete its "
+            f"{DENSE_FOLDER} folder for a projection started at random."
+        )
     return AttributionEncoder(transformer, tokenizer, projections, max_tokens, normalized).to(best_device())
 
 

@@ -16,6 +16,11 @@ import numpy as np
 from workflow_scripts.lib.correlation import spearman_by_column
 from workflow_scripts.lib.errors import StudyError
 
+
+class UndefinedLdsError(StudyError):
+    """The measured losses of an evaluation set give no method anything to predict."""
+
+
 SMALLEST_NUMBER_OF_SUBSETS = 3  # Of two, the rank correlation is 1 or -1 whatever they are.
 
 
@@ -59,7 +64,7 @@ def linear_datamodeling_score(scores: np.ndarray, losses: np.ndarray) -> float:
 
     Raises
     ------
-    StudyError: there are too few subsets, or no test whose losses differ.
+    StudyError: there are too few subsets; as `UndefinedLdsError`, there is no test whose losses differ.
     """
     if losses.shape[1] < SMALLEST_NUMBER_OF_SUBSETS:
         raise StudyError(
@@ -68,7 +73,7 @@ def linear_datamodeling_score(scores: np.ndarray, losses: np.ndarray) -> float:
         )
     correlations = correlations_by_test(scores, losses)
     if np.isnan(correlations).all():
-        raise StudyError(
+        raise UndefinedLdsError(
             "no test's loss differs between subsets, so there is nothing to predict: raise "
             "finetuning.learning_rate or finetuning.epochs, or the evaluation's subset_examples"
         )
@@ -133,18 +138,21 @@ def seed_agreement(losses: np.ndarray) -> float:
 
     Raises
     ------
-    StudyError: no two seeds have enough subsets in common.
+    UndefinedLdsError: no two seeds have enough subsets in common on which losses differ.
     """
     agreements = []
     for first, second in combinations(range(losses.shape[2]), 2):
         finished = np.isfinite(losses[:, :, [first, second]]).all(axis=(0, 2))
         if finished.sum() >= SMALLEST_NUMBER_OF_SUBSETS:
             pair = losses[:, finished]
-            agreements.append(np.nanmean(correlations_by_test(-pair[:, :, first], pair[:, :, second])))
+            correlations = correlations_by_test(-pair[:, :, first], pair[:, :, second])
+            if not np.isnan(correlations).all():
+                agreements.append(np.nanmean(correlations))
     if not agreements:
-        raise StudyError(
+        raise UndefinedLdsError(
             "the noise ceiling can't be measured: no two seeds of the fine-tuning runs have "
-            f"{SMALLEST_NUMBER_OF_SUBSETS} subsets in common that didn't diverge. Lower finetuning.learning_rate."
+            f"{SMALLEST_NUMBER_OF_SUBSETS} subsets in common that didn't diverge and whose losses differ. Change "
+            "finetuning.learning_rate."
         )
     return float(np.mean(agreements))
 

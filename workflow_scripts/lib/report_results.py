@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from workflow_scripts.lib.config import Study
-from workflow_scripts.lib.tables import read_table
+from workflow_scripts.lib.tables import read_metadata, read_table
 
 METHOD_NAMES = {
     "airrep": "AirRep",
@@ -117,6 +117,15 @@ class RunCost:
     planned_wall_seconds: float | None
 
 
+@dataclass(frozen=True)
+class FinetuningRuns:
+    """The fine-tuning runs of a pool, and how many of them diverged; labels and losses leave those out."""
+
+    pool: str
+    runs: int
+    diverged: int
+
+
 def method_name(method: str) -> str:
     """Return a method's name as people write it."""
     return METHOD_NAMES.get(method, method.replace("_", " "))
@@ -204,6 +213,12 @@ def _negated(value: float | None) -> float | None:
 
 def _first_known(values: Iterable[float | None]) -> float | None:
     return next((value for value in map(_known, values) if value is not None), None)
+
+
+def gather_runs(targets: Iterable[Path]) -> list[FinetuningRuns]:
+    """Return the fine-tuning runs of every pool, from the metadata of `targets/<pool>.parquet`."""
+    metadata = [(path.stem, read_metadata(path)) for path in targets]
+    return [FinetuningRuns(pool, int(entries["runs"]), int(entries["diverged"])) for pool, entries in metadata]
 
 
 def gather_training(training: Path) -> tuple[list[tuple[int, float]], list[tuple[int, float]]]:

@@ -1,0 +1,79 @@
+"""A copy of the workflow in a folder of its own."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).parents[2]
+PARTS = ("Snakefile", "config.yaml", "rules", "configs", "profiles", "slurm", "workflow_scripts", "envs", "docs")
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A working directory with the workflow in it."""
+
+    folder: Path
+
+    @property
+    def results(self) -> Path:
+        return self.folder / "results" / "smoke"
+
+    def snakemake(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run snakemake here; its standard error follows its standard output."""
+        command = [sys.executable, "-m", "snakemake", "--cores", "2", *arguments]
+        return subprocess.run(
+            command, cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+        )
+
+    def smoke(self, *targets: str, **changes: object) -> subprocess.CompletedProcess[str]:
+        """Run the smoke study, with `changes` (`section__key=value`) to its values."""
+        return self.snakemake(*targets, "--configfile", str(self.study(changes)))
+
+    def planned(self, config: str | Path | None = None, **changes: object) -> Counter[str]:
+        """Return how many jobs of each rule a run would do now."""
+        done = self.snakemake("--dry-run", "--configfile", str(config or self.study(changes)))
+        assert done.returncode == 0, done.stdout
+        jobs = re.search(r"^Job stats:\n.*?\n-.*?\n(.*?)^total", done.stdout, re.DOTALL | re.MULTILINE)
+        counts = (
+            Counter({rule: int(count) for rule, count in map(str.split, jobs[1].splitlines())}) if jobs else Counter()
+        )
+        del counts["all"]
+        return counts
+
+    def study(self, changes: Mapping[str, object]) -> Path:
+        """Write the smoke study with `changes` to a file."""
+        values = yaml.safe_load((self.folder / "configs" / "smoke.yaml").read_text(encoding="utf-8"))
+        for key, value in changes.items():
+            *sections, last = key.split("__")
+            section = values
+            for name in sections:
+                section = section.setdefault(name, {})
+            section[last] = value
+        path = self.folder / "study.yaml"
+        path.write_text(yaml.safe_dump(values, sort_keys=False))
+        return path
+
+    def copy(self, folder: Path) -> Workspace:
+        """Copy everything, with the times and records that decide what is done again."""
+        shutil.copytree(self.folder, folder)
+        return Workspace(folder)
+
+
+def new_workspace(folder: Path) -> Workspace:
+    folder.mkdir()
+    for name in PARTS:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy2(source, folder / name)
+    return Workspace(folder)
