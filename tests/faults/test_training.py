@@ -1,0 +1,143 @@
+"""The encoder's training under faults: the weights are those of a straight run, bit for bit."""
+
+import os
+import random
+import signal
+import time
+
+import pytest
+import torch
+from faults import FLIP_SEED, changed_bytes, flipped, in_twin, killed
+from torch import nn
+
+from workflow_scripts import train_encoder as stage
+from workflow_scripts.lib import training_state
+from workflow_scripts.lib.encoder import load_encoder
+from workflow_scripts.lib.training_state import TrainingState
+
+SPEC = {
+    "prompt_words": 256,
+    "max_tokens": 64,
+    "pooling": "attention",
+    "steps": 8,
+    "learning_rate": 3e-3,
+    "warmup_steps": 2,
+    "gradient_clip": 1.0,
+    "subsets_per_step": 3,
+    "examples_per_step": 4,
+    "smallest_difference": 0.1,
+    "largest_weight": 5.0,
+    "learned_scale": True,
+    "validation_folds": 1,
+    "validate_every": 2,
+    "patience": None,
+    "chunk_tokens": 16384,
+    "precision": "float32",
+    "seed": 1,
+}
+
+
+@pytest.fixture
+def train(tiny, training_files):
+    """Train in a folder, and return the weights."""
+
+    def trained(folder):
+        stage.train_encoder(
+            corpus=tiny.corpus,
+            untrained=tiny.untrained,
+            subsets=training_files.subsets,
+            targets=training_files.targets,
+            encoder=folder / "encoder",
+            log=folder / "log.parquet",
+            **SPEC,
+        )
+        return load_encoder(folder / "encoder", 64).state_dict()
+
+    return trained
+
+
+@pytest.fixture
+def expected(train, tmp_path):
+    return train(tmp_path / "straight")
+
+
+def differ(found, expected):
+    return not all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
+def test_kill_at_random_moments(train, tmp_path, fault_table, kills):
+    start = time.monotonic()
+    expected = train(tmp_path / "straight")
+    seconds, moments = time.monotonic() - start, random.Random(kills)
+    folder, injected, wrong = tmp_path / "killed", 0, 0
+    while injected < kills:
+        injected += killed(lambda: train(folder), moments.uniform(0, seconds))
+        if (folder / "log.parquet").exists() or injected == kills:
+            wrong += differ(train(folder), expected)
+            (folder / "log.parquet").unlink()
+    saw = "going on from ... steps"
+    fault_table.record("kill -9 of the encoder's training at random moments", kills, saw, wrong=wrong)
+
+
+@pytest.mark.parametrize("moment", ["inside a step", "while the state is written", "while the encoder is written"])
+def test_kill_at_the_worst_moment(train, expected, tmp_path, monkeypatch, fault_table, moment):
+    calls = []
+
+    def deadly(function, number):
+        def called(*arguments, **keywords):
+            result = function(*arguments, **keywords)
+            calls.append(1)
+            if len(calls) == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+
+        return called
+
+    with monkeypatch.context() as patch:
+        match moment:
+            case "inside a step":
+                # Gradients are there, and the weights are those of before.
+                patch.setattr(torch.nn.utils, "clip_grad_norm_", deadly(torch.nn.utils.clip_grad_norm_, 5))
+            case "while the state is written":
+                patch.setattr(training_state, "save_file", deadly(training_state.save_file, 3))
+            case _:
+                patch.setattr(stage.AttributionEncoder, "_save_part", deadly(stage.AttributionEncoder._save_part, 1))
+        assert in_twin(lambda: train(tmp_path / "killed")) == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "encoder").exists()
+    steps, backpropagate = [], stage.backpropagate_step
+    monkeypatch.setattr(stage, "backpropagate_step", lambda *given: (steps.append(1), backpropagate(*given))[1])
+    wrong = differ(train(tmp_path / "killed"), expected)
+    # The last state that was whole, of one after every second step.
+    states = {"inside a step": 4, "while the state is written": 4, "while the encoder is written": 8}[moment]
+    lost = len(steps) - (SPEC["steps"] - states)
+    fault_table.record(
+        f"kill -9 of the training {moment}", 1, f"going on from {states} of 8 steps", lost=lost, wrong=wrong
+    )
+
+
+def test_a_damaged_state_is_never_taken_up(tmp_path, fault_table, capsys):
+    torch.manual_seed(0)
+    module = nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(module.parameters())
+    module(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    state = TrainingState(tmp_path / "state", {"encoder": module}, optimizer)
+    state.record(1, 0.5, 0.1, 1.0)
+    state.save()
+    saved = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    path, noticed, wrong = state.file, 0, 0
+    sizes = [0, 7, path.stat().st_size // 2, path.stat().st_size - 1]
+    damages = [(lambda whole, size=size: whole[:size]) for size in sizes]
+    damages += [flipped(bit) for bit in random.Random(FLIP_SEED).sample(range(8 * path.stat().st_size), 300)]
+    for damage in damages:
+        with changed_bytes(path, damage):
+            nn.init.zeros_(module.weight)
+            again = TrainingState(tmp_path / "state", {"encoder": module}, optimizer)
+            again.restore()
+            noticed += not again.log
+            wrong += bool(again.log) and any(not torch.equal(module.state_dict()[name], saved[name]) for name in saved)
+    assert noticed > len(damages) / 2
+    saw = next(line for line in capsys.readouterr().err.splitlines() if "training starts anew" in line)
+    saw = saw.replace(str(tmp_path), "...")
+    fault_table.record("a damaged state of the training", len(damages), saw, wrong=wrong)
