@@ -283,7 +283,6 @@ def tiny_tokenizer(**special: str) -> None:
 
     words = Tokenizer(models.WordLevel({"a": 0, "b": 1}, "a"))
     PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained("lm")
-    Path("lm/config.json").write_text(json.dumps({"model_type": "qwen2"}))
 
 
 def tokenized(chat_template: bool = False, max_tokens: int = 64, **special: str) -> Callable[[], object]:
@@ -351,6 +350,7 @@ def pickled_weights() -> None:
     from workflow_scripts.lib.language_model import load_language_model
 
     tiny_tokenizer(eos_token="b")
+    Path("lm/config.json").write_text(json.dumps({"model_type": "qwen2"}))
     torch.save({}, "lm/pytorch_model.bin")
     load_language_model("lm")
 

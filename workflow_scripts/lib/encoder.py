@@ -244,9 +244,8 @@ def load_encoder(
         projections = random_projections(transformer.config.hidden_size, dimension, view, seed)
     if {projection.in_features for projection in projections} != {transformer.config.hidden_size}:
         raise StudyError(
-            f"{model}: its projection reads vectors of {projections[0].in_features}, and its transformer makes those of "
-            f"{transformer.config.hidden_size}: they come from two models. Take a whole copy of one, or delete its "
-            f"{DENSE_FOLDER} folder for a projection started at random."
+            f"{model}: its projection reads vectors of {projections[0].in_features} numbers, and its transformer makes "
+            f"those of {transformer.config.hidden_size}: they come from two models. Take a whole copy of one."
         )
     return AttributionEncoder(transformer, tokenizer, projections, max_tokens, normalized).to(best_device())
 
