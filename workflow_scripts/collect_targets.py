@@ -41,8 +41,8 @@ def collect_targets(
     """Join the blocks' losses and add loss delta and label.
 
     The delta is the base LM's loss minus the fine-tuned LM's: positive where training on the subset helped.
-    The file's metadata holds `runs`, the number of fine-tuning runs, and `diverged`, how many of them did. The label of an example and a subset is minus its loss (mean over seeds), standardised over the subsets
-    of the fold; null for a run that diverged.
+    The label of an example and a subset is minus its loss (mean over seeds), standardised over the subsets
+    of the fold; null for a run that diverged. The file's metadata counts the `runs`, and how many `diverged`.
 
     Raises
     ------
