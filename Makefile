@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(PIP_OPTIONS)
 
-.PHONY: run plan status smoke test lint slurm-test bench clean
+.PHONY: run plan status smoke test test-faults test-load audit lint slurm-test bench clean
 
 run: $(VENV)/.installed
 	$(BIN)/snakemake --cores $(CORES) --configfile $(CONFIG)
@@ -27,7 +27,20 @@ smoke:
 	@$(MAKE) --no-print-directory run CONFIG=configs/smoke.yaml
 
 test: lint
-	$(BIN)/pytest tests/unit tests/workflow
+	$(BIN)/pytest -m "not slow" tests/unit tests/workflow tests/faults
+
+# Kills, damaged files, full disks, two drivers: prints a table of the faults and what came of them. Mounts a small
+# disk, so some of it needs root.
+test-faults: $(VENV)/.installed-test
+	$(BIN)/pytest tests/faults
+
+# 10 million targets, a million rows, a thousand jobs: memory and time.
+test-load: $(VENV)/.installed
+	$(BIN)/python benchmarks/load.py
+
+# Needs a network and pip-audit; without them it says that nothing was checked.
+audit: $(VENV)/.installed
+	$(BIN)/python envs/audit.py
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import gzip
+import io
 import json
 import os
 import sys
@@ -40,7 +41,11 @@ class BadInput:
 
     def message(self) -> str:
         """Return what the user sees, with the working folder left out."""
-        with tempfile.TemporaryDirectory() as folder, working_in(Path(folder)), contextlib.redirect_stderr(None):
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            working_in(Path(folder)),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
             try:
                 self.try_it()
             except StudyError as error:

@@ -186,3 +186,20 @@ def test_a_corpus_that_is_too_small_stops_with_a_clear_message(finished, tmp_pat
 def test_the_workflow_is_clean_for_the_linter(fresh):
     done = fresh.snakemake("--lint")
     assert done.returncode == 0, done.stdout
+
+
+HOSTILE_NAME = 'it\'s; $(touch pwned) `touch pwned` "x" {corpus} [1]* &\n.jsonl'
+
+
+def test_a_hostile_path_is_a_path_and_no_more(fresh):
+    """Quotes, commands, braces, patterns and a line break in a corpus's path, which leads out of the folder."""
+    source = fresh.folder.parent / HOSTILE_NAME
+    source.write_text("".join(json.dumps({"prompt": f"Why {i}?", "response": f"{i}."}) + "\n" for i in range(9)))
+    before = set(fresh.folder.parent.rglob("*"))
+    wanted = "results/smoke/corpora/tests.parquet"
+    done = fresh.smoke(wanted, corpora__tests={"source": f"../{HOSTILE_NAME}"})
+    assert done.returncode == 0, done.stdout
+    assert pq.read_metadata(fresh.folder / wanted).num_rows == 9
+    made = {path.relative_to(fresh.folder).parts[0] for path in set(fresh.folder.parent.rglob("*")) - before}
+    assert made <= {"results", ".snakemake", "study.yaml", ".cache"}
+    assert not list(fresh.folder.parent.rglob("pwned"))

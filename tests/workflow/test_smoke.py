@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from sentence_transformers import SentenceTransformer
+from workspace import TOKEN
 
 from workflow_scripts.lib.models import folder_hash
 
@@ -133,3 +134,9 @@ def test_a_second_run_has_nothing_to_do(finished):
     assert again.returncode == 0
     assert "Nothing to be done" in again.stdout
     assert not finished.planned()
+
+
+def test_the_hub_token_is_in_no_file(finished):
+    for path in finished.folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            assert TOKEN.encode() not in path.read_bytes(), path

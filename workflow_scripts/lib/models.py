@@ -62,8 +62,11 @@ def model_folder(model: str | Path, revision: str | None = None) -> Path:
 
 def _cant_be_loaded(model: str | Path, error: Exception) -> StudyError:
     offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
+    reason = str(error).splitlines()[0]
+    if token := os.environ.get("HF_TOKEN"):
+        reason = reason.replace(token, "***")
     return StudyError(
-        f"the model {str(model)!r} can't be loaded{offline}: {str(error).splitlines()[0]} Write a local "
+        f"the model {str(model)!r} can't be loaded{offline}: {reason} Write a local "
         "folder with config.json and *.safetensors, or a hub id that this machine can reach."
     )
 
