@@ -151,6 +151,8 @@ CONFIG = section_of(
         "`run` that leads out of the results folder": config_with("run", "../../etc"),
         "`run` with a command in it": config_with("run", "$(touch pwned)"),
         "a corpus name with a line break": config_with("corpora.a\nb", {"source": "x.jsonl"}),
+        "a path with braces": config_with("corpora.pool.source", "data/{corpus}.jsonl"),
+        "a path with a line break": config_with("corpora.pool.source", "a\nb.jsonl"),
         "an evaluation set named `train`": config_with("evaluations.train", SMOKE["evaluations"]["heldout"]),
         "a corpus that isn't there": config_with("targets.corpus", "other"),
         "corpora that leave each other out": each_without_the_other,

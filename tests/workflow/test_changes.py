@@ -188,11 +188,11 @@ def test_the_workflow_is_clean_for_the_linter(fresh):
     assert done.returncode == 0, done.stdout
 
 
-HOSTILE_NAME = 'it\'s; $(touch pwned) `touch pwned` "x" {corpus} [1]* &\n.jsonl'
+HOSTILE_NAME = 'it\'s; $(touch pwned) `touch pwned` "x" [1]* & %s \\ .jsonl'
 
 
 def test_a_hostile_path_is_a_path_and_no_more(fresh):
-    """Quotes, commands, braces, patterns and a line break in a corpus's path, which leads out of the folder."""
+    """Quotes, commands and patterns in a corpus's path, which leads out of the folder."""
     source = fresh.folder.parent / HOSTILE_NAME
     source.write_text("".join(json.dumps({"prompt": f"Why {i}?", "response": f"{i}."}) + "\n" for i in range(9)))
     before = set(fresh.folder.parent.rglob("*"))

@@ -81,6 +81,15 @@ class Corpus(Section):
     max_rejected_share: Share = Field(0.05, description="Stop when more than this share of the rows is bad.")
 
     @model_validator(mode="after")
+    def _snakemake_can_name_the_source(self) -> Corpus:
+        if any(character in self.source for character in "{}\n"):
+            raise ValueError(
+                "source: Snakemake takes braces for wildcards, and can't do with a line break: rename the file, or link "
+                "it under a plain name"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _part_is_an_interval(self) -> Corpus:
         if self.part[0] >= self.part[1]:
             raise ValueError(f"part: {list(self.part)} is empty; write [from, to] with from < to")
