@@ -84,8 +84,8 @@ class Corpus(Section):
     def _snakemake_can_name_the_source(self) -> Corpus:
         if any(character in self.source for character in "{}\n"):
             raise ValueError(
-                "source: Snakemake takes braces for wildcards, and can't do with a line break: rename the file, or link "
-                "it under a plain name"
+                "source: Snakemake takes braces for wildcards, and can't do with a line break; rename the file, or "
+                "link it under a plain name"
             )
         return self
 
