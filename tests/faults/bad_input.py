@@ -117,18 +117,24 @@ def keys_of(model: type[BaseModel] = Study, prefix: str = "") -> Iterator[tuple[
             yield from keys_of(section, f"{key}.{NAMED[key]}." if key in NAMED else f"{key}.")
 
 
-def wrong_value(kind: Any) -> object:
+def kinds_of(annotation: Any) -> set[Any]:
+    """Return the plain types that a key's type is made of."""
+    parts = get_args(annotation)
+    if get_origin(annotation) is Literal:
+        return {Literal}
+    return {get_origin(annotation) or annotation}.union(*(kinds_of(part) for part in parts))
+
+
+def wrong_value(annotation: Any) -> object:
     """Return a value that is of no use for a key of this type, and that people do write."""
-    kinds = {get_origin(part) or part for part in (kind, *get_args(kind))}
+    kinds = kinds_of(annotation)
     if {list, dict, tuple} & kinds:
         return 7
     if Literal in kinds:
         return "perhaps"
     if bool in kinds:
         return "sometimes"
-    if {int, float} & kinds:
-        return "many"
-    return 7
+    return "many" if {int, float} & kinds else 7
 
 
 def each_without_the_other() -> None:

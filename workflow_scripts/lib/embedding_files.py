@@ -100,14 +100,14 @@ def write_embeddings(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def part_of_rows(corpus: Path, part: Sequence[int]) -> tuple[list[int], int]:
-    """Return the row groups of a part of a Parquet file, and how many rows they have.
+def part_of_rows(path: Path, part: Sequence[int]) -> tuple[list[int], int]:
+    """Return the row groups of a part of a file, and how many rows they have.
 
     Parameters
     ----------
     part: (number from 1, number of parts). A part has every so-manieth row group, so appended rows move no other row
         to another part.
     """
-    rows = rows_of_groups(corpus)
+    rows = rows_of_groups(path)
     groups = list(range(part[0] - 1, len(rows), part[1]))
     return groups, sum(rows[group] for group in groups)

@@ -17,7 +17,8 @@ def open_embedder(reader: None, fitted: dict[str, torch.Tensor], for_tests: bool
     ------
     StudyError: the model can't be loaded.
     """
-    encoder = SentenceTransformer(str(model_folder(model)), device=str(best_device()))
+    folder, device = str(model_folder(model)), str(best_device())
+    encoder = SentenceTransformer(folder, device=device, model_kwargs={"use_safetensors": True})
     by_inner_product = encoder.similarity_fn_name == "dot"
 
     def embed(texts: list[str]):
