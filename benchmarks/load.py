@@ -143,6 +143,9 @@ def targets_case(folder: Path, scale: float) -> dict[str, Any]:
             examples_per_step=1000,
             smallest_difference=0.1,
             largest_weight=5.0,
+            label_spread="fold",
+            label_clip=None,
+            truncation="first",
             learned_scale=True,
             validation_folds=1,
             validate_every=STEPS,
@@ -200,7 +203,8 @@ def corpus_case(folder: Path, scale: float) -> dict[str, Any]:
 
 def jobs_case(folder: Path, scale: float) -> dict[str, Any]:
     """End many jobs at once where every rename, sync and read of the folder takes long; nothing may be lost."""
-    from workflow_scripts.finetune_shard import SCHEMA, FinishedRuns
+    from workflow_scripts.finetune_shard import SCHEMA
+    from workflow_scripts.lib.finetuning_jobs import FinishedRuns
     from workflow_scripts.lib.tables import read_table
 
     replace, sync = os.replace, os.fsync
@@ -215,13 +219,13 @@ def jobs_case(folder: Path, scale: float) -> dict[str, Any]:
     jobs = max(round(JOBS * scale), 10)
 
     def job(number: int) -> None:
-        losses = FinishedRuns(folder / f"{number:04d}.parquet", "load")
+        losses = FinishedRuns(folder / f"{number:04d}.parquet", "load", SCHEMA.names[:3])
         for index in range(2):
             columns = {name: np.full(20, value) for name, value in zip(SCHEMA.names, (number, index, 0), strict=False)}
             others = {"example_id": np.arange(20), "base_loss": np.ones(20), "loss": np.full(20, number + index / 2)}
             table = pa.table({**columns, **others, "status": ["ok"] * 20}).cast(SCHEMA)
             losses.add((number, index, 0), table)
-        losses.publish([(number, index, 0) for index in range(2)])
+        losses.publish([(number, index, 0) for index in range(2)], SCHEMA)
 
     os.replace, os.fsync = slow(replace), slow(sync)
     try:

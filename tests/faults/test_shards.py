@@ -18,6 +18,7 @@ from workflow_scripts.collect_targets import collect_targets
 from workflow_scripts.lib import finetuning, language_model
 from workflow_scripts.lib.errors import StudyError
 from workflow_scripts.lib.finetuning import Finetuner
+from workflow_scripts.lib.finetuning_jobs import FinishedRuns
 from workflow_scripts.lib.report_results import gather_runs
 from workflow_scripts.lib.stage import run_stage
 from workflow_scripts.lib.tables import read_metadata, read_table, write_table
@@ -267,7 +268,7 @@ def test_a_full_disk_is_one_message_and_costs_no_finished_run(tiny, tmp_path, st
 def test_a_run_that_another_job_wrote_half_is_none(tiny, tmp_path, straight, fault_table):
     """What a killed job leaves under a temporary name is never read."""
     path = tmp_path / "block.parquet"
-    finished = stage.FinishedRuns(path, "key")
+    finished = FinishedRuns(path, "key", stage.SCHEMA.names[:3])
     folder = finished.folder
     table = pa.table({"fold": pa.array([0], pa.int32())})
     write_table(folder / "0_0_0.parquet", table, key="key")
