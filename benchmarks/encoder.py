@@ -264,8 +264,8 @@ def main() -> None:
     parser.add_argument("--only", choices=["step", "embedding"], help="one of the two benchmarks")
     given = parser.parse_args()
     large = given.model == "gte-small"
-    # (pool, tests, subsets, examples of a subset): a step of the default study, a half and a quarter; or the paper's.
-    steps = [(100_000, 1000, 32, 1000)] if large else [(250, 50, 24, 25), (500, 100, 24, 50), (1000, 200, 24, 100)]
+    # (pool, tests, subsets, examples of a subset): the default study's step halved once, twice and thrice; or the paper's.
+    steps = [(100_000, 1000, 32, 1000)] if large else [(125, 25, 24, 12), (250, 50, 24, 25), (500, 100, 24, 50)]
     sizes = [50_000] if large else [64, 128, 256]
     suffix = f"_{given.model.replace('-', '_')}" if given.model else ""
     rate = in_fresh_process(measured_rate)["rate"]
