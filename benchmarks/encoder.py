@@ -264,7 +264,7 @@ def main() -> None:
     parser.add_argument("--only", choices=["step", "embedding"], help="one of the two benchmarks")
     given = parser.parse_args()
     large = given.model == "gte-small"
-    # (pool, tests, subsets, their examples): an eighth, a quarter and a half of the default study's step, or the paper's.
+    # (pool, tests, subsets, their examples): an eighth, a quarter, a half of the default study's step; or the paper's.
     steps = [(100_000, 1000, 32, 1000)] if large else [(125, 25, 24, 12), (250, 50, 24, 25), (500, 100, 24, 50)]
     sizes = [50_000] if large else [64, 128, 256]
     suffix = f"_{given.model.replace('-', '_')}" if given.model else ""
