@@ -23,7 +23,6 @@ from workflow_scripts.lib.score_tables import read_part
 from workflow_scripts.lib.stored_embeddings import StoredEmbeddings
 from workflow_scripts.lib.tables import read_table, write_batches
 from workflow_scripts.lib.tiles import CorpusScores
-from workflow_scripts.methods import METHODS
 from workflow_scripts.prepare_corpus import prepare_corpus
 from workflow_scripts.score_pairs import read_evaluation
 from workflow_scripts.score_part import score_part
@@ -82,9 +81,9 @@ def score_and_merge(folder: Path) -> dict[str, Any]:
     """Score a part, and merge it into the scores of others."""
     outputs = [folder / "part_scores.parquet", folder / "part_sums.parquet"]
     files = inputs(folder, "train.parquet")
-    scoring = _seconds(lambda: score_part(*files, *outputs, method="airrep", part="1", **SETTINGS))
+    scoring = _seconds(lambda: score_part(*files, *outputs, part="1", **SETTINGS))
     _, _, membership = read_evaluation(*files[:2])
-    result = CorpusScores(GROWTH_TESTS, SETTINGS["top"], membership, METHODS["airrep"].poolings)
+    result = CorpusScores(GROWTH_TESTS, SETTINGS["top"], membership, SETTINGS["poolings"])
     merging = _seconds(lambda: result.merge(read_part(*outputs, GROWTH_TESTS, SUBSETS)))
     return {"score": scoring, "merge": merging, "bytes": sum(path.stat().st_size for path in outputs)}
 

@@ -159,9 +159,10 @@ def test_parts_without_subsets_give_top_scores(files, tmp_path):
     expected, _ = _run(files | paths, "airrep")
     outputs = [tmp_path / f"{name}.parquet" for name in ("part_scores", "part_sums")]
     ours = files["subsets"], files["validation"]
-    score_part(*ours, *paths.values(), *outputs, method="airrep", part="1", top=TOP, tile_examples=16)
+    settings = {"method": "airrep", "poolings": ["attention"], "top": TOP}
+    score_part(*ours, *paths.values(), *outputs, part="1", tile_examples=16, **settings)
     merged = [[outputs[0]], [outputs[1]], files["scores"], files["groups"]]
-    merge_scores(*ours, *merged, method="airrep", evaluation="mini", top=TOP)
+    merge_scores(*ours, *merged, evaluation="mini", **settings)
     assert read_table(files["scores"]).equals(expected)
     assert read_table(files["groups"]).num_rows == 0
 
