@@ -73,10 +73,10 @@ def zero_shards(folder, tiny):
     tiny = TinyStudy(**tiny)
     publish = FinishedRuns.publish
 
-    def publish_late(self, runs):
+    def publish_late(self, runs, schema):
         """Let the others begin the second go before the first one's runs are in its file."""
         time.sleep(0.3)
-        publish(self, runs)
+        publish(self, runs, schema)
 
     if is_first():
         FinishedRuns.publish = publish_late
