@@ -25,4 +25,4 @@ def open_embedder(reader: None, fitted: dict[str, torch.Tensor], for_tests: bool
         vectors = encoder.encode(texts, show_progress_bar=False)
         return vectors if by_inner_product else unit_length(vectors)
 
-    return Embedder(encoder.get_sentence_embedding_dimension(), embed)
+    return Embedder(encoder.get_embedding_dimension(), embed)
