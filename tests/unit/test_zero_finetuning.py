@@ -12,10 +12,10 @@ import pytest
 from tiny_study import FINETUNING, TinyStudy
 
 from workflow_scripts.collect_targets import collect_targets
-from workflow_scripts.finetune_shard import FinishedRuns, read_examples
 from workflow_scripts.lib.config import Finetuning
 from workflow_scripts.lib.errors import StudyError
 from workflow_scripts.lib.finetuning import Finetuner
+from workflow_scripts.lib.finetuning_jobs import FinishedRuns, read_examples
 from workflow_scripts.lib.language_model import load_language_model
 from workflow_scripts.lib.processes import is_first, run_in_processes
 from workflow_scripts.lib.tables import read_table
@@ -73,10 +73,10 @@ def zero_shards(folder, tiny):
     tiny = TinyStudy(**tiny)
     publish = FinishedRuns.publish
 
-    def publish_late(self, runs):
+    def publish_late(self, runs, schema):
         """Let the others begin the second go before the first one's runs are in its file."""
         time.sleep(0.3)
-        publish(self, runs)
+        publish(self, runs, schema)
 
     if is_first():
         FinishedRuns.publish = publish_late
