@@ -219,8 +219,7 @@ rule evaluate_classification:
     input:
         leaks(),
         scores=classified_scores,
-        train=classified_corpora("train"),
-        test=classified_corpora("test"),
+        corpora=classified_corpora,
     output:
         table=f"{RESULTS}/evaluation/classification.parquet",
     log:

@@ -201,9 +201,6 @@ def classified_scores(wildcards):
     ]
 
 
-def classified_corpora(role):
-    def corpora(wildcards):
-        names = [getattr(study.evaluations[evaluation], role) for evaluation in plan_of_study.classified()]
-        return [f"{RESULTS}/corpora/{name}.parquet" for name in names]
-
-    return corpora
+def classified_corpora(wildcards):
+    names = {corpus for evaluation in plan_of_study.classified() for corpus in plan_of_study.corpora_of(evaluation)}
+    return [f"{RESULTS}/corpora/{name}.parquet" for name in sorted(names)]

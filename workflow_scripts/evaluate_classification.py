@@ -1,6 +1,6 @@
 """Ask whether the top-ranked training example carries the test's label (paper, section 4.1)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,21 +28,29 @@ SCHEMA = pa.schema(
 
 
 def evaluate_classification(
-    scores: Sequence[Path], train: Sequence[Path], test: Sequence[Path], table: Path, *, confidence: float
+    scores: Sequence[Path],
+    corpora: Sequence[Path],
+    table: Path,
+    *,
+    evaluations: Mapping[str, Sequence[str]],
+    confidence: float,
 ) -> None:
     """Write each method's accuracy on each evaluation set, with Wilson's interval.
 
     Parameters
     ----------
-    scores: `scores/<method>/<evaluation>.parquet`. train, test: the corpora of each of `scores`, in the same order.
+    scores: `scores/<method>/<evaluation>.parquet`. corpora: all that the evaluations need, matched by their names.
+    evaluations: names of the training and the test corpus of each evaluation.
 
     Raises
     ------
     StudyError: no test of an evaluation has a label.
     """
+    corpus = {path.stem: path for path in corpora}
     rows: list[dict[str, Any]] = []
-    for path, train_corpus, test_corpus in zip(scores, train, test, strict=True):
-        hits = top_example_has_label(path, train_corpus, test_corpus)
+    for path in scores:
+        train, test = (corpus[name] for name in evaluations[path.stem])
+        hits = top_example_has_label(path, train, test)
         right, tests = int(hits.sum()), len(hits)
         wilson = binomtest(right, tests).proportion_ci(confidence, method="wilson")
         method, evaluation = path.parent.name, path.stem

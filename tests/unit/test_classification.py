@@ -24,8 +24,13 @@ def files(tmp_path):
 
 
 def classify(files):
-    paths = [[files / "scores" / "mine" / "heldout.parquet"], [files / "train.parquet"], [files / "test.parquet"]]
-    evaluate_classification(*paths, files / "table.parquet", confidence=0.95)
+    evaluate_classification(
+        [files / "scores" / "mine" / "heldout.parquet"],
+        [files / "test.parquet", files / "train.parquet"],
+        files / "table.parquet",
+        evaluations={"heldout": ["train", "test"]},
+        confidence=0.95,
+    )
     return read_table(files / "table.parquet").to_pylist()
 
 

@@ -12,10 +12,10 @@ import pytest
 from tiny_study import FINETUNING, TinyStudy
 
 from workflow_scripts.collect_targets import collect_targets
-from workflow_scripts.finetune_shard import FinishedRuns, read_examples
 from workflow_scripts.lib.config import Finetuning
 from workflow_scripts.lib.errors import StudyError
 from workflow_scripts.lib.finetuning import Finetuner
+from workflow_scripts.lib.finetuning_jobs import FinishedRuns, read_examples
 from workflow_scripts.lib.language_model import load_language_model
 from workflow_scripts.lib.processes import is_first, run_in_processes
 from workflow_scripts.lib.tables import read_table

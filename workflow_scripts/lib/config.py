@@ -347,9 +347,7 @@ class Scoring(Section):
             for name in names:
                 method = name.partition("@")[0]
                 if method != name and method in known and not (method in METHODS and METHODS[method].encoder):
-                    raise ValueError(
-                        f"{key}: {method} reads no encoder of the study, so it has no variant; write it so"
-                    )
+                    raise ValueError(f"{key}: {method} reads no encoder of the study, so it has no variants")
                 if method not in known:
                     raise ValueError(f"{key}: there is no method {name!r}; write one of {', '.join(known)}")
         for name, poolings in self.poolings.items():

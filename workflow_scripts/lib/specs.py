@@ -564,7 +564,10 @@ class StudyPlan:
         return self._judged_experiment("selection")
 
     def _evaluate_classification(self) -> dict[str, Any]:
-        return {"confidence": self.study.judging.confidence}
+        return {
+            "evaluations": {name: list(self.corpora_of(name)) for name in self.classified()},
+            "confidence": self.study.judging.confidence,
+        }
 
     def _evaluate_amortisation(self) -> dict[str, Any]:
         return {
