@@ -27,7 +27,8 @@ smoke:
 	@$(MAKE) --no-print-directory run CONFIG=configs/smoke.yaml
 
 test: lint
-	$(BIN)/pytest -m "not slow" tests/unit tests/workflow tests/faults
+	$(BIN)/pytest tests/unit tests/workflow
+	$(BIN)/pytest -m "not slow" tests/faults
 
 # Kills, damaged files, full disks, two drivers: prints a table of the faults and what came of them. Mounts a small
 # disk, so some of it needs root.
