@@ -40,7 +40,7 @@ def assert_same(checkout: Checkout, undisturbed: tuple[Checkout, Driver], *names
 def hold_shard(cluster: Cluster, checkout: Checkout, shard: str) -> Job:
     """Wait until a shard has finished a run, hold it, and return its job."""
     purpose = f"rule_finetune_shard_wildcards_train_{shard}"
-    wait_until(lambda: running_jobs(purpose) and checkout.finished_runs(shard), f"a run of {shard}", 180)
+    wait_until(lambda: running_jobs(purpose) and checkout.finished_runs(shard), f"a run of {shard}", 600)
     (job,) = running_jobs(purpose)
     assert hold(cluster, job), f"{shard} ended before it could be held"
     return job
@@ -93,7 +93,7 @@ def losses(cluster, smoke, undisturbed, tmp_path_factory):
     cluster.start_node("node2")
 
     state = ".encoder.*.state/state.safetensors"
-    wait_until(lambda: any(checkout.results.glob(state)), "a checkpoint of the encoder", 400)
+    wait_until(lambda: any(checkout.results.glob(state)), "a checkpoint of the encoder", 900)
     (training,) = running_jobs("rule_train_encoder")
     assert hold(cluster, training), "the training ended before it could be held"
     output("scancel", training.number)
@@ -144,7 +144,7 @@ def test_after_a_killed_driver_the_readme_says_what_to_type(cluster, smoke, undi
     checkout = smoke.checkout.copy(tmp_path / "clone")
     abandon(cluster, checkout, *SLOWER, "--", "targets")
     again = checkout.start(*SLOWER, "--", "targets")
-    assert again.wait(120) == 1, "a second driver must not wait for the first one's lock"
+    assert again.wait(300) == 1, "a second driver must not wait for the first one's lock"
     assert "--unlock" in again.screen()
     finished = checkout.finished_runs(SHARD)
     logs = sorted((checkout.folder / ".snakemake" / "log").iterdir())
@@ -166,7 +166,7 @@ def test_without_scancel_a_twin_damages_nothing(cluster, smoke, undisturbed, tmp
     before = checkout.table(SHARD_FILE)
     for process in stage_processes(cluster, job):
         process.resume()
-    wait_until(lambda: not running_jobs("rule_finetune_shard"), "the twin to end", 180)
+    wait_until(lambda: not running_jobs("rule_finetune_shard"), "the twin to end", 600)
     assert checkout.table(SHARD_FILE).equals(before)
     assert checkout.run(*ONE_SHARD).submitted() == []
     assert_same(checkout, undisturbed, SHARD_FILE)
