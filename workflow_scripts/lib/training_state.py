@@ -68,8 +68,8 @@ class TrainingState:
         }
         with atomic_path(self.file) as temporary:
             copies = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
-            facts["digest"] = _digest(copies, self.log)
-            save_file(copies, temporary, metadata={"facts": json.dumps(facts)})
+            metadata = {"facts": json.dumps(facts), "digest": _digest(copies, facts)}
+            save_file(copies, temporary, metadata=metadata)
 
     def restore(self) -> None:
         """Take up the state on disk, if there is a whole one; all processes that of the first."""
@@ -94,9 +94,10 @@ class TrainingState:
             return None
         try:
             with safe_open(self.file, framework="pt") as file:
-                facts = json.loads(file.metadata()["facts"])
+                metadata = file.metadata()
+                facts = json.loads(metadata["facts"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            if facts["digest"] != _digest(tensors, facts["log"]):
+            if metadata["digest"] != _digest(tensors, facts):
                 raise ValueError("its content was changed after it was written")
             return facts, tensors
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
@@ -116,8 +117,8 @@ class TrainingState:
         shutil.rmtree(self.file.parent, ignore_errors=True)
 
 
-def _digest(tensors: dict[str, torch.Tensor], log: list[dict[str, Any]]) -> str:
-    digest = hashlib.sha256(json.dumps(log).encode())
+def _digest(tensors: dict[str, torch.Tensor], facts: dict[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(facts).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
