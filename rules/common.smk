@@ -1,4 +1,5 @@
 # The study, and what every rule file needs of it. No rules here.
+import os
 from workflow_scripts.lib.errors import StudyError
 from workflow_scripts.lib.specs import EXPERIMENT_TABLES, StudyPlan
 from workflow_scripts.lib.config import load_study
@@ -8,6 +9,10 @@ try:
     study = load_study(config, origin=str((workflow.configfiles or ["config"])[-1]))
 except StudyError as error:
     raise WorkflowError(str(error)) from None
+
+# Jobs inherit it. Threads that spin while they wait for each other slow a job many times over as soon as another
+# process wants the same core.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 plan_of_study = StudyPlan(study)
 RESULTS = f"results/{study.run}"
