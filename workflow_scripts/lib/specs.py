@@ -29,7 +29,7 @@ STAGE_VERSIONS = {
     "tokenize_corpus": 1,
     "sample_subsets": 1,
     "finetune_shard": 1,
-    "collect_targets": 1,
+    "collect_targets": 2,
     "init_encoder": 1,
     "take_encoder": 1,
     "train_encoder": 1,
