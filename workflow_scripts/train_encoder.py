@@ -23,7 +23,7 @@ from workflow_scripts.lib.encoder_training import (
 )
 from workflow_scripts.lib.labels import pooled_labels
 from workflow_scripts.lib.models import folder_hash
-from workflow_scripts.lib.processes import agreed, is_first, wait_for_all
+from workflow_scripts.lib.processes import agreed, is_first
 from workflow_scripts.lib.progress import Progress, say
 from workflow_scripts.lib.seeds import generator
 from workflow_scripts.lib.specs import STAGE_VERSIONS
@@ -97,7 +97,6 @@ def train_encoder(
     folder = encoder.with_name(f".{encoder.name}.{key}.state")
     state = TrainingState(folder, {"encoder": model, "objective": objective}, optimizer)
     state.restore()
-    wait_for_all()
     progress = Progress("train_encoder", steps, "steps", done=state.steps_done)
     started = time.monotonic() - (state.log[-1]["seconds"] if state.log else 0.0)
 

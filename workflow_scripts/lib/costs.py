@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from workflow_scripts.lib.amortisation import Cost, crossover
+
 if TYPE_CHECKING:
     from workflow_scripts.lib.specs import StudyPlan
 
@@ -26,8 +28,8 @@ WHOLE_MACHINE_STAGES = ("pretrain_base_lm", "train_encoder", "embed_corpus")
 SECONDS_OF_A_CLUSTER_JOB = 40.0
 GOOD_JOB_SECONDS = 1800.0
 
-# Bytes on disk, measured on finished studies (zstd): a token; a loss in its block; a target; a kept score; a group
-# score. Of a row that was not seen: its text.
+# Bytes on disk: a token; a loss in its block; a target; a kept score; a group score; the text of a row that was not
+# seen. That of a target is measured (benchmarks/storage.py), the others are guesses.
 BYTES = {"token": 2.0, "loss": 5.0, "target": 6.8, "score": 8.0, "group": 6.0, "row": 500.0}
 FILES_BYTES = 3e6  # report, logs, tables of the evaluation
 
@@ -326,13 +328,13 @@ def break_even(plan: StudyPlan, pilot: Pilot, concurrency: Concurrency) -> Break
     pools = [pilot.corpora[one.train] for one in plan.study.evaluations.values()]
     gradient = pilot.seconds["gradient_token"] * sum(pool.lm_tokens for pool in pools) / len(pools)
     embedding = cores * pilot.seconds["embedded_token"] * sum(pool.encoder_tokens for pool in pools) / len(pools)
-    saved = gradient - embedding
+    examples = crossover(Cost(setup, embedding), Cost(0.0, gradient))
     return BreakEven(
         processor="GPU" if pilot.on_gpu else "core",
         setup_seconds=setup,
         gradient_seconds=gradient,
         embedding_seconds=embedding,
-        examples=math.ceil(setup / saved) if saved > 0 else None,
+        examples=math.ceil(examples) if math.isfinite(examples) else None,
     )
 
 

@@ -173,10 +173,6 @@ class StudyPlan:
             for subset_block in range(math.ceil(subsets / subsets_per_job))
         ]
 
-    def methods_with(self, evaluation: str) -> list[str]:
-        """Return the methods that score an evaluation set."""
-        return list(self.study.scoring.methods)
-
     def method(self, name: str) -> Method:
         """Return what is known of a method of the study."""
         encoders = self.study.scoring.sentence_encoders
