@@ -10,21 +10,12 @@ import pyarrow.compute as pc
 from scipy.stats import binomtest
 
 from workflow_scripts.lib.errors import StudyError
+from workflow_scripts.lib.experiment_tables import KEYS, VALUES
 from workflow_scripts.lib.progress import say
 from workflow_scripts.lib.stage import run_stage
 from workflow_scripts.lib.tables import read_table, write_table
 
-SCHEMA = pa.schema(
-    [
-        ("method", pa.string()),
-        ("evaluation", pa.string()),
-        ("metric", pa.string()),
-        ("value", pa.float64()),
-        ("ci_low", pa.float64()),
-        ("ci_high", pa.float64()),
-        ("n_tests", pa.int32()),
-    ]
-)
+SCHEMA = pa.schema([*KEYS, *VALUES, ("n_tests", pa.int32())])
 
 
 def evaluate_classification(

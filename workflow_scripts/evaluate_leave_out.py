@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from workflow_scripts.lib.base_scores import read_base, read_base_scores
 from workflow_scripts.lib.errors import StudyError
+from workflow_scripts.lib.experiment_tables import KEYS, VALUES
 from workflow_scripts.lib.lds import (
     SMALLEST_NUMBER_OF_SUBSETS,
     Bootstrap,
@@ -24,18 +25,7 @@ from workflow_scripts.lib.seeds import generator
 from workflow_scripts.lib.stage import run_stage
 from workflow_scripts.lib.tables import read_table, write_table
 
-SCHEMA = pa.schema(
-    [
-        ("method", pa.string()),
-        ("evaluation", pa.string()),
-        ("metric", pa.string()),
-        ("value", pa.float64()),
-        ("ci_low", pa.float64()),
-        ("ci_high", pa.float64()),
-        ("ceiling", pa.float64()),
-        ("seed_agreement", pa.float64()),
-    ]
-)
+SCHEMA = pa.schema([*KEYS, *VALUES, ("ceiling", pa.float64()), ("seed_agreement", pa.float64())])
 
 
 def evaluate_leave_out(

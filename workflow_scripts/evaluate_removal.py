@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from workflow_scripts.draw_removal import RANDOM, WHOLE
+from workflow_scripts.lib.experiment_tables import KEYS, VALUES
 from workflow_scripts.lib.lds import interval
 from workflow_scripts.lib.listed_runs import read_measured
 from workflow_scripts.lib.progress import say
@@ -16,17 +17,7 @@ from workflow_scripts.lib.seeds import generator
 from workflow_scripts.lib.stage import run_stage
 from workflow_scripts.lib.tables import read_table, write_table
 
-SCHEMA = pa.schema(
-    [
-        ("method", pa.string()),
-        ("evaluation", pa.string()),
-        ("metric", pa.string()),
-        ("removed", pa.int32()),
-        ("value", pa.float64()),
-        ("ci_low", pa.float64()),
-        ("ci_high", pa.float64()),
-    ]
-)
+SCHEMA = pa.schema([*KEYS, ("removed", pa.int32()), *VALUES])
 
 
 def evaluate_removal(

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from workflow_scripts.draw_selection import RANDOM, group_by_task
+from workflow_scripts.lib.experiment_tables import KEYS, VALUES
 from workflow_scripts.lib.lds import interval
 from workflow_scripts.lib.listed_runs import read_measured
 from workflow_scripts.lib.progress import say
@@ -17,16 +18,7 @@ from workflow_scripts.lib.stage import run_stage
 from workflow_scripts.lib.tables import read_table, write_table
 from workflow_scripts.lib.unigrams import unigram_f1
 
-SCHEMA = pa.schema(
-    [
-        ("method", pa.string()),
-        ("evaluation", pa.string()),
-        ("metric", pa.string()),
-        ("value", pa.float64()),
-        ("ci_low", pa.float64()),
-        ("ci_high", pa.float64()),
-    ]
-)
+SCHEMA = pa.schema([*KEYS, *VALUES])
 
 
 def evaluate_selection(

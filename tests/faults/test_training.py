@@ -8,36 +8,13 @@ import time
 import pytest
 import torch
 from faults import FLIP_SEED, changed_bytes, flipped, in_twin, killed
+from tiny_study import TRAINING
 from torch import nn
 
 from workflow_scripts import train_encoder as stage
 from workflow_scripts.lib import training_state
 from workflow_scripts.lib.encoder import load_encoder
 from workflow_scripts.lib.training_state import TrainingState
-
-SPEC = {
-    "prompt_words": 256,
-    "max_tokens": 64,
-    "pooling": "attention",
-    "steps": 8,
-    "learning_rate": 3e-3,
-    "warmup_steps": 2,
-    "gradient_clip": 1.0,
-    "subsets_per_step": 3,
-    "examples_per_step": 4,
-    "smallest_difference": 0.1,
-    "largest_weight": 5.0,
-    "label_spread": "fold",
-    "label_clip": None,
-    "truncation": "first",
-    "learned_scale": True,
-    "validation_folds": 1,
-    "validate_every": 2,
-    "patience": None,
-    "chunk_tokens": 16384,
-    "precision": "float32",
-    "seed": 1,
-}
 
 
 @pytest.fixture
@@ -52,7 +29,7 @@ def train(tiny, training_files):
             targets=training_files.targets,
             encoder=folder / "encoder",
             log=folder / "log.parquet",
-            **SPEC,
+            **TRAINING,
         )
         return load_encoder(folder / "encoder", 64).state_dict()
 
@@ -113,7 +90,7 @@ def test_kill_at_the_worst_moment(train, expected, tmp_path, monkeypatch, fault_
     wrong = differ(train(tmp_path / "killed"), expected)
     # The last state that was whole, of one after every second step.
     states = {"inside a step": 4, "while the state is written": 4, "while the encoder is written": 8}[moment]
-    lost = len(steps) - (SPEC["steps"] - states)
+    lost = len(steps) - (TRAINING["steps"] - states)
     fault_table.record(
         f"kill -9 of the training {moment}", 1, f"going on from {states} of 8 steps", lost=lost, wrong=wrong
     )

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import yaml
+from tiny_study import TRAINING
 
 from workflow_scripts.embed_corpus import embed_corpus
 from workflow_scripts.lib.config import load_study
@@ -17,29 +18,7 @@ from workflow_scripts.lib.tables import read_table, write_table
 from workflow_scripts.lib.training_state import TrainingState
 from workflow_scripts.train_encoder import train_encoder
 
-SPEC = {
-    "prompt_words": 256,
-    "max_tokens": 64,
-    "pooling": "attention",
-    "steps": 6,
-    "learning_rate": 1e-3,
-    "warmup_steps": 2,
-    "gradient_clip": 1.0,
-    "subsets_per_step": 3,
-    "examples_per_step": 4,
-    "smallest_difference": 0.1,
-    "largest_weight": 5.0,
-    "label_spread": "fold",
-    "label_clip": None,
-    "truncation": "first",
-    "learned_scale": True,
-    "validation_folds": 1,
-    "validate_every": 2,
-    "patience": None,
-    "chunk_tokens": 200,
-    "precision": "float32",
-    "seed": 1,
-}
+SPEC = {**TRAINING, "steps": 6, "learning_rate": 1e-3, "chunk_tokens": 200}
 ROOT = Path(__file__).parents[2]
 
 

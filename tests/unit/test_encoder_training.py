@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from tiny_study import TRAINING
 
 from workflow_scripts import train_encoder as stage
 from workflow_scripts.lib.encoder import load_encoder
@@ -152,34 +153,13 @@ def test_folds_line_up_with_their_files(files):
                 assert fold.labels[index, column] == targets[4 * number + index, test]
 
 
-SPEC = {
-    "prompt_words": 256,
-    "max_tokens": 64,
-    "pooling": "attention",
-    "steps": 8,
-    "learning_rate": 3e-3,
-    "warmup_steps": 2,
-    "gradient_clip": 1.0,
-    "subsets_per_step": 3,
-    "examples_per_step": 4,
-    "smallest_difference": 0.1,
-    "largest_weight": 5.0,
-    "label_spread": "fold",
-    "label_clip": None,
-    "truncation": "first",
-    "learned_scale": True,
-    "validation_folds": 1,
-    "validate_every": 2,
-    "patience": None,
-    "chunk_tokens": 16384,
-    "precision": "float32",
-    "seed": 1,
-}
-
-
 def train(tiny, files, folder, **changes):
     stage.train_encoder(
-        **files, untrained=tiny.untrained, encoder=folder / "encoder", log=folder / "log.parquet", **{**SPEC, **changes}
+        **files,
+        untrained=tiny.untrained,
+        encoder=folder / "encoder",
+        log=folder / "log.parquet",
+        **{**TRAINING, **changes},
     )
     weights = load_encoder(folder / "encoder", 64).state_dict()
     return weights, read_table(folder / "log.parquet").drop_columns("seconds")
@@ -220,7 +200,7 @@ def test_a_stopped_training_goes_on_to_the_same_bits(tiny, files, tmp_path, monk
     steps.clear()
     monkeypatch.setattr(stage, "backpropagate_step", lambda *arguments: (steps.append(1), step(*arguments))[1])
     found, log = train(tiny, files, tmp_path / "stopped")
-    assert len(steps) == SPEC["steps"] - 2 * (stop_after // 2)
+    assert len(steps) == TRAINING["steps"] - 2 * (stop_after // 2)
     assert log.equals(expected_log)
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     assert sorted(path.name for path in (tmp_path / "stopped").iterdir()) == ["encoder", "log.parquet"]

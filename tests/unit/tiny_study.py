@@ -32,6 +32,32 @@ FINETUNING = {
 }
 
 
+# Of the encoder, eight steps.
+TRAINING = {
+    "prompt_words": 256,
+    "max_tokens": 64,
+    "pooling": "attention",
+    "steps": 8,
+    "learning_rate": 3e-3,
+    "warmup_steps": 2,
+    "gradient_clip": 1.0,
+    "subsets_per_step": 3,
+    "examples_per_step": 4,
+    "smallest_difference": 0.1,
+    "largest_weight": 5.0,
+    "label_spread": "fold",
+    "label_clip": None,
+    "truncation": "first",
+    "learned_scale": True,
+    "validation_folds": 1,
+    "validate_every": 2,
+    "patience": None,
+    "chunk_tokens": 16384,
+    "precision": "float32",
+    "seed": 1,
+}
+
+
 @dataclass(frozen=True)
 class TinyStudy:
     """A corpus of 120 rows, its tokens, a LM and an untrained encoder, as files."""
