@@ -18,7 +18,7 @@ import yaml
 from harness import report
 
 from workflow_scripts.lib.config import load_study
-from workflow_scripts.lib.specs import StudyPlan
+from workflow_scripts.lib.study_plan import StudyPlan
 from workflow_scripts.lib.tables import read_table, write_table
 from workflow_scripts.train_encoder import train_encoder
 

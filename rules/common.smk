@@ -1,7 +1,8 @@
 # The study, and what every rule file needs of it. No rules here.
 import os
 from workflow_scripts.lib.errors import StudyError
-from workflow_scripts.lib.specs import EXPERIMENT_TABLES, StudyPlan
+from workflow_scripts.lib.study_jobs import EXPERIMENT_TABLES
+from workflow_scripts.lib.study_plan import StudyPlan
 from workflow_scripts.lib.config import load_study
 from snakemake.exceptions import WorkflowError
 

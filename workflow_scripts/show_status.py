@@ -20,7 +20,8 @@ import yaml
 from workflow_scripts.lib.config import load_study
 from workflow_scripts.lib.errors import StudyError
 from workflow_scripts.lib.report_words import duration
-from workflow_scripts.lib.specs import STAGE_VERSIONS, StudyPlan
+from workflow_scripts.lib.specs import STAGE_VERSIONS
+from workflow_scripts.lib.study_plan import StudyPlan
 from workflow_scripts.lib.tables import read_table
 
 # Long stages say something every ten seconds; a job that is silent for so long has ended or waits.

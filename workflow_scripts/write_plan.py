@@ -17,8 +17,8 @@ from workflow_scripts.lib.costs import (
     good_job_sizes,
     not_planned,
 )
-from workflow_scripts.lib.specs import StudyPlan
 from workflow_scripts.lib.stage import run_stage
+from workflow_scripts.lib.study_plan import StudyPlan
 from workflow_scripts.lib.tables import atomic_path
 
 # LDS on held-back folds with a share of the training folds, as a share of the LDS with all of them: what

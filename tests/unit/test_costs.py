@@ -21,7 +21,7 @@ from workflow_scripts.lib.costs import (
     makespan,
     not_planned,
 )
-from workflow_scripts.lib.specs import SHORTEST_RUNTIME_MINUTES, StudyPlan
+from workflow_scripts.lib.study_plan import SHORTEST_RUNTIME_MINUTES, StudyPlan
 from workflow_scripts.show_plan import plan_text
 from workflow_scripts.write_plan import write_plan
 

@@ -13,7 +13,7 @@ from workflow_scripts.embed_corpus import embed_corpus
 from workflow_scripts.lib.config import load_study
 from workflow_scripts.lib.encoder import load_encoder
 from workflow_scripts.lib.processes import run_in_processes
-from workflow_scripts.lib.specs import StudyPlan
+from workflow_scripts.lib.study_plan import StudyPlan
 from workflow_scripts.lib.tables import read_table, write_table
 from workflow_scripts.lib.training_state import TrainingState
 from workflow_scripts.train_encoder import train_encoder

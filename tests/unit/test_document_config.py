@@ -10,7 +10,7 @@ import yaml
 from workflow_scripts.document_config import ROOT, documents
 from workflow_scripts.lib.config import load_study
 from workflow_scripts.lib.errors import StudyError
-from workflow_scripts.lib.specs import StudyPlan
+from workflow_scripts.lib.study_plan import StudyPlan
 
 STUDIES = [ROOT / "config.yaml", *sorted((ROOT / "configs").glob("*.yaml"))]
 

@@ -7,7 +7,7 @@ import yaml
 
 from workflow_scripts.lib.config import load_study
 from workflow_scripts.lib.errors import StudyError
-from workflow_scripts.lib.specs import StudyPlan
+from workflow_scripts.lib.study_plan import StudyPlan
 
 ROOT = Path(__file__).parents[2]
 VALUES = yaml.safe_load((ROOT / "tests" / "configs" / "experiments.yaml").read_text(encoding="utf-8"))

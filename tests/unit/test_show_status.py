@@ -10,7 +10,7 @@ import yaml
 from workflow_scripts.document_config import ROOT
 from workflow_scripts.finetune_shard import SCHEMA
 from workflow_scripts.lib.config import load_study
-from workflow_scripts.lib.specs import StudyPlan
+from workflow_scripts.lib.study_plan import StudyPlan
 from workflow_scripts.lib.tables import write_table
 from workflow_scripts.show_status import status_text, unfinished_jobs
 

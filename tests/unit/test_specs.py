@@ -14,14 +14,16 @@ import pytest
 import yaml
 
 from workflow_scripts.lib.config import Study, load_study
-from workflow_scripts.lib.specs import STAGE_VERSIONS, StudyPlan
+from workflow_scripts.lib.specs import STAGE_VERSIONS
+from workflow_scripts.lib.study_plan import StudyPlan
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "workflow_scripts"
 RECORD = Path(__file__).with_name("stage_hashes.json")
 # They say what is run and how it is shown; what a stage computes comes from its spec.
 WITHOUT_MEANING = {
-    f"workflow_scripts.lib.{name}" for name in ("config", "errors", "gpus", "progress", "specs", "stage")
+    f"workflow_scripts.lib.{name}"
+    for name in ("config", "errors", "gpus", "progress", "specs", "stage", "study_jobs", "study_plan")
 }
 
 

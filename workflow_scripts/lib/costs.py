@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from workflow_scripts.lib.amortisation import Cost, crossover
 
 if TYPE_CHECKING:
-    from workflow_scripts.lib.specs import StudyPlan
+    from workflow_scripts.lib.study_plan import StudyPlan
 
 Work = Mapping[str, float]  # a unit, as `Pilot.seconds` names it -> how many
 
