@@ -93,7 +93,7 @@ def write_source(path: Path, rows: int) -> None:
 
 def prepare(source: Path, corpus: Path) -> None:
     """Prepare a corpus as the stage does."""
-    from workflow_scripts.lib.config import Corpus
+    from workflow_scripts.lib.config_sections import Corpus
     from workflow_scripts.prepare_corpus import prepare_corpus
 
     settings = Corpus(source=str(source)).model_dump(exclude={"without"})

@@ -18,7 +18,7 @@ from harness import alternate, in_fresh_process, report
 from lengths import flan_like_examples
 from scoring import DIMENSION, GROWTH_TESTS, SETTINGS, SUBSETS, inputs, random_examples, write_inputs
 
-from workflow_scripts.lib.config import Corpus
+from workflow_scripts.lib.config_sections import Corpus
 from workflow_scripts.lib.score_tables import read_part
 from workflow_scripts.lib.stored_embeddings import StoredEmbeddings
 from workflow_scripts.lib.tables import read_table, write_batches

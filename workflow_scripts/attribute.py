@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import transformers
 
 from workflow_scripts.embed_corpus import embed_corpus
-from workflow_scripts.lib.config import Corpus, Encoder, EncoderTraining, Scoring
+from workflow_scripts.lib.config_sections import Corpus, Encoder, EncoderTraining, Scoring
 from workflow_scripts.lib.encoder import AttributionEncoder, load_trained_encoder
 from workflow_scripts.lib.errors import StudyError
 from workflow_scripts.lib.models import folder_hash, model_folder

@@ -22,7 +22,7 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from workflow_scripts.init_encoder import init_encoder
-from workflow_scripts.lib.config import Encoder, Pretraining
+from workflow_scripts.lib.config_sections import Encoder, Pretraining
 from workflow_scripts.lib.costs import CorpusFacts, Pilot, distinct_examples, parameters_in_name
 from workflow_scripts.lib.encoder import AttributionEncoder, load_encoder, token_counts
 from workflow_scripts.lib.encoder_training import (

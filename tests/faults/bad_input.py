@@ -24,7 +24,8 @@ import pyarrow as pa
 import yaml
 from pydantic import BaseModel
 
-from workflow_scripts.lib.config import Corpus, Study, load_study
+from workflow_scripts.lib.config import Study, load_study
+from workflow_scripts.lib.config_sections import Corpus
 from workflow_scripts.lib.errors import StudyError
 
 ROOT = Path(__file__).parents[2]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from workflow_scripts.lib.config import Corpus
+from workflow_scripts.lib.config_sections import Corpus
 from workflow_scripts.prepare_corpus import prepare_corpus
 
 GOOD = None

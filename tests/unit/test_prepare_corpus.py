@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from workflow_scripts import prepare_corpus as stage
-from workflow_scripts.lib.config import Corpus
+from workflow_scripts.lib.config_sections import Corpus
 from workflow_scripts.lib.errors import StudyError
 from workflow_scripts.prepare_corpus import prepare_corpus
 

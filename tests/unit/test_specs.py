@@ -23,7 +23,18 @@ RECORD = Path(__file__).with_name("stage_hashes.json")
 # They say what is run and how it is shown; what a stage computes comes from its spec.
 WITHOUT_MEANING = {
     f"workflow_scripts.lib.{name}"
-    for name in ("config", "errors", "gpus", "progress", "specs", "stage", "study_jobs", "study_plan")
+    for name in (
+        "config",
+        "config_errors",
+        "config_sections",
+        "errors",
+        "gpus",
+        "progress",
+        "specs",
+        "stage",
+        "study_jobs",
+        "study_plan",
+    )
 }
 
 

@@ -12,7 +12,7 @@ import pytest
 from tiny_study import FINETUNING, TinyStudy
 
 from workflow_scripts.collect_targets import collect_targets
-from workflow_scripts.lib.config import Finetuning
+from workflow_scripts.lib.config_sections import Finetuning
 from workflow_scripts.lib.errors import StudyError
 from workflow_scripts.lib.finetuning import Finetuner
 from workflow_scripts.lib.finetuning_jobs import FinishedRuns, read_examples

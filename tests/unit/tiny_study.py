@@ -7,7 +7,7 @@ from pathlib import Path
 
 from workflow_scripts.finetune_shard import finetune_shard
 from workflow_scripts.init_encoder import init_encoder
-from workflow_scripts.lib.config import Corpus
+from workflow_scripts.lib.config_sections import Corpus
 from workflow_scripts.prepare_corpus import prepare_corpus
 from workflow_scripts.pretrain_base_lm import pretrain_base_lm
 from workflow_scripts.tokenize_corpus import tokenize_corpus

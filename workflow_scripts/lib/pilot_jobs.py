@@ -20,7 +20,7 @@ import torch
 
 from workflow_scripts.check_leaks import word_triples
 from workflow_scripts.finetune_shard import read_examples
-from workflow_scripts.lib.config import Corpus
+from workflow_scripts.lib.config_sections import Corpus
 from workflow_scripts.lib.finetuning import Finetuner
 from workflow_scripts.lib.group_scores import Membership
 from workflow_scripts.lib.language_model import TokenizedExample, autocast, example_losses, load_language_model

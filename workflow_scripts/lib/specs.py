@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from workflow_scripts.lib.config import Evaluation
+from workflow_scripts.lib.config_sections import Evaluation
 from workflow_scripts.lib.study_jobs import OF_TESTS, TRAIN_POOL, StudyJobs
 
 # Raised by hand whenever a stage's code starts to mean something else, so that its results are made anew.

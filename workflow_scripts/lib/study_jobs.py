@@ -11,7 +11,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from workflow_scripts.lib.config import Encoder, EncoderTraining, LanguageModel, Study
+from workflow_scripts.lib.config import Study
+from workflow_scripts.lib.config_sections import Encoder, EncoderTraining, LanguageModel
 from workflow_scripts.lib.sources import local_files
 from workflow_scripts.methods import METHODS, Method, OwnEmbeddings, find_method, sentence_encoder
 
