@@ -70,6 +70,11 @@ class Losses:
     steps: int = 0
 
 
+def wait_for_states(lost: dict[str, tuple[str, Job]]) -> None:
+    for shard, (state, job) in lost.items():
+        wait_until(lambda state=state, job=job: job_state(job) == state, f"{shard} to be {state}", 120)
+
+
 @pytest.fixture(scope="module")
 def losses(cluster, smoke, undisturbed, tmp_path_factory):
     """The slower study, whose shards and training lose their jobs in every way there is."""
@@ -82,14 +87,15 @@ def losses(cluster, smoke, undisturbed, tmp_path_factory):
     on_node2 = [shard for shard in SHARDS if jobs[shard].node == "node2"]
     assert len(on_node1) >= 2, f"the shards are not spread as expected: {jobs}"
     assert on_node2, f"the shards are not spread as expected: {jobs}"
+    # The node first, until Slurm knows that it is down: what is sent again before that may be sent there.
+    cluster.lose_node("node2")
+    study.lost = {shard: ("NODE_FAIL", jobs[shard]) for shard in on_node2}
+    wait_for_states(study.lost)
     cancelled, timed_out = on_node1[:2]
     output("scancel", jobs[cancelled].number)
     output("scontrol", "update", f"JobId={jobs[timed_out].number}", "EndTime=now+1")
-    cluster.lose_node("node2")
-    study.lost = {cancelled: ("CANCELLED", jobs[cancelled]), timed_out: ("TIMEOUT", jobs[timed_out])}
-    study.lost |= {shard: ("NODE_FAIL", jobs[shard]) for shard in on_node2}
-    for shard, (state, job) in study.lost.items():
-        wait_until(lambda state=state, job=job: job_state(job) == state, f"{shard} to be {state}", 120)
+    study.lost |= {cancelled: ("CANCELLED", jobs[cancelled]), timed_out: ("TIMEOUT", jobs[timed_out])}
+    wait_for_states(study.lost)
     cluster.start_node("node2")
 
     state = ".encoder.*.state/state.safetensors"
