@@ -1,9 +1,10 @@
 """Write the pinned environments of this folder from what is installed: `python envs/lock.py`.
 
-`requirements.lock` pins what the workflow needs, `requirements-torch.lock` torch, `requirements-deepspeed.lock` what LMs
-that don't fit one GPU need on top, and `requirements-test.lock` what the tests need beyond all of them. Each line
-carries the hashes of all files of its version, asked of the package index (with uv), so that pip takes no other file.
-torch goes without: its builds for a CPU and for each CUDA version share a version, and bring packages of their own.
+`requirements.lock` pins what the workflow needs besides torch, `requirements-torch.lock` torch itself,
+`requirements-deepspeed.lock` what LMs that don't fit one GPU need on top, and `requirements-test.lock` what the tests
+need beyond all of them. Each line carries the hashes of all files of its version, asked of the package index (by uv),
+and pip takes no other file. torch goes without: its builds for a CPU and for each CUDA share a version, and bring
+packages of their own.
 
 `airrep.yaml` is all but the tests' together, because nothing can be added to the environments that `snakemake --sdm
 conda` makes; without hashes, since pip wants them for all lines of a file or for none.
