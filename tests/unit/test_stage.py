@@ -65,7 +65,7 @@ def test_a_study_error_is_its_message_alone(tmp_path, capsys):
     ("error", "said"),
     [
         (MemoryError(), "(MemoryError)"),
-        (RuntimeError("process 1 failed:\nTraceback\n  OutOfMemoryError: CUDA out of memory.\n"), "CUDA out of memory.)"),
+        (RuntimeError("process 1 failed:\nTraceback\n  OutOfMemoryError: CUDA out of memory."), "CUDA out of memory.)"),
     ],
     ids=["this process", "another process"],
 )
