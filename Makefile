@@ -8,6 +8,7 @@ PIP_OPTIONS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(PIP_OPTIONS)
+LOCKED := --no-deps --require-hashes
 
 .PHONY: run plan status smoke test test-faults test-load audit lint slurm-test bench clean
 
@@ -39,8 +40,8 @@ test-faults: $(VENV)/.installed-test
 test-load: $(VENV)/.installed
 	$(BIN)/python benchmarks/load.py
 
-# Needs a network and pip-audit; without them it says that nothing was checked.
-audit: $(VENV)/.installed
+# Known vulnerabilities of the locked versions; where nobody can be asked, it says that nothing was checked.
+audit: $(VENV)/.installed-test
 	$(BIN)/python envs/audit.py
 
 lint: $(VENV)/.installed-test
@@ -62,16 +63,17 @@ bench: $(VENV)/.installed
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis *.egg-info
 
-$(VENV)/.installed: envs/requirements.lock pyproject.toml
+$(VENV)/.installed: envs/requirements.lock envs/requirements-torch.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 		echo "Python 3.11 or newer is needed, and $(PYTHON) is not: write e.g. make run PYTHON=python3.12" >&2; exit 1; }
 	@echo "Setting up $(VENV) with the versions of envs/requirements.lock (once, some minutes) ..."
 	@$(PYTHON) -m venv $(VENV)
-	@$(PIP) -r envs/requirements.lock
+	@$(PIP) $(LOCKED) -r envs/requirements.lock
+	@$(PIP) -r envs/requirements-torch.lock
 	@$(PIP) --no-deps --editable .
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed envs/requirements-deepspeed.lock envs/requirements-test.lock
 	@echo "Adding what the tests need (envs/requirements-deepspeed.lock, envs/requirements-test.lock) ..."
-	@$(PIP) -r envs/requirements-deepspeed.lock -r envs/requirements-test.lock
+	@$(PIP) $(LOCKED) -r envs/requirements-deepspeed.lock -r envs/requirements-test.lock
 	@touch $@

@@ -4,6 +4,7 @@ import os
 import random
 import signal
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch import nn
 from workflow_scripts import train_encoder as stage
 from workflow_scripts.lib import training_state
 from workflow_scripts.lib.encoder import load_encoder
+from workflow_scripts.lib.stage import run_stage
 from workflow_scripts.lib.training_state import TrainingState
 
 
@@ -94,6 +96,38 @@ def test_kill_at_the_worst_moment(train, expected, tmp_path, monkeypatch, fault_
     fault_table.record(
         f"kill -9 of the training {moment}", 1, f"going on from {states} of 8 steps", lost=lost, wrong=wrong
     )
+
+
+def test_out_of_memory_is_one_message_and_a_smaller_chunk_gives_the_same(
+    train, expected, tmp_path, monkeypatch, fault_table, capsys
+):
+    lengths, backpropagate = [], stage.backpropagate_step
+
+    def narrow(model, objective, tokens, draw, chunk_tokens, precision):
+        lengths.append(chunk_tokens)
+        if chunk_tokens > 400 and len(lengths) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        return backpropagate(model, objective, tokens, draw, chunk_tokens, precision)
+
+    monkeypatch.setattr(stage, "backpropagate_step", narrow)
+    job = SimpleNamespace(
+        input={},
+        output={"folder": str(tmp_path / "lacking")},
+        params=SimpleNamespace(spec={"version": 1}),
+        threads=1,
+        resources={},
+        log=[str(tmp_path / "log")],
+        rule="train_encoder",
+    )
+    with pytest.raises(SystemExit):
+        run_stage(job, train)
+    told = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("error in"))
+    assert "Lower encoder_training.chunk_tokens" in told
+    monkeypatch.setitem(TRAINING, "chunk_tokens", 400)
+    found = train(tmp_path / "lacking")
+    # Gradients are cached now, and sums have another order.
+    wrong = not all(torch.allclose(found[name], expected[name], atol=1e-5) for name in expected)
+    fault_table.record("out of memory in the encoder's training", 1, told, wrong=wrong)
 
 
 def test_a_damaged_state_is_never_taken_up(tmp_path, fault_table, capsys):

@@ -40,11 +40,11 @@ OUTPUTS = {
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
-    """The smoke study without a fault, and the seconds that it took."""
-    workspace, start = new_workspace(tmp_path_factory.mktemp("straight") / "workflow"), time.monotonic()
+    """The smoke study without a fault."""
+    workspace = new_workspace(tmp_path_factory.mktemp("straight") / "workflow")
     done = workspace.smoke()
     assert done.returncode == 0, done.stdout
-    return workspace, time.monotonic() - start
+    return workspace
 
 
 def results_of(workspace):
@@ -63,7 +63,7 @@ def results_of(workspace):
 
 
 def wrong_results(workspace, straight):
-    expected, found = results_of(straight[0]), results_of(workspace)
+    expected, found = results_of(straight), results_of(workspace)
     assert expected.keys() == found.keys()
     return sum(found[name] != expected[name] for name in expected)
 
@@ -105,17 +105,27 @@ def lost_runs(workspace, before):
     return lost
 
 
+def wait_for_jobs(driver, workspace, jobs):
+    """Wait until the driver has seen `jobs` jobs end."""
+    screen = workspace.folder / "screen.txt"
+    while screen.read_text().count("Finished jobid") < jobs:
+        assert driver.poll() is None, screen.read_text()
+        time.sleep(0.1)
+
+
 @pytest.mark.parametrize("with_jobs", [False, True], ids=["jobs live on", "jobs too"])
-def test_kill_of_the_driver(straight, tmp_path, fault_table, with_jobs):
-    workspace, seconds = new_workspace(tmp_path / "workflow"), straight[1]
-    moments, kills, lost, locked = random.Random(int(with_jobs)), 2, 0, 0
+def test_kill_of_the_driver(tmp_path, straight, fault_table, with_jobs):
+    workspace = new_workspace(tmp_path / "workflow")
+    moments, kills, lost, locked, finished = random.Random(int(with_jobs)), 2, 0, 0, 0
     for _ in range(kills):
+        finished += moments.randint(4, 12)
         driver = start(workspace, "--rerun-incomplete")
-        time.sleep(moments.uniform(0.2, 0.8) * seconds)
+        wait_for_jobs(driver, workspace, finished)
+        time.sleep(moments.uniform(0, 5))
         (os.killpg if with_jobs else os.kill)(driver.pid, signal.SIGKILL)
-        driver.wait()
-        told = workspace.smoke()
-        locked += told.returncode == 1 and "--unlock" in told.stdout
+        assert driver.wait() == -signal.SIGKILL
+        told = workspace.smoke("--rerun-incomplete").stdout
+        locked += "Directory cannot be locked" in told and "--unlock" in told
         end_group(driver)
         before = finished_runs(workspace)
         assert workspace.smoke("--unlock").returncode == 0
@@ -131,11 +141,38 @@ def test_kill_of_the_driver(straight, tmp_path, fault_table, with_jobs):
         lost=lost,
         wrong=wrong,
     )
-    fault_table.record("a stale lock", kills, "Directory cannot be locked ... --unlock")
+    fault_table.record(
+        "a stale lock", kills, "Directory cannot be locked ... It can be removed with the --unlock argument"
+    )
+
+
+def test_leftovers_of_killed_jobs(straight, tmp_path, fault_table):
+    """Halves of files and folders under the temporary names of another machine, and files of another config."""
+    workspace = straight.copy(tmp_path / "workflow")
+    left = 0
+    for path in [*workspace.results.rglob("*.parquet"), *workspace.results.rglob("*.html")]:
+        path.with_name(f".{path.name}.elsewhere.1.tmp").write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        left += 1
+    for name in ("encoder", "language_model", "release"):
+        half = workspace.results / f".{name}.elsewhere.1.tmp"
+        half.mkdir()
+        shutil.copy(workspace.results / name / "config.json", half)
+        left += 1
+    state = workspace.results / ".encoder.0123456789abcdef.state"
+    state.mkdir()
+    (state / "state.safetensors").write_bytes(b"of another config")
+    shutil.rmtree(workspace.results / "encoder")
+    for path in workspace.results.glob("[te]*s/*/*.parquet"):
+        if not path.name.startswith("."):
+            path.unlink()
+    done = workspace.smoke()
+    assert done.returncode == 0, done.stdout
+    wrong = wrong_results(workspace, straight)
+    fault_table.record("half-written leftovers of killed jobs", left + 1, "nothing: they are ignored", wrong=wrong)
 
 
 def test_two_drivers_at_once(straight, tmp_path, fault_table):
-    workspace = straight[0].copy(tmp_path / "workflow")
+    workspace = straight.copy(tmp_path / "workflow")
     shutil.rmtree(workspace.results / "evaluation")
     first = start(workspace)
     while not list((workspace.folder / ".snakemake" / "locks").glob("*")):
@@ -149,7 +186,7 @@ def test_two_drivers_at_once(straight, tmp_path, fault_table):
 
 
 def test_clock_set_back(straight, tmp_path, fault_table):
-    workspace = straight[0].copy(tmp_path / "workflow")
+    workspace = straight.copy(tmp_path / "workflow")
     for path in (workspace.results / "groups").rglob("*.parquet"):
         os.utime(path, (time.time() + 86_400,) * 2)
     done = workspace.smoke()
@@ -172,7 +209,7 @@ def small_disk(straight, tmp_path):
     )
     if mounted.returncode:
         pytest.skip("needs the right to mount a disk")
-    workspace = straight[0].copy(tmp_path / "workflow")
+    workspace = straight.copy(tmp_path / "workflow")
     shutil.copytree(workspace.results, disk / "smoke")
     shutil.rmtree(workspace.results)
     workspace.results.symlink_to(disk / "smoke")
@@ -192,8 +229,7 @@ def fill(disk):
 
 
 def test_the_disk_tests_know_every_stage_of_the_study(straight):
-    workspace, _ = straight
-    assert OUTPUTS.keys() == {path.name.removesuffix(".log") for path in (workspace.results / "logs").iterdir()}
+    assert OUTPUTS.keys() == {path.name.removesuffix(".log") for path in (straight.results / "logs").iterdir()}
 
 
 @pytest.mark.parametrize("stage", OUTPUTS)

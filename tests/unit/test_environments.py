@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from importlib.metadata import version
 from pathlib import Path
@@ -14,12 +15,13 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-LOCKS = ["requirements.lock", "requirements-deepspeed.lock", "requirements-test.lock"]
+TORCH = "requirements-torch.lock"
+LOCKS = ["requirements.lock", TORCH, "requirements-deepspeed.lock", "requirements-test.lock"]
 ADVICE = "run: python envs/lock.py"
 
 
 def pins(lines: list[str]) -> dict[str, str]:
-    return dict(line.split("==") for line in lines if not line.startswith("#"))
+    return dict(line.removesuffix(" \\").split("==") for line in lines if "==" in line)
 
 
 def lock(name: str) -> dict[str, str]:
@@ -29,8 +31,8 @@ def lock(name: str) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("requirements", "files"),
     [
-        (PROJECT["dependencies"], LOCKS[:1]),
-        (EXTRAS["deepspeed"], LOCKS[:2]),
+        (PROJECT["dependencies"], LOCKS[:2]),
+        (EXTRAS["deepspeed"], LOCKS[:3]),
         (EXTRAS["test"], LOCKS),
     ],
 )
@@ -45,7 +47,7 @@ def test_every_dependency_of_the_project_is_pinned_in_its_range(requirements, fi
 def test_conda_and_pip_pin_the_same_versions():
     environment = yaml.safe_load((ROOT / "envs" / "airrep.yaml").read_text())
     (from_pip,) = (entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
-    assert pins(from_pip) == lock("requirements.lock") | lock("requirements-deepspeed.lock"), ADVICE
+    assert pins(from_pip) == {name: pin for file in LOCKS[:3] for name, pin in lock(file).items()}, ADVICE
 
 
 def test_no_package_is_pinned_twice_and_none_depends_on_the_machine():
@@ -54,6 +56,13 @@ def test_no_package_is_pinned_twice_and_none_depends_on_the_machine():
     for name, pin in pinned:
         assert "+" not in pin, f"{name}=={pin}: only a build for one kind of machine has this version"
         assert not name.startswith(("nvidia-", "triton")), f"{name} is left to torch's own pins"
+
+
+@pytest.mark.parametrize("file", LOCKS)
+def test_every_version_but_that_of_torch_has_the_hashes_of_its_files(file):
+    text = (ROOT / "envs" / file).read_text()
+    hashed = re.findall(r"^(\S+)==\S+ \\\n    --hash=sha256:[0-9a-f]{64}\b", text, re.MULTILINE)
+    assert hashed == ([] if file == TORCH else list(lock(file))), ADVICE
 
 
 @pytest.mark.parametrize("file", LOCKS)

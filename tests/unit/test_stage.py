@@ -61,6 +61,32 @@ def test_a_study_error_is_its_message_alone(tmp_path, capsys):
     assert "Traceback" not in (tmp_path / "logs" / "stage.log").read_text()
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (MemoryError(), "(MemoryError)"),
+        (RuntimeError("process 1 failed:\nTraceback\n  OutOfMemoryError: CUDA out of memory."), "CUDA out of memory.)"),
+    ],
+    ids=["this process", "another process"],
+)
+@pytest.mark.parametrize(
+    ("stage", "advice"),
+    [("train_encoder", "Lower encoder_training.chunk_tokens"), ("check_leaks", "Give the job more memory.")],
+)
+def test_a_lack_of_memory_is_one_message(tmp_path, capsys, error, said, stage, advice):
+    def work(table):
+        raise error
+
+    lacking = job(tmp_path, {"version": 1})
+    lacking.rule = stage
+    with pytest.raises(SystemExit):
+        run_stage(lacking, work)
+    told = capsys.readouterr().err
+    assert "Traceback" not in told
+    assert said in told
+    assert advice in told
+
+
 def test_a_fault_of_ours_keeps_its_traceback(tmp_path):
     def stage(table):
         raise ZeroDivisionError("ours")

@@ -1,4 +1,4 @@
-"""Exceptions whose message is written for the user."""
+"""Exceptions whose message is written for the user, and what the exceptions of others tell."""
 
 
 class StudyError(Exception):
@@ -10,3 +10,9 @@ class UnusableRowError(Exception):
 
     What comes before the first `: ` names the kind of fault, by which reasons are counted.
     """
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Return whether an error tells of too little memory, on a GPU or on the CPU."""
+    words = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, MemoryError) or any(some in str(error) for some in words)

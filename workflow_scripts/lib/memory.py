@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import torch
 
-from workflow_scripts.lib.errors import StudyError
+from workflow_scripts.lib.errors import StudyError, lacks_memory
 from workflow_scripts.lib.progress import say
 
 Result = TypeVar("Result")
@@ -47,11 +47,3 @@ def with_fewer_tokens(
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         say(f"out of memory: again with {tokens:,} tokens in a forward pass. {key} may be set to that from the start.")
-
-
-def lacks_memory(error: BaseException) -> bool:
-    """Return whether an error tells of too little memory, on a GPU or on the CPU."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    message = str(error)
-    return "out of memory" in message or "can't allocate memory" in message or "not enough memory" in message

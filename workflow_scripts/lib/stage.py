@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from workflow_scripts.lib.errors import StudyError
+from workflow_scripts.lib.errors import StudyError, lacks_memory
 from workflow_scripts.lib.gpus import pinned
 from workflow_scripts.lib.tables import spec_hash, table_metadata
 
@@ -23,14 +23,24 @@ _STORAGE_TROUBLES = {
     errno.EROFS: _RIGHTS,
     errno.EACCES: _RIGHTS,
 }
+# What bounds a stage's memory; jobs that fine-tune take smaller passes by themselves (`lib.memory`).
+_MEMORY_KEYS = {
+    "pretrain_base_lm": "language_model.pretraining.batch_tokens",
+    "train_encoder": "encoder_training.chunk_tokens, and where that is not enough encoder_training.examples_per_step",
+    "embed_corpus": "encoder_training.chunk_tokens",
+    "fit_method": "finetuning.step_tokens",
+    "embed_by_method": "finetuning.step_tokens",
+    "score_pairs": "scoring.tile_examples",
+    "score_part": "scoring.tile_examples",
+}
 
 
 def run_stage(smk: Any, stage: Callable[..., object]) -> None:
     """Call `stage` with the named inputs and outputs of the job and the values of its spec.
 
     A job whose resources name `processes` calls it in so many processes, see `lib.processes`.
-    A `StudyError`, and a disk that is full or not writable, end the job with a message alone; any other exception
-    keeps its traceback, because it is a fault of ours.
+    A `StudyError`, a disk that is full or not writable, and a lack of memory end the job with a message alone; any
+    other exception keeps its traceback, because it is a fault of ours.
     """
     spec = dict(smk.params.spec)
     spec.pop("version")
@@ -41,7 +51,8 @@ def run_stage(smk: Any, stage: Callable[..., object]) -> None:
             with pinned(smk.resources.get("gpu", 0)), table_metadata(stage=smk.rule, spec=spec_hash(smk.params.spec)):
                 _call(stage, smk.resources.get("processes", 1), arguments)
         except Exception as error:
-            message = str(error) if isinstance(error, StudyError) else storage_trouble(error)
+            known = isinstance(error, StudyError)
+            message = str(error) if known else storage_trouble(error) or memory_trouble(error, smk.rule)
             if message is None:
                 raise
             print(f"\nerror in {smk.rule}: {message}", file=sys.stderr, flush=True)
@@ -60,6 +71,19 @@ def storage_trouble(error: BaseException) -> str | None:
     return (
         f"{os.strerror(reason)}{place}. {_STORAGE_TROUBLES[reason]} Then run the same command again: what is finished "
         "is kept, and nothing half-written is taken for finished."
+    )
+
+
+def memory_trouble(error: BaseException, stage: str) -> str | None:
+    """Return what the user is told where the memory did not suffice for `stage`, and None for any other error."""
+    if not lacks_memory(error):
+        return None
+    key = _MEMORY_KEYS.get(stage)
+    # Of another process, a whole traceback comes along.
+    reason = next((line for line in str(error).splitlines() if lacks_memory(RuntimeError(line))), type(error).__name__)
+    return (
+        f"the memory does not suffice ({reason.strip()}). {f'Lower {key}, or give' if key else 'Give'} the job more "
+        "memory. Then run the same command again: what is finished is kept."
     )
 
 
