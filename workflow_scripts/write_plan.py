@@ -13,6 +13,7 @@ from workflow_scripts.lib.costs import (
     Pilot,
     StageEstimate,
     break_even,
+    counted_alike,
     estimate,
     good_job_sizes,
     not_planned,
@@ -49,7 +50,7 @@ def write_plan(pilot: Path, plan: Path, *, study: dict[str, Any], cores: int, jo
         "break_even": asdict(even) if even else None,
         "cheaper": list(_cheaper(whole, found, concurrency)),
         "good_job_sizes": good_job_sizes(planned, found, concurrency),
-        "assumptions": list(found.assumptions),
+        "assumptions": [*found.assumptions, *counted_alike(planned)],
         "not_planned": not_planned(planned),
     }
     with atomic_path(plan) as temporary:
