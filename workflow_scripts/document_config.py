@@ -19,7 +19,8 @@ TITLE = """# Config
 
 Every key of a study, made from `workflow_scripts/lib/config.py` and `config_sections.py` by
 `python -m workflow_scripts.document_config`. A key that is not listed here is refused, with the nearest one that is.
-`results/<run>/config.resolved.yaml` holds the values in force. A file under `configs/` stands alone: nothing of `config.yaml` is mixed into it.
+`results/<run>/config.resolved.yaml` holds the values in force. A file under `configs/` stands alone: nothing of
+`config.yaml` is mixed into it.
 """
 
 
