@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 RESULTS = Path(__file__).parent / "results"
 # What transformers says while it loads is about weights that no encoder has.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+# As the workflow's jobs wait (rules/common.smk).
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def hardware() -> dict[str, Any]:

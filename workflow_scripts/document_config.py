@@ -1,6 +1,6 @@
 """Write the config reference and the JSON schema from the typed config: `python -m workflow_scripts.document_config`.
 
-`docs/config.md` is for people, `configs/schema.json` for editors. A test keeps both in step with `lib/config.py`.
+`docs/config.md` is for people, `configs/schema.json` for editors. A test keeps both in step with the config.
 """
 
 import json
@@ -17,9 +17,10 @@ from workflow_scripts.lib.config import Study
 ROOT = Path(__file__).parents[1]
 TITLE = """# Config
 
-Every key of a study, made from `workflow_scripts/lib/config.py` by `python -m workflow_scripts.document_config`. A key
-that is not listed here is refused, with the nearest one that is. `results/<run>/config.resolved.yaml` holds the values
-in force. A file under `configs/` stands alone: nothing of `config.yaml` is mixed into it.
+Every key of a study, made from `workflow_scripts/lib/config.py` and `config_sections.py` by
+`python -m workflow_scripts.document_config`. A key that is not listed here is refused, with the nearest one that is.
+`results/<run>/config.resolved.yaml` holds the values in force. A file under `configs/` stands alone: nothing of
+`config.yaml` is mixed into it.
 """
 
 

@@ -51,6 +51,11 @@ SAMPLE_ROWS = 2000
 # More processes side by side slow each other no further, and each costs a start.
 MOST_PROCESSES = 8
 STEP_SECONDS = 5.0
+PILOT_JOBS = "workflow_scripts.lib.pilot_jobs"
+# A stage without a model and one with: all of either kind import much the same.
+LIGHT_STAGE, MODEL_STAGE = "workflow_scripts.sample_subsets", "workflow_scripts.finetune_shard"
+STARTS = 2
+START = "import importlib, sys, time; importlib.import_module(sys.argv[2]); print(time.time() - float(sys.argv[1]))"
 FEW_STEPS, MANY_STEPS = 2, 12
 # Nobody fine-tunes a larger LM thousands of times without a GPU.
 LARGEST_LM_ON_A_CPU = 1e8
@@ -123,6 +128,7 @@ def run_pilot(
             say("run_pilot: the encoder's work ...")
             seconds |= _time_encoder(model, typical, prompt_words, training, chunk_tokens, precision)
         say("run_pilot: jobs side by side ...")
+        seconds |= _time_starts()
         seconds |= _time_jobs(folder, typical, typical_tokens, lm, runs, model.dimension)
     machine = hardware()
     found = Pilot(
@@ -298,10 +304,7 @@ def _time_jobs(
     runs: Mapping[str, Any] | None,
     dimension: int,
 ) -> dict[str, float]:
-    """Return the seconds that `lib.pilot_jobs` finds, the mean of the processes that run side by side.
-
-    Of their starts the shortest counts: there is one of each.
-    """
+    """Return the seconds that `lib.pilot_jobs` finds, the mean of the processes that run side by side."""
     model = lm.loading["language_model"] or lm.loading["model"]
     source = [model, lm.loading["revision"], lm.loading["trust_remote_code"]]
     settings = {
@@ -312,22 +315,39 @@ def _time_jobs(
         "dimension": dimension,
     }
     (folder / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
+    found = [json.loads(said.splitlines()[-1]) for said in _side_by_side("-m", PILOT_JOBS, str(folder))]
+    return {unit: statistics.fmean(one[unit] for one in found) for unit in found[0]}
+
+
+def _time_starts() -> dict[str, float]:
+    """Return the seconds from a job's start to its first line of work, and what the libraries of a model add to them.
+
+    The shortest of several counts: the first one reads the libraries from the disk.
+    """
+    light, heavy = (
+        min(float(said) for _ in range(STARTS) for said in _side_by_side("-c", START, str(time.time()), module))
+        for module in (LIGHT_STAGE, MODEL_STAGE)
+    )
+    return {"job_start": light, "model_start": max(heavy - light, 0.0)}
+
+
+def _side_by_side(*arguments: str) -> list[str]:
+    """Return what Python prints in as many processes at a time as the study's one-core jobs would run here."""
     processes = 1 if visible_gpus() else min(torch.get_num_threads(), MOST_PROCESSES)
-    command = [sys.executable, "-m", "workflow_scripts.lib.pilot_jobs", str(folder)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    started = time.time()
     running = [
-        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, *arguments], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
         for _ in range(processes)
     ]
-    found = []
+    said = []
     for process in running:
-        said, complaints = process.communicate()
+        output, complaints = process.communicate()
         if process.returncode:
-            raise StudyError(f"the pilot's fine-tuning failed:\n{complaints[-2000:]}")
-        found.append(json.loads(said.splitlines()[-1]))
-    start = min(one.pop("ready") for one in found) - started
-    return {"job_start": start, **{unit: statistics.fmean(one[unit] for one in found) for unit in found[0]}}
+            raise StudyError(f"a job of the pilot failed:\n{complaints[-2000:]}")
+        said.append(output)
+    return said
 
 
 def _time_encoder(

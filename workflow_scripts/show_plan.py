@@ -27,12 +27,11 @@ def plan_text(plan: Mapping[str, Any], actual: Mapping[str, float]) -> str:
         f"Plan of {plan['run']}, {_at_once(plan['concurrency'])}, on {plan['hardware']}",
         COLUMNS.format("stage", "jobs", "hours", "wall time", "disk", "time of jobs", "it took"),
         *(_stage_line(stage, actual.get(stage["stage"])) for stage in plan["stages"]),
-        _total_line(plan["total"]),
+        *(f"  {stage:<18} not planned: {', '.join(names)}" for stage, names in plan["not_planned"].items()),
+        _total_line("all planned" if plan["not_planned"] else "all", plan["total"]),
     ]
     if plan["assumptions"]:
         lines += ["", "* Assumed, not measured:", *(f"  {sentence}" for sentence in plan["assumptions"])]
-    if plan["not_planned"]:
-        lines += ["", "Not in this plan:", *(f"  {item}" for item in plan["not_planned"])]
     if plan["break_even"]:
         lines += ["", _break_even(plan["break_even"])]
     if plan["cheaper"]:
@@ -63,9 +62,9 @@ def _stage_line(stage: Mapping[str, Any], took: float | None) -> str:
     ).rstrip()
 
 
-def _total_line(total: Mapping[str, float]) -> str:
+def _total_line(name: str, total: Mapping[str, float]) -> str:
     shown = (_hours(total), duration(total["wall_seconds"]), size(total["disk_bytes"]))
-    return COLUMNS.format("all", count(total["jobs"]), *shown, "", "").rstrip()
+    return COLUMNS.format(name, count(total["jobs"]), *shown, "", "").rstrip()
 
 
 def _hours(of: Mapping[str, float]) -> str:

@@ -129,17 +129,11 @@ def status_text(plan: StudyPlan, now: float) -> str:
     """Return the status of every pool, of the stages that follow, and of jobs that haven't ended well."""
     results = plan.results
     pools = [pool_status(plan, pool, now) for pool in plan.pools]
-    lines = [
-        f"Study {plan.study.run}: {results}",
-        f"  {'pool':<16}{'runs done':>16}{'targets done':>28}{'diverged':>10}{'jobs at work':>14}  time left",
-        *map(_pool_line, pools),
-    ]
-    for name, path in {
-        "targets": results / "targets" / "train.parquet",
-        "encoder": results / "encoder",
-        "LDS": results / "evaluation" / "lds.parquet",
-        "report": results / "report.html",
-    }.items():
+    lines = [f"Study {plan.study.run}: {results}"]
+    if pools:
+        heading = f"  {'pool':<16}{'runs done':>16}{'targets done':>28}{'diverged':>10}{'jobs at work':>14}  time left"
+        lines += [heading, *map(_pool_line, pools)]
+    for name, path in _milestones(plan).items():
         lines.append(f"  {name:<16}{'there: ' + str(path) if path.exists() else 'not yet':>16}")
     jobs = list(unfinished_jobs(results, now))
     for state in ("failed", "stopped", "at work"):
@@ -155,6 +149,17 @@ def status_text(plan: StudyPlan, now: float) -> str:
     else:
         lines.append(f"Time left by the plan: {duration(left)}")
     return "\n".join(lines)
+
+
+def _milestones(plan: StudyPlan) -> dict[str, Path]:
+    """Return what the stages of this study end in: one that trains or judges nothing has no targets or no LDS."""
+    ends = [
+        ("targets", "targets/train.parquet", plan.study.targets),
+        ("encoder", "encoder", plan.study.targets or plan.trained_methods()),
+        ("LDS", "evaluation/lds.parquet", plan.judged),
+        ("report", "report.html", True),
+    ]
+    return {name: plan.results / path for name, path, is_made in ends if is_made}
 
 
 def _pool_line(status: PoolStatus) -> str:

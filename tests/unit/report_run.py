@@ -271,6 +271,7 @@ def _benchmarks(folder: Path) -> Path:
 
 
 def _plan(path: Path) -> Path:
-    stages = [{"stage": "finetune_shard", "seconds": 320.0}, {"stage": "write_report", "seconds": 5.0}]
+    seconds = {"finetune_shard": 320.0, "train_encoder": 90.0, "embed_corpus": 8.0, "write_report": 5.0}
+    stages = [{"stage": stage, "seconds": planned} for stage, planned in seconds.items()]
     path.write_text(json.dumps({"stages": stages, "total": {"wall_seconds": 120.0}}), encoding="utf-8")
     return path

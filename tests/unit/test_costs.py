@@ -14,6 +14,7 @@ from workflow_scripts.lib.costs import (
     CorpusFacts,
     Pilot,
     break_even,
+    counted_alike,
     distinct_examples,
     estimate,
     finetuning_work,
@@ -26,7 +27,8 @@ from workflow_scripts.show_plan import plan_text
 from workflow_scripts.write_plan import write_plan
 
 UNITS = {
-    "job_start": 5.0,
+    "job_start": 1.0,
+    "model_start": 4.0,
     "prepared_row": 1e-4,
     "tokenized_row": 1e-4,
     "compared_row": 1e-4,
@@ -74,13 +76,12 @@ def by_stage(plan, found, concurrency=COST):
 def test_units_of_a_fine_tuning_job_are_counted_by_hand():
     plan = smoke()
     # A job has 2 folds x 6 subsets of 16 examples, one epoch; 10 judged examples, the base LM's loss once a fold.
-    assert (
-        finetuning_work(plan, pilot(plan), "train")
-        == [{"job_start": 1, "trained_token": 12 * 16 * 20, "evaluated_token": (12 + 2) * 10 * 20}] * 2
-    )
+    start = {"job_start": 1, "model_start": 1}
+    job = {**start, "trained_token": 12 * 16 * 20, "evaluated_token": (12 + 2) * 10 * 20}
+    assert finetuning_work(plan, pilot(plan), "train") == [job] * 2
     # 8 subsets x 2 seeds, 20 tests
     assert finetuning_work(plan, pilot(plan), "heldout") == [
-        {"job_start": 1, "trained_token": 16 * 16 * 20, "evaluated_token": (16 + 1) * 20 * 20}
+        {**start, "trained_token": 16 * 16 * 20, "evaluated_token": (16 + 1) * 20 * 20}
     ]
 
 
@@ -137,7 +138,7 @@ def test_scores_in_parts_are_planned_in_parts():
     # Three methods read embeddings, four don't.
     assert (split["score_part"].jobs, split["merge_scores"].jobs, split["score_pairs"].jobs) == (9, 3, 4)
     pairs = 7 * 1000 * 20 * UNITS["scored_pair"]
-    assert split["score_part"].seconds + split["score_pairs"].seconds == pytest.approx(13 * 5 + pairs)
+    assert split["score_part"].seconds + split["score_pairs"].seconds == pytest.approx(9 * 5 + 4 * 1 + pairs)
 
 
 def test_scores_alone_are_planned_without_a_lm():
@@ -152,8 +153,51 @@ def test_scores_alone_are_planned_without_a_lm():
         "write_report",
     }
     assert break_even(plan, pilot(plan), COST) is None
-    assert not_planned(plan) == []
+    assert not_planned(plan) == {}
     assert good_job_sizes(plan, pilot(plan), COST) == {}
+
+
+def changed(**sections) -> StudyPlan:
+    values = yaml.safe_load((ROOT / "configs/smoke.yaml").read_text(encoding="utf-8"))
+    return StudyPlan(load_study({**values, **sections}))
+
+
+def test_a_part_of_a_source_is_found_by_reading_all_of_it():
+    stages = by_stage(smoke(), pilot(smoke()))
+    shares = [last - first for first, last in (one.part for one in smoke().study.corpora.values())]
+    assert min(shares) < 1
+    assert stages["prepare_corpus"].seconds == pytest.approx(sum(1 + 0.1 / share for share in shares))
+
+
+def test_an_encoder_variant_is_trained_at_the_pace_of_the_studys_own():
+    plan = changed(encoder_variants={"short": {"encoder_training": {"steps": 10}}})
+    own, both = by_stage(smoke(), pilot(smoke())), by_stage(plan, pilot(plan))
+    assert (both["train_encoder"].jobs, both["init_encoder"].jobs) == (2, 1)
+    added = both["train_encoder"].seconds - own["train_encoder"].seconds
+    assert added == pytest.approx(5 + 0.1 + 10 * 0.5 + 2 * 0.2)
+    assert break_even(plan, pilot(plan), COST) == break_even(smoke(), pilot(smoke()), COST)
+    assert "encoder variant short" in counted_alike(plan)[0]
+
+
+def test_what_no_unit_stands_for_is_named_and_not_in_the_total(planned):
+    plan = changed(
+        scoring={"methods": ["airrep", "rds", "logra_8"]},
+        experiments={"leave_out": {"evaluation": "heldout", "base_examples": 20, "groups": 3}},
+    )
+    assert not_planned(plan) == {
+        "warmup_lm": ["logra_8"],
+        "fit_method": ["logra_8"],
+        "embed_by_method": ["rds", "logra_8"],
+        "draw_base": ["leave_out"],
+        "score_base": ["leave_out"],
+        "draw_leave_out": ["leave_out"],
+        "finetune_runs": ["leave_out"],
+        "evaluate_leave_out": ["leave_out"],
+    }
+    write_plan(write_pilot(plan, pilot(plan)), planned / "plan.json", study=plan.study.model_dump(), cores=2, jobs=None)
+    text = " ".join(plan_text(json.loads((planned / "plan.json").read_text(encoding="utf-8")), {}).split())
+    assert "embed_by_method not planned: rds, logra_8" in text
+    assert "all planned" in text
 
 
 def test_gpus_bound_the_gpu_stages_alone():

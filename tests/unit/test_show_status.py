@@ -57,6 +57,13 @@ def test_nothing_has_run(plan):
     assert "Time left: unknown without a plan (make plan)" in text
 
 
+def test_a_study_that_trains_and_judges_nothing_waits_for_neither(plan):
+    study = yaml.safe_load((ROOT / "configs/score_only.yaml").read_text(encoding="utf-8"))
+    shown = words(status_text(StudyPlan(load_study(study)), NOW)).split("Jobs")[0]
+    assert shown == "Study score_only: results/score_only encoder not yet report not yet "
+    assert "targets not yet encoder not yet LDS not yet report not yet" in words(status_text(plan, NOW))
+
+
 def test_runs_of_finished_and_unfinished_jobs_are_counted(plan):
     targets = plan.results / "targets"
     losses(targets / "train" / "f0000_s0000.parquet", 12, 10, diverged=1)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -203,6 +204,13 @@ def test_tables_for_snakemakes_report_say_the_same(tmp_path):
     finetuning = costs.to_pylist()[0]
     assert (finetuning["stage"], finetuning["jobs"]) == ("finetune_shard", 3)
     assert (finetuning["seconds"], finetuning["planned_seconds"]) == (401.0, 320.0)
+
+
+def test_a_plan_of_some_stages_is_not_held_against_the_time_of_all(tmp_path):
+    arguments = make_run(tmp_path)
+    for stage in ("embed_by_method", "fit_method"):
+        shutil.copytree(tmp_path / "benchmarks" / "embed_corpus", tmp_path / "benchmarks" / stage)
+    assert "the plan said 2 min 0 s, without embed_by_method, fit_method." in written_with(arguments).words
 
 
 def test_evaluations_stand_in_the_order_of_the_config(tmp_path):

@@ -158,30 +158,34 @@ def makespan(seconds: Sequence[float], slots: int) -> float:
 
 def work(plan: StudyPlan, pilot: Pilot) -> dict[str, list[Work]]:
     """Return what each job of each stage has to do, as numbers of units."""
-    study, start = plan.study, {"job_start": 1}
+    study, start, model = plan.study, {"job_start": 1}, {"job_start": 1, "model_start": 1}
     tests = {name: _judged(plan, pilot, name) for name in study.evaluations}
     pairs = {name: pilot.corpora[one.train].rows * tests[name] for name, one in study.evaluations.items()}
     parts = {name: len(plan.parts_of(one.train)) for name, one in study.evaluations.items()}
     of_parts, whole = plan.methods_scored(in_parts=True), plan.methods_scored(in_parts=False)
     jobs = {
-        "prepare_corpus": [{**start, "prepared_row": pilot.corpora[name].rows} for name in study.corpora],
-        "resolve_config": [start],
+        "prepare_corpus": [{**start, "prepared_row": _rows_read(plan, pilot, name)} for name in study.corpora],
+        "resolve_config": [model],
         "pretrain_base_lm": [_pretraining_work(plan)] if plan.has_builtin_lm else [],
-        "tokenize_corpus": [{**start, "tokenized_row": pilot.corpora[name].rows} for name in plan.tokenized_corpora()],
+        "tokenize_corpus": [{**model, "tokenized_row": pilot.corpora[name].rows} for name in plan.tokenized_corpora()],
         "sample_subsets": [start] * len({*plan.pools, *study.evaluations}),
         "finetune_shard": [job for pool in plan.pools for job in finetuning_work(plan, pilot, pool)],
         "collect_targets": [start] * len(plan.pools),
         **_encoder_work(plan, pilot, sum(tests.values())),
         "embed_corpus": [
-            {**start, "embedded_token": pilot.corpora[name].rows * pilot.corpora[name].encoder_tokens / number}
+            {**model, "embedded_token": pilot.corpora[name].rows * pilot.corpora[name].encoder_tokens / number}
             for _ in _encoders(plan)
             for name in _embedded(plan)
             for number in [len(plan.parts_of(name))]
             for _ in range(number)
         ],
-        "score_pairs": [{**start, "scored_pair": pairs[name]} for name in pairs for _ in whole],
+        "score_pairs": [
+            {**(model if plan.embedding_of(method) else start), "scored_pair": pairs[name]}
+            for name in pairs
+            for method in whole
+        ],
         "score_part": [
-            {**start, "scored_pair": pairs[name] / parts[name]}
+            {**model, "scored_pair": pairs[name] / parts[name]}
             for name in pairs
             for _ in of_parts
             for _ in range(parts[name])
@@ -193,28 +197,40 @@ def work(plan: StudyPlan, pilot: Pilot) -> dict[str, list[Work]]:
     return {stage: of_stage for stage, of_stage in jobs.items() if of_stage}
 
 
+def _rows_read(plan: StudyPlan, pilot: Pilot, corpus: str) -> float:
+    """Return the rows of a corpus's source: a part of it is found by reading all."""
+    first, last = plan.study.corpora[corpus].part
+    return pilot.corpora[corpus].rows / (last - first)
+
+
 def _pretraining_work(plan: StudyPlan) -> Work:
-    return {"job_start": 1, "pretraining_start": 1, "pretraining_step": plan.study.language_model.pretraining.steps}
+    steps = plan.study.language_model.pretraining.steps
+    return {"job_start": 1, "model_start": 1, "pretraining_start": 1, "pretraining_step": steps}
 
 
 def _encoder_work(plan: StudyPlan, pilot: Pilot, tests: int) -> dict[str, list[Work]]:
     """Return the work of the stages that make the encoder; one that was trained elsewhere is only taken."""
-    targets, training = plan.study.targets, plan.study.encoder_training
+    targets, start = plan.study.targets, {"job_start": 1, "model_start": 1}
     if targets is None:
-        return {"take_encoder": [{"job_start": 1, "encoder_start": 1}]}
+        return {"take_encoder": [{**start, "encoder_start": 1}]}
     rows = pilot.corpora[targets.corpus].rows
-    validations = 1 + math.ceil(training.steps / training.validate_every)
-    training_work = {
-        "encoder_tokenized_row": rows,
-        "encoder_step": training.steps,
-        "validated_fold": validations * training.validation_folds,
-    }
     return {
         "check_leaks": [{"job_start": 1, "compared_row": rows * len(plan.study.evaluations) + tests}],
-        "init_encoder": [{"job_start": 1, "encoder_start": 1}],
-        "train_encoder": [{"job_start": 1, **training_work}],
-        "package_encoder": [{"job_start": 1}],
+        "init_encoder": [
+            {**start, "encoder_start": 1} for variant in plan.variants if not variant or plan.starts_anew(variant)
+        ],
+        # The study's own comes first.
+        "train_encoder": [
+            {**start, "encoder_tokenized_row": rows, **_training_work(plan, variant)} for variant in plan.variants
+        ],
+        "package_encoder": [start],
     }
+
+
+def _training_work(plan: StudyPlan, variant: str) -> Work:
+    _, training = plan.study.encoder_of(variant.removeprefix("@") or None)
+    validations = 1 + math.ceil(training.steps / training.validate_every)
+    return {"encoder_step": training.steps, "validated_fold": validations * training.validation_folds}
 
 
 def _encoders(plan: StudyPlan) -> set[str]:
@@ -246,6 +262,7 @@ def finetuning_work(plan: StudyPlan, pilot: Pilot, pool: str) -> list[Work]:
         jobs.append(
             {
                 "job_start": 1,
+                "model_start": 1,
                 "trained_token": trained * train.lm_tokens,
                 "evaluated_token": (runs + folds) * judged * test.lm_tokens,
             }
@@ -320,11 +337,15 @@ def break_even(plan: StudyPlan, pilot: Pilot, concurrency: Concurrency) -> Break
     if not plan.study.targets:
         return None
     cores = 1 if pilot.on_gpu else concurrency.cores
-    hours = {one.stage: one.hours for one in estimate(plan, pilot, concurrency)}
+    jobs = work(plan, pilot)
     labels = plan.processes("finetune_shard") * sum(
         job_seconds(job, pilot) for job in finetuning_work(plan, pilot, "train")
     )
-    setup = labels + 3600 * (hours["init_encoder"] + hours["train_encoder"])
+    # GPU jobs occupy one GPU for each process.
+    training = plan.processes("train_encoder") if pilot.on_gpu else concurrency.cores
+    setup = (
+        labels + job_seconds(jobs["init_encoder"][0], pilot) + training * job_seconds(jobs["train_encoder"][0], pilot)
+    )
     pools = [pilot.corpora[one.train] for one in plan.study.evaluations.values()]
     gradient = pilot.seconds["gradient_token"] * sum(pool.lm_tokens for pool in pools) / len(pools)
     embedding = cores * pilot.seconds["embedded_token"] * sum(pool.encoder_tokens for pool in pools) / len(pools)
@@ -338,14 +359,39 @@ def break_even(plan: StudyPlan, pilot: Pilot, concurrency: Concurrency) -> Break
     )
 
 
-def not_planned(plan: StudyPlan) -> list[str]:
-    """Return what the study has and no unit of the pilot stands for."""
+def not_planned(plan: StudyPlan) -> dict[str, list[str]]:
+    """Return the stages of the study that no unit of the pilot stands for, and what each is for."""
+    own = {name: plan.method(name).own for name in plan.study.scoring.methods if plan.method(name).own}
+    experiments = {name: plan.experiment(name) for name in plan.experiments()}
+    with_runs = [name for name, settings in experiments.items() if hasattr(settings, "jobs")]
+    with_base = [name for name, settings in experiments.items() if hasattr(settings, "base_examples")]
+    stages = {
+        "warmup_lm": [name for name, one in own.items() if one.language_model == "warm"],
+        "fit_method": [name for name, one in own.items() if one.fitted],
+        "embed_by_method": list(own),
+        "draw_base": with_base,
+        "score_base": with_base,
+        **{f"draw_{name}": [name] for name in with_runs},
+        "finetune_runs": with_runs,
+        **{f"evaluate_{name}": [name] for name in experiments},
+        "push_encoder": [plan.study.release.hub] if plan.study.release.hub else [],
+    }
+    return {stage: names for stage, names in stages.items() if names}
+
+
+def counted_alike(plan: StudyPlan) -> list[str]:
+    """Return what is planned at the cost of something else, as sentences."""
     study = plan.study
     return [
-        *(f"embeddings of {name}" for name in study.scoring.methods if plan.method(name).own),
-        *(f"training of the encoder variant {name}" for name in study.encoder_variants),
-        *(f"the LM {name}, whose runs are counted as the study's own LM's" for name in study.language_models),
-        *(f"the experiment {name}" for name in plan.experiments()),
+        *(
+            f"A step of the encoder variant {name} is taken to cost what one of the study's own encoder does."
+            for name in study.encoder_variants
+        ),
+        *(
+            f"Runs of the LM {name} are taken to cost what those of the study's own LM do; its making and its tokens "
+            "are not counted."
+            for name in study.language_models
+        ),
     ]
 
 
@@ -364,7 +410,7 @@ def good_job_sizes(plan: StudyPlan, pilot: Pilot, concurrency: Concurrency) -> d
     for pool in plan.pools:
         folds, subsets, _ = plan.runs(pool)
         jobs = finetuning_work(plan, pilot, pool)
-        whole = sum(job_seconds({**job, "job_start": 0}, pilot) for job in jobs)
+        whole = sum(job_seconds({**job, "job_start": 0, "model_start": 0}, pilot) for job in jobs)
         of_subset = whole / (folds * subsets)
         chosen = max(min(GOOD_JOB_SECONDS, whole / slots) / of_subset, 1.0)
         in_folds = max(min(round(chosen / subsets), folds), 1)

@@ -1,7 +1,6 @@
 """Time the work of jobs that run on one core or GPU each: `run_pilot` starts as many side by side as the study would.
 
-The folder given holds `settings.json` and the sample it names. What was found is printed as JSON: seconds by unit,
-and when the process was ready to begin.
+The folder given holds `settings.json` and the sample it names. What was found is printed as JSON: seconds by unit.
 """
 
 from __future__ import annotations
@@ -159,5 +158,4 @@ def main(folder: Path) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    ready = time.time()
-    print(json.dumps({"ready": ready, **main(Path(sys.argv[1]))}))
+    print(json.dumps(main(Path(sys.argv[1]))))

@@ -119,6 +119,11 @@ class RunCost:
     wall_seconds: float
     planned_wall_seconds: float | None
 
+    @property
+    def not_planned(self) -> list[str]:
+        """The stages that ran and that the plan gave no time."""
+        return [cost.stage for cost in self.stages if cost.planned_seconds is None]
+
 
 @dataclass(frozen=True)
 class FinetuningRuns:

@@ -47,8 +47,8 @@ STAGE_VERSIONS = {
     "evaluate_amortisation": 1,
     "evaluate_transfer": 1,
     "write_report": 2,
-    "run_pilot": 1,
-    "write_plan": 1,
+    "run_pilot": 2,
+    "write_plan": 2,
 }
 
 

@@ -83,8 +83,11 @@ class StudyPlan(StageSpecs):
     def _expected_seconds(self) -> dict[str, float]:
         if self.pilot is None:
             return {}
-        # How many jobs run side by side doesn't change how long one takes.
-        costs = estimate(self, self.pilot, Concurrency(cores=1))
+        try:
+            # How many jobs run side by side doesn't change how long one takes.
+            costs = estimate(self, self.pilot, Concurrency(cores=1))
+        except KeyError:  # a pilot of an older version timed other units
+            return {}
         return {one.stage: one.longest_seconds for one in costs if one.measured}
 
     def corpora_at_hand(self) -> list[str]:
