@@ -79,9 +79,9 @@ def _cheaper(study: Study, pilot: Pilot, concurrency: Concurrency) -> Iterator[d
             yield {
                 "setting": f"targets.folds: {folds}",
                 **totals(estimate(StudyPlan(changed), pilot, concurrency)),
-                "expected": f"about {left:.0%} of the LDS",
-                "because": f"so it came out on the embedded study with {share:.0%} of its training folds "
-                "(benchmarks/fewer_folds.py); another corpus may lose more or less",
+                "expected": f"about {100 * left:.0f} % of the LDS",
+                "because": f"what {100 * share:.0f} % of the training folds left on the embedded study "
+                "(docs/planning.md); another corpus may lose more or less",
             }
     if not StudyPlan(study).judged:
         return

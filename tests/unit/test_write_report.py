@@ -12,7 +12,7 @@ from pyarrow.csv import read_csv
 from report_run import HOSTILE, METHOD_LDS, TOPICS, make_run
 
 from workflow_scripts.lib.errors import StudyError
-from workflow_scripts.lib.report_charts import linear_axis
+from workflow_scripts.lib.report_charts import linear_axis, training_curves
 from workflow_scripts.lib.report_explorer import json_for_html, visible
 from workflow_scripts.lib.report_words import decimal, duration, interval, share, size
 from workflow_scripts.lib.tables import read_table
@@ -204,6 +204,22 @@ def test_tables_for_snakemakes_report_say_the_same(tmp_path):
     finetuning = costs.to_pylist()[0]
     assert (finetuning["stage"], finetuning["jobs"]) == ("finetune_shard", 3)
     assert (finetuning["seconds"], finetuning["planned_seconds"]) == (401.0, 320.0)
+
+
+def test_validations_are_drawn_as_they_were_measured_and_losses_smoothed():
+    losses, validations = [(0, 0.9), (50, 0.3), (100, 0.6)], [(0, 0.0), (50, 0.8), (100, 0.4)]
+    loss, lds = training_curves(losses, validations)
+
+    def heights(curve, values):
+        return [100 - curve.y.place(value) for value in values]
+
+    def drawn(points):
+        return [float(point.partition(",")[2]) for point in points.split()]
+
+    assert drawn(loss.raw) == pytest.approx(heights(loss, [0.9, 0.3, 0.6]), abs=0.01)
+    assert drawn(loss.line) == pytest.approx(heights(loss, [0.6, 0.6, 0.45]), abs=0.01)
+    assert (drawn(lds.line), lds.raw) == (pytest.approx(heights(lds, [0.0, 0.8, 0.4]), abs=0.01), "")
+    assert lds.best[2] == "best: 0.80 at step 50"
 
 
 def test_a_plan_of_some_stages_is_not_held_against_the_time_of_all(tmp_path):

@@ -167,24 +167,25 @@ def _curve(title: str, points: Sequence[tuple[int, float]], smooth: bool, best: 
     values = [value for _, value in points]
     x = linear_axis(min(0, points[0][0]), points[-1][0], ticks=4)
     y = linear_axis(min(values), max(values), ticks=4)
-    window = max(1, len(points) // 40) if smooth else 1
-    means = list(zip((step for step, _ in points), _moving_mean(values, window), strict=True))
+    reach = max(1, len(points) // 40) if smooth else 0
+    means = list(zip((step for step, _ in points), _moving_mean(values, reach), strict=True))
     top = max(points, key=lambda point: point[1])
     mark = (x.place(top[0]), 100 - y.place(top[1]), f"best: {decimal(top[1])} at step {count(top[0])}")
     return Curve(
         title=title,
         x=x,
         y=y,
-        raw=_svg_points(points, x, y) if window > 1 else "",
+        raw=_svg_points(points, x, y) if smooth else "",
         line=_svg_points(means, x, y),
         best=mark if best else None,
     )
 
 
-def _moving_mean(values: Sequence[float], window: int) -> list[float]:
+def _moving_mean(values: Sequence[float], reach: int) -> list[float]:
+    """Return the mean of each value and of `reach` neighbours on either side."""
     means = []
     for place in range(len(values)):
-        near = values[max(0, place - window) : place + window + 1]
+        near = values[max(0, place - reach) : place + reach + 1]
         means.append(sum(near) / len(near))
     return means
 

@@ -46,7 +46,7 @@ STAGE_VERSIONS = {
     "evaluate_classification": 1,
     "evaluate_amortisation": 1,
     "evaluate_transfer": 1,
-    "write_report": 2,
+    "write_report": 3,
     "run_pilot": 2,
     "write_plan": 2,
 }
