@@ -66,14 +66,11 @@ def sample_subsets(
 
 def _refuse_equal_examples(pool: str, train_tokens: Path) -> None:
     rows = (row for batch in read_batches(train_tokens, ROWS_AT_ONCE, ["input_ids"]) for row in batch[0].to_pylist())
-    first, others = next(rows, None), 0
-    for others, row in enumerate(rows, 1):
-        if row != first:
-            return
-    if others:
+    first, second = next(rows, None), next(rows, None)
+    if second is not None and first == second and all(row == first for row in rows):
         raise StudyError(
-            f"{pool}: all {others + 1:,} usable examples of {train_tokens.stem} are the same, so no subset differs from "
-            "another and there is nothing to measure. Take another corpus, or name other `columns` of it."
+            f"{pool}: all usable examples of {train_tokens.stem} are the same, so no subset differs from another and "
+            "there is nothing to measure. Take another corpus, or name other `columns` of it."
         )
 
 
