@@ -136,7 +136,8 @@ def gpu_problem(facts: dict[str, Any], gpus: int) -> str | None:
     if facts["cuda"] is None:
         return (
             f"torch {facts['torch']} is a CPU build. Put the CUDA build of the same version in its place: "
-            "pip uninstall torch, then pip install -r envs/requirements.lock on a machine without a CPU-only index."
+            "pip uninstall torch, then pip install -r envs/requirements-torch.lock on a machine "
+            "without a CPU-only index."
         )
     if len(facts["gpus"]) < gpus:
         return (

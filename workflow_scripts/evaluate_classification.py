@@ -35,7 +35,7 @@ def evaluate_classification(
 
     Raises
     ------
-    StudyError: no test of an evaluation has a label.
+    StudyError: no test of an evaluation has a label, or its training examples all have the same one.
     """
     corpus = {path.stem: path for path in corpora}
     rows: list[dict[str, Any]] = []
@@ -56,17 +56,24 @@ def top_example_has_label(scores: Path, train: Path, test: Path) -> np.ndarray:
 
     Raises
     ------
-    StudyError: no test has a label.
+    StudyError: no test has a label, or all training examples have the same one.
     """
     table = read_table(scores, ["test_id", "sign", "rank", "example_id"])
     table = table.filter(pc.and_(pc.equal(table["sign"], "helpful"), pc.equal(table["rank"], 1)))
     test_labels = read_table(test, ["label"])["label"].take(table["test_id"]).to_pylist()
-    train_labels = read_table(train, ["label"])["label"].take(table["example_id"]).to_pylist()
+    labels = read_table(train, ["label"])["label"]
+    train_labels = labels.take(table["example_id"]).to_pylist()
     hits = [ours == theirs for ours, theirs in zip(test_labels, train_labels, strict=True) if ours is not None]
     if not hits:
         raise StudyError(
             f"no test of {scores.stem} has a label, so there is nothing to classify. Name the column under the "
             f"`columns` of the corpus {test.stem}, e.g. {{label: task}}, or leave {scores.stem} out of "
+            "experiments.classification.evaluations."
+        )
+    if labels.null_count == 0 and len(distinct := pc.unique(labels)) == 1:
+        raise StudyError(
+            f"all examples of the corpus {train.stem} have the label {distinct[0].as_py()!r}, so every method is right "
+            f"about the same tests. Name another column under its `columns`, or leave {scores.stem} out of "
             "experiments.classification.evaluations."
         )
     return np.array(hits)

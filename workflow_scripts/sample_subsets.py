@@ -6,12 +6,14 @@ from typing import Any
 
 import pyarrow as pa
 
+from workflow_scripts.lib.errors import StudyError
 from workflow_scripts.lib.stage import run_stage
 from workflow_scripts.lib.subsets import Sampling, corpus_ids
-from workflow_scripts.lib.tables import write_batches, write_table
+from workflow_scripts.lib.tables import read_batches, write_batches, write_table
 
 SCHEMA = pa.schema([("fold", pa.int32()), ("subset", pa.int32()), ("example_ids", pa.list_(pa.int32()))])
 VALIDATION_SCHEMA = pa.schema([("fold", pa.int32()), ("example_ids", pa.list_(pa.int32()))])
+ROWS_AT_ONCE = 1024
 
 
 def sample_subsets(
@@ -30,7 +32,13 @@ def sample_subsets(
     themselves where no LM is fine-tuned.
     `sampling` holds the values of `lib.subsets.Sampling`. A subset's number is unique over folds:
     `fold * subsets_per_fold + index`.
+
+    Raises
+    ------
+    StudyError: a corpus is too small, or all examples to train on are the same.
     """
+    if subsets_per_fold:
+        _refuse_equal_examples(sampling["pool"], train_tokens)
     draw = Sampling(**sampling)
     train_ids, test_ids = corpus_ids(train_tokens, test_tokens)
     evaluated = []
@@ -54,6 +62,16 @@ def sample_subsets(
         validation,
         pa.table({"fold": list(range(folds)), "example_ids": evaluated}, schema=VALIDATION_SCHEMA),
     )
+
+
+def _refuse_equal_examples(pool: str, train_tokens: Path) -> None:
+    rows = (row for batch in read_batches(train_tokens, ROWS_AT_ONCE, ["input_ids"]) for row in batch[0].to_pylist())
+    first, second = next(rows, None), next(rows, None)
+    if second is not None and first == second and all(row == first for row in rows):
+        raise StudyError(
+            f"{pool}: all usable examples of {train_tokens.stem} are the same, so no subset differs from another and "
+            "there is nothing to measure. Take another corpus, or name other `columns` of it."
+        )
 
 
 if __name__ == "__main__":

@@ -168,6 +168,7 @@ CONFIG = section_of(
         "corpora that leave each other out": each_without_the_other,
         "an empty part": config_with("corpora.pool.part", [0.5, 0.5]),
         "a subset larger than its pool": config_with("targets.subset_examples", 500),
+        "subsets of the whole pool": config_with("targets.subset_examples", 100),
         "more judged examples than there are": config_with("targets.evaluated_examples", 500),
         "no fold left to train on": config_with("encoder_training.validation_folds", 4),
         "too few subsets for an LDS": config_with("evaluations.heldout.subsets", 2),
@@ -236,13 +237,15 @@ CORPORA = section_of(
 # Sizes: what sample_subsets says, before anything is fine-tuned
 
 
-def sampled(examples: int, tests: int | None = 50, **sizes: object) -> Callable[[], object]:
+def sampled(examples: int, tests: int = 50, same: bool = False, **sizes: object) -> Callable[[], object]:
     def try_it() -> None:
         from workflow_scripts.lib.tables import write_table
         from workflow_scripts.sample_subsets import sample_subsets
 
         for name, count in (("train", examples), ("tests", tests)):
-            write_table(Path(f"{name}.parquet"), pa.table({"example_id": pa.array(np.arange(count), pa.int32())}))
+            ids = np.arange(count, dtype=np.int32)
+            tokens = np.zeros_like(ids) if same else ids
+            write_table(Path(f"{name}.parquet"), pa.table({"example_id": ids, "input_ids": list(tokens[:, None])}))
         sampling = {
             "seed": 1,
             "pool": "heldout",
@@ -252,7 +255,7 @@ def sampled(examples: int, tests: int | None = 50, **sizes: object) -> Callable[
             "subset_examples": 100,
         }
         sample_subsets(
-            Path("train.parquet"),
+            Path(sizes.pop("train_tokens", "train.parquet")),
             Path(sizes.pop("test_tokens", "tests.parquet")),
             Path("subsets.parquet"),
             Path("validation.parquet"),
@@ -262,6 +265,11 @@ def sampled(examples: int, tests: int | None = 50, **sizes: object) -> Callable[
         )
 
     return try_it
+
+
+def beyond_the_window() -> None:
+    tokenized(max_tokens=1, eos_token="b")()
+    sampled(0, test_tokens="tests.parquet", train_tokens="tokens.parquet")()
 
 
 def leaked() -> None:
@@ -281,6 +289,9 @@ SIZES = section_of(
         "a corpus of 0 usable rows": sampled(0),
         "a corpus of 1 usable row": sampled(1),
         "too few rows for a subset": sampled(99),
+        "no more rows than a subset has": sampled(100),
+        "training examples that are all the same": sampled(200, same=True),
+        "answers that all lie beyond the LM's window": beyond_the_window,
         "too few rows for pool and validation set": sampled(110, test_tokens="train.parquet"),
         "too few tests": sampled(200, tests=5),
         "all tests of a corpus that is the training corpus too": sampled(
@@ -405,9 +416,20 @@ def damaged_file() -> None:
     read_table(path)
 
 
+def one_label() -> None:
+    from workflow_scripts.evaluate_classification import top_example_has_label
+    from workflow_scripts.lib.tables import write_table
+
+    write_table(Path("pool.parquet"), pa.table({"label": ["sums", "sums"]}))
+    top = {"test_id": [0], "sign": ["helpful"], "rank": [1], "example_id": [1]}
+    write_table(Path("heldout.parquet"), pa.table(top))
+    top_example_has_label(Path("heldout.parquet"), Path("pool.parquet"), Path("pool.parquet"))
+
+
 RESULTS = section_of(
     "Results",
     {
+        "one label only, where labels are to be told apart": one_label,
         "losses that are the same for every subset": constant_losses,
         "a file of the results with a flipped bit": damaged_file,
     },

@@ -42,6 +42,12 @@ def test_accuracy_counts_tests_with_a_label(files):
     assert (row["ci_low"], row["ci_high"]) == pytest.approx((0.150, 0.850), abs=1e-3)
 
 
+def test_one_label_alone_is_told(files):
+    write_table(files / "train.parquet", pa.table({"label": ["a"] * 4}))
+    with pytest.raises(StudyError, match="all examples of the corpus train have the label 'a'"):
+        classify(files)
+
+
 def test_an_evaluation_without_labels_is_told(files):
     write_table(files / "test.parquet", pa.table({"label": pa.nulls(5, pa.string())}))
     with pytest.raises(StudyError, match="no test of heldout has a label"):

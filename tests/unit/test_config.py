@@ -76,7 +76,7 @@ def test_a_wrong_key_is_named_with_advice(key, value, expected):
     ("key", "value", "expected"),
     [
         ("targets.evaluated_examples", 21, "evaluated_examples can't exceed validation_examples"),
-        ("targets.subset_examples", 101, "subset_examples can't exceed pool_examples"),
+        ("targets.subset_examples", 100, "subset_examples must be less than pool_examples"),
         ("encoder_training.validation_folds", 4, "validation_folds must be less than targets.folds"),
         ("targets.corpus", "trian", "targets.corpus: there is no corpus 'trian'; write one of"),
         ("evaluations.heldout.test", "x", "evaluations.heldout.test: there is no corpus 'x'"),

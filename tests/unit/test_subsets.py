@@ -95,7 +95,7 @@ def test_more_folds_and_subsets_leave_the_earlier_ones(tiny, tmp_path):
     ("sizes", "message"),
     [
         ({"pool_examples": 190}, "210 pool and validation examples are needed, but the corpus has only 200"),
-        ({"pool_examples": None, "subset_examples": 181}, "181 pool examples are needed"),
+        ({"pool_examples": None, "subset_examples": 180}, "181 pool examples are needed"),
     ],
 )
 def test_a_corpus_that_is_too_small_is_refused(sizes, message):

@@ -24,7 +24,7 @@ PAGES = [ROOT / "README.md", ROOT / "slurm/README.md", *sorted((ROOT / "docs").g
 TARGETS = ("all", "targets", "encoder", "scores", "lds", "release", "report", "plan")
 PRESETS = ("paper_flan", "paper_ultrachat", "released_flan")
 # What these do is the shell's or Slurm's affair; the names in angle brackets are the reader's.
-SHELL = ("cp", "export", "mkdir", "cat", "grep", "scancel", "source")
+SHELL = ("cp", "export", "mkdir", "cat", "find", "grep", "scancel", "source")
 
 
 def _blocks(page: Path, language: str) -> list[str]:

@@ -174,8 +174,8 @@ class Targets(Section):
     def _sizes_agree(self) -> Targets:
         if self.evaluated_examples > self.validation_examples:
             raise ValueError("evaluated_examples can't exceed validation_examples")
-        if self.subset_examples > self.pool_examples:
-            raise ValueError("subset_examples can't exceed pool_examples")
+        if self.subset_examples >= self.pool_examples:
+            raise ValueError("subset_examples must be less than pool_examples, or all subsets are the same")
         return self
 
 

@@ -65,7 +65,8 @@ class Sampling:
             self._need(len(test_ids), self.validation_examples or 1, "test")
             tests = _shuffled(test_ids, self.seed, self.pool, "tests", fold)
             validation, rest = tests[: self.validation_examples], shuffled
-        self._need(len(rest), max(self.pool_examples or 1, self.subset_examples or 1), "pool")
+        # A subset of the whole pool would be every subset.
+        self._need(len(rest), max(self.pool_examples or 1, (self.subset_examples or 0) + 1), "pool")
         return Fold(pool=rest[: self.pool_examples], evaluated=validation[: self.evaluated_examples])
 
     def subset(self, fold: int, index: int, pool: np.ndarray) -> np.ndarray:
@@ -77,7 +78,8 @@ class Sampling:
         if there < needed:
             raise StudyError(
                 f"{self.pool}: {needed:,} {what} examples are needed, but the corpus has only {there:,} usable "
-                "ones. Lower the sizes under targets or evaluations, or take a larger part of the corpus."
+                "ones. Lower the sizes under targets or evaluations, take a larger part of the corpus, or raise "
+                "language_model.max_tokens where it leaves examples out (tokens/*.rejected.parquet)."
             )
 
 
