@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(PIP_OPTIONS)
 LOCKED := --no-deps --require-hashes
 
-.PHONY: run plan status smoke test test-faults test-load audit lint slurm-test bench clean
+.PHONY: run plan status smoke test test-methods test-faults test-load audit lint slurm-test bench clean
 
 run: $(VENV)/.installed
 	$(BIN)/snakemake --cores $(CORES) --configfile $(CONFIG)
@@ -28,8 +28,12 @@ smoke:
 	@$(MAKE) --no-print-directory run CONFIG=configs/smoke.yaml
 
 test: lint
-	$(BIN)/pytest tests/unit tests/workflow
+	$(BIN)/pytest -m "not slow" tests/unit tests/workflow
 	$(BIN)/pytest -m "not slow" tests/faults
+
+# A gradient method through Snakemake: warm-up, fit, embeddings and scores of the smoke study.
+test-methods: $(VENV)/.installed-test
+	$(BIN)/pytest tests/workflow/test_methods.py
 
 # Kills, damaged files, full disks, two drivers: prints a table of the faults and what came of them. Mounts a small
 # disk, so some of it needs root.

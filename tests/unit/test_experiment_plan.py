@@ -62,7 +62,7 @@ def test_what_does_not_fit_is_told(key, value, expected):
     assert expected in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["experiments_mini", "choices_mini", "released_flan"])
+@pytest.mark.parametrize("name", ["methods_mini", "choices_mini", "released_flan"])
 def test_the_studies_load(name):
     load_study(yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text(encoding="utf-8")))
 

@@ -18,18 +18,33 @@ BELOW_TARGETS = {"train_encoder": 1, **BELOW_ENCODER}
 HELDOUT_AGAIN = {"sample_subsets": 1, "finetune_shard": 1, "collect_targets": 1, "check_leaks": 1, "evaluate_lds": 1}
 OTHER = {"train": "pool", "test": "tests", "tests": 10, "subsets": 4, "subset_examples": 16, "subsets_per_job": 2}
 
+EXPERIMENTS = ["leave_out", "removal", "selection", "classification", "amortisation", "transfer"]
 STUDIES = {
     "configs/smoke.yaml": {"prepare_corpus": 4, "finetune_shard": 2 + 1, "score_pairs": 7, "embed_corpus": 4},
     "config.yaml": {"prepare_corpus": 4, "finetune_shard": 4 + 2, "score_pairs": 7, "embed_corpus": 4},
-    # Nine methods embed pool and tests by themselves, and eight of them are fitted.
+    # Nine methods embed pool and tests by themselves, and eight of them are fitted; three encoders, one of them with
+    # a start of its own; three evaluations with an LM each, and every experiment.
     "configs/methods_mini.yaml": {
         "prepare_corpus": 4,
-        "finetune_shard": 4 + 2,
+        "pretrain_base_lm": 3,
+        "tokenize_corpus": 3 + 2 * 2,
+        "sample_subsets": 4,
+        "finetune_shard": 4 + 3 * 2,
+        "collect_targets": 4,
+        "init_encoder": 2,
+        "train_encoder": 3,
         "warmup_lm": 1,
         "fit_method": 8,
         "embed_by_method": 9 * 2,
-        "embed_corpus": 4,
-        "score_pairs": 17,
+        "embed_corpus": 5 * 2,
+        "score_pairs": 20 * 3,
+        "draw_base": 2,
+        "score_base": 20 + 7,
+        "draw_leave_out": 1,
+        "draw_removal": 1,
+        "draw_selection": 1,
+        "finetune_runs": 3 * 2,
+        **{f"evaluate_{name}": 1 for name in EXPERIMENTS},
     },
 }
 PAPERS = ["paper_flan", "paper_ultrachat"]

@@ -1,0 +1,80 @@
+"""How long to warm the LM up for gradient methods: LDS on the folds held back from the encoder, not on any test.
+
+Reads the targets of a finished study. The examples of the folds that are judged are left out of the warm-up.
+Run: python benchmarks/warmup.py [--config config.yaml] [--methods tracin logra_16 dsdm] [--steps 0 10 30 100]
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import yaml
+from harness import report
+
+from workflow_scripts.finetune_shard import read_examples
+from workflow_scripts.lib.config import load_study
+from workflow_scripts.lib.encoder_training import FoldTargets
+from workflow_scripts.lib.finetuning import Finetuner
+from workflow_scripts.lib.language_model import TokenizedExample, load_language_model
+from workflow_scripts.lib.lds import linear_datamodeling_score
+from workflow_scripts.lib.study_plan import StudyPlan
+from workflow_scripts.methods import METHODS, load_module
+from workflow_scripts.methods.embedders import LanguageModelReader, WarmupExamples
+from workflow_scripts.train_encoder import read_folds
+from workflow_scripts.warmup_lm import warmup_sample
+
+
+def judge(
+    name: str,
+    reader: LanguageModelReader,
+    warmup: WarmupExamples,
+    folds: list[FoldTargets],
+    examples: dict[int, TokenizedExample],
+) -> float:
+    """Return a method's mean LDS over `folds`, with the LM of `reader`."""
+    own = METHODS[name].own
+    module = load_module(own.module)
+    fitted = module.fit(reader, warmup, **own.settings)
+    embed = {role: module.open_embedder(reader, fitted, role, **own.settings).embed for role in (False, True)}
+    found = []
+    for fold in folds:
+        tests = embed[True]([examples[int(i)] for i in fold.tests])
+        distinct, members = np.unique(fold.members, return_inverse=True)
+        scores = tests @ embed[False]([examples[i] for i in distinct]).T
+        groups = scores[:, members.reshape(fold.members.shape)].mean(axis=2)
+        found.append(linear_datamodeling_score(groups, -fold.labels.T))
+    return float(np.mean(found))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", type=Path, default=Path("config.yaml"), help="a study whose targets are there")
+    parser.add_argument("--methods", nargs="+", default=["tracin", "logra_16", "dsdm"], help="of the warmed-up LM")
+    parser.add_argument("--steps", nargs="+", type=int, default=[0, 10, 30, 100], help="optimiser steps")
+    parser.add_argument("--folds", type=int, default=2, help="how many of the held-back folds judge")
+    options = parser.parse_args()
+    study = load_study(yaml.safe_load(options.config.read_text()), str(options.config))
+    plan, results = StudyPlan(study), Path("results") / study.run
+    folds = read_folds(results / "subsets/train.parquet", results / "targets/train.parquet")[-options.folds :]
+    examples = read_examples(results / "tokens" / f"{study.targets.corpus}.parquet")
+    judged = {int(i) for fold in folds for i in [*fold.tests, *fold.members.reshape(-1)]}
+    others = {i: example for i, example in examples.items() if i not in judged}
+    finetuning = plan.spec("warmup_lm", {})["finetuning"] | {"epochs": 1}
+
+    rows = []
+    for steps in options.steps:
+        tuner = Finetuner(load_language_model(results / "language_model"), **finetuning)
+        sample = warmup_sample(others, max(steps * finetuning["batch_examples"], 1000), study.seed)
+        if steps:
+            tuner.finetune(sample[: steps * finetuning["batch_examples"]], study.seed, "warmup")
+        reader = LanguageModelReader(tuner.lm, finetuning["step_tokens"], finetuning["precision"])
+        warmup = WarmupExamples(sample, 1000, finetuning, study.seed)
+        scores = {name: judge(name, reader, warmup, folds, examples) for name in options.methods}
+        rows.append({"steps": min(steps, len(sample) // finetuning["batch_examples"]), **scores})
+    report("warmup", rows, study=study.run, folds=len(folds))
+
+
+if __name__ == "__main__":
+    main()
