@@ -58,9 +58,9 @@ lint: $(VENV)/.installed-test
 slurm-test: $(VENV)/.installed-test
 	$(BIN)/pytest tests/slurm
 
-# Not those two that take whole studies.
+# Not those that take whole studies.
 bench: $(VENV)/.installed
-	@for file in $$(grep -l __main__ $(filter-out %/fewer_folds.py %/plan_error.py,$(wildcard benchmarks/*.py))); do \
+	@for file in $$(grep -l __main__ $(filter-out %/fewer_folds.py %/plan_error.py %/warmup.py,$(wildcard benchmarks/*.py))); do \
 		echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
 # Results take hours to make, so they stay: remove results/<run> by hand.

@@ -1,7 +1,7 @@
 """How long to warm the LM up for gradient methods: LDS on the folds held back from the encoder, not on any test.
 
 Reads the targets of a finished study. The examples of the folds that are judged are left out of the warm-up.
-Run: python benchmarks/warmup.py [--config config.yaml] [--methods tracin logra_16 dsdm] [--steps 0 10 30 100]
+Run: python benchmarks/warmup.py [--config config.yaml] [--methods tracin logra_16 dsdm] [--examples 160 320 1000 3000]
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", type=Path, default=Path("config.yaml"), help="a study whose targets are there")
     parser.add_argument("--methods", nargs="+", default=["tracin", "logra_16", "dsdm"], help="of the warmed-up LM")
-    parser.add_argument("--steps", nargs="+", type=int, default=[0, 10, 30, 100], help="optimiser steps")
+    parser.add_argument("--examples", nargs="+", type=int, default=[160, 320, 1000, 3000], help="of one epoch")
     parser.add_argument("--folds", type=int, default=2, help="how many of the held-back folds judge")
     options = parser.parse_args()
     study = load_study(yaml.safe_load(options.config.read_text()), str(options.config))
@@ -64,15 +64,14 @@ def main() -> None:
     finetuning = plan.spec("warmup_lm", {})["finetuning"] | {"epochs": 1}
 
     rows = []
-    for steps in options.steps:
+    for number in options.examples:
         tuner = Finetuner(load_language_model(results / "language_model"), **finetuning)
-        sample = warmup_sample(others, max(steps * finetuning["batch_examples"], 1000), study.seed)
-        if steps:
-            tuner.finetune(sample[: steps * finetuning["batch_examples"]], study.seed, "warmup")
+        sample = warmup_sample(others, number, study.seed)
+        tuner.finetune(sample, study.seed, "warmup")
         reader = LanguageModelReader(tuner.lm, finetuning["step_tokens"], finetuning["precision"])
-        warmup = WarmupExamples(sample, 1000, finetuning, study.seed)
+        warmup = WarmupExamples(sample, study.warmup.measured_examples, finetuning, study.seed)
         scores = {name: judge(name, reader, warmup, folds, examples) for name in options.methods}
-        rows.append({"steps": min(steps, len(sample) // finetuning["batch_examples"]), **scores})
+        rows.append({"examples": len(sample), **scores})
     report("warmup", rows, study=study.run, folds=len(folds))
 
 
