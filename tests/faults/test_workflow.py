@@ -52,7 +52,7 @@ def results_of(workspace):
     found = {}
     for path in sorted(workspace.results.rglob("*")):
         name = str(path.relative_to(workspace.results))
-        if name.split("/")[-1].startswith(".") or "/." in name:
+        if "/." in f"/{name}":
             continue
         if path.suffix == ".parquet":
             table = pq.read_table(path).replace_schema_metadata(None)
@@ -60,6 +60,14 @@ def results_of(workspace):
         elif path.suffix == ".safetensors":
             found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
+
+
+def delete(workspace, *stages):
+    """Delete what stages made."""
+    for stage in stages:
+        for name in OUTPUTS[stage]:
+            path = workspace.results / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def wrong_results(workspace, straight):
@@ -161,10 +169,7 @@ def test_leftovers_of_killed_jobs(straight, tmp_path, fault_table):
     state = workspace.results / ".encoder.0123456789abcdef.state"
     state.mkdir()
     (state / "state.safetensors").write_bytes(b"of another config")
-    shutil.rmtree(workspace.results / "encoder")
-    for path in workspace.results.glob("[te]*s/*/*.parquet"):
-        if not path.name.startswith("."):
-            path.unlink()
+    delete(workspace, "finetune_shard", "collect_targets", "train_encoder")
     done = workspace.smoke()
     assert done.returncode == 0, done.stdout
     wrong = wrong_results(workspace, straight)
@@ -235,9 +240,7 @@ def test_the_disk_tests_know_every_stage_of_the_study(straight):
 @pytest.mark.parametrize("stage", OUTPUTS)
 def test_disk_full(straight, small_disk, fault_table, stage):
     workspace, disk = small_disk
-    for name in OUTPUTS[stage]:
-        path = workspace.results / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    delete(workspace, stage)
     others = results_of(workspace)
     targets = [f"{RESULTS}/{name}" for name in OUTPUTS[stage]]
     fill(disk)
