@@ -1,7 +1,6 @@
 """Put the trained encoder and its model card into one folder, ready to hand on."""
 
 import json
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -11,7 +10,7 @@ import yaml
 from workflow_scripts.lib.config import load_study
 from workflow_scripts.lib.encoder import SPLIT_FOLDERS, load_encoder
 from workflow_scripts.lib.model_card import model_card
-from workflow_scripts.lib.models import publish_folder
+from workflow_scripts.lib.models import atomic_folder
 from workflow_scripts.lib.published_layout import save_published
 from workflow_scripts.lib.stage import run_stage
 from workflow_scripts.lib.tables import read_table
@@ -32,12 +31,6 @@ def package_encoder(
     ------
     StudyError: the published layout has no place for this encoder.
     """
-    temporary = release.with_name(f".{release.name}.{os.getpid()}.new")
-    shutil.rmtree(temporary, ignore_errors=True)
-    if layout == "published":
-        save_published(load_encoder(encoder, sys.maxsize), temporary)
-    else:
-        shutil.copytree(encoder, temporary, ignore=shutil.ignore_patterns(".*"))
     text = config.read_text(encoding="utf-8")
     card = model_card(
         load_study(yaml.safe_load(text), origin=str(config)),
@@ -47,8 +40,12 @@ def package_encoder(
         "split" if (encoder / SPLIT_FOLDERS[0]).is_dir() else "joint",
         layout,
     )
-    (temporary / "README.md").write_text(card, encoding="utf-8")
-    publish_folder(temporary, release)
+    with atomic_folder(release) as temporary:
+        if layout == "published":
+            save_published(load_encoder(encoder, sys.maxsize), temporary)
+        else:
+            shutil.copytree(encoder, temporary, ignore=shutil.ignore_patterns(".*"), dirs_exist_ok=True)
+        (temporary / "README.md").write_text(card, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -186,7 +186,7 @@ def test_two_drivers_at_once(straight, tmp_path, fault_table):
     assert second.returncode == 1
     assert "lock" in second.stdout
     assert first.wait() == 0, (workspace.folder / "screen.txt").read_text()
-    told = next(line for line in second.stdout.splitlines() if "lock" in line.lower())
+    told = next(line for line in second.stdout.splitlines() if "cannot be locked" in line)
     fault_table.record("two drivers at once", 1, told, wrong=wrong_results(workspace, straight))
 
 
@@ -259,14 +259,23 @@ def test_disk_full(straight, small_disk, fault_table, stage):
     fault_table.record(f"disk full in {stage}", 1, told.replace(str(disk), "..."), lost=lost, wrong=wrong)
 
 
-def test_read_only_results(straight, small_disk, fault_table):
+@pytest.mark.parametrize(
+    ("missing", "words"),
+    [(["report.html"], "Write-protected output files"), (OUTPUTS["evaluate_lds"], "Read-only file system")],
+    ids=["outputs stand there", "no output stands there"],
+)
+def test_read_only_results(straight, small_disk, fault_table, missing, words):
+    """Snakemake itself tells of outputs that it could not replace, the stage of those that it can't write."""
     workspace, disk = small_disk
-    (workspace.results / "report.html").unlink()
+    for name in missing:
+        (workspace.results / name).unlink()
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
-    done = workspace.smoke()
+    targets = [f"{RESULTS}/{name}" for name in missing]
+    done = workspace.smoke(*targets)
     assert done.returncode == 1
-    told = next(line for line in done.stdout.splitlines() if "Read-only file system" in line)
+    assert words in done.stdout, done.stdout
+    told = next(line for line in done.stdout.splitlines() if words in line)
     subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
-    assert workspace.smoke().returncode == 0
+    assert workspace.smoke(*targets).returncode == 0
     wrong = wrong_results(workspace, straight)
     fault_table.record("a read-only results folder", 1, told.strip().replace(str(disk), "..."), wrong=wrong)

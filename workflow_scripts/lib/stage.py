@@ -62,8 +62,8 @@ def run_stage(smk: Any, stage: Callable[..., object]) -> None:
 def storage_trouble(error: BaseException) -> str | None:
     """Return what the user is told where a disk refused to write, and None for any other error."""
     code = error.errno if isinstance(error, OSError) else None
-    # Libraries written in Rust, and other processes, pass on the system's words without its number.
-    told = (number for number in _STORAGE_TROUBLES if code == number or f"{os.strerror(number)} " in f"{error} ")
+    # Libraries written in Rust, copies of folders, and other processes pass on the system's words without its number.
+    told = (number for number in _STORAGE_TROUBLES if code == number or os.strerror(number) in str(error))
     reason = next(told, None)
     if reason is None:
         return None
