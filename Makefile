@@ -33,7 +33,7 @@ test: lint
 
 # A gradient method through Snakemake: warm-up, fit, embeddings and scores of the smoke study.
 test-methods: $(VENV)/.installed-test
-	$(BIN)/pytest tests/workflow/test_methods.py
+	$(BIN)/pytest tests/workflow/test_gradient_method.py
 
 # Kills, damaged files, full disks, two drivers: prints a table of the faults and what came of them. Mounts a small
 # disk, so some of it needs root.
