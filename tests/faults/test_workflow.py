@@ -182,10 +182,12 @@ def test_two_drivers_at_once(straight, tmp_path, fault_table):
     first = start(workspace)
     while not list((workspace.folder / ".snakemake" / "locks").glob("*")):
         time.sleep(0.1)
+    first.send_signal(signal.SIGSTOP)
     # Without the word a second driver may stop at the file that the first is at work on, before it asks for the lock.
     second = workspace.smoke("--rerun-incomplete")
     assert second.returncode == 1
     assert "lock" in second.stdout
+    first.send_signal(signal.SIGCONT)
     assert first.wait() == 0, (workspace.folder / "screen.txt").read_text()
     told = next(line for line in second.stdout.splitlines() if "cannot be locked" in line)
     fault_table.record("two drivers at once", 1, told, wrong=wrong_results(workspace, straight))
