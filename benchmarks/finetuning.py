@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from harness import in_fresh_process, matrix_rate, precision, report
 from lengths import flan_like_examples
-from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from workflow_scripts.lib.finetuning import Finetuner
 from workflow_scripts.lib.language_model import TokenizedExample, best_device, load_language_model
@@ -52,20 +52,29 @@ def make_model(name: str, folder: str) -> None:
     Qwen2ForCausalLM(config).save_pretrained(folder)
 
 
-def fast(folder: str, vocabulary: int, examples: int, runs: int) -> dict[str, Any]:
-    """Fine-tune and evaluate `runs` subsets as the stage does; the LM is loaded once."""
-    train, test = flan_like_examples(examples, vocabulary, 1), flan_like_examples(examples, vocabulary, 2)
-    budget = 65_536 if torch.cuda.is_available() else 4096
-    tuner = Finetuner(
-        load_language_model(folder),
+def most_tokens() -> int:
+    """Return the tokens of one forward pass on this machine."""
+    return 65_536 if torch.cuda.is_available() else 4096
+
+
+def make_tuner(lm: PreTrainedModel) -> Finetuner:
+    """Return the workflow's own way to fine-tune `lm`."""
+    return Finetuner(
+        lm,
         learning_rate=LEARNING_RATE,
         weight_decay=0.0,
         batch_examples=BATCH,
         epochs=EPOCHS,
         precision=precision(),
-        step_tokens=budget,
-        evaluation_tokens=budget,
+        step_tokens=most_tokens(),
+        evaluation_tokens=most_tokens(),
     )
+
+
+def fast(folder: str, vocabulary: int, examples: int, runs: int) -> dict[str, Any]:
+    """Fine-tune and evaluate `runs` subsets as the stage does; the LM is loaded once."""
+    train, test = flan_like_examples(examples, vocabulary, 1), flan_like_examples(examples, vocabulary, 2)
+    tuner = make_tuner(load_language_model(folder))
     tuner.finetune(train[:BATCH], 0)  # warm-up
     seconds = []
     for _ in range(runs):

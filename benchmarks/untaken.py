@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from finetuning import BATCH, EPOCHS, LEARNING_RATE, MODELS, make_model
+from finetuning import BATCH, EPOCHS, LEARNING_RATE, MODELS, make_model, make_tuner, most_tokens
 from harness import in_fresh_process, precision, report
 from lengths import flan_like_examples
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from workflow_scripts.lib import finetuning as engine
 from workflow_scripts.lib import language_model
@@ -40,23 +40,13 @@ def subsets(examples: int, vocabulary: int, models: int) -> list[list[TokenizedE
 def one_by_one(folder: str, vocabulary: int, examples: int, models: int, change: str = "none") -> dict[str, Any]:
     """Fine-tune and evaluate each subset after the other, as the stage does; `change` is what is tried with it."""
     test = flan_like_examples(examples, vocabulary, 2)
-    budget = 65_536 if torch.cuda.is_available() else 4096
     lm = load_language_model(folder)
     if change == "compiled":
         lm.model = torch.compile(lm.model, dynamic=True)
     if change == "fused head":
         # Training and evaluation name it by a module each.
         engine.summed_losses = language_model.summed_losses = fused_losses
-    tuner = engine.Finetuner(
-        lm,
-        learning_rate=LEARNING_RATE,
-        weight_decay=0.0,
-        batch_examples=BATCH,
-        epochs=EPOCHS,
-        precision=precision(),
-        step_tokens=budget,
-        evaluation_tokens=budget,
-    )
+    tuner = make_tuner(lm)
 
     def work() -> list[np.ndarray]:
         losses = []
@@ -83,7 +73,7 @@ def stacked(folder: str, vocabulary: int, examples: int, models: int) -> dict[st
     """Fine-tune and evaluate all subsets at once: every tensor has one more dimension, the models."""
     test = flan_like_examples(examples, vocabulary, 2)
     device = best_device()
-    lm = language_model.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    lm = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     lm.to(device).eval()
     base = {name: weight.detach() for name, weight in lm.named_parameters()}
     head = "lm_head.weight" if "lm_head.weight" in base else "model.embed_tokens.weight"
@@ -116,7 +106,7 @@ def stacked(folder: str, vocabulary: int, examples: int, models: int) -> dict[st
         losses = np.empty((models, examples), np.float32)
         lengths = np.array([len(row.tokens) for row in test])
         with torch.no_grad():
-            for chosen in token_budget(lengths, (65_536 if torch.cuda.is_available() else 4096) // models):
+            for chosen in token_budget(lengths, most_tokens() // models):
                 rows = [test[i] for i in chosen]
                 batch = rectangle([rows] * models, device)
                 counts = np.array([len(row.tokens) - row.prompt_tokens for row in rows])

@@ -3,10 +3,7 @@
 import contextlib
 import io
 import json
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -37,8 +34,10 @@ from workflow_scripts.lib.gpus import visible_gpus
 from workflow_scripts.lib.mini_corpus import mini_rows
 from workflow_scripts.lib.models import load_pretrained, load_tokenizer
 from workflow_scripts.lib.pilot_jobs import repeated, typical_seconds
+from workflow_scripts.lib.pilot_processes import side_by_side, time_starts
 from workflow_scripts.lib.progress import say
 from workflow_scripts.lib.seeds import generator
+from workflow_scripts.lib.specs import STAGE_VERSIONS
 from workflow_scripts.lib.stage import run_stage
 from workflow_scripts.lib.tables import atomic_path, read_table, write_table
 from workflow_scripts.lib.text import encoder_texts
@@ -48,14 +47,8 @@ from workflow_scripts.take_encoder import take_encoder
 from workflow_scripts.tokenize_corpus import tokenize_corpus
 
 SAMPLE_ROWS = 2000
-# More processes side by side slow each other no further, and each costs a start.
-MOST_PROCESSES = 8
 STEP_SECONDS = 5.0
 PILOT_JOBS = "workflow_scripts.lib.pilot_jobs"
-# A stage without a model and one with: all of either kind import much the same.
-LIGHT_STAGE, MODEL_STAGE = "workflow_scripts.sample_subsets", "workflow_scripts.finetune_shard"
-STARTS = 2
-START = "import importlib, sys, time; importlib.import_module(sys.argv[2]); print(time.time() - float(sys.argv[1]))"
 FEW_STEPS, MANY_STEPS = 2, 12
 # Nobody fine-tunes a larger LM thousands of times without a GPU.
 LARGEST_LM_ON_A_CPU = 1e8
@@ -128,7 +121,7 @@ def run_pilot(
             say("run_pilot: the encoder's work ...")
             seconds |= _time_encoder(model, typical, prompt_words, training, chunk_tokens, precision)
         say("run_pilot: jobs side by side ...")
-        seconds |= _time_starts()
+        seconds |= time_starts()
         seconds |= _time_jobs(folder, typical, typical_tokens, lm, runs, model.dimension)
     machine = hardware()
     found = Pilot(
@@ -144,7 +137,10 @@ def run_pilot(
         encoder_parameters=parameters,
     )
     with atomic_path(pilot) as temporary:
-        temporary.write_text(json.dumps({"settings": settings, "found": asdict(found)}, indent=1) + "\n")
+        temporary.write_text(
+            json.dumps({"version": STAGE_VERSIONS["run_pilot"], "settings": settings, "found": asdict(found)}, indent=1)
+            + "\n"
+        )
     say(f"run_pilot: done in {time.monotonic() - start:.0f} s")
 
 
@@ -315,39 +311,8 @@ def _time_jobs(
         "dimension": dimension,
     }
     (folder / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
-    found = [json.loads(said.splitlines()[-1]) for said in _side_by_side("-m", PILOT_JOBS, str(folder))]
+    found = [json.loads(said.splitlines()[-1]) for said in side_by_side("-m", PILOT_JOBS, str(folder))]
     return {unit: statistics.fmean(one[unit] for one in found) for unit in found[0]}
-
-
-def _time_starts() -> dict[str, float]:
-    """Return the seconds from a job's start to its first line of work, and what the libraries of a model add to them.
-
-    The shortest of several counts: the first one reads the libraries from the disk.
-    """
-    light, heavy = (
-        min(float(said) for _ in range(STARTS) for said in _side_by_side("-c", START, str(time.time()), module))
-        for module in (LIGHT_STAGE, MODEL_STAGE)
-    )
-    return {"job_start": light, "model_start": max(heavy - light, 0.0)}
-
-
-def _side_by_side(*arguments: str) -> list[str]:
-    """Return what Python prints in as many processes at a time as the study's one-core jobs would run here."""
-    processes = 1 if visible_gpus() else min(torch.get_num_threads(), MOST_PROCESSES)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    running = [
-        subprocess.Popen(
-            [sys.executable, *arguments], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        for _ in range(processes)
-    ]
-    said = []
-    for process in running:
-        output, complaints = process.communicate()
-        if process.returncode:
-            raise StudyError(f"a job of the pilot failed:\n{complaints[-2000:]}")
-        said.append(output)
-    return said
 
 
 def _time_encoder(

@@ -22,6 +22,7 @@ from workflow_scripts.lib.costs import (
     makespan,
     not_planned,
 )
+from workflow_scripts.lib.specs import STAGE_VERSIONS
 from workflow_scripts.lib.study_plan import SHORTEST_RUNTIME_MINUTES, StudyPlan
 from workflow_scripts.show_plan import plan_text
 from workflow_scripts.write_plan import write_plan
@@ -263,7 +264,11 @@ def planned(tmp_path, monkeypatch) -> Path:
 def write_pilot(plan: StudyPlan, found: Pilot) -> Path:
     path = plan.results / "pilot.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    values = {"settings": plan.pilot_settings(), "found": dataclasses.asdict(found)}
+    values = {
+        "version": STAGE_VERSIONS["run_pilot"],
+        "settings": plan.pilot_settings(),
+        "found": dataclasses.asdict(found),
+    }
     path.write_text(json.dumps(values), encoding="utf-8")
     return path
 
@@ -279,10 +284,12 @@ def test_time_limits_are_twice_what_the_pilot_expects(planned):
     assert smoke(folds_per_job=4).runtime_minutes("finetune_shard") > smoke().runtime_minutes("finetune_shard")
 
 
-@pytest.mark.parametrize("damage", ["assumed", "other settings", "not JSON", "absent"])
+@pytest.mark.parametrize("damage", ["assumed", "other settings", "older version", "not JSON", "absent"])
 def test_time_limits_without_a_measurement_are_the_usual_ones(planned, damage):
     found = pilot(smoke(), assumed_units=("trained_token",) if damage == "assumed" else ())
     path = write_pilot(smoke(subset_examples=8) if damage == "other settings" else smoke(), found)
+    if damage == "older version":
+        path.write_text(json.dumps({**json.loads(path.read_text()), "version": STAGE_VERSIONS["run_pilot"] - 1}))
     if damage == "not JSON":
         path.write_text("{")
     if damage == "absent":

@@ -47,7 +47,7 @@ STAGE_VERSIONS = {
     "evaluate_amortisation": 1,
     "evaluate_transfer": 1,
     "write_report": 3,
-    "run_pilot": 2,
+    "run_pilot": 3,
     "write_plan": 2,
 }
 

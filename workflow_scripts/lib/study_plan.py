@@ -11,7 +11,7 @@ import re
 from functools import cached_property
 
 from workflow_scripts.lib.costs import Concurrency, Pilot, estimate, parameters_in_name
-from workflow_scripts.lib.specs import StageSpecs
+from workflow_scripts.lib.specs import STAGE_VERSIONS, StageSpecs
 
 FILE_NAME = re.compile(r"\.(jsonl|ndjson|json|csv|tsv|parquet|pq)(\.gz|\.zst)?$", re.IGNORECASE)
 # Of a job's expected seconds to its time limit, and the shortest limit worth asking for.
@@ -69,11 +69,12 @@ class StudyPlan(StageSpecs):
 
     @cached_property
     def pilot(self) -> Pilot | None:
-        """What the pilot of this study found; None where there was none, or one of other settings."""
+        """What the pilot of this study found; None where there was none, one of other settings, or of an older version."""
         try:
             written = json.loads((self.results / "pilot.json").read_text(encoding="utf-8"))
             # As it looks once written: JSON knows no tuples.
-            if written["settings"] != json.loads(json.dumps(self.pilot_settings())):
+            settings = json.loads(json.dumps(self.pilot_settings()))
+            if (written["version"], written["settings"]) != (STAGE_VERSIONS["run_pilot"], settings):
                 return None
             return Pilot.from_json(written["found"])
         except (OSError, ValueError, KeyError, TypeError):
@@ -83,11 +84,8 @@ class StudyPlan(StageSpecs):
     def _expected_seconds(self) -> dict[str, float]:
         if self.pilot is None:
             return {}
-        try:
-            # How many jobs run side by side doesn't change how long one takes.
-            costs = estimate(self, self.pilot, Concurrency(cores=1))
-        except KeyError:  # a pilot of an older version timed other units
-            return {}
+        # How many jobs run side by side doesn't change how long one takes.
+        costs = estimate(self, self.pilot, Concurrency(cores=1))
         return {one.stage: one.longest_seconds for one in costs if one.measured}
 
     def corpora_at_hand(self) -> list[str]:
