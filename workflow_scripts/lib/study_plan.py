@@ -69,7 +69,7 @@ class StudyPlan(StageSpecs):
 
     @cached_property
     def pilot(self) -> Pilot | None:
-        """What the pilot of this study found; None where there was none, or one of other settings or another version."""
+        """What the pilot of this study found; None where there was none of these settings and this version."""
         try:
             written = json.loads((self.results / "pilot.json").read_text(encoding="utf-8"))
             # As it looks once written: JSON knows no tuples.
