@@ -175,7 +175,9 @@ class Cluster:
         SYSTEM_FOLDER.mkdir(exist_ok=True)
         for name in ("slurm.conf", "gres.conf"):
             link = SYSTEM_FOLDER / name
-            if link.is_symlink() or link.exists():
+            if _was_left_behind(link):
+                link.unlink()
+            elif link.is_symlink() or link.exists():
                 link.rename(_kept(link))
             link.symlink_to(self.folder / name)
 
@@ -186,6 +188,12 @@ class Cluster:
                 link.unlink()
                 if _kept(link).is_symlink() or _kept(link).exists():
                     _kept(link).rename(link)
+
+
+def _was_left_behind(link: Path) -> bool:
+    """Return whether a cluster of these tests that was killed left `link`: commands would wait for it for long."""
+    configuration = link.resolve().with_name("slurm.conf")
+    return link.is_symlink() and (not configuration.exists() or "ClusterName=airrep" in configuration.read_text())
 
 
 def _kept(path: Path) -> Path:
