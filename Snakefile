@@ -33,6 +33,11 @@ if study.targets:
     include: "rules/release.smk"
 
 
+if plan_of_study.labelled():
+
+    include: "rules/labels.smk"
+
+
 include: "rules/experiments.smk"
 include: "rules/report.smk"
 include: "rules/plan.smk"

@@ -11,6 +11,8 @@ rule draw_base:
         f"{RESULTS}/logs/draw_base/{{experiment}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/draw_base/{{experiment}}.tsv"
+    # A base set larger than the corpus is worth knowing of before hours are spent.
+    priority: 100
     conda:
         "../envs/airrep.yaml"
     resources:
@@ -92,6 +94,8 @@ rule draw_removal:
 rule draw_selection:
     """Select training data for each task, by each method's ranks and at random."""
     input:
+        # Not read: there is nothing to select for where no test has a label.
+        labels(),
         test=corpus_of_experiment("selection", "test"),
         validation=validation_of("selection"),
         train_tokens=selection_pool_tokens,
@@ -218,6 +222,7 @@ rule evaluate_classification:
     """Ask whether the top-ranked training example carries the test's label."""
     input:
         leaks(),
+        labels(),
         scores=classified_scores,
         corpora=classified_corpora,
     output:

@@ -127,6 +127,10 @@ def leaks():
     return f"{RESULTS}/evaluation/leaks.parquet" if study.targets else []
 
 
+def labels():
+    return f"{RESULTS}/evaluation/labels.parquet"
+
+
 def training_log():
     return f"{RESULTS}/encoder.log.parquet" if study.targets else []
 
@@ -202,5 +206,13 @@ def classified_scores(wildcards):
 
 
 def classified_corpora(wildcards):
-    names = {corpus for evaluation in plan_of_study.classified() for corpus in plan_of_study.corpora_of(evaluation)}
+    return corpora_of_all(plan_of_study.classified())
+
+
+def labelled_corpora(wildcards):
+    return corpora_of_all(plan_of_study.labelled())
+
+
+def corpora_of_all(evaluations):
+    names = {corpus for evaluation in evaluations for corpus in plan_of_study.corpora_of(evaluation)}
     return [f"{RESULTS}/corpora/{name}.parquet" for name in sorted(names)]

@@ -39,12 +39,13 @@ def draw_selection(
 
     Parameters
     ----------
-    test: corpus of the tests, whose labels are the tasks. scores: `scores/<method>/<evaluation>.parquet`.
+    test: corpus of the tests, whose labels are the tasks; `check_labels` has seen that there are some.
+    scores: `scores/<method>/<evaluation>.parquet`.
     tasks: how many tasks, those with most tests first; None for all.
 
     Raises
     ------
-    StudyError: the tests have no labels, or fewer than `examples` usable examples are ranked.
+    StudyError: fewer than `examples` usable examples are there, or are ranked.
     """
     tests_of = group_by_task(test, read_table(validation)["example_ids"][0].values.to_numpy(), tasks)
     pool = usable_ids(train_tokens)
@@ -80,22 +81,12 @@ def draw_selection(
 
 
 def group_by_task(corpus: Path, test_ids: np.ndarray, tasks: int | None) -> dict[str, np.ndarray]:
-    """Return the tests of each task (label), int32: `tasks` of them, those with most tests first, or all.
-
-    Raises
-    ------
-    StudyError: no test has a label.
-    """
+    """Return the tests of each task (label), int32: `tasks` of them, those with most tests first, or all."""
     labels = read_table(corpus, ["label"])["label"].to_pylist()
     tests_of: dict[str, list[int]] = {}
     for test_id in sorted(test_ids.tolist()):
         if labels[test_id] is not None:
             tests_of.setdefault(labels[test_id], []).append(test_id)
-    if not tests_of:
-        raise StudyError(
-            f"no test in {corpus} has a label, so there is no task to select data for. Name the column under the "
-            "corpus's `columns`, e.g. {label: task}, or drop experiments.selection."
-        )
     largest = sorted(tests_of, key=lambda task: (-len(tests_of[task]), task))[:tasks]
     return {task: np.array(tests_of[task], np.int32) for task in largest}
 

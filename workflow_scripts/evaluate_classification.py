@@ -9,7 +9,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from scipy.stats import binomtest
 
-from workflow_scripts.lib.errors import StudyError
 from workflow_scripts.lib.experiment_tables import KEYS, VALUES
 from workflow_scripts.lib.progress import say
 from workflow_scripts.lib.stage import run_stage
@@ -31,11 +30,7 @@ def evaluate_classification(
     Parameters
     ----------
     scores: `scores/<method>/<evaluation>.parquet`. corpora: all that the evaluations need, matched by their names.
-    evaluations: names of the training and the test corpus of each evaluation.
-
-    Raises
-    ------
-    StudyError: no test of an evaluation has a label, or its training examples all have the same one.
+    evaluations: names of the training and the test corpus of each evaluation, whose labels `check_labels` has seen.
     """
     corpus = {path.stem: path for path in corpora}
     rows: list[dict[str, Any]] = []
@@ -52,30 +47,12 @@ def evaluate_classification(
 
 
 def top_example_has_label(scores: Path, train: Path, test: Path) -> np.ndarray:
-    """Return for each test with a label whether its most helpful example carries it, bool [tests].
-
-    Raises
-    ------
-    StudyError: no test has a label, or all training examples have the same one.
-    """
+    """Return for each test with a label whether its most helpful example carries it, bool [tests]."""
     table = read_table(scores, ["test_id", "sign", "rank", "example_id"])
     table = table.filter(pc.and_(pc.equal(table["sign"], "helpful"), pc.equal(table["rank"], 1)))
     test_labels = read_table(test, ["label"])["label"].take(table["test_id"]).to_pylist()
-    labels = read_table(train, ["label"])["label"]
-    train_labels = labels.take(table["example_id"]).to_pylist()
+    train_labels = read_table(train, ["label"])["label"].take(table["example_id"]).to_pylist()
     hits = [ours == theirs for ours, theirs in zip(test_labels, train_labels, strict=True) if ours is not None]
-    if not hits:
-        raise StudyError(
-            f"no test of {scores.stem} has a label, so there is nothing to classify. Name the column under the "
-            f"`columns` of the corpus {test.stem}, e.g. {{label: task}}, or leave {scores.stem} out of "
-            "experiments.classification.evaluations."
-        )
-    if labels.null_count == 0 and len(distinct := pc.unique(labels)) == 1:
-        raise StudyError(
-            f"all examples of the corpus {train.stem} have the label {distinct[0].as_py()!r}, so every method is right "
-            f"about the same tests. Name another column under its `columns`, or leave {scores.stem} out of "
-            "experiments.classification.evaluations."
-        )
     return np.array(hits)
 
 

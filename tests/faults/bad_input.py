@@ -283,8 +283,28 @@ def leaked() -> None:
     check_leaks(corpus, [corpus], [validation], Path("leaks.parquet"), near_duplicate=0.9)
 
 
+def labelled(train: list[str | None], test: list[str | None]) -> Callable[[], object]:
+    def try_it() -> None:
+        from workflow_scripts.check_labels import check_labels
+        from workflow_scripts.lib.tables import write_table
+
+        for name, labels in (("pool", train), ("tests", test)):
+            write_table(Path(f"{name}.parquet"), pa.table({"label": pa.array(labels, pa.string())}))
+        ids = pa.array([range(len(test))], pa.list_(pa.int32()))
+        write_table(Path("heldout.validation.parquet"), pa.table({"example_ids": ids}))
+        check_labels(
+            [Path("pool.parquet"), Path("tests.parquet")],
+            [Path("heldout.validation.parquet")],
+            Path("labels.parquet"),
+            evaluations={"heldout": ["pool", "tests"]},
+            classified=["heldout"],
+        )
+
+    return try_it
+
+
 SIZES = section_of(
-    "Sizes",
+    "Sizes and labels",
     {
         "a corpus of 0 usable rows": sampled(0),
         "a corpus of 1 usable row": sampled(1),
@@ -298,6 +318,8 @@ SIZES = section_of(
             200, test_tokens="train.parquet", validation_examples=None
         ),
         "tests that the encoder is trained on": leaked,
+        "one label only, where labels are to be told apart": labelled(["sums", "sums"], ["sums"]),
+        "no label, where labels are to be told apart": labelled(["sums", "words"], [None]),
     },
 )
 
@@ -360,16 +382,44 @@ def foreign_projection() -> None:
     load_encoder("bert", 64)
 
 
-def half_copied() -> None:
+def without_weight(folder: str, name: str) -> None:
     from safetensors.torch import load_file, save_file
 
+    weights = load_file(f"{folder}/model.safetensors")
+    del weights[name]
+    save_file(weights, f"{folder}/model.safetensors", metadata={"format": "pt"})
+
+
+def half_copied_encoder() -> None:
     from workflow_scripts.lib.encoder import load_encoder
 
     small_bert()
-    weights = load_file("bert/model.safetensors")
-    del weights["encoder.layer.0.attention.self.query.weight"]
-    save_file(weights, "bert/model.safetensors", metadata={"format": "pt"})
+    without_weight("bert", "encoder.layer.0.attention.self.query.weight")
     load_encoder("bert", 64)
+
+
+def small_lm() -> None:
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    Qwen2ForCausalLM(Qwen2Config(vocab_size=8, num_key_value_heads=1, **sizes)).save_pretrained("lm")
+
+
+def half_copied_lm() -> None:
+    from workflow_scripts.lib.language_model import load_language_model
+
+    small_lm()
+    without_weight("lm", "model.layers.0.mlp.up_proj.weight")
+    load_language_model("lm")
+
+
+def lm_of_another_size() -> None:
+    from workflow_scripts.lib.language_model import load_language_model
+
+    small_lm()
+    config = json.loads(Path("lm/config.json").read_text())
+    Path("lm/config.json").write_text(json.dumps(config | {"intermediate_size": 12}))
+    load_language_model("lm")
 
 
 def pickled_weights() -> None:
@@ -390,7 +440,9 @@ MODELS = section_of(
         "a tokenizer without an end-of-text token": tokenized(),
         "a chat template asked of a tokenizer without one": tokenized(chat_template=True, eos_token="b"),
         "weights in a pickle file": pickled_weights,
-        "an encoder of which a part is missing": half_copied,
+        "a LM of which a part is missing": half_copied_lm,
+        "weights of another size than the LM's config.json says": lm_of_another_size,
+        "an encoder of which a part is missing": half_copied_encoder,
         "a projection made for another hidden size": foreign_projection,
     },
 )
@@ -416,20 +468,9 @@ def damaged_file() -> None:
     read_table(path)
 
 
-def one_label() -> None:
-    from workflow_scripts.evaluate_classification import top_example_has_label
-    from workflow_scripts.lib.tables import write_table
-
-    write_table(Path("pool.parquet"), pa.table({"label": ["sums", "sums"]}))
-    top = {"test_id": [0], "sign": ["helpful"], "rank": [1], "example_id": [1]}
-    write_table(Path("heldout.parquet"), pa.table(top))
-    top_example_has_label(Path("heldout.parquet"), Path("pool.parquet"), Path("pool.parquet"))
-
-
 RESULTS = section_of(
     "Results",
     {
-        "one label only, where labels are to be told apart": one_label,
         "losses that are the same for every subset": constant_losses,
         "a file of the results with a flipped bit": damaged_file,
     },

@@ -13,6 +13,7 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 from faults import FaultTable
 from tiny_study import SAMPLING, TinyStudy, make_tiny_study
+from workspace import Workspace, new_workspace
 
 from workflow_scripts.collect_targets import collect_targets
 from workflow_scripts.lib.tables import read_table
@@ -42,6 +43,15 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyStudy:
 def straight(tiny: TinyStudy):
     """The losses of two folds x three subsets, computed without a fault."""
     return read_table(tiny.block(tiny.folder / "straight" / "block.parquet"))
+
+
+@pytest.fixture(scope="session")
+def straight_study(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """The smoke study, done without a fault."""
+    workspace = new_workspace(tmp_path_factory.mktemp("straight") / "workflow")
+    done = workspace.smoke()
+    assert done.returncode == 0, done.stdout
+    return workspace
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """The whole workflow under faults: after the user did what the message says, every result is that of a straight run."""
 
-import hashlib
 import os
 import random
 import re
@@ -12,68 +11,10 @@ import time
 
 import pyarrow.parquet as pq
 import pytest
+from comparing import delete, wrong_results
 from workspace import new_workspace
 
 pytestmark = pytest.mark.slow
-
-MEASURED = {"seconds"}
-RESULTS = "results/smoke"
-# What is deleted and asked for, so that a stage runs alone.
-OUTPUTS = {
-    "resolve_config": ["provenance.json", "config.resolved.yaml"],
-    "prepare_corpus": ["corpora/pool.parquet", "corpora/pool.rejected.parquet"],
-    "pretrain_base_lm": ["language_model"],
-    "tokenize_corpus": ["tokens/pool.parquet", "tokens/pool.rejected.parquet"],
-    "sample_subsets": ["subsets/heldout.parquet", "subsets/heldout.validation.parquet"],
-    "finetune_shard": ["targets/heldout/f0000_s0000.parquet"],
-    "collect_targets": ["targets/heldout.parquet"],
-    "init_encoder": ["encoder_untrained"],
-    "train_encoder": ["encoder", "encoder.log.parquet"],
-    "embed_corpus": ["embeddings/trained/pool.parquet"],
-    "score_pairs": ["scores/airrep/heldout.parquet", "groups/airrep/heldout.parquet"],
-    "check_leaks": ["evaluation/leaks.parquet"],
-    "evaluate_lds": ["evaluation/lds.parquet", "evaluation/differences.parquet"],
-    "package_encoder": ["release"],
-    "write_report": ["report.html"],
-}
-
-
-@pytest.fixture(scope="module")
-def straight(tmp_path_factory):
-    """The smoke study without a fault."""
-    workspace = new_workspace(tmp_path_factory.mktemp("straight") / "workflow")
-    done = workspace.smoke()
-    assert done.returncode == 0, done.stdout
-    return workspace
-
-
-def results_of(workspace):
-    """Everything that a study computes, but for measured times: tables, and the bytes of the models' weights."""
-    found = {}
-    for path in sorted(workspace.results.rglob("*")):
-        name = str(path.relative_to(workspace.results))
-        if "/." in f"/{name}":
-            continue
-        if path.suffix == ".parquet":
-            table = pq.read_table(path).replace_schema_metadata(None)
-            found[name] = table.drop_columns([column for column in table.column_names if column in MEASURED])
-        elif path.suffix == ".safetensors":
-            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
-    return found
-
-
-def delete(workspace, *stages):
-    """Delete what stages made."""
-    for stage in stages:
-        for name in OUTPUTS[stage]:
-            path = workspace.results / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def wrong_results(workspace, straight):
-    expected, found = results_of(straight), results_of(workspace)
-    assert expected.keys() == found.keys()
-    return sum(found[name] != expected[name] for name in expected)
 
 
 def start(workspace, *arguments):
@@ -122,7 +63,7 @@ def wait_for_jobs(driver, workspace, jobs):
 
 
 @pytest.mark.parametrize("with_jobs", [False, True], ids=["jobs live on", "jobs too"])
-def test_kill_of_the_driver(tmp_path, straight, fault_table, with_jobs):
+def test_kill_of_the_driver(tmp_path, straight_study, fault_table, with_jobs):
     workspace = new_workspace(tmp_path / "workflow")
     moments, kills, lost, locked, finished = random.Random(int(with_jobs)), 2, 0, 0, 0
     for _ in range(kills):
@@ -141,7 +82,7 @@ def test_kill_of_the_driver(tmp_path, straight, fault_table, with_jobs):
     assert again.returncode == 0, again.stdout
     lost = lost_runs(workspace, before)
     assert locked == kills
-    wrong = wrong_results(workspace, straight)
+    wrong = wrong_results(workspace, straight_study)
     fault_table.record(
         f"kill -9 of the driver ({'and its jobs' if with_jobs else 'its jobs live on'})",
         kills,
@@ -154,9 +95,9 @@ def test_kill_of_the_driver(tmp_path, straight, fault_table, with_jobs):
     )
 
 
-def test_leftovers_of_killed_jobs(straight, tmp_path, fault_table):
+def test_leftovers_of_killed_jobs(straight_study, tmp_path, fault_table):
     """Halves of files and folders under the temporary names of another machine, and files of another config."""
-    workspace = straight.copy(tmp_path / "workflow")
+    workspace = straight_study.copy(tmp_path / "workflow")
     left = 0
     for path in [*workspace.results.rglob("*.parquet"), *workspace.results.rglob("*.html")]:
         path.with_name(f".{path.name}.elsewhere.1.tmp").write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -169,15 +110,17 @@ def test_leftovers_of_killed_jobs(straight, tmp_path, fault_table):
     state = workspace.results / ".encoder.0123456789abcdef.state"
     state.mkdir()
     (state / "state.safetensors").write_bytes(b"of another config")
-    delete(workspace, "finetune_shard", "collect_targets", "train_encoder")
+    delete(
+        workspace, "targets/heldout/f0000_s0000.parquet", "targets/heldout.parquet", "encoder", "encoder.log.parquet"
+    )
     done = workspace.smoke()
     assert done.returncode == 0, done.stdout
-    wrong = wrong_results(workspace, straight)
+    wrong = wrong_results(workspace, straight_study)
     fault_table.record("half-written leftovers of killed jobs", left + 1, "nothing: they are ignored", wrong=wrong)
 
 
-def test_two_drivers_at_once(straight, tmp_path, fault_table):
-    workspace = straight.copy(tmp_path / "workflow")
+def test_two_drivers_at_once(straight_study, tmp_path, fault_table):
+    workspace = straight_study.copy(tmp_path / "workflow")
     shutil.rmtree(workspace.results / "evaluation")
     first = start(workspace)
     while not list((workspace.folder / ".snakemake" / "locks").glob("*")):
@@ -190,11 +133,11 @@ def test_two_drivers_at_once(straight, tmp_path, fault_table):
     first.send_signal(signal.SIGCONT)
     assert first.wait() == 0, (workspace.folder / "screen.txt").read_text()
     told = next(line for line in second.stdout.splitlines() if "cannot be locked" in line)
-    fault_table.record("two drivers at once", 1, told, wrong=wrong_results(workspace, straight))
+    fault_table.record("two drivers at once", 1, told, wrong=wrong_results(workspace, straight_study))
 
 
-def test_clock_set_back(straight, tmp_path, fault_table):
-    workspace = straight.copy(tmp_path / "workflow")
+def test_clock_set_back(straight_study, tmp_path, fault_table):
+    workspace = straight_study.copy(tmp_path / "workflow")
     for path in (workspace.results / "groups").rglob("*.parquet"):
         os.utime(path, (time.time() + 86_400,) * 2)
     done = workspace.smoke()
@@ -203,82 +146,5 @@ def test_clock_set_back(straight, tmp_path, fault_table):
         "clock set back a day after half of the study",
         1,
         "what stands below is made again",
-        wrong=wrong_results(workspace, straight),
+        wrong=wrong_results(workspace, straight_study),
     )
-
-
-@pytest.fixture
-def small_disk(straight, tmp_path):
-    """The finished study on a disk of its own, and the folder where that is mounted."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", disk], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip("needs the right to mount a disk")
-    workspace = straight.copy(tmp_path / "workflow")
-    shutil.copytree(workspace.results, disk / "smoke")
-    shutil.rmtree(workspace.results)
-    workspace.results.symlink_to(disk / "smoke")
-    yield workspace, disk
-    subprocess.run(["mount", "-o", "remount,rw", disk], check=False)
-    subprocess.run(["umount", "--lazy", disk], check=True)
-
-
-def fill(disk):
-    with open(disk / "ballast", "wb", buffering=0) as file:
-        for size in (1 << 20, 1 << 12):
-            while True:
-                try:
-                    file.write(bytes(size))
-                except OSError:
-                    break
-
-
-def test_the_disk_tests_know_every_stage_of_the_study(straight):
-    assert OUTPUTS.keys() == {path.name.removesuffix(".log") for path in (straight.results / "logs").iterdir()}
-
-
-@pytest.mark.parametrize("stage", OUTPUTS)
-def test_disk_full(straight, small_disk, fault_table, stage):
-    workspace, disk = small_disk
-    delete(workspace, stage)
-    others = results_of(workspace)
-    targets = [f"{RESULTS}/{name}" for name in OUTPUTS[stage]]
-    fill(disk)
-    full = workspace.smoke(*targets)
-    assert full.returncode == 1
-    assert "No space left on device" in full.stdout
-    assert f"error in {stage}" in full.stdout
-    assert "Traceback" not in full.stdout.split("error in")[0]
-    lost = len(others.keys() - results_of(workspace).keys())
-    (disk / "ballast").unlink()
-    again = workspace.smoke(*targets)
-    assert again.returncode == 0, again.stdout
-    assert not list(workspace.results.rglob("*.tmp"))
-    told = full.stdout[full.stdout.index(f"error in {stage}") :].splitlines()[0]
-    wrong = wrong_results(workspace, straight)
-    fault_table.record(f"disk full in {stage}", 1, told.replace(str(disk), "..."), lost=lost, wrong=wrong)
-
-
-@pytest.mark.parametrize(
-    ("missing", "words"),
-    [(["report.html"], "Write-protected output files"), (OUTPUTS["evaluate_lds"], "Read-only file system")],
-    ids=["outputs stand there", "no output stands there"],
-)
-def test_read_only_results(straight, small_disk, fault_table, missing, words):
-    """Snakemake itself tells of outputs that it could not replace, the stage of those that it can't write."""
-    workspace, disk = small_disk
-    for name in missing:
-        (workspace.results / name).unlink()
-    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
-    targets = [f"{RESULTS}/{name}" for name in missing]
-    done = workspace.smoke(*targets)
-    assert done.returncode == 1
-    assert words in done.stdout, done.stdout
-    told = next(line for line in done.stdout.splitlines() if words in line)
-    subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
-    assert workspace.smoke(*targets).returncode == 0
-    wrong = wrong_results(workspace, straight)
-    fault_table.record("a read-only results folder", 1, told.strip().replace(str(disk), "..."), wrong=wrong)

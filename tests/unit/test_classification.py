@@ -4,7 +4,6 @@ import pyarrow as pa
 import pytest
 
 from workflow_scripts.evaluate_classification import evaluate_classification
-from workflow_scripts.lib.errors import StudyError
 from workflow_scripts.lib.tables import read_table, write_table
 
 
@@ -40,15 +39,3 @@ def test_accuracy_counts_tests_with_a_label(files):
     assert row["value"] == 0.5  # 0 and 3 are right; 1 and 4 are not, 2 has no label
     # Wilson: (p + z²/2n ± z sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n) with n = 4, z = 1.96
     assert (row["ci_low"], row["ci_high"]) == pytest.approx((0.150, 0.850), abs=1e-3)
-
-
-def test_one_label_alone_is_told(files):
-    write_table(files / "train.parquet", pa.table({"label": ["a"] * 4}))
-    with pytest.raises(StudyError, match="all examples of the corpus train have the label 'a'"):
-        classify(files)
-
-
-def test_an_evaluation_without_labels_is_told(files):
-    write_table(files / "test.parquet", pa.table({"label": pa.nulls(5, pa.string())}))
-    with pytest.raises(StudyError, match="no test of heldout has a label"):
-        classify(files)

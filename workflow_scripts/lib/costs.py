@@ -369,6 +369,7 @@ def not_planned(plan: StudyPlan) -> dict[str, list[str]]:
         "warmup_lm": [name for name, one in own.items() if one.language_model == "warm"],
         "fit_method": [name for name, one in own.items() if one.fitted],
         "embed_by_method": list(own),
+        "check_labels": plan.labelled(),
         "draw_base": with_base,
         "score_base": with_base,
         **{f"draw_{name}": [name] for name in with_runs},

@@ -17,7 +17,7 @@ from transformers import AutoModel, BertModel, PreTrainedModel, PreTrainedTokeni
 
 from workflow_scripts.lib.errors import StudyError
 from workflow_scripts.lib.language_model import autocast, best_device
-from workflow_scripts.lib.models import atomic_folder, load_pretrained, load_tokenizer, model_folder
+from workflow_scripts.lib.models import atomic_folder, load_tokenizer, load_weights, model_folder
 from workflow_scripts.lib.packing import ATTENTION, PackedBatch, pack, to_device, token_budget
 from workflow_scripts.lib.published_layout import PROJECTOR, WEIGHTS, is_published_layout, published_config
 from workflow_scripts.lib.tables import file_hash
@@ -227,15 +227,10 @@ def load_encoder(
             f"{model}: {' and '.join(SPLIT_FOLDERS)} have different transformers. Take a whole copy of it."
         )
     tokenizer = load_tokenizer(parts[0], trust_remote_code=trust_remote_code)
-    options = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
+    loader, options = AutoModel, {}
     if is_published_layout(folder):
-        loader, options = BertModel, {**options, "config": published_config(folder)}
-    else:
-        loader = AutoModel
-    transformer, found = load_pretrained(loader, parts[0], None, trust_remote_code, **options)
-    # Weights that a file lacks would be random ones. The pooler isn't used, so it may be missing.
-    if missing := sorted(name for name in found["missing_keys"] if not name.startswith("pooler.")):
-        raise StudyError(f"{model}: {len(missing)} weights are missing, e.g. {missing[0]}. Take a whole copy of it.")
+        loader, options = BertModel, {"config": published_config(folder)}
+    transformer = load_weights(loader, parts[0], None, trust_remote_code, unused="pooler.", **options)
     transformer.pooler = None
     projections = [projection for part in parts if (projection := stored_projection(part))]
     if projections:

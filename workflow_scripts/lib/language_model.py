@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from workflow_scripts.lib.models import load_pretrained
+from workflow_scripts.lib.models import load_weights
 from workflow_scripts.lib.packing import ATTENTION, PackedBatch, pack, to_device, token_budget
 
 
@@ -30,9 +30,7 @@ def load_language_model(
 
     The model is in evaluation mode, so no dropout disturbs a fine-tuning run.
     """
-    lm = load_pretrained(
-        AutoModelForCausalLM, model, revision, trust_remote_code, dtype=torch.float32, use_safetensors=True
-    )
+    lm = load_weights(AutoModelForCausalLM, model, revision, trust_remote_code)
     lm.to(device or best_device()).eval()
     lm.config.use_cache = False
     use_packing(lm)

@@ -15,7 +15,7 @@ from workflow_scripts.lib.progress import say
 from workflow_scripts.lib.tables import file_hash
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MODEL_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.py"]
 
@@ -40,6 +40,35 @@ def load_pretrained(
         return loader.from_pretrained(str(model), revision=revision, trust_remote_code=trust_remote_code, **options)
     except (OSError, ValueError) as error:
         raise _cant_be_loaded(model, error) from error
+
+
+def load_weights(
+    loader: type, model: str | Path, revision: str | None, trust_remote_code: bool, unused: str = "", **options: object
+) -> PreTrainedModel:
+    """Load a model in float32 from safetensors; raises `StudyError` where its weights aren't whole.
+
+    `unused` begins the names of weights that nobody reads, so they may be missing (empty: none).
+    """
+    import torch
+    from transformers.utils import logging
+
+    options |= {"dtype": torch.float32, "use_safetensors": True}
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    verbosity = logging.get_verbosity()
+    # Of weights that don't fit it prints a table and takes random ones; what is refused is decided here.
+    logging.set_verbosity_error()
+    try:
+        loaded, found = load_pretrained(loader, model, revision, trust_remote_code, **options)
+    finally:
+        logging.set_verbosity(verbosity)
+    if missing := sorted(name for name in found["missing_keys"] if not (unused and name.startswith(unused))):
+        raise StudyError(f"{model}: {len(missing)} weights are missing, e.g. {missing[0]}. Take a whole copy of it.")
+    for name, stored, expected in found["mismatched_keys"]:
+        raise StudyError(
+            f"{model}: {name} is stored with shape {list(stored)}, and config.json asks for {list(expected)}: they "
+            "come from two models. Take a whole copy of one."
+        )
+    return loaded
 
 
 def model_folder(model: str | Path, revision: str | None = None) -> Path:

@@ -32,6 +32,7 @@ STAGE_VERSIONS = {
     "score_part": 1,
     "merge_scores": 1,
     "check_leaks": 1,
+    "check_labels": 1,
     "evaluate_lds": 1,
     "package_encoder": 1,
     "push_encoder": 1,
@@ -236,6 +237,12 @@ class StageSpecs(StudyJobs):
 
     def _check_leaks(self) -> dict[str, Any]:
         return {"near_duplicate": self.study.judging.near_duplicate}
+
+    def _check_labels(self) -> dict[str, Any]:
+        return {
+            "evaluations": {name: list(self.corpora_of(name)) for name in self.labelled()},
+            "classified": self.classified(),
+        }
 
     def _evaluate_lds(self) -> dict[str, Any]:
         return {

@@ -176,7 +176,14 @@ class StudyJobs:
 
     def classified(self) -> list[str]:
         """Return the evaluation sets whose tests are classified."""
+        if self.study.experiments.classification is None:
+            return []
         return self.study.experiments.classification.evaluations or list(self.study.evaluations)
+
+    def labelled(self) -> list[str]:
+        """Return the evaluation sets of which an experiment reads the labels."""
+        selection = self.study.experiments.selection
+        return list(dict.fromkeys([*self.classified(), *([selection.evaluation] if selection else [])]))
 
     def parts_of(self, corpus: str) -> list[str]:
         """Return the parts that a corpus is embedded and scored in, as they stand in file names; [""] for one."""

@@ -1,0 +1,82 @@
+"""Refuse experiments that ask for labels which the corpora don't have, and count the labels."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from workflow_scripts.lib.errors import StudyError
+from workflow_scripts.lib.progress import say
+from workflow_scripts.lib.stage import run_stage
+from workflow_scripts.lib.tables import read_table, write_table
+
+SCHEMA = pa.schema(
+    [("evaluation", pa.string()), ("role", pa.string()), ("label", pa.string()), ("examples", pa.int64())]
+)
+
+
+def check_labels(
+    corpora: Sequence[Path],
+    validations: Sequence[Path],
+    labels: Path,
+    *,
+    evaluations: Mapping[str, Sequence[str]],
+    classified: Sequence[str],
+) -> None:
+    """Write how many training and test examples of each evaluation carry each label (null: none).
+
+    Parameters
+    ----------
+    corpora: all that the evaluations need, matched by their names.
+    validations: the chosen test examples of each evaluation, named `<evaluation>.validation.parquet`.
+    evaluations: names of the training and the test corpus of each evaluation that needs labels.
+    classified: those whose tests are classified, so that the training examples need labels that differ.
+
+    Raises
+    ------
+    StudyError: no test of an evaluation has a label, or the training examples of a classified one are all alike.
+    """
+    corpus = {path.stem: path for path in corpora}
+    chosen = {path.name.removesuffix(".validation.parquet"): path for path in validations}
+    rows: list[dict[str, Any]] = []
+    for evaluation, (train, test) in evaluations.items():
+        test_ids = read_table(chosen[evaluation])["example_ids"].combine_chunks().values
+        test_labels = read_table(corpus[test], ["label"])["label"].take(test_ids)
+        _refuse_none(evaluation, test, test_labels)
+        train_labels = read_table(corpus[train], ["label"])["label"]
+        if evaluation in classified:
+            _refuse_alike(evaluation, train, train_labels)
+        for role, values in (("train", train_labels), ("test", test_labels)):
+            counts = values.value_counts().to_pylist()
+            rows += [
+                {"evaluation": evaluation, "role": role, "label": c["values"], "examples": c["counts"]} for c in counts
+            ]
+            say(f"check_labels {evaluation}: {len(counts):,} labels among {len(values):,} {role} examples")
+    write_table(labels, pa.Table.from_pylist(rows, SCHEMA))
+
+
+def _refuse_none(evaluation: str, corpus: str, labels: pa.ChunkedArray) -> None:
+    if labels.null_count == len(labels):
+        raise StudyError(
+            f"no test of {evaluation} has a label, so there is nothing to classify and no task to select data for. "
+            f"Name the column under corpora.{corpus}.columns, e.g. {{label: task}}, or leave {evaluation} out of "
+            "experiments.classification and experiments.selection."
+        )
+
+
+def _refuse_alike(evaluation: str, corpus: str, labels: pa.ChunkedArray) -> None:
+    distinct = pc.unique(labels)
+    if len(distinct) == 1:
+        label = distinct[0].as_py()
+        found = "have no label" if label is None else f"have the label {label!r}"
+        raise StudyError(
+            f"all examples of the corpus {corpus} {found}, so every method is right about the same tests. Name another "
+            f"column under corpora.{corpus}.columns, or leave {evaluation} out of "
+            "experiments.classification.evaluations."
+        )
+
+
+if __name__ == "__main__":
+    run_stage(snakemake, check_labels)  # noqa: F821
