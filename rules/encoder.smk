@@ -1,7 +1,7 @@
 rule init_encoder:
     """Make the encoder before training."""
     input:
-        corpus=f"{RESULTS}/corpora/{study.targets.corpus}.parquet",
+        unpack(inputs_of_untrained_encoder),
     output:
         encoder=directory(f"{RESULTS}/encoder_untrained{{variant}}"),
     log:

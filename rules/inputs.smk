@@ -52,6 +52,11 @@ def blocks(wildcards):
     return [f"{RESULTS}/targets/{wildcards.pool}/{name}.parquet" for name in names]
 
 
+def inputs_of_untrained_encoder(wildcards):
+    corpus = f"{RESULTS}/corpora/{study.targets.corpus}.parquet"
+    return {"corpus": corpus} | (language_model() if plan_of_study.reads_tokens_of_lm(wildcards.variant) else {})
+
+
 def untrained_encoder(wildcards):
     return f"{RESULTS}/encoder_untrained" + (wildcards.variant if plan_of_study.starts_anew(wildcards.variant) else "")
 

@@ -2,13 +2,15 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import BertWordPieceTokenizer
-from transformers import BertConfig, BertModel, BertTokenizerFast
+from tokenizers import BertWordPieceTokenizer, Tokenizer
+from tokenizers.processors import TemplateProcessing
+from transformers import BertConfig, BertModel, BertTokenizerFast, PreTrainedTokenizerFast
 
 from workflow_scripts.lib.encoder import (
     AttributionEncoder,
@@ -18,7 +20,7 @@ from workflow_scripts.lib.encoder import (
     start_at_principal_axes,
     stored_projection,
 )
-from workflow_scripts.lib.models import model_folder
+from workflow_scripts.lib.models import load_tokenizer, model_folder
 from workflow_scripts.lib.seeds import derive_seed
 from workflow_scripts.lib.stage import run_stage
 from workflow_scripts.lib.tables import read_table
@@ -34,6 +36,8 @@ def init_encoder(
     corpus: Path,
     encoder: Path,
     *,
+    language_model: Path | None = None,
+    lm_source: Mapping[str, Any] | None = None,
     model: str,
     revision: str | None,
     trust_remote_code: bool,
@@ -45,20 +49,29 @@ def init_encoder(
     prompt_words: int,
     hidden: int,
     layers: int,
+    tokenizer: str,
     vocabulary: int,
     seed: int,
 ) -> None:
     """Write the encoder that training starts from, and that the untrained baseline uses, to `encoder`.
 
-    `builtin:small` is a BERT of `layers` layers with random weights, its vocabulary taken from `corpus`;
-    any other `model` is loaded. Its projection to `dimension` starts at random, or with `principal` at the principal
-    axes of texts of `corpus` (`lib.encoder.start_at_principal_axes`).
+    `builtin:small` is a BERT of `layers` layers with random weights, which reads word pieces of `corpus`, or with the
+    tokenizer `language_model` the LM's tokens; any other `model` is loaded. Its projection to `dimension` starts at
+    random, or with `principal` at the principal axes of texts of `corpus` (`lib.encoder.start_at_principal_axes`).
+
+    Parameters
+    ----------
+    language_model: folder of the LM, where the workflow made it.
+    lm_source: `model`, `revision` and `trust_remote_code` of the LM, if its tokens are read.
     """
     table = read_table(corpus, ["prompt", "response"])
     brought = model != BUILTIN and stored_projection(model_parts(model_folder(model, revision))[0])
     if model == BUILTIN:
-        texts = encoder_texts(table, prompt_words, view)
-        made = small_encoder(texts, view, dimension, max_tokens, hidden, layers, vocabulary, seed, normalized)
+        if tokenizer == "language_model":
+            words = tokens_of_lm(load_tokenizer(**{**lm_source, "model": language_model or lm_source["model"]}))
+        else:
+            words = wordpiece_tokenizer(encoder_texts(table, prompt_words, view), vocabulary)
+        made = small_encoder(words, view, dimension, max_tokens, hidden, layers, seed, normalized)
     else:
         made = load_encoder(
             model,
@@ -77,19 +90,16 @@ def init_encoder(
 
 
 def small_encoder(
-    texts: Sequence[EncoderText],
+    tokenizer: PreTrainedTokenizerFast,
     view: View,
     dimension: int,
     max_tokens: int,
     hidden: int,
     layers: int,
-    vocabulary: int,
     seed: int,
     normalized: bool = False,
 ) -> AttributionEncoder:
-    """Return a small BERT with random weights and a WordPiece vocabulary of `texts`."""
-    parts = [part for text in texts for part in text]
-    tokenizer = BertTokenizerFast(vocab=wordpieces(parts, vocabulary), do_lower_case=True)
+    """Return a small BERT with random weights."""
     torch.manual_seed(derive_seed(seed, "encoder"))
     config = BertConfig(
         vocab_size=len(tokenizer),
@@ -98,10 +108,26 @@ def small_encoder(
         num_attention_heads=max(hidden // 32, 1),
         intermediate_size=2 * hidden,
         max_position_embeddings=max_tokens,
+        # Padding is never read, and may be a token that is: many LMs pad with their end-of-text token.
+        pad_token_id=None,
     )
     transformer = BertModel(config, add_pooling_layer=False)
     projections = random_projections(hidden, dimension, view, derive_seed(seed, "projection"))
     return AttributionEncoder(transformer, tokenizer, projections, max_tokens, normalized)
+
+
+def tokens_of_lm(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """Return a LM's tokenizer for an encoder: every text ends with the end-of-text token, as the LM's responses do."""
+    end = tokenizer.eos_token
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.post_processor = TemplateProcessing(single=["$A", end], special_tokens=[(end, tokenizer.eos_token_id)])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=end, pad_token=tokenizer.pad_token or end)
+
+
+def wordpiece_tokenizer(texts: Sequence[EncoderText], vocabulary: int) -> PreTrainedTokenizerFast:
+    """Return BERT's tokenizer with a lower-case WordPiece vocabulary of `texts`."""
+    parts = [part for text in texts for part in text]
+    return BertTokenizerFast(vocab=wordpieces(parts, vocabulary), do_lower_case=True)
 
 
 def wordpieces(texts: Sequence[str], vocabulary: int) -> dict[str, int]:

@@ -102,7 +102,7 @@ def run_pilot(
         # What the stages say of their own progress is not about this study's.
         with contextlib.redirect_stderr(io.StringIO()):
             lm = _language_model(language_model, runs, samples, typical, folder)
-            model, encoder_seconds, no_encoder = _encoder(encoder, typical, prompt_words, folder)
+            model, encoder_seconds, no_encoder = _encoder(encoder, typical, lm, prompt_words, folder)
             facts = {
                 name: _facts(samples[name], lm, model, prompt_words, folder)
                 if name in samples
@@ -245,14 +245,14 @@ def _parameters(model: torch.nn.Module) -> float:
 
 
 def _encoder(
-    settings: Mapping[str, Any], typical: _Sample, prompt_words: int, folder: Path
+    settings: Mapping[str, Any], typical: _Sample, lm: _LanguageModel, prompt_words: int, folder: Path
 ) -> tuple[AttributionEncoder, dict[str, float], str | None]:
     """Return the encoder, the seconds of making it and of tokenising a row, and why it is a stand-in, if it is."""
     missing = None
     start = time.perf_counter()
     try:
         if "dimension" in settings:
-            init_encoder(typical.file, folder / "encoder", **settings)
+            init_encoder(typical.file, folder / "encoder", language_model=lm.loading.get("language_model"), **settings)
         else:
             take_encoder(folder / "encoder", **settings)
     except StudyError as error:

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from workflow_scripts.attribute import Query, as_text, attribute, main, prepared_corpus
-from workflow_scripts.init_encoder import small_encoder
+from workflow_scripts.init_encoder import small_encoder, wordpiece_tokenizer
 from workflow_scripts.lib.encoder import load_encoder
 from workflow_scripts.lib.errors import StudyError
 from workflow_scripts.lib.text import encoder_text
@@ -26,8 +26,8 @@ QUERIES = [Query("What is the sum of 3?", "It is 4."), Query("Name a root.", "")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("attribute")
     texts = [encoder_text(row["prompt"], row["response"], 256, "joint") for row in ROWS]
-    small_encoder(texts, "joint", 16, 64, 32, 1, 200, seed=1).save(folder / "encoder")
-    small_encoder(texts, "joint", 16, 64, 32, 1, 200, seed=2).save(folder / "other_encoder")
+    small_encoder(wordpiece_tokenizer(texts, 200), "joint", 16, 64, 32, 1, seed=1).save(folder / "encoder")
+    small_encoder(wordpiece_tokenizer(texts, 200), "joint", 16, 64, 32, 1, seed=2).save(folder / "other_encoder")
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     (folder / "corpus").mkdir()
     prepared_corpus(str(folder / "rows.jsonl"), folder / "corpus").rename(folder / "corpus.parquet")

@@ -87,7 +87,7 @@ def test_the_prompt_is_cut_in_words_and_the_response_is_not():
 def test_the_untrained_encoder_depends_on_corpus_and_seed_alone(tiny, tmp_path):
     spec = {"model": "builtin:small", "revision": None, "trust_remote_code": False, "dimension": 16, "max_tokens": 64}
     spec |= {"view": "joint", "normalized": False, "projection": "random"}
-    spec |= {"prompt_words": 256, "hidden": 32, "layers": 1, "vocabulary": 300}
+    spec |= {"prompt_words": 256, "hidden": 32, "layers": 1, "vocabulary": 300, "tokenizer": "wordpiece"}
     init_encoder(tiny.corpus, tmp_path / "again", **spec, seed=1)
     init_encoder(tiny.corpus, tmp_path / "other", **spec, seed=2)
     for name in ("model.safetensors", "tokenizer.json", "2_Dense/model.safetensors"):
@@ -102,7 +102,7 @@ def split_folder(tiny, tmp_path_factory):
     """An encoder that reads prompt and response apart, means of length 1, started at the principal axes."""
     folder = tmp_path_factory.mktemp("split") / "encoder"
     spec = {"model": "builtin:small", "revision": None, "trust_remote_code": False, "dimension": 16, "max_tokens": 64}
-    spec |= {"prompt_words": 256, "hidden": 32, "layers": 1, "vocabulary": 300, "seed": 1}
+    spec |= {"prompt_words": 256, "hidden": 32, "layers": 1, "tokenizer": "wordpiece", "vocabulary": 300, "seed": 1}
     init_encoder(tiny.corpus, folder, **spec, view="split", normalized=True, projection="principal")
     return folder
 
@@ -153,9 +153,40 @@ def test_the_principal_start_centres_and_levels_the_texts_it_saw(tiny, split_fol
         np.testing.assert_allclose(found, np.diag(expected), atol=1e-4)
 
 
+@pytest.mark.parametrize("view", ["joint", "split"])
+def test_an_encoder_can_read_the_tokens_of_the_lm(tiny, tmp_path, view):
+    """In plain sentence-transformers too, in padded batches, although the LM pads with its end-of-text token."""
+    spec = {"model": "builtin:small", "revision": None, "trust_remote_code": False, "dimension": 16, "max_tokens": 64}
+    spec |= {"prompt_words": 256, "hidden": 32, "layers": 1, "seed": 1, "view": view}
+    spec |= {"tokenizer": "language_model", "vocabulary": 300}
+    source = {"model": "builtin:tiny", "revision": None, "trust_remote_code": False}
+    folder = tmp_path / "encoder"
+    init_encoder(
+        tiny.corpus,
+        folder,
+        language_model=tiny.language_model,
+        lm_source=source,
+        **spec,
+        normalized=True,
+        projection="random",
+    )
+    model, lm = load_encoder(folder, 64), AutoTokenizer.from_pretrained(tiny.language_model)
+    texts = encoder_texts(read_table(tiny.corpus), 256, view)[:20]
+    tokens = model.tokenize(texts)
+    assert [part.tolist() for part in tokens[0]] == [
+        [*lm(part)["input_ids"][:63], lm.eos_token_id] for part in texts[0]
+    ]
+    vectors = model.encode(tokens, 500)
+    for part, name in enumerate(("prompt", "response") if view == "split" else ("",)):
+        plain = SentenceTransformer(str(folder / name), device="cpu")
+        found = plain.encode([text[part] for text in texts], batch_size=20)
+        width = found.shape[1]
+        np.testing.assert_allclose(found, vectors[:, width * part : width * (part + 1)], atol=1e-5)
+
+
 def test_a_projection_that_is_brought_is_kept(tiny, split_folder, tmp_path):
     spec = {"revision": None, "trust_remote_code": False, "dimension": 8, "max_tokens": 64, "prompt_words": 256}
-    spec |= {"hidden": 1, "layers": 1, "vocabulary": 1, "seed": 1}
+    spec |= {"hidden": 1, "layers": 1, "tokenizer": "wordpiece", "vocabulary": 1, "seed": 1}
     init_encoder(
         tiny.corpus,
         tmp_path / "own",

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from report_run import METHOD_LDS, make_run
 
-from workflow_scripts.init_encoder import small_encoder
+from workflow_scripts.init_encoder import small_encoder, wordpiece_tokenizer
 from workflow_scripts.lib.config import load_study
 from workflow_scripts.lib.encoder import load_encoder, load_trained_encoder
 from workflow_scripts.lib.errors import StudyError
@@ -59,7 +59,7 @@ def test_the_release_is_the_encoder_and_its_card(tiny, packaged):
 @pytest.mark.parametrize("view", ["joint", "split"])
 def test_the_code_of_the_card_gives_the_scores_of_the_workflow(tiny, packaged, tmp_path, view):
     texts = encoder_texts(read_table(tiny.corpus), 256, view)
-    small_encoder(texts, view, 16, 64, 32, 1, 300, seed=1).save(tmp_path / "encoder")
+    small_encoder(wordpiece_tokenizer(texts, 300), view, 16, 64, 32, 1, seed=1).save(tmp_path / "encoder")
     release, card = packaged(tmp_path / "encoder")
     code = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1].replace("path/of/this/folder", str(release))
     names = {}
@@ -77,7 +77,7 @@ def test_an_encoder_that_was_not_judged_claims_nothing(tiny, packaged):
 
 def test_the_published_layout_is_read_again(tiny, packaged, tmp_path):
     texts = encoder_texts(read_table(tiny.corpus), 256, "joint")
-    small_encoder(texts, "joint", 32, 64, 32, 1, 300, seed=1).save(tmp_path / "square")
+    small_encoder(wordpiece_tokenizer(texts, 300), "joint", 32, 64, 32, 1, seed=1).save(tmp_path / "square")
     release, card = packaged(tmp_path / "square", layout="published")
     before, after = load_encoder(tmp_path / "square", 64), load_trained_encoder(release)
     one, other = (model.encode(model.tokenize(texts[:20]), 1024) for model in (before, after))

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import BertConfig, BertModel
 
 from workflow_scripts.attribute import Query, attribute
-from workflow_scripts.init_encoder import small_encoder
+from workflow_scripts.init_encoder import small_encoder, wordpiece_tokenizer
 from workflow_scripts.lib.encoder import load_encoder, load_trained_encoder
 from workflow_scripts.lib.errors import StudyError
 from workflow_scripts.lib.published_layout import save_published
@@ -29,7 +29,7 @@ def checkpoint(tiny, tmp_path_factory):
     """BERT under `bert.`, `projector.weight` and `.bias`, all bfloat16; and the model in float32 that was rounded."""
     folder = tmp_path_factory.mktemp("published") / "checkpoint"
     texts = encoder_texts(read_table(tiny.corpus), 256, "joint")
-    tokenizer = small_encoder(texts, "joint", HIDDEN, 512, HIDDEN, 1, 300, seed=1).tokenizer
+    tokenizer = small_encoder(wordpiece_tokenizer(texts, 300), "joint", HIDDEN, 512, HIDDEN, 1, seed=1).tokenizer
     tokenizer.model_max_length = 512
     tokenizer.save_pretrained(folder)
     config = BertConfig(
@@ -129,10 +129,12 @@ def test_a_checkpoint_that_lacks_weights_is_refused(checkpoint, tmp_path):
 def test_what_the_layout_has_no_place_for_is_refused(tiny, tmp_path):
     with pytest.raises(StudyError, match=r"makes 16 numbers of 32; write encoder\.dimension: 32"):
         save_published(load_encoder(tiny.untrained, 64), tmp_path / "narrow")
-    split = small_encoder([("a question", "an answer")], "split", 32, 64, 32, 1, 60, seed=1)
+    split = small_encoder(wordpiece_tokenizer([("a question", "an answer")], 60), "split", 32, 64, 32, 1, seed=1)
     with pytest.raises(StudyError, match="prompt and response apart"):
         save_published(split, tmp_path / "split")
-    normalized = small_encoder([("a question",)], "joint", 32, 64, 32, 1, 60, seed=1, normalized=True)
+    normalized = small_encoder(
+        wordpiece_tokenizer([("a question",)], 60), "joint", 32, 64, 32, 1, seed=1, normalized=True
+    )
     with pytest.raises(StudyError, match="length 1"):
         save_published(normalized, tmp_path / "normalized")
 

@@ -135,6 +135,7 @@ def make_tiny_study(folder: Path) -> TinyStudy:
         prompt_words=256,
         hidden=32,
         layers=1,
+        tokenizer="wordpiece",
         vocabulary=300,
         seed=1,
     )

@@ -206,7 +206,12 @@ class Encoder(Section):
     prompt_words: Positive = Field(256, description="Words of the prompt that are read.")
     hidden: Positive = Field(128, multiple_of=32, description="`builtin:small` only: hidden size; a multiple of 32.")
     layers: int = Field(2, ge=0, description="`builtin:small` only: number of BERT layers.")
-    vocabulary: Positive = Field(4096, description="`builtin:small` only: WordPiece vocabulary.")
+    tokenizer: Literal["wordpiece", "language_model"] = Field(
+        "wordpiece",
+        description="`builtin:small` only: `wordpiece`, lower-case pieces of the words of the encoder's corpus; or "
+        "`language_model`, the LM's own tokens, which tell apart what the LM does (capitals, spaces, digits).",
+    )
+    vocabulary: Positive = Field(4096, description="`builtin:small` with `wordpiece` only: how many pieces.")
     trust_remote_code: bool = Field(False, description="Run code that comes with the model. Off is safe.")
 
 

@@ -63,7 +63,7 @@ def load_weights(
         logging.set_verbosity(verbosity)
     if missing := sorted(name for name in found["missing_keys"] if not (unused and name.startswith(unused))):
         raise StudyError(f"{model}: {len(missing)} weights are missing, e.g. {missing[0]}. Take a whole copy of it.")
-    for name, stored, expected in found["mismatched_keys"]:
+    for name, stored, expected in sorted(found["mismatched_keys"]):
         raise StudyError(
             f"{model}: {name} is stored with shape {list(stored)}, and config.json asks for {list(expected)}: they "
             "come from two models. Take a whole copy of one."

@@ -141,7 +141,8 @@ class StageSpecs(StudyJobs):
         }
 
     def _init_encoder(self, variant: str = "") -> dict[str, Any]:
-        return {**self._encoder(variant).model_dump(), "seed": self.study.seed}
+        source = {"lm_source": self._lm_source()} if self.reads_tokens_of_lm(variant) else {}
+        return {**self._encoder(variant).model_dump(), **source, "seed": self.study.seed}
 
     def _take_encoder(self) -> dict[str, Any]:
         return self.study.encoder.model_dump(include={"model", "revision", "trust_remote_code", "max_tokens"})

@@ -156,6 +156,11 @@ class StudyJobs:
         """Return whether an encoder variant starts from another encoder than the study's own does."""
         return self._encoder(variant) != self._encoder("")
 
+    def reads_tokens_of_lm(self, variant: str) -> bool:
+        """Return whether an untrained encoder is made with the LM's tokenizer."""
+        encoder = self._encoder(variant)
+        return (encoder.model, encoder.tokenizer) == ("builtin:small", "language_model")
+
     def _encoder(self, variant: str) -> Encoder:
         return self.study.encoder_of(variant.removeprefix("@") or None)[0]
 
