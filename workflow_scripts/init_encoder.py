@@ -18,6 +18,7 @@ from workflow_scripts.lib.encoder import (
     model_parts,
     random_projections,
     start_at_principal_axes,
+    start_words_at_principal_axes,
     stored_projection,
 )
 from workflow_scripts.lib.models import load_tokenizer, model_folder
@@ -44,12 +45,14 @@ def init_encoder(
     view: View,
     normalized: bool,
     projection: str,
+    prompt_scale: float | None,
     dimension: int,
     max_tokens: int,
     prompt_words: int,
     hidden: int,
     layers: int,
     tokenizer: str,
+    word_embeddings: str,
     vocabulary: int,
     seed: int,
 ) -> None:
@@ -57,7 +60,8 @@ def init_encoder(
 
     `builtin:small` is a BERT of `layers` layers with random weights, which reads word pieces of `corpus`, or with the
     tokenizer `language_model` the LM's tokens; any other `model` is loaded. Its projection to `dimension` starts at
-    random, or with `principal` at the principal axes of texts of `corpus` (`lib.encoder.start_at_principal_axes`).
+    random, or with `principal` at the principal axes of texts of `corpus` (`lib.encoder.start_at_principal_axes`);
+    so do its word embeddings (`lib.encoder.start_words_at_principal_axes`).
 
     Parameters
     ----------
@@ -83,9 +87,13 @@ def init_encoder(
             revision=revision,
             trust_remote_code=trust_remote_code,
         )
+    sample = table.take(np.linspace(0, len(table) - 1, min(len(table), SAMPLE_TEXTS), dtype=np.int64))
+    if "principal" in (projection, word_embeddings):
+        examples = made.tokenize(encoder_texts(sample, prompt_words, view))
+    if word_embeddings == "principal" and model == BUILTIN:
+        start_words_at_principal_axes(made, examples, derive_seed(seed, "words"))
     if projection == "principal" and not brought:
-        sample = table.take(np.linspace(0, len(table) - 1, min(len(table), SAMPLE_TEXTS), dtype=np.int64))
-        start_at_principal_axes(made, made.tokenize(encoder_texts(sample, prompt_words, view)), CHUNK_TOKENS)
+        start_at_principal_axes(made, examples, CHUNK_TOKENS, prompt_scale)
     made.save(encoder)
 
 

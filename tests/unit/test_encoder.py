@@ -3,15 +3,17 @@
 import shutil
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
+from tiny_study import ENCODER
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 
 from workflow_scripts.init_encoder import init_encoder
 from workflow_scripts.lib.encoder import AttributionEncoder, load_encoder, random_projections
 from workflow_scripts.lib.errors import StudyError
-from workflow_scripts.lib.tables import read_table
+from workflow_scripts.lib.tables import read_table, write_table
 from workflow_scripts.lib.text import encoder_text, encoder_texts
 
 
@@ -85,11 +87,8 @@ def test_the_prompt_is_cut_in_words_and_the_response_is_not():
 
 
 def test_the_untrained_encoder_depends_on_corpus_and_seed_alone(tiny, tmp_path):
-    spec = {"model": "builtin:small", "revision": None, "trust_remote_code": False, "dimension": 16, "max_tokens": 64}
-    spec |= {"view": "joint", "normalized": False, "projection": "random"}
-    spec |= {"prompt_words": 256, "hidden": 32, "layers": 1, "vocabulary": 300, "tokenizer": "wordpiece"}
-    init_encoder(tiny.corpus, tmp_path / "again", **spec, seed=1)
-    init_encoder(tiny.corpus, tmp_path / "other", **spec, seed=2)
+    init_encoder(tiny.corpus, tmp_path / "again", **ENCODER)
+    init_encoder(tiny.corpus, tmp_path / "other", **ENCODER | {"seed": 2})
     for name in ("model.safetensors", "tokenizer.json", "2_Dense/model.safetensors"):
         assert (tmp_path / "again" / name).read_bytes() == (tiny.untrained / name).read_bytes()
     assert (tmp_path / "other" / "model.safetensors").read_bytes() != (
@@ -101,9 +100,7 @@ def test_the_untrained_encoder_depends_on_corpus_and_seed_alone(tiny, tmp_path):
 def split_folder(tiny, tmp_path_factory):
     """An encoder that reads prompt and response apart, means of length 1, started at the principal axes."""
     folder = tmp_path_factory.mktemp("split") / "encoder"
-    spec = {"model": "builtin:small", "revision": None, "trust_remote_code": False, "dimension": 16, "max_tokens": 64}
-    spec |= {"prompt_words": 256, "hidden": 32, "layers": 1, "tokenizer": "wordpiece", "vocabulary": 300, "seed": 1}
-    init_encoder(tiny.corpus, folder, **spec, view="split", normalized=True, projection="principal")
+    init_encoder(tiny.corpus, folder, **ENCODER | {"view": "split", "normalized": True, "projection": "principal"})
     return folder
 
 
@@ -156,20 +153,10 @@ def test_the_principal_start_centres_and_levels_the_texts_it_saw(tiny, split_fol
 @pytest.mark.parametrize("view", ["joint", "split"])
 def test_an_encoder_can_read_the_tokens_of_the_lm(tiny, tmp_path, view):
     """In plain sentence-transformers too, in padded batches, although the LM pads with its end-of-text token."""
-    spec = {"model": "builtin:small", "revision": None, "trust_remote_code": False, "dimension": 16, "max_tokens": 64}
-    spec |= {"prompt_words": 256, "hidden": 32, "layers": 1, "seed": 1, "view": view}
-    spec |= {"tokenizer": "language_model", "vocabulary": 300}
-    source = {"model": "builtin:tiny", "revision": None, "trust_remote_code": False}
     folder = tmp_path / "encoder"
-    init_encoder(
-        tiny.corpus,
-        folder,
-        language_model=tiny.language_model,
-        lm_source=source,
-        **spec,
-        normalized=True,
-        projection="random",
-    )
+    spec = ENCODER | {"view": view, "normalized": True, "tokenizer": "language_model"}
+    source = {"model": "builtin:tiny", "revision": None, "trust_remote_code": False}
+    init_encoder(tiny.corpus, folder, language_model=tiny.language_model, lm_source=source, **spec)
     model, lm = load_encoder(folder, 64), AutoTokenizer.from_pretrained(tiny.language_model)
     texts = encoder_texts(read_table(tiny.corpus), 256, view)[:20]
     tokens = model.tokenize(texts)
@@ -184,18 +171,36 @@ def test_an_encoder_can_read_the_tokens_of_the_lm(tiny, tmp_path, view):
         np.testing.assert_allclose(found, vectors[:, width * part : width * (part + 1)], atol=1e-5)
 
 
+def test_words_that_occur_in_the_same_texts_start_alike(tmp_path):
+    """Of three kinds of texts, each with words of its own, two axes tell the words apart: the third kind's are rare."""
+    kinds = [["red", "blue", "green"], ["one", "two", "three"], ["cat", "dog", "cow"]]
+    rows = [{"prompt": " ".join(kind), "response": " ".join(kind[:2])} for kind in kinds for _ in range(20)]
+    write_table(tmp_path / "corpus.parquet", pa.Table.from_pylist(rows))
+    spec = ENCODER | {"view": "split", "layers": 0, "word_embeddings": "principal", "vocabulary": 100}
+    init_encoder(tmp_path / "corpus.parquet", tmp_path / "encoder", **spec)
+    model = load_encoder(tmp_path / "encoder", 64)
+    words = model.transformer.embeddings.word_embeddings.weight.detach()
+    assert not model.transformer.embeddings.position_embeddings.weight.any()
+    ids = [[model.tokenizer.convert_tokens_to_ids(word) for word in kind[:2]] for kind in kinds]
+    vectors = torch.nn.functional.normalize(words[torch.tensor(ids).flatten()], dim=1)
+    likeness = vectors @ vectors.T
+    same = torch.block_diag(*[torch.ones(2, 2)] * 3).bool()
+    assert likeness[same].min() > likeness[~same].max() + 0.3
+
+
+@pytest.mark.parametrize("prompt_scale", [0.5, 2.0])
+def test_prompts_start_at_their_share_of_the_responses(tiny, tmp_path, prompt_scale):
+    spec = ENCODER | {"view": "split", "projection": "principal", "prompt_scale": prompt_scale}
+    init_encoder(tiny.corpus, tmp_path / "encoder", **spec)
+    model = load_encoder(tmp_path / "encoder", 64)
+    vectors = model.encode(model.tokenize(encoder_texts(read_table(tiny.corpus), 256, "split")), 500)
+    prompts, responses = (np.sqrt((half**2).sum(1).mean()) for half in np.split(vectors, 2, axis=1))
+    assert prompts / responses == pytest.approx(prompt_scale, rel=1e-3)
+
+
 def test_a_projection_that_is_brought_is_kept(tiny, split_folder, tmp_path):
-    spec = {"revision": None, "trust_remote_code": False, "dimension": 8, "max_tokens": 64, "prompt_words": 256}
-    spec |= {"hidden": 1, "layers": 1, "tokenizer": "wordpiece", "vocabulary": 1, "seed": 1}
-    init_encoder(
-        tiny.corpus,
-        tmp_path / "own",
-        model=str(split_folder),
-        **spec,
-        view="joint",
-        normalized=False,
-        projection="principal",
-    )
+    spec = ENCODER | {"model": str(split_folder), "dimension": 8, "projection": "principal", "hidden": 1}
+    init_encoder(tiny.corpus, tmp_path / "own", **spec)
     texts = [("a question", "an answer")]
     ours, theirs = load_encoder(tmp_path / "own", 64), load_encoder(split_folder, 64)
     assert (ours.encode(ours.tokenize(texts), 100) == theirs.encode(theirs.tokenize(texts), 100)).all()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from workflow_scripts.finetune_shard import finetune_shard
 from workflow_scripts.init_encoder import init_encoder
-from workflow_scripts.lib.config_sections import Corpus
+from workflow_scripts.lib.config_sections import Corpus, Encoder
 from workflow_scripts.prepare_corpus import prepare_corpus
 from workflow_scripts.pretrain_base_lm import pretrain_base_lm
 from workflow_scripts.tokenize_corpus import tokenize_corpus
@@ -86,6 +86,12 @@ class TinyStudy:
         return losses
 
 
+ENCODER = {
+    **Encoder(dimension=16, max_tokens=64, hidden=32, layers=1, vocabulary=300).model_dump(),
+    "seed": 1,
+}
+
+
 def make_tiny_study(folder: Path) -> TinyStudy:
     """Make the files of the study in `folder`."""
     made = TinyStudy(
@@ -121,22 +127,5 @@ def make_tiny_study(folder: Path) -> TinyStudy:
         max_tokens=64,
         chat_template=False,
     )
-    init_encoder(
-        made.corpus,
-        made.untrained,
-        model="builtin:small",
-        revision=None,
-        trust_remote_code=False,
-        view="joint",
-        normalized=False,
-        projection="random",
-        dimension=16,
-        max_tokens=64,
-        prompt_words=256,
-        hidden=32,
-        layers=1,
-        tokenizer="wordpiece",
-        vocabulary=300,
-        seed=1,
-    )
+    init_encoder(made.corpus, made.untrained, **ENCODER)
     return made

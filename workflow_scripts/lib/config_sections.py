@@ -201,6 +201,12 @@ class Encoder(Section):
         description="Where the projection starts: `random` as in the paper, or `principal`, the principal axes of the "
         "encoder's corpus, centred, large ones scaled down. An encoder that brings a projection keeps it.",
     )
+    prompt_scale: float | None = Field(
+        None,
+        gt=0,
+        description="`split` with `principal` only: how long the prompts' half of an embedding is at the start, in "
+        "lengths of the responses' half (root mean square); `null`: as the texts make it.",
+    )
     dimension: Positive = Field(384, description="Size of an embedding, after the projection.")
     max_tokens: Positive = Field(512, description="Longest text in tokens; the end is cut.")
     prompt_words: Positive = Field(256, description="Words of the prompt that are read.")
@@ -212,6 +218,11 @@ class Encoder(Section):
         "`language_model`, the LM's own tokens, which tell apart what the LM does (capitals, spaces, digits).",
     )
     vocabulary: Positive = Field(4096, description="`builtin:small` with `wordpiece` only: how many pieces.")
+    word_embeddings: Literal["random", "principal"] = Field(
+        "random",
+        description="`builtin:small` only: where word embeddings start: `random`; or `principal`, the principal axes "
+        "of the words in texts of the encoder's corpus (latent semantic analysis), positions at zero.",
+    )
     trust_remote_code: bool = Field(False, description="Run code that comes with the model. Off is safe.")
 
 
