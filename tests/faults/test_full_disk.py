@@ -40,7 +40,8 @@ LARGER = {
     "score_part": ["scores/airrep/heldout.parquet", "groups/airrep/heldout.parquet"],
     "check_labels": ["evaluation/labels.parquet"],
     "draw_base": ["experiments/removal/base.parquet"],
-    "score_base": ["experiments/removal/groups/airrep/heldout.parquet"],
+    # Asked for by itself, it would leave its temporary output.
+    "score_base": ["experiments/removal/groups/airrep/heldout.parquet", "experiments/removal/runs.parquet"],
     "draw_leave_out": ["experiments/leave_out/runs.parquet"],
     "draw_removal": ["experiments/removal/runs.parquet"],
     "draw_selection": ["experiments/selection/runs.parquet"],
