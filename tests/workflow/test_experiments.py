@@ -41,6 +41,16 @@ def test_tables_have_the_columns_of_the_contract(done, name):
     assert found.num_rows
 
 
+def test_labels_are_counted_before_anything_is_fine_tuned(done):
+    found = table(done, "labels")
+    columns = "evaluation string, role string, label string, examples int64"
+    assert ", ".join(f"{field.name} {field.type}" for field in found.schema) == columns
+    assert set(found["evaluation"].to_pylist()) == {"heldout", "away"}
+    labels = done.folder / "results" / "experiments" / "evaluation" / "labels.parquet"
+    first_run = done.folder / "results" / "experiments" / "targets" / "train.parquet"
+    assert labels.stat().st_mtime < first_run.stat().st_mtime
+
+
 def test_every_method_is_in_every_table(done):
     methods = {name: set(table(done, name)["method"].to_pylist()) for name in CONTRACT}
     assert methods["loo"] == methods["classification"] == methods["transfer"] == METHODS
