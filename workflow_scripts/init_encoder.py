@@ -21,6 +21,7 @@ from workflow_scripts.lib.encoder import (
     start_words_at_principal_axes,
     stored_projection,
 )
+from workflow_scripts.lib.errors import StudyError
 from workflow_scripts.lib.models import load_tokenizer, model_folder
 from workflow_scripts.lib.seeds import derive_seed
 from workflow_scripts.lib.stage import run_stage
@@ -125,7 +126,17 @@ def small_encoder(
 
 
 def tokens_of_lm(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
-    """Return a LM's tokenizer for an encoder: every text ends with the end-of-text token, as the LM's responses do."""
+    """Return a LM's tokenizer for an encoder: every text ends with the end-of-text token, as the LM's responses do.
+
+    Raises
+    ------
+    StudyError: it is one of the old kind, which exists as Python code alone.
+    """
+    if not tokenizer.is_fast:
+        raise StudyError(
+            f"the LM's tokenizer ({type(tokenizer).__name__}) has no tokenizer.json, so the encoder can't take it over. "
+            "Write `tokenizer: wordpiece` under `encoder`."
+        )
     end = tokenizer.eos_token
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     backend.post_processor = TemplateProcessing(single=["$A", end], special_tokens=[(end, tokenizer.eos_token_id)])
