@@ -1,8 +1,8 @@
 rule check_labels:
     """Refuse experiments that ask for labels which the corpora don't have."""
     input:
+        # Corpora alone: the chosen tests wait for every LM's tokens.
         corpora=labelled_corpora,
-        validations=expand(f"{RESULTS}/subsets/{{evaluation}}.validation.parquet", evaluation=plan_of_study.labelled()),
     output:
         labels=f"{RESULTS}/evaluation/labels.parquet",
     log:

@@ -19,7 +19,6 @@ SCHEMA = pa.schema(
 
 def check_labels(
     corpora: Sequence[Path],
-    validations: Sequence[Path],
     labels: Path,
     *,
     evaluations: Mapping[str, Sequence[str]],
@@ -30,7 +29,6 @@ def check_labels(
     Parameters
     ----------
     corpora: all that the evaluations need, matched by their names.
-    validations: the chosen test examples of each evaluation, named `<evaluation>.validation.parquet`.
     evaluations: names of the training and the test corpus of each evaluation that needs labels.
     classified: those whose tests are classified, so that the training examples need labels that differ.
 
@@ -39,13 +37,10 @@ def check_labels(
     StudyError: no test of an evaluation has a label, or the training examples of a classified one are all alike.
     """
     corpus = {path.stem: path for path in corpora}
-    chosen = {path.name.removesuffix(".validation.parquet"): path for path in validations}
     rows: list[dict[str, Any]] = []
     for evaluation, (train, test) in evaluations.items():
-        test_ids = read_table(chosen[evaluation])["example_ids"].combine_chunks().values
-        test_labels = read_table(corpus[test], ["label"])["label"].take(test_ids)
+        train_labels, test_labels = (read_table(corpus[name], ["label"])["label"] for name in (train, test))
         _refuse_none(evaluation, test, test_labels)
-        train_labels = read_table(corpus[train], ["label"])["label"]
         if evaluation in classified:
             _refuse_alike(evaluation, train, train_labels)
         for role, values in (("train", train_labels), ("test", test_labels)):

@@ -81,12 +81,22 @@ def draw_selection(
 
 
 def group_by_task(corpus: Path, test_ids: np.ndarray, tasks: int | None) -> dict[str, np.ndarray]:
-    """Return the tests of each task (label), int32: `tasks` of them, those with most tests first, or all."""
+    """Return the tests of each task (label), int32: `tasks` of them, those with most tests first, or all.
+
+    Raises
+    ------
+    StudyError: no test has a label.
+    """
     labels = read_table(corpus, ["label"])["label"].to_pylist()
     tests_of: dict[str, list[int]] = {}
     for test_id in sorted(test_ids.tolist()):
         if labels[test_id] is not None:
             tests_of.setdefault(labels[test_id], []).append(test_id)
+    if not tests_of:
+        raise StudyError(
+            f"none of the chosen tests of {corpus} has a label, so there is no task to select data for. Raise the "
+            "evaluation's `tests`, or drop experiments.selection."
+        )
     largest = sorted(tests_of, key=lambda task: (-len(tests_of[task]), task))[:tasks]
     return {task: np.array(tests_of[task], np.int32) for task in largest}
 

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from scipy.stats import binomtest
 
+from workflow_scripts.lib.errors import StudyError
 from workflow_scripts.lib.experiment_tables import KEYS, VALUES
 from workflow_scripts.lib.progress import say
 from workflow_scripts.lib.stage import run_stage
@@ -47,12 +48,22 @@ def evaluate_classification(
 
 
 def top_example_has_label(scores: Path, train: Path, test: Path) -> np.ndarray:
-    """Return for each test with a label whether its most helpful example carries it, bool [tests]."""
+    """Return for each test with a label whether its most helpful example carries it, bool [tests].
+
+    Raises
+    ------
+    StudyError: no test has a label.
+    """
     table = read_table(scores, ["test_id", "sign", "rank", "example_id"])
     table = table.filter(pc.and_(pc.equal(table["sign"], "helpful"), pc.equal(table["rank"], 1)))
     test_labels = read_table(test, ["label"])["label"].take(table["test_id"]).to_pylist()
     train_labels = read_table(train, ["label"])["label"].take(table["example_id"]).to_pylist()
     hits = [ours == theirs for ours, theirs in zip(test_labels, train_labels, strict=True) if ours is not None]
+    if not hits:
+        raise StudyError(
+            f"none of the chosen tests of {scores.stem} has a label. Raise evaluations.{scores.stem}.tests, or leave "
+            "it out of experiments.classification.evaluations."
+        )
     return np.array(hits)
 
 

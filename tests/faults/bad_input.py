@@ -290,11 +290,8 @@ def labelled(train: list[str | None], test: list[str | None]) -> Callable[[], ob
 
         for name, labels in (("pool", train), ("tests", test)):
             write_table(Path(f"{name}.parquet"), pa.table({"label": pa.array(labels, pa.string())}))
-        ids = pa.array([range(len(test))], pa.list_(pa.int32()))
-        write_table(Path("heldout.validation.parquet"), pa.table({"example_ids": ids}))
         check_labels(
             [Path("pool.parquet"), Path("tests.parquet")],
-            [Path("heldout.validation.parquet")],
             Path("labels.parquet"),
             evaluations={"heldout": ["pool", "tests"]},
             classified=["heldout"],

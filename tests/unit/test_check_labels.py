@@ -11,16 +11,13 @@ from workflow_scripts.lib.tables import read_table, write_table
 @pytest.fixture
 def files(tmp_path):
     write_table(tmp_path / "train.parquet", pa.table({"label": ["a", "b", None, "a"]}))
-    write_table(tmp_path / "test.parquet", pa.table({"label": ["a", None, None, "b"]}))
-    ids = pa.array([[0, 1]], pa.list_(pa.int32()))
-    write_table(tmp_path / "heldout.validation.parquet", pa.table({"example_ids": ids}))
+    write_table(tmp_path / "test.parquet", pa.table({"label": ["a", None]}))
     return tmp_path
 
 
 def check(files, classified=("heldout",)):
     check_labels(
         [files / "test.parquet", files / "train.parquet"],
-        [files / "heldout.validation.parquet"],
         files / "labels.parquet",
         evaluations={"heldout": ["train", "test"]},
         classified=classified,
@@ -29,7 +26,7 @@ def check(files, classified=("heldout",)):
     return {(row["evaluation"], row["role"], row["label"]): row["examples"] for row in rows}
 
 
-def test_labels_of_training_examples_and_chosen_tests_are_counted(files):
+def test_labels_of_training_examples_and_tests_are_counted(files):
     assert check(files) == {
         ("heldout", "train", "a"): 2,
         ("heldout", "train", "b"): 1,
@@ -47,7 +44,7 @@ def test_training_labels_that_are_all_alike_are_told(files, label, words):
     assert check(files, classified=[])["heldout", "train", label] == 4
 
 
-def test_chosen_tests_without_labels_are_told(files):
-    write_table(files / "test.parquet", pa.table({"label": [None, None, "a", "b"]}))
+def test_tests_without_labels_are_told(files):
+    write_table(files / "test.parquet", pa.table({"label": pa.nulls(2, pa.string())}))
     with pytest.raises(StudyError, match=r"no test of heldout has a label.*corpora\.test\.columns"):
         check(files)

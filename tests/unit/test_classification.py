@@ -4,6 +4,7 @@ import pyarrow as pa
 import pytest
 
 from workflow_scripts.evaluate_classification import evaluate_classification
+from workflow_scripts.lib.errors import StudyError
 from workflow_scripts.lib.tables import read_table, write_table
 
 
@@ -39,3 +40,9 @@ def test_accuracy_counts_tests_with_a_label(files):
     assert row["value"] == 0.5  # 0 and 3 are right; 1 and 4 are not, 2 has no label
     # Wilson: (p + z²/2n ± z sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n) with n = 4, z = 1.96
     assert (row["ci_low"], row["ci_high"]) == pytest.approx((0.150, 0.850), abs=1e-3)
+
+
+def test_chosen_tests_without_a_label_are_told(files):
+    write_table(files / "test.parquet", pa.table({"label": pa.nulls(5, pa.string())}))
+    with pytest.raises(StudyError, match="none of the chosen tests of heldout has a label"):
+        classify(files)

@@ -38,6 +38,7 @@ STUDIES = {
         "embed_by_method": 9 * 2,
         "embed_corpus": 5 * 2,
         "score_pairs": 20 * 3,
+        "check_labels": 1,
         "draw_base": 2,
         "score_base": 20 + 7,
         "draw_leave_out": 1,
