@@ -102,13 +102,13 @@ def prepare(source: Path, corpus: Path) -> None:
 
 def make_encoder(corpus: Path, folder: Path) -> None:
     """Write the smallest encoder there is: words without their context."""
-    from workflow_scripts.init_encoder import small_encoder
+    from workflow_scripts.init_encoder import small_encoder, wordpiece_tokenizer
     from workflow_scripts.lib.tables import read_batches
     from workflow_scripts.lib.text import encoder_texts
 
     first = pa.Table.from_batches([next(read_batches(corpus, 2000, ["prompt", "response"]))])
     texts = encoder_texts(first, 256, "joint")
-    small_encoder(texts, "joint", 64, 64, 64, 0, 2000, 1).save(folder)
+    small_encoder(wordpiece_tokenizer(texts, 2000), "joint", 64, 64, 64, 0, 1).save(folder)
 
 
 def targets_case(folder: Path, scale: float) -> dict[str, Any]:
