@@ -88,8 +88,8 @@ def init_encoder(
             revision=revision,
             trust_remote_code=trust_remote_code,
         )
-    sample = table.take(np.linspace(0, len(table) - 1, min(len(table), SAMPLE_TEXTS), dtype=np.int64))
     if "principal" in (projection, word_embeddings):
+        sample = table.take(np.linspace(0, len(table) - 1, min(len(table), SAMPLE_TEXTS), dtype=np.int64))
         examples = made.tokenize(encoder_texts(sample, prompt_words, view))
     if word_embeddings == "principal" and model == BUILTIN:
         start_words_at_principal_axes(made, examples, derive_seed(seed, "words"))

@@ -13,7 +13,7 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 from faults import FaultTable
 from tiny_study import SAMPLING, TinyStudy, make_tiny_study
-from workspace import Workspace, new_workspace
+from workspace import Workspace, finished_workspace
 
 from workflow_scripts.collect_targets import collect_targets
 from workflow_scripts.lib.tables import read_table
@@ -48,10 +48,7 @@ def straight(tiny: TinyStudy):
 @pytest.fixture(scope="session")
 def straight_study(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """The smoke study, done without a fault."""
-    workspace = new_workspace(tmp_path_factory.mktemp("straight") / "workflow")
-    done = workspace.smoke()
-    assert done.returncode == 0, done.stdout
-    return workspace
+    return finished_workspace(tmp_path_factory.mktemp("straight") / "workflow")
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """A saved encoder is a plain sentence-transformers folder with the same vectors."""
 
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +11,7 @@ from sentence_transformers import SentenceTransformer
 from tiny_study import ENCODER
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 
-from workflow_scripts.init_encoder import init_encoder
+from workflow_scripts.init_encoder import init_encoder, tokens_of_lm
 from workflow_scripts.lib.encoder import AttributionEncoder, load_encoder, random_projections
 from workflow_scripts.lib.errors import StudyError
 from workflow_scripts.lib.tables import read_table, write_table
@@ -171,8 +172,13 @@ def test_an_encoder_can_read_the_tokens_of_the_lm(tiny, tmp_path, view):
         np.testing.assert_allclose(found, vectors[:, width * part : width * (part + 1)], atol=1e-5)
 
 
+def test_a_tokenizer_that_is_python_code_alone_is_told():
+    with pytest.raises(StudyError, match="Write `tokenizer: wordpiece`"):
+        tokens_of_lm(SimpleNamespace(is_fast=False))
+
+
 def test_words_that_occur_in_the_same_texts_start_alike(tmp_path):
-    """Of three kinds of texts, each with words of its own, two axes tell the words apart: the third kind's are rare."""
+    """Of three kinds of texts, each with words of its own."""
     kinds = [["red", "blue", "green"], ["one", "two", "three"], ["cat", "dog", "cow"]]
     rows = [{"prompt": " ".join(kind), "response": " ".join(kind[:2])} for kind in kinds for _ in range(20)]
     write_table(tmp_path / "corpus.parquet", pa.Table.from_pylist(rows))

@@ -87,3 +87,11 @@ def new_workspace(folder: Path) -> Workspace:
         else:
             shutil.copy2(source, folder / name)
     return Workspace(folder)
+
+
+def finished_workspace(folder: Path) -> Workspace:
+    """The smoke study in a folder of its own, done without a fault."""
+    workspace = new_workspace(folder)
+    done = workspace.smoke()
+    assert done.returncode == 0, done.stdout
+    return workspace
