@@ -1,7 +1,8 @@
 """Every bad input ends in one clear message, and docs/errors.md shows it."""
 
 import pytest
-from bad_input import ALL, CONFIG, PAGE, WRONG_KINDS, keys_of, page
+from bad_config import CONFIG, WRONG_KINDS, keys_of
+from bad_input import ALL, PAGE, page
 
 
 @pytest.fixture(scope="module")

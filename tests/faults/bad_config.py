@@ -1,0 +1,126 @@
+"""Bad configs: wrong values that people write, and every key with a value of the wrong kind."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import yaml
+from bad_case import section_of
+from pydantic import BaseModel
+
+from workflow_scripts.lib.config import Study, load_study
+
+SMOKE = yaml.safe_load((Path(__file__).parents[2] / "configs" / "smoke.yaml").read_text(encoding="utf-8"))
+
+
+def with_value(key: str, value: object) -> dict[str, Any]:
+    """Return the smoke study with one value changed, by its dotted key."""
+    values = copy.deepcopy(SMOKE)
+    *sections, last = key.split(".")
+    section = values
+    for name in sections:
+        section = section.setdefault(name, {})
+    section[last] = value
+    return values
+
+
+def config_with(key: str, value: object) -> Callable[[], object]:
+    return lambda: load_study(with_value(key, value), origin="configs/mine.yaml")
+
+
+def config_without(key: str) -> Callable[[], object]:
+    def try_it() -> None:
+        values = copy.deepcopy(SMOKE)
+        *sections, last = key.split(".")
+        section = values
+        for name in sections:
+            section = section[name]
+        del section[last]
+        load_study(values, origin="configs/mine.yaml")
+
+    return try_it
+
+
+# Of sections by name, the one of the smoke study that stands for all.
+NAMED = {"corpora": "train", "evaluations": "heldout"}
+
+
+def keys_of(model: type[BaseModel] = Study, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every key of the config that holds a value, dotted, and the type of the value."""
+    for name, field in model.model_fields.items():
+        key, kind = f"{prefix}{name}", field.annotation
+        section = next(
+            (part for part in (kind, *get_args(kind)) if isinstance(part, type) and issubclass(part, BaseModel)), None
+        )
+        if section is None:
+            yield key, kind
+        else:
+            yield from keys_of(section, f"{key}.{NAMED[key]}." if key in NAMED else f"{key}.")
+
+
+def kinds_of(annotation: Any) -> set[Any]:
+    """Return the plain types that a key's type is made of."""
+    parts = get_args(annotation)
+    if get_origin(annotation) is Literal:
+        return {Literal}
+    return {get_origin(annotation) or annotation}.union(*(kinds_of(part) for part in parts))
+
+
+def wrong_value(annotation: Any) -> object:
+    """Return a value that is of no use for a key of this type, and that people do write."""
+    kinds = kinds_of(annotation)
+    if {list, dict, tuple} & kinds:
+        return 7
+    if Literal in kinds:
+        return "perhaps"
+    if bool in kinds:
+        return "sometimes"
+    return "many" if {int, float} & kinds else 7
+
+
+def each_without_the_other() -> None:
+    values = with_value("corpora.pool", {"source": "mine.jsonl", "without": ["tests"]})
+    values["corpora"]["tests"] = {"source": "mine.jsonl", "without": ["pool"]}
+    load_study(values, origin="configs/mine.yaml")
+
+
+CONFIG = section_of(
+    "The config",
+    {
+        "a misspelt key": config_with("targets.fold", 3),
+        "an unknown key": config_with("encoder.colour", "blue"),
+        "a missing key": config_without("targets.folds"),
+        "a missing section": config_without("evaluations"),
+        "an empty file": lambda: load_study({}, origin="configs/mine.yaml"),
+        "a number below the smallest": config_with("targets.folds", 0),
+        "a share above 1": config_with("finetuning.max_diverged_share", 5),
+        "a number with a thousands separator": config_with("encoder_training.steps", "2,000"),
+        "`run` that leads out of the results folder": config_with("run", "../../etc"),
+        "`run` with a command in it": config_with("run", "$(touch pwned)"),
+        "a corpus name with a line break": config_with("corpora.a\nb", {"source": "x.jsonl"}),
+        "a path with braces": config_with("corpora.pool.source", "data/{corpus}.jsonl"),
+        "a path with a line break": config_with("corpora.pool.source", "a\nb.jsonl"),
+        "an evaluation set named `train`": config_with("evaluations.train", SMOKE["evaluations"]["heldout"]),
+        "a corpus that isn't there": config_with("targets.corpus", "other"),
+        "corpora that leave each other out": each_without_the_other,
+        "an empty part": config_with("corpora.pool.part", [0.5, 0.5]),
+        "a subset larger than its pool": config_with("targets.subset_examples", 500),
+        "subsets of the whole pool": config_with("targets.subset_examples", 100),
+        "more judged examples than there are": config_with("targets.evaluated_examples", 500),
+        "no fold left to train on": config_with("encoder_training.validation_folds", 4),
+        "too few subsets for an LDS": config_with("evaluations.heldout.subsets", 2),
+        "one seed, which gives no noise ceiling": config_with("evaluations.heldout.seeds", 1),
+        "a hidden size that heads don't divide": config_with("language_model.pretraining.hidden", 100),
+        "an unknown method": config_with("scoring.methods", ["airrep", "magic"]),
+        "no method": config_with("scoring.methods", []),
+        "DeepSpeed's keys without DeepSpeed": config_with("finetuning.zero_stage", 2),
+    },
+)
+WRONG_KINDS = section_of(
+    "A value of the wrong kind, key by key",
+    {f"`{key}: {json.dumps(wrong_value(kind))}`": config_with(key, wrong_value(kind)) for key, kind in keys_of()},
+)

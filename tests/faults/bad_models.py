@@ -1,0 +1,133 @@
+"""Bad models, and results that nobody can use."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from bad_case import section_of
+from bad_data import tiny_tokenizer, tokenized
+
+
+def missing_model() -> None:
+    from workflow_scripts.lib.models import load_tokenizer
+
+    load_tokenizer("models/mine")
+
+
+def small_bert() -> None:
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b"]
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    BertModel(BertConfig(vocab_size=len(words), **sizes)).save_pretrained("bert")
+    BertTokenizerFast(vocab={word: number for number, word in enumerate(words)}).save_pretrained("bert")
+
+
+def foreign_projection() -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    from workflow_scripts.lib.encoder import load_encoder
+
+    small_bert()
+    Path("bert/2_Dense").mkdir()
+    save_file({"linear.weight": torch.zeros(4, 32), "linear.bias": torch.zeros(4)}, "bert/2_Dense/model.safetensors")
+    load_encoder("bert", 64)
+
+
+def without_weight(folder: str, name: str) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(f"{folder}/model.safetensors")
+    del weights[name]
+    save_file(weights, f"{folder}/model.safetensors", metadata={"format": "pt"})
+
+
+def half_copied_encoder() -> None:
+    from workflow_scripts.lib.encoder import load_encoder
+
+    small_bert()
+    without_weight("bert", "encoder.layer.0.attention.self.query.weight")
+    load_encoder("bert", 64)
+
+
+def small_lm() -> None:
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    Qwen2ForCausalLM(Qwen2Config(vocab_size=8, num_key_value_heads=1, **sizes)).save_pretrained("lm")
+
+
+def half_copied_lm() -> None:
+    from workflow_scripts.lib.language_model import load_language_model
+
+    small_lm()
+    without_weight("lm", "model.layers.0.mlp.up_proj.weight")
+    load_language_model("lm")
+
+
+def lm_of_another_size() -> None:
+    from workflow_scripts.lib.language_model import load_language_model
+
+    small_lm()
+    config = json.loads(Path("lm/config.json").read_text())
+    Path("lm/config.json").write_text(json.dumps(config | {"intermediate_size": 12}))
+    load_language_model("lm")
+
+
+def pickled_weights() -> None:
+    import torch
+
+    from workflow_scripts.lib.language_model import load_language_model
+
+    tiny_tokenizer(eos_token="b")
+    Path("lm/config.json").write_text(json.dumps({"model_type": "qwen2"}))
+    torch.save({}, "lm/pytorch_model.bin")
+    load_language_model("lm")
+
+
+MODELS = section_of(
+    "Models",
+    {
+        "a model that isn't there": missing_model,
+        "a tokenizer without an end-of-text token": tokenized(),
+        "a chat template asked of a tokenizer without one": tokenized(chat_template=True, eos_token="b"),
+        "weights in a pickle file": pickled_weights,
+        "a LM of which a part is missing": half_copied_lm,
+        "weights of another size than the LM's config.json says": lm_of_another_size,
+        "an encoder of which a part is missing": half_copied_encoder,
+        "a projection made for another hidden size": foreign_projection,
+    },
+)
+
+
+# Results
+
+
+def constant_losses() -> None:
+    from workflow_scripts.lib.lds import linear_datamodeling_score
+
+    linear_datamodeling_score(np.zeros((2, 5)), np.ones((2, 5)))
+
+
+def damaged_file() -> None:
+    from workflow_scripts.lib.tables import read_table, write_table
+
+    path = Path("targets.parquet")
+    write_table(path, pa.table({"loss": np.arange(1000.0)}))
+    whole = bytearray(path.read_bytes())
+    whole[100] ^= 1
+    path.write_bytes(whole)
+    read_table(path)
+
+
+RESULTS = section_of(
+    "Results",
+    {
+        "losses that are the same for every subset": constant_losses,
+        "a file of the results with a flipped bit": damaged_file,
+    },
+)
