@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 RESULTS = Path(__file__).parent / "results"
 # What transformers says while it loads is about weights that no encoder has.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-# As the workflow's jobs wait (rules/common.smk).
+# As the workflow's jobs wait and take memory (rules/common.smk).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
 def hardware() -> dict[str, Any]:

@@ -14,6 +14,8 @@ except StudyError as error:
 # Jobs inherit it. Threads that spin while they wait for each other slow a job many times over as soon as another
 # process wants the same core.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# torch asks for huge pages then: most of a step's time on a CPU is the first touch of its new memory otherwise.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 plan_of_study = StudyPlan(study)
 RESULTS = f"results/{study.run}"
