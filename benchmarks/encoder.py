@@ -2,7 +2,8 @@
 
 Training step: distinct examples encoded once and packed, beside the gradient-cached step that pads each subset
 to its longest row and encodes every subset's examples anew. Embedding: beside `SentenceTransformer.encode` of
-the same folder, and beside padded batches in file order.
+the same folder, and beside padded batches in file order. Pages: a step of an encoder without layers, which moves
+memory more than it computes, with and without huge pages for torch's tensors.
 Run: python benchmarks/encoder.py [--model gte-small]  (the large one where a GPU is; else under five minutes)
 """
 
@@ -34,10 +35,12 @@ from workflow_scripts.lib.encoder_training import Draw, Objective, backpropagate
 from workflow_scripts.lib.ranking import ranking_loss
 
 SHAPES = {
+    "no layers": {"hidden_size": 384, "num_hidden_layers": 0, "intermediate_size": 1, "num_attention_heads": 1},
     "builtin:small": {"hidden_size": 128, "num_hidden_layers": 2, "intermediate_size": 256, "num_attention_heads": 4},
     "minilm": {"hidden_size": 384, "num_hidden_layers": 6, "intermediate_size": 1536, "num_attention_heads": 12},
     "gte-small": {"hidden_size": 384, "num_hidden_layers": 12, "intermediate_size": 1536, "num_attention_heads": 12},
 }
+MODELS = ["builtin:small", "minilm", "gte-small"]
 VOCABULARY, DIMENSION, MOST_TOKENS = 4096, 384, 512
 PLAIN_BATCH = 32
 
@@ -75,7 +78,9 @@ def draw(pool: int, tests: int, subsets: int, size: int) -> Draw:
     return Draw(np.arange(pool, pool + tests), members, random.standard_normal((subsets, tests)))
 
 
-def fast_step(folder: str, pool: int, tests: int, subsets: int, size: int) -> dict[str, Any]:
+def fast_step(
+    folder: str, pool: int, tests: int, subsets: int, size: int, chunk_tokens: int = 16_384
+) -> dict[str, Any]:
     """Time a training step as the stage runs it; return its timing, loss and gradient."""
     encoder = load_encoder(folder, MOST_TOKENS)
     tokens = dict(enumerate(corpus(pool + tests)))
@@ -83,7 +88,7 @@ def fast_step(folder: str, pool: int, tests: int, subsets: int, size: int) -> di
 
     def run(step: Draw) -> float:
         encoder.zero_grad()
-        loss = backpropagate_step(encoder, objective, tokens, step, 16_384, precision())
+        loss = backpropagate_step(encoder, objective, tokens, step, chunk_tokens, precision())
         encoder.projections[0].weight.grad[0, 0].item()
         return loss
 
@@ -235,6 +240,19 @@ def step_row(model: str, folder: str, step: tuple[int, int, int, int], rate: flo
     }
 
 
+def page_rows(folder: str, step: tuple[int, int, int, int]) -> list[dict[str, Any]]:
+    """Compare a training step with and without huge pages, all examples in one pass."""
+    rows = []
+    for asked, pages in (("0", "as the system has them"), ("1", "huge")):
+        taken = in_fresh_process(fast_step, folder, *step, 262_144, THP_MEM_ALLOC_ENABLE=asked)
+        timing = taken["timing"]
+        rows.append(
+            {"pages": pages, "s": timing.seconds, "cpu s": timing.cpu_seconds, "MiB": taken["peak_mib"]}
+            | {"loss": taken["loss"]}
+        )
+    return rows
+
+
 def embedding_row(model: str, folder: str, examples: int, rate: float) -> dict[str, Any]:
     """Compare the three ways of embedding."""
     ours, library, plain = (
@@ -260,8 +278,8 @@ def embedding_row(model: str, folder: str, examples: int, rate: float) -> dict[s
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=SHAPES, help="both benchmarks on this shape (default: one that fits each)")
-    parser.add_argument("--only", choices=["step", "embedding"], help="one of the two benchmarks")
+    parser.add_argument("--model", choices=MODELS, help="the shape of both (default: one that fits each)")
+    parser.add_argument("--only", choices=["step", "embedding", "pages"], help="one of the benchmarks")
     given = parser.parse_args()
     large = given.model == "gte-small"
     # (pool, tests, subsets, their examples): an eighth, a quarter, a half of the default study's step; or the paper's.
@@ -271,16 +289,19 @@ def main() -> None:
     rate = in_fresh_process(measured_rate)["rate"]
     facts = {"precision": precision(), "matrix_gflops": rate / 1e9}
     with tempfile.TemporaryDirectory() as folder:
-        if given.only != "embedding":
+        if given.only in (None, "step"):
             model = given.model or "builtin:small"
             make_encoder(model, f"{folder}/step")
             rows = [step_row(model, f"{folder}/step", step, rate) for step in steps]
             report(f"encoder_step{suffix}", rows, model=model, **facts)
-        if given.only != "step":
+        if given.only in (None, "embedding"):
             model = given.model or "minilm"
             make_encoder(model, f"{folder}/embedding")
             rows = [embedding_row(model, f"{folder}/embedding", size, rate) for size in sizes]
             report(f"embedding{suffix}", rows, model=model, **facts)
+        if given.only == "pages" or not (given.only or given.model):
+            make_encoder("no layers", f"{folder}/pages")
+            report("encoder_pages", page_rows(f"{folder}/pages", (1000, 200, 24, 100)), **facts)
 
 
 def measured_rate() -> dict[str, float]:

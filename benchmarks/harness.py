@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 RESULTS = Path(__file__).parent / "results"
 # What transformers says while it loads is about weights that no encoder has.
@@ -56,10 +57,10 @@ def alternate(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, T
     return best
 
 
-def in_fresh_process(case: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
-    """Return what `case` returns, run in a process of its own, with that process's `peak_mib`."""
+def in_fresh_process(case: Callable[..., dict[str, Any]], *arguments: Any, **environment: str) -> dict[str, Any]:
+    """Return what `case` returns, run in a process of its own with `environment`, and that process's `peak_mib`."""
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
+    with patch.dict(os.environ, environment), ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(_with_peak, case, arguments).result()
 
 
