@@ -101,6 +101,11 @@ def test_headline_says_whichever_way_it_came_out(tmp_path, other, bounds, words)
     assert words in written(tmp_path, lds={"airrep": 0.63, "tfidf": other, "random": 0.0}).words
 
 
+def test_headline_has_the_untrained_encoder_as_a_sentence_has_it(tmp_path):
+    words = written(tmp_path, lds={"airrep": 0.63, "untrained": 0.50}).words
+    assert "0.13 above the untrained encoder" in words
+
+
 def test_headline_without_airrep_names_the_best_method(tmp_path):
     words = written(tmp_path, lds={"bm25": 0.2, "tfidf": 0.4}).words
     assert "TF-IDF predicts fine-tuning effects with LDS 0.40 [0.37, 0.43]" in words

@@ -103,16 +103,17 @@ def _measured(row: LdsRow, result: EvaluationResult) -> str:
 
 
 def _against(main: LdsRow, rival: LdsRow) -> str:
+    name = rival.name.replace("Untrained encoder", "the untrained encoder")
     lead = rival.lead or Difference(main.lds - rival.lds, None, None)
     distance = decimal(abs(lead.difference))
     if lead.ci_low is None or lead.ci_high is None:
-        return f"{distance} {'above' if lead.difference >= 0 else 'below'} {rival.name}"
+        return f"{distance} {'above' if lead.difference >= 0 else 'below'} {name}"
     if lead.ci_low > 0:
-        return f"{distance} above {rival.name}, the next best method"
+        return f"{distance} above {name}, the next best method"
     if lead.ci_high < 0:
-        return f"{distance} below {rival.name}, which does better"
+        return f"{distance} below {name}, which does better"
     bounds = interval(lead.ci_low, lead.ci_high, signed=True)
     return (
-        f"which can't be told apart from {rival.name} at {decimal(rival.lds)} "
+        f"which can't be told apart from {name} at {decimal(rival.lds)} "
         f"(difference {decimal(lead.difference, signed=True)} {bounds})"
     )
