@@ -47,7 +47,7 @@ STAGE_VERSIONS = {
     "evaluate_classification": 1,
     "evaluate_amortisation": 1,
     "evaluate_transfer": 1,
-    "write_report": 3,
+    "write_report": 4,
     "run_pilot": 3,
     "write_plan": 2,
 }
