@@ -40,7 +40,6 @@ SHAPES = {
     "minilm": {"hidden_size": 384, "num_hidden_layers": 6, "intermediate_size": 1536, "num_attention_heads": 12},
     "gte-small": {"hidden_size": 384, "num_hidden_layers": 12, "intermediate_size": 1536, "num_attention_heads": 12},
 }
-MODELS = ["builtin:small", "minilm", "gte-small"]
 VOCABULARY, DIMENSION, MOST_TOKENS = 4096, 384, 512
 PLAIN_BATCH = 32
 
@@ -245,10 +244,9 @@ def page_rows(folder: str, step: tuple[int, int, int, int]) -> list[dict[str, An
     rows = []
     for asked, pages in (("0", "as the system has them"), ("1", "huge")):
         taken = in_fresh_process(fast_step, folder, *step, 262_144, THP_MEM_ALLOC_ENABLE=asked)
-        timing = taken["timing"]
+        seconds, cpu_seconds = taken["timing"]
         rows.append(
-            {"pages": pages, "s": timing.seconds, "cpu s": timing.cpu_seconds, "MiB": taken["peak_mib"]}
-            | {"loss": taken["loss"]}
+            {"pages": pages, "s": seconds, "cpu s": cpu_seconds, "MiB": taken["peak_mib"], "loss": taken["loss"]}
         )
     return rows
 
@@ -278,7 +276,7 @@ def embedding_row(model: str, folder: str, examples: int, rate: float) -> dict[s
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=MODELS, help="the shape of both (default: one that fits each)")
+    parser.add_argument("--model", choices=SHAPES, help="the shape of both (default: one that fits each)")
     parser.add_argument("--only", choices=["step", "embedding", "pages"], help="one of the benchmarks")
     given = parser.parse_args()
     large = given.model == "gte-small"
@@ -299,7 +297,7 @@ def main() -> None:
             make_encoder(model, f"{folder}/embedding")
             rows = [embedding_row(model, f"{folder}/embedding", size, rate) for size in sizes]
             report(f"embedding{suffix}", rows, model=model, **facts)
-        if given.only == "pages" or not (given.only or given.model):
+        if given.only in (None, "pages"):
             make_encoder("no layers", f"{folder}/pages")
             report("encoder_pages", page_rows(f"{folder}/pages", (1000, 200, 24, 100)), **facts)
 

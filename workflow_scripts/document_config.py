@@ -17,7 +17,7 @@ from workflow_scripts.lib.config import Study
 ROOT = Path(__file__).parents[1]
 TITLE = """# Config
 
-Every key of a study, made from `workflow_scripts/lib/config.py` and `config_sections.py` by
+Every key of a study, made from `workflow_scripts/lib/config.py`, `config_sections.py` and `config_experiments.py` by
 `python -m workflow_scripts.document_config`. A key that is not listed here is refused, with the nearest one that is.
 `results/<run>/config.resolved.yaml` holds the values in force. A file under `configs/` stands alone: nothing of
 `config.yaml` is mixed into it.

@@ -10,13 +10,13 @@ from typing import Any, TypeVar
 from pydantic import Field, ValidationError, model_validator
 
 from workflow_scripts.lib.config_errors import explain
+from workflow_scripts.lib.config_experiments import Experiments
 from workflow_scripts.lib.config_sections import (
     Corpus,
     Encoder,
     EncoderTraining,
     EncoderVariant,
     Evaluation,
-    Experiments,
     Finetuning,
     Judging,
     LanguageModel,
