@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,12 @@ import yaml
 from workflow_scripts.lib.config import Study, load_study
 from workflow_scripts.lib.specs import STAGE_VERSIONS
 from workflow_scripts.lib.study_plan import StudyPlan
+from workflow_scripts.methods import METHODS
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "workflow_scripts"
 RECORD = Path(__file__).with_name("stage_hashes.json")
+MODULE_NAME = re.compile(r"^workflow_scripts(\.\w+)+$")
 # They say what is run and how it is shown; what a stage computes comes from its spec.
 WITHOUT_MEANING = {
     f"workflow_scripts.lib.{name}"
@@ -44,20 +47,26 @@ def module_file(module: str) -> Path | None:
 
 
 def imported(tree: ast.AST) -> set[str]:
-    """Names of the package's modules that a module imports, everything in `methods` where any of it is."""
+    """Names of the package's modules that a module imports, and of every method where it loads methods by name."""
     names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module:
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    if any(name.startswith("workflow_scripts.methods") for name in names):
-        names |= {f"workflow_scripts.methods.{path.stem}" for path in (PACKAGE / "methods").glob("[!_]*.py")}
+    if any(name.rpartition(".")[2] in ("load_module", "load_text_method") for name in names):
+        modules = {method.own.module if method.own else name for name, method in METHODS.items()}
+        names |= {f"workflow_scripts.methods.{module}" for module in modules | {"sentence_encoder"}}
     return {name for name in names if name.startswith("workflow_scripts.") and module_file(name)}
+
+
+def stage_module(stage: str) -> str:
+    (file,) = PACKAGE.rglob(f"{stage}.py")
+    return ".".join(file.relative_to(ROOT).with_suffix("").parts)
 
 
 def sources(stage: str) -> dict[str, ast.AST]:
     """A stage's module and all that it imports of the package, directly or not."""
     found: dict[str, ast.AST] = {}
-    waiting = {f"workflow_scripts.{stage}"}
+    waiting = {stage_module(stage)}
     while waiting:
         name = waiting.pop()
         found[name] = ast.parse(module_file(name).read_text(encoding="utf-8"))
@@ -66,11 +75,12 @@ def sources(stage: str) -> dict[str, ast.AST]:
 
 
 def code_of(node: object) -> object:
-    """A syntax tree without docstrings, places and empty fields, which differ between Python versions."""
+    """A syntax tree without what has no meaning: docstrings, places, imports, the names of the package's modules, and
+    empty fields, which differ between Python versions."""
     if isinstance(node, list):
-        return [code_of(item) for item in node]
+        return [code_of(item) for item in node if not isinstance(item, ast.Import | ast.ImportFrom)]
     if not isinstance(node, ast.AST):
-        return repr(node)
+        return repr(MODULE_NAME.sub("workflow_scripts", node) if isinstance(node, str) else node)
     fields = {name: value for name, value in ast.iter_fields(node) if value not in (None, []) and name != "kind"}
     if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
         fields["body"] = node.body[1:]
@@ -78,8 +88,9 @@ def code_of(node: object) -> object:
 
 
 def stage_hash(stage: str) -> str:
-    text = json.dumps([[name, code_of(tree)] for name, tree in sources(stage).items()])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    """A hash of the statements that a stage reaches, whichever module they stand in."""
+    statements = {json.dumps(code) for tree in sources(stage).values() for code in dict(code_of(tree)[1])["body"]}
+    return hashlib.sha256(json.dumps(sorted(statements)).encode()).hexdigest()[:16]
 
 
 @pytest.mark.parametrize("stage", STAGE_VERSIONS)
@@ -98,6 +109,14 @@ def test_docstrings_comments_and_layout_have_no_meaning():
     same = "def f(\n    x,\n):  # why\n    return (x + 1)\n"
     other = "def f(x):\n    return x + 2\n"
     first, second, third = (code_of(ast.parse(text)) for text in (plain, same, other))
+    assert first == second != third
+
+
+def test_a_move_has_no_meaning():
+    here = "from workflow_scripts.a import f\nJOB = 'workflow_scripts.a'\nf(1)\n"
+    there = "from workflow_scripts.b.c import f\nJOB = 'workflow_scripts.b.c'\nf(1)\n"
+    other = "from workflow_scripts.a import f\nJOB = 'workflow_scripts.a'\nf(2)\n"
+    first, second, third = (code_of(ast.parse(text)) for text in (here, there, other))
     assert first == second != third
 
 
