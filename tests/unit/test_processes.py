@@ -13,6 +13,7 @@ import psutil
 import pytest
 import torch
 
+from workflow_scripts.lib import processes
 from workflow_scripts.lib.errors import StudyError
 from workflow_scripts.lib.processes import (
     agreed,
@@ -85,6 +86,13 @@ def test_shares_are_balanced_and_whole(monkeypatch):
     assert sorted(np.concatenate(shares)) == list(range(1000))
     totals = [sizes[share].sum() for share in shares]
     assert max(totals) - min(totals) <= sizes.max()
+
+
+@pytest.mark.parametrize("place", ["a_stage.py", "a_domain/a_stage.py"])
+def test_a_script_is_imported_from_its_folder_of_the_package(place):
+    script = {"__name__": "__main__", "__file__": str(Path(processes.workflow_scripts.__file__).parent / place)}
+    exec("def a_stage(): pass", script)
+    assert processes._importable_module(script["a_stage"]) == "workflow_scripts." + place.removesuffix(".py").replace("/", ".")
 
 
 def test_one_process_is_this_one():

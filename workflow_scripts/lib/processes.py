@@ -24,6 +24,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+import workflow_scripts
 from workflow_scripts.lib.errors import StudyError
 from workflow_scripts.lib.gpus import visible_gpus
 from workflow_scripts.lib.progress import say
@@ -57,8 +58,7 @@ def run_in_processes(function: Callable[..., object], processes: int, **argument
             f"{processes} GPUs (where Slurm is asked by `gres`: `gpus` in slurm/config.yaml), or set `processes` to "
             f"{gpus}."
         )
-    module = f"workflow_scripts.{function.__name__}" if function.__module__ == "__main__" else function.__module__
-    job = [processes, module, function.__name__, arguments, dict(metadata_in_force())]
+    job = [processes, _importable_module(function), function.__name__, arguments, dict(metadata_in_force())]
     job_text = json.dumps(job, default=_path_as_json)
     with tempfile.TemporaryDirectory(prefix="airrep-processes-") as name:
         folder = Path(name)
@@ -72,6 +72,16 @@ def run_in_processes(function: Callable[..., object], processes: int, **argument
             relay.join()
         if any(codes):
             raise _failure(folder, codes)
+
+
+def _importable_module(function: Callable[..., object]) -> str:
+    """Return the name that other processes import `function`'s module by; as a script it has none but its file's."""
+    if function.__module__ != "__main__":
+        return function.__module__
+    package = Path(workflow_scripts.__file__).parent
+    # Snakemake runs a copy of a script and leaves the original's path in `__file__`.
+    file = Path(function.__globals__["__file__"]).resolve()
+    return ".".join([package.name, *file.relative_to(package).with_suffix("").parts])
 
 
 def _exit_codes_once_decided(group: list[subprocess.Popen]) -> list[int | None]:
