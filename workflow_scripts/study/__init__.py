@@ -1,1 +1,1 @@
-"""A study as its config says it: sections, jobs, specs, costs. Read while Snakemake parses, so nothing heavy is imported."""
+"""A study as its config says it, read while Snakemake parses: nothing heavy is imported here."""

@@ -12,7 +12,7 @@ from workflow_scripts.study.jobs import OF_TESTS, TRAIN_POOL, StudyJobs
 from workflow_scripts.study.sections import Evaluation
 
 # Raised by hand whenever a stage's code starts to mean something else, so that its results are made anew.
-# tests/unit/test_specs.py pins each stage's source to its version.
+# tests/unit/study/test_specs.py pins each stage's source to its version.
 STAGE_VERSIONS = {
     "resolve_config": 1,
     "prepare_corpus": 1,

@@ -3,6 +3,7 @@
 import numpy as np
 import pyarrow as pa
 import pytest
+from base_set_scores import TESTS, effect, write_scores
 
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.parquet import read_table, write_table
@@ -13,7 +14,6 @@ from workflow_scripts.experiments.evaluate_leave_out import evaluate_leave_out
 from workflow_scripts.experiments.runs import MEASURED_SCHEMA
 
 JUDGING = {"evaluation": "heldout", "bootstrap": 50, "confidence": 0.95, "seed": 1, "max_diverged_share": 0.1}
-TESTS = [5, 7]
 
 
 @pytest.fixture
@@ -34,18 +34,6 @@ def files(tiny, tmp_path):
     return tmp_path
 
 
-def write_scores(path, base, scores):
-    """`scores` float [tests, examples], in the order of the base set."""
-    count = len(base)
-    columns = {
-        "test_id": pa.array(np.repeat(TESTS, count), pa.int32()),
-        "subset": pa.array(np.tile(np.arange(count), len(TESTS)), pa.int32()),
-        "pooling": ["mean"] * (count * len(TESTS)),
-        "score": pa.array(np.asarray(scores, np.float32).ravel()),
-    }
-    write_table(path, pa.table(columns))
-
-
 def write_measured(path, runs, effect_of):
     """Losses: 1 for the whole base set (2 in the second run), and what `effect_of` adds for each example left out."""
     rows = [
@@ -60,10 +48,6 @@ def write_measured(path, runs, effect_of):
         for test in TESTS
     ]
     write_table(path, pa.Table.from_pylist(rows, schema=MEASURED_SCHEMA))
-
-
-def effect(test, example):
-    return 0.01 * ((example * (test + 2)) % 29)
 
 
 def judged(files, **methods):

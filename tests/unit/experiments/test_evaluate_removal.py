@@ -3,7 +3,7 @@
 import numpy as np
 import pyarrow as pa
 import pytest
-from test_leave_out import TESTS, effect, write_scores
+from base_set_scores import TESTS, effect, write_scores
 
 from workflow_scripts.core.parquet import read_table, write_table
 from workflow_scripts.experiments.base_set import read_base

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from exact_gradients import exact_gradients
 from sentence_transformers import SentenceTransformer
-from test_gradients import exact_gradients
 from tiny_study import FINETUNING
 
 from workflow_scripts.core.parquet import read_metadata, read_table, write_table

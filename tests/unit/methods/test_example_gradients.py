@@ -5,10 +5,11 @@ from contextlib import closing
 import numpy as np
 import pytest
 import torch
+from exact_gradients import exact_gradients
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from workflow_scripts.core.errors import StudyError
-from workflow_scripts.language_model.losses import example_losses, load_language_model, summed_losses, use_packing
+from workflow_scripts.language_model.losses import example_losses, load_language_model, use_packing
 from workflow_scripts.methods.example_gradients import ExampleGradients, mlp_layers, outer_sums
 from workflow_scripts.methods.projected_gradients import (
     DAMPING,
@@ -40,14 +41,6 @@ def gpt2():
     lm = GPT2LMHeadModel(GPT2Config(vocab_size=400, n_positions=64, n_embd=32, n_layer=2, n_head=2)).eval()
     use_packing(lm)
     return lm
-
-
-def exact_gradients(lm, example, name, mean=False):
-    """The gradient [out, in] of one layer's weight for one example."""
-    layer = lm.get_submodule(name)
-    losses, counts = summed_losses(lm, [example])
-    (gradient,) = torch.autograd.grad((losses / counts if mean else losses).sum(), layer.weight)
-    return gradient if isinstance(layer, torch.nn.Linear) else gradient.T
 
 
 def read_gradients(lm, layers, examples, mean=False):

@@ -1,6 +1,6 @@
 """A study's jobs and their specs; and a change of a stage's source asks whether its version must rise.
 
-`python tests/unit/test_specs.py` records the sources that stand in the tree, after that question is answered.
+`python tests/unit/study/test_specs.py` records the sources that stand in the tree, after that question is answered.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def test_a_changed_source_has_a_version(stage):
     assert recorded == now, (
         f"the code of {stage} changed, or of a module that it imports. If it computes something else now, raise "
         f"STAGE_VERSIONS[{stage!r}] in workflow_scripts/study/specs.py, so that its results are made anew. Then run "
-        "`python tests/unit/test_specs.py` and commit stage_hashes.json."
+        "`python tests/unit/study/test_specs.py` and commit stage_hashes.json."
     )
 
 
