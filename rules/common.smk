@@ -1,6 +1,7 @@
 # The study, and what every rule file needs of it. No rules here.
 import os
 from workflow_scripts.lib.errors import StudyError
+from workflow_scripts.lib.gpus import limit_gpu_jobs
 from workflow_scripts.lib.study_jobs import EXPERIMENT_TABLES
 from workflow_scripts.lib.study_plan import StudyPlan
 from workflow_scripts.lib.config import load_study
@@ -16,6 +17,9 @@ except StudyError as error:
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # torch asks for huge pages then: most of a step's time on a CPU is the first touch of its new memory otherwise.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+# How many GPUs the jobs of this machine share; 0 where there are none, and on a cluster, whose scheduler counts them.
+GPUS_HERE = limit_gpu_jobs(workflow)
 
 plan_of_study = StudyPlan(study)
 RESULTS = f"results/{study.run}"
@@ -73,6 +77,13 @@ def runtime(stage):
         return plan_of_study.runtime_minutes(stage) * attempt
 
     return minutes
+
+
+def threads_of_gpu_job(gpus, on_cpu=None):
+    """Threads of a job on so many GPUs: their share of the cores. Where no GPU is here: `on_cpu`, or all cores."""
+    if GPUS_HERE:
+        return max(workflow.cores * gpus // GPUS_HERE, 1)
+    return on_cpu or workflow.cores
 
 
 def any_of(methods):

@@ -10,9 +10,9 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
+from workflow_scripts.lib.gpus import installed_gpus
 from workflow_scripts.lib.stage import run_stage
 from workflow_scripts.lib.tables import atomic_path, file_hash
 
@@ -76,7 +76,7 @@ def hardware() -> dict[str, Any]:
         "processor": model or platform.processor(),
         "cores": os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "gpus": [gpu.name for gpu in installed_gpus()],
     }
 
 

@@ -21,6 +21,7 @@ from workflow_scripts.check_leaks import word_triples
 from workflow_scripts.finetune_shard import read_examples
 from workflow_scripts.lib.config_sections import Corpus
 from workflow_scripts.lib.finetuning import Finetuner
+from workflow_scripts.lib.gpus import use_deterministic_algorithms
 from workflow_scripts.lib.group_scores import Membership
 from workflow_scripts.lib.language_model import TokenizedExample, autocast, example_losses, load_language_model
 from workflow_scripts.lib.lds import Bootstrap, bootstrap_lds
@@ -149,6 +150,8 @@ def time_scores(dimension: int) -> dict[str, float]:
 def main(folder: Path) -> dict[str, float]:
     """Return the seconds of every unit that `settings.json` in `folder` asks for."""
     settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+    if settings["deterministic"]:
+        use_deterministic_algorithms()
     own = Path(settings["sample"]).parent / f"process_{time.time_ns()}"
     own.mkdir()
     seconds = time_texts(Path(settings["sample"]), own, settings["tokenizing"])
