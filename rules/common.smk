@@ -82,7 +82,8 @@ def runtime(stage):
 def threads_of_gpu_job(gpus, on_cpu=None):
     """Threads of a job on so many GPUs: their share of the cores. Where no GPU is here: `on_cpu`, or all cores."""
     if GPUS_HERE:
-        return max(workflow.cores * gpus // GPUS_HERE, 1)
+        # One core at least is left, so that a job without a GPU keeps none from its own.
+        return max((workflow.cores - 1) * gpus // GPUS_HERE, 1)
     return on_cpu or workflow.cores
 
 
