@@ -1,6 +1,7 @@
 # The study, and what every rule file needs of it. No rules here.
 import os
 from workflow_scripts.core.errors import StudyError
+from workflow_scripts.core.gpus import limit_gpu_jobs
 from workflow_scripts.study.jobs import EXPERIMENT_TABLES
 from workflow_scripts.study.resources import StudyPlan
 from workflow_scripts.study.config import load_study
@@ -19,6 +20,9 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 # Each step has other lengths, and memory in fixed blocks is soon in pieces that fit none of them.
 if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
     os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+
+# How many GPUs the jobs of this machine share; 0 where there are none, and on a cluster, whose scheduler counts them.
+GPUS_HERE = limit_gpu_jobs(workflow)
 
 plan_of_study = StudyPlan(study)
 RESULTS = f"results/{study.run}"
@@ -76,6 +80,14 @@ def runtime(stage):
         return plan_of_study.runtime_minutes(stage) * attempt
 
     return minutes
+
+
+def threads_of_gpu_job(gpus, on_cpu=None):
+    """Threads of a job on so many GPUs: their share of the cores. Where no GPU is here: `on_cpu`, or all cores."""
+    if GPUS_HERE:
+        # One core at least is left, so that a job without a GPU keeps none from its own.
+        return max((workflow.cores - 1) * gpus // GPUS_HERE, 1)
+    return on_cpu or workflow.cores
 
 
 def any_of(methods):

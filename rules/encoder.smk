@@ -10,7 +10,9 @@ rule init_encoder:
         f"{RESULTS}/benchmarks/init_encoder/study{{variant}}.tsv"
     conda:
         "../envs/airrep.yaml"
+    threads: threads_of_gpu_job(1, on_cpu=1)
     resources:
+        gpu=1,
         mem_mb=memory("init_encoder"),
         runtime=runtime("init_encoder"),
     params:
@@ -35,7 +37,7 @@ rule train_encoder:
         f"{RESULTS}/benchmarks/train_encoder/study{{variant}}.tsv"
     conda:
         "../envs/airrep.yaml"
-    threads: workflow.cores
+    threads: threads_of_gpu_job(plan_of_study.encoder_processes())
     resources:
         gpu=plan_of_study.encoder_processes(),
         processes=plan_of_study.encoder_processes(),

@@ -10,7 +10,7 @@ rule pretrain_base_lm:
         f"{RESULTS}/benchmarks/pretrain_base_lm/study{{lm}}.tsv"
     conda:
         "../envs/airrep.yaml"
-    threads: workflow.cores
+    threads: threads_of_gpu_job(1)
     resources:
         gpu=1,
         mem_mb=memory("pretrain_base_lm"),

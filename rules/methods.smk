@@ -11,7 +11,7 @@ rule warmup_lm:
         f"{RESULTS}/benchmarks/warmup_lm/study.tsv"
     conda:
         "../envs/airrep.yaml"
-    threads: workflow.cores
+    threads: threads_of_gpu_job(1)
     resources:
         gpu=1,
         mem_mb=memory("warmup_lm"),
@@ -36,7 +36,7 @@ rule fit_method:
         method=any_of(plan_of_study.fitted_methods()),
     conda:
         "../envs/airrep.yaml"
-    threads: workflow.cores
+    threads: threads_of_gpu_job(1)
     resources:
         gpu=1,
         mem_mb=memory("fit_method"),
@@ -61,7 +61,7 @@ rule embed_by_method:
         embedding=any_of(plan_of_study.own_embeddings()),
     conda:
         "../envs/airrep.yaml"
-    threads: workflow.cores
+    threads: threads_of_gpu_job(1)
     resources:
         gpu=1,
         mem_mb=memory("embed_by_method"),

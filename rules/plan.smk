@@ -8,7 +8,7 @@ rule run_pilot:
         f"{RESULTS}/logs/run_pilot.log",
     conda:
         "../envs/airrep.yaml"
-    threads: workflow.cores
+    threads: threads_of_gpu_job(1)
     resources:
         gpu=1,
         mem_mb=memory("finetune_shard"),

@@ -11,7 +11,7 @@ rule embed_corpus:
         f"{RESULTS}/benchmarks/embed_corpus/{{encoder}}/{{corpus}}{{part}}.tsv"
     conda:
         "../envs/airrep.yaml"
-    threads: workflow.cores
+    threads: threads_of_gpu_job(plan_of_study.encoder_processes())
     resources:
         gpu=plan_of_study.encoder_processes(),
         processes=plan_of_study.encoder_processes(),

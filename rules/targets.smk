@@ -38,7 +38,7 @@ rule finetune_shard:
         f"{RESULTS}/benchmarks/finetune_shard/{{pool}}/{{block}}.tsv"
     conda:
         "../envs/airrep.yaml"
-    threads: plan_of_study.finetuning_processes()
+    threads: threads_of_gpu_job(plan_of_study.finetuning_processes(), on_cpu=plan_of_study.finetuning_processes())
     resources:
         gpu=plan_of_study.finetuning_processes(),
         processes=plan_of_study.finetuning_processes(),

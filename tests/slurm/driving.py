@@ -21,7 +21,9 @@ from cluster import Cluster, output
 
 ROOT = Path(__file__).parents[2]
 LEFT_BEHIND = shutil.ignore_patterns(".git", ".venv", ".snakemake", "results", "shared", "__pycache__", ".*_cache")
-EDITS = {"AIRREP_ACCOUNT": "lab", "AIRREP_PARTITION": "cpu", "AIRREP_GPU_PARTITION": "gpu"}
+EDITS = {"AIRREP_ACCOUNT": "lab", "AIRREP_PARTITION": "cpu", "AIRREP_GPU_PARTITION": "gpu", "AIRREP_GPU_CPUS": "2"}
+# The cluster's GPUs are made up.
+WITHOUT_GPUS = {"AIRREP_GPU_OPTIONAL": "yes"}
 SMOKE = ("--configfile", "configs/smoke.yaml")
 # The profile asks Slurm too seldom for jobs of seconds.
 SOON = ("--slurm-init-seconds-before-status-checks", "2")
@@ -81,7 +83,7 @@ class Driver:
             self.process = subprocess.Popen(
                 ["snakemake", *arguments],
                 cwd=folder,
-                env={**os.environ, **edits, "PATH": path},
+                env={**os.environ, **WITHOUT_GPUS, **edits, "PATH": path},
                 stdout=screen,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,

@@ -9,7 +9,7 @@ import re
 import pytest
 from driving import EDITS, SMOKE, finished_jobs
 
-GPU_RULES = {"pretrain_base_lm", "finetune_shard", "train_encoder", "embed_corpus"}
+GPU_RULES = {"pretrain_base_lm", "finetune_shard", "init_encoder", "train_encoder", "embed_corpus"}
 
 
 def rule_of(purpose):

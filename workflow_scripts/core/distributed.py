@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -26,7 +27,7 @@ import torch.distributed as dist
 
 import workflow_scripts
 from workflow_scripts.core.errors import StudyError
-from workflow_scripts.core.gpus import visible_gpus
+from workflow_scripts.core.gpus import use_deterministic_algorithms, visible_gpus
 from workflow_scripts.core.parquet import metadata_in_force, table_metadata
 from workflow_scripts.core.progress import say
 
@@ -58,7 +59,16 @@ def run_in_processes(function: Callable[..., object], processes: int, **argument
             f"{processes} GPUs (where Slurm is asked by `gres`: `gpus` in slurm/config.yaml), or set `processes` to "
             f"{gpus}."
         )
-    job = [processes, _importable_module(function), function.__name__, arguments, dict(metadata_in_force())]
+    run_in_new_processes(function, processes, **arguments)
+
+
+def run_in_new_processes(function: Callable[..., object], processes: int, **arguments: object) -> None:
+    """Call `function(**arguments)` as `run_in_processes` does, but in a new process also where one is to do it.
+
+    What such a process held of a GPU is free when it has ended.
+    """
+    metadata, deterministic = dict(metadata_in_force()), torch.are_deterministic_algorithms_enabled()
+    job = [processes, _importable_module(function), function.__name__, arguments, metadata, deterministic]
     job_text = json.dumps(job, default=_path_as_json)
     with tempfile.TemporaryDirectory(prefix="airrep-processes-") as name:
         folder = Path(name)
@@ -78,7 +88,7 @@ def _importable_module(function: Callable[..., object]) -> str:
     """Return the name that other processes import `function`'s module by; as a script it has none but its file's."""
     if function.__module__ != "__main__":
         return function.__module__
-    package = Path(workflow_scripts.__file__).parent
+    package = Path(workflow_scripts.__file__).resolve().parent
     # Snakemake runs a copy of a script and leaves the original's path in `__file__`.
     file = Path(function.__globals__["__file__"]).resolve()
     return ".".join([package.name, *file.relative_to(package).with_suffix("").parts])
@@ -104,6 +114,8 @@ def _start(folder: Path, rank: int, processes: int, job_text: str) -> subprocess
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(processes),
         "OMP_NUM_THREADS": str(max(1, threads // processes)),
+        # Left to itself, gloo listens where the host's name leads, which not every node can resolve.
+        "GLOO_SOCKET_IFNAME": _loopback(),
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
     }
     command = [sys.executable, "-m", "workflow_scripts.core.distributed", str(folder)]
@@ -119,6 +131,11 @@ def _start(folder: Path, rank: int, processes: int, job_text: str) -> subprocess
     process.stdin.write(job_text.encode() + b"\n")
     process.stdin.flush()
     return process
+
+
+def _loopback() -> str:
+    """Return this machine's interface to itself: `lo` on Linux, `lo0` on macOS."""
+    return next(name for _, name in socket.if_nameindex() if name in ("lo", "lo0"))
 
 
 def _pass_on(stream: IO[bytes]) -> None:
@@ -159,24 +176,28 @@ def _work(folder: Path) -> None:
     """Do one process's part of the job that comes over standard input."""
     rank = int(os.environ["RANK"])
     job = json.loads(sys.stdin.buffer.readline(), object_hook=_path_from_json)
-    processes, module, name, arguments, metadata = job
+    processes, module, name, arguments, metadata, deterministic = job
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
+        if deterministic:
+            use_deterministic_algorithms()
         gpu = torch.cuda.is_available()
         if gpu:
             torch.cuda.set_device(rank)
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if gpu else "gloo",
-            init_method=f"file://{folder}/rendezvous",
-            rank=rank,
-            world_size=processes,
-            # One that fails takes the others along, so waiting needs no end.
-            timeout=timedelta(days=7),
-        )
+        if processes > 1:
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if gpu else "gloo",
+                init_method=f"file://{folder}/rendezvous",
+                rank=rank,
+                world_size=processes,
+                # One that fails takes the others along, so waiting needs no end.
+                timeout=timedelta(days=7),
+            )
         with table_metadata(**metadata):
             getattr(import_module(module), name)(**arguments)
-        wait_for_all()
-        dist.destroy_process_group()
+        if processes > 1:
+            wait_for_all()
+            dist.destroy_process_group()
     except BaseException as error:
         is_ours = isinstance(error, StudyError)
         message = str(error) if is_ours else traceback.format_exc()

@@ -1,26 +1,145 @@
-"""A job's own GPUs on a machine without Slurm: claimed by file locks, so that two jobs never share one."""
+"""The GPUs of this machine and of a job: counted without torch, claimed by file locks, and checked before work starts.
+
+Read while Snakemake parses, so nothing heavy is imported here.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import os
+import platform
+import re
+import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
+from urllib.parse import quote
 
 from workflow_scripts.core.errors import StudyError
 
+DRIVER_FOLDER = Path("/proc/driver/nvidia")
+DEVICE_FOLDER = Path("/dev")
+# Without its persistence daemon, a driver takes seconds for each GPU to wake up.
+SECONDS_TO_LIST = 60
+SLURM_NAMES_GPUS = ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "SLURM_GPUS", "SLURM_GPUS_ON_NODE")
+COMPUTE_ON_THE_CPU = "To compute on the CPU instead, set CUDA_VISIBLE_DEVICES to nothing (export CUDA_VISIBLE_DEVICES=)"
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU, or an instance of one that MIG has split, by its UUID; `index` is the GPU's own."""
+
+    index: int
+    name: str
+    uuid: str
+
+
+def installed_gpus() -> list[Gpu]:
+    """Return the GPUs that the driver shows, whatever CUDA_VISIBLE_DEVICES says; none without an NVIDIA driver."""
+    return _listed(_nvidia_smi()) or _known_to_the_kernel()
+
+
+@functools.cache
+def _nvidia_smi() -> str:
+    """Return what `nvidia-smi -L` prints; nothing where it is absent, hangs, or fails (as when NVML does)."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        return subprocess.run(
+            ["nvidia-smi", "-L"], check=True, capture_output=True, text=True, timeout=SECONDS_TO_LIST
+        ).stdout
+    return ""
+
+
+def _listed(text: str) -> list[Gpu]:
+    found: list[Gpu] = []
+    whole: Gpu | None = None
+    for line in text.splitlines():
+        if gpu := re.match(r"GPU (\d+): (.*) \(UUID: (GPU-[^)]+)\)", line):
+            whole = Gpu(int(gpu[1]), gpu[2], gpu[3])
+            found.append(whole)
+        elif whole and (instance := re.match(r"\s+MIG (\S+).*\(UUID: (MIG-[^)]+)\)", line)):
+            # A GPU that is split can't be used whole.
+            found = [one for one in found if one is not whole]
+            found.append(Gpu(whole.index, f"{whole.name} MIG {instance[1]}", instance[2]))
+    return found
+
+
+def _known_to_the_kernel() -> list[Gpu]:
+    found = []
+    for file in sorted(DRIVER_FOLDER.glob("gpus/*/information")):
+        facts = dict(line.split(":", 1) for line in file.read_text().splitlines() if ":" in line)
+        uuid = facts.get("GPU UUID", "").strip()
+        # The driver writes question marks until a GPU is first used.
+        index = len(found)
+        found.append(Gpu(index, facts.get("Model", "").strip(), str(index) if "?" in uuid or not uuid else uuid))
+    return found
+
 
 def visible_gpus(environment: Mapping[str, str] = os.environ) -> list[str]:
-    """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
-    if (listed := environment.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return [name.strip() for name in listed.split(",") if name.strip()]
-    import torch
+    """Return the GPUs that this process may use, as names for CUDA_VISIBLE_DEVICES.
 
-    return [str(number) for number in range(torch.cuda.device_count())]
+    CUDA reads that variable up to the first name that isn't one: -1 and NoDevFiles hide what follows.
+    """
+    if (listed := environment.get("CUDA_VISIBLE_DEVICES")) is None:
+        return [gpu.uuid for gpu in installed_gpus()]
+    names = []
+    for name in listed.split(","):
+        if not re.fullmatch(r"\d+|(GPU|MIG)-\S+", name.strip()):
+            break
+        names.append(name.strip())
+    return names
+
+
+def limit_gpu_jobs(workflow: Any) -> int:
+    """Let Snakemake start no more jobs on GPUs than this machine has, and return that number.
+
+    `--resources gpu=N` takes its place. Nothing is limited where there is no GPU, as all jobs compute on the CPU then,
+    and on a cluster, where the scheduler hands GPUs out: the result is 0.
+    """
+    sends_jobs = workflow.non_local_exec or (workflow.dryrun and workflow.nodes is not None)
+    if sends_jobs or not workflow.is_main_process or not (here := len(visible_gpus())):
+        return 0
+    if "gpu" in workflow.global_resources:
+        return min(here, workflow.global_resources["gpu"].value)
+    workflow.register_resource("gpu", here)
+    return here
+
+
+def gpus_asked_for(resources: Mapping[str, Any]) -> int:
+    """Return how many GPUs a job's resources ask for: as `gpu`, or as Slurm's `gres`, e.g. gpu:h100:2."""
+    asked = int(resources.get("gpu", 0) or 0)
+    for part in str(resources.get("gres", "")).split(","):
+        kind, *words = part.strip().split(":")
+        if kind == "gpu":
+            asked += int(words[-1]) if words and words[-1].isdecimal() else 1
+    return asked
+
+
+@contextlib.contextmanager
+def pinned(count: int) -> Iterator[None]:
+    """Show this process only its own GPUs while the block runs: none to a job that asks for none.
+
+    To be entered before anything starts CUDA, which reads CUDA_VISIBLE_DEVICES once. Within a Slurm job too: all jobs
+    of a Snakemake that runs inside one allocation see all its GPUs.
+    """
+    before = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = visible_gpus() if count else []
+    with contextlib.ExitStack() as stack:
+        if count == 0:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        elif gpus:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(stack.enter_context(own_gpus(count, gpus)))
+        try:
+            yield
+        finally:
+            if before is None:
+                os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+            else:
+                os.environ["CUDA_VISIBLE_DEVICES"] = before
 
 
 @contextlib.contextmanager
@@ -42,10 +161,11 @@ def own_gpus(count: int, gpus: Sequence[str], folder: Path | None = None) -> Ite
     folder = folder or Path(tempfile.gettempdir()) / f"airrep-gpus-{os.getuid()}"
     folder.mkdir(parents=True, exist_ok=True)
     held: dict[str, IO[str]] = {}
+    locks = {gpu: folder / f"{lock_name(gpu)}.lock" for gpu in gpus}
     try:
         while len(held) < count:
             for gpu in gpus:
-                if len(held) < count and gpu not in held and (lock := _try_lock(folder / f"{gpu}.lock")):
+                if len(held) < count and gpu not in held and (lock := _try_lock(locks[gpu])):
                     held[gpu] = lock
             if len(held) < count:
                 # Two jobs that wait for each other's GPUs must not hold some meanwhile.
@@ -54,6 +174,20 @@ def own_gpus(count: int, gpus: Sequence[str], folder: Path | None = None) -> Ite
         yield list(held)
     finally:
         _release(held)
+
+
+def lock_name(gpu: str, environment: Mapping[str, str] = os.environ) -> str:
+    """Return a file name for the GPU that CUDA_VISIBLE_DEVICES calls `gpu`: its UUID, where that can be had.
+
+    Within a Slurm job it belongs to that job: Slurm gives no GPU to two of them, and where it shuts the other GPUs
+    away, each job of a node counts its own from 0.
+    """
+    if allocation := environment.get("SLURM_JOB_ID"):
+        gpu = f"job-{allocation}-{gpu}"
+    elif gpu.isdecimal():
+        gpu = {str(one.index): one.uuid for one in installed_gpus() if one.uuid.startswith("GPU-")}.get(gpu, gpu)
+    # The older names of MIG's instances have slashes.
+    return quote(gpu, safe="")
 
 
 def _try_lock(path: Path) -> IO[str] | None:
@@ -71,12 +205,109 @@ def _release(held: dict[str, IO[str]]) -> None:
         held.popitem()[1].close()
 
 
-@contextlib.contextmanager
-def pinned(count: int) -> Iterator[None]:
-    """Show this process only its own GPUs while the block runs; does nothing on a CPU and under Slurm."""
-    if count == 0 or "SLURM_JOB_ID" in os.environ or not (gpus := visible_gpus()):
-        yield
+def require_promised_gpus(asked: int, environment: Mapping[str, str] = os.environ) -> None:
+    """Stop a job that asked for GPUs and was promised some, but can't use them: the CPU would take hours in silence.
+
+    Where nothing promises a GPU, as on a laptop, the same job computes on the CPU.
+
+    Raises
+    ------
+    StudyError: says why, and what to do.
+    """
+    if not asked or environment.get("AIRREP_GPU_OPTIONAL") or not is_promised(environment):
         return
-    with own_gpus(count, gpus) as own:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(own)
-        yield
+    facts = {**torch_facts(), "visible_devices": environment.get("CUDA_VISIBLE_DEVICES"), "host": platform.node()}
+    if problem := gpu_problem(facts, asked):
+        raise StudyError(f"{problem} {COMPUTE_ON_THE_CPU}; in a Slurm job, set AIRREP_GPU_OPTIONAL=yes.")
+
+
+def is_promised(environment: Mapping[str, str] = os.environ) -> bool:
+    """Return whether a job that asks for a GPU can count on one.
+
+    Slurm has allocated some, CUDA_VISIBLE_DEVICES has words in it, or this machine has an NVIDIA device. An empty
+    CUDA_VISIBLE_DEVICES says that no GPU is wanted.
+    """
+    if (visible := environment.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return bool(visible.strip())
+    return (
+        any(environment.get(name, "0") not in ("", "0") for name in SLURM_NAMES_GPUS)
+        or any(DEVICE_FOLDER.glob("nvidia[0-9]*"))
+        or bool(installed_gpus())
+    )
+
+
+def torch_facts() -> dict[str, Any]:
+    """Return the driver, torch's version and CUDA's, and how many GPUs torch can use; starts no CUDA context."""
+    import torch
+
+    return {
+        "driver": driver_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "usable": torch.cuda.device_count() if torch.cuda.is_available() else 0,
+    }
+
+
+def driver_version() -> str | None:
+    """Return the NVIDIA driver's version, or None where there is no driver."""
+    file = DRIVER_FOLDER / "version"
+    if not file.exists():
+        return None
+    found = re.search(r"\s(\d+\.[\d.]+)\s", file.read_text())
+    return found.group(1) if found else "unknown"
+
+
+def gpu_problem(facts: Mapping[str, Any], asked: int) -> str | None:
+    """Return why a job that asked for GPUs can't use so many and what to change, or None.
+
+    Parameters
+    ----------
+    facts: those of `torch_facts`, the `host`, and CUDA_VISIBLE_DEVICES as `visible_devices`.
+    """
+    if facts["usable"] >= asked:
+        return None
+    visible = facts["visible_devices"]
+    names = visible_gpus({"CUDA_VISIBLE_DEVICES": visible}) if visible is not None else None
+    if visible == "" or (visible is None and facts["driver"] is None):
+        return (
+            f"the job asked for {asked} GPU(s), but the scheduler named none in CUDA_VISIBLE_DEVICES. If the cluster "
+            "wants --gres, write `gres: gpu` in slurm/config.yaml (or set AIRREP_GRES=gpu)."
+        )
+    if names == []:
+        return (
+            f"the job asked for {asked} GPU(s), but CUDA_VISIBLE_DEVICES={visible} hides all of them. Where Slurm "
+            "wrote that, the job was given no GPU: ask for some (salloc --gpus=1). Otherwise unset it."
+        )
+    if facts["driver"] is None:
+        return (
+            f"the scheduler gave GPU {visible}, but {facts['host']} has no NVIDIA driver. Name a "
+            "partition with GPUs as gpu_partition in slurm/config.yaml (or set AIRREP_GPU_PARTITION); a container "
+            "needs `apptainer --nv` or `docker --gpus all`."
+        )
+    if facts["cuda"] is None:
+        return (
+            f"torch {facts['torch']} is a CPU build. Put the CUDA build of the same version in its place: "
+            "pip uninstall torch, then pip install -r envs/requirements-torch.lock on a machine "
+            "without a CPU-only index."
+        )
+    if names and sum(name.startswith("MIG-") for name in names) > facts["usable"] > 0:
+        return (
+            f"the job asked for {asked} GPU(s), but a process can use no more than one instance of a GPU that MIG has "
+            "split. Set `processes` to 1, or ask for whole GPUs."
+        )
+    return (
+        f"the job asked for {asked} GPU(s), but torch sees {facts['usable']}: driver {facts['driver']} may be "
+        f"too old for CUDA {facts['cuda']}. Load a newer driver, or install a torch build for an older CUDA."
+    )
+
+
+def use_deterministic_algorithms() -> None:
+    """Let torch take only algorithms that add in a fixed order; to be called before CUDA starts.
+
+    Other processes that this one starts inherit cuBLAS's part of it alone, and must call it again.
+    """
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    import torch
+
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False

@@ -7,7 +7,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
-import torch
+from workflow_scripts.core.gpus import installed_gpus
 
 
 def hardware() -> dict[str, Any]:
@@ -20,5 +20,5 @@ def hardware() -> dict[str, Any]:
         "processor": model or platform.processor(),
         "cores": os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "gpus": [gpu.name for gpu in installed_gpus()],
     }

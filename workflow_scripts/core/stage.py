@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from workflow_scripts.core.errors import StudyError, lacks_memory
-from workflow_scripts.core.gpus import pinned
+from workflow_scripts.core.gpus import gpus_asked_for, pinned, require_promised_gpus, use_deterministic_algorithms
 from workflow_scripts.core.parquet import spec_hash, table_metadata
 
 _ROOM = "Free some space, or link `results` to a roomier disk."
@@ -38,17 +38,23 @@ _MEMORY_KEYS = {
 def run_stage(smk: Any, stage: Callable[..., object]) -> None:
     """Call `stage` with the named inputs and outputs of the job and the values of its spec.
 
-    A job whose resources name `processes` calls it in so many processes, see `core.distributed`.
+    A job whose resources name `processes` calls it in so many processes, see `core.distributed`. It sees the GPUs that
+    its resources ask for and no other, and where its spec says `deterministic`, torch adds in a fixed order.
     A `StudyError`, a disk that is full or not writable, and a lack of memory end the job with a message alone; any
     other exception keeps its traceback, because it is a fault of ours.
     """
     spec = dict(smk.params.spec)
     spec.pop("version")
+    deterministic = spec.pop("deterministic", False)
+    gpus = gpus_asked_for(smk.resources)
     arguments = {**_paths(smk.input), **_paths(smk.output), **spec}
     _use_threads(smk.threads)
     with _log_to(smk.log[0]):
         try:
-            with pinned(smk.resources.get("gpu", 0)), table_metadata(stage=smk.rule, spec=spec_hash(smk.params.spec)):
+            with pinned(gpus), table_metadata(stage=smk.rule, spec=spec_hash(smk.params.spec)):
+                require_promised_gpus(gpus)
+                if deterministic:
+                    use_deterministic_algorithms()
                 _call(stage, smk.resources.get("processes", 1), arguments)
         except Exception as error:
             known = isinstance(error, StudyError)

@@ -18,6 +18,7 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from workflow_scripts.core.distributed import run_in_new_processes
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.gpus import visible_gpus
 from workflow_scripts.core.hardware import hardware
@@ -49,6 +50,7 @@ from workflow_scripts.study.specs import STAGE_VERSIONS
 SAMPLE_ROWS = 2000
 STEP_SECONDS = 5.0
 PILOT_JOBS = "workflow_scripts.plan.pilot_jobs"
+MODELS = "models.json"
 FEW_STEPS, MANY_STEPS = 2, 12
 # Nobody fine-tunes a larger LM thousands of times without a GPU.
 LARGEST_LM_ON_A_CPU = 1e8
@@ -92,46 +94,31 @@ def run_pilot(
     """
     settings = {name: value for name, value in locals().items() if name not in ("corpora", "pilot")}
     start = time.monotonic()
-    transformers.logging.set_verbosity_error()
     with tempfile.TemporaryDirectory(prefix="airrep-pilot-") as name:
         folder = Path(name)
-        samples = {path.stem: _sample(path, folder / path.name, seed) for path in corpora}
-        read = training["target_corpus"] if training else None
-        typical = samples.get(read) or next(iter(samples.values()), None) or _stand_in(folder)
-        say("run_pilot: LM, encoder, corpora ...")
-        # What the stages say of their own progress is not about this study's.
-        with contextlib.redirect_stderr(io.StringIO()):
-            lm = _language_model(language_model, runs, samples, typical, folder)
-            model, encoder_seconds, no_encoder = _encoder(encoder, typical, lm, prompt_words, folder)
-            facts = {
-                name: _facts(samples[name], lm, model, prompt_words, folder)
-                if name in samples
-                else _assumed_facts(only_tests, training)
-                for name, only_tests in tests_only.items()
-            }
-            typical_tokens = _lm_tokens(typical, lm, folder)
-        seconds = {**lm.seconds, **encoder_seconds}
-        missing = [reason for reason in (lm.missing, no_encoder) if reason]
+        # In a process of its own, and so are the jobs after it: some GPUs let in one process at a time.
+        run_in_new_processes(_time_models, 1, corpora=corpora, folder=folder, settings=settings)
+        models = json.loads((folder / MODELS).read_text(encoding="utf-8"))
+        lm = _LanguageModel(**models["lm"])
+        missing, parameters = models["missing"], models["encoder_parameters"]
+        facts = {name: CorpusFacts(**values) for name, values in models["facts"].items()}
         if missing:
-            parameters = ASSUMED_ENCODER_PARAMETERS if no_encoder else _parameters(model)
             assumed = _assumed_seconds(lm.parameters, parameters, training, facts)
             gpus = runs["finetuning"].get("processes", 1) if runs else 1
         else:
-            parameters, assumed, gpus = _parameters(model), {}, len(visible_gpus())
-            say("run_pilot: the encoder's work ...")
-            seconds |= _time_encoder(model, typical, prompt_words, training, chunk_tokens, precision)
+            assumed, gpus = {}, len(visible_gpus())
         say("run_pilot: jobs side by side ...")
-        seconds |= time_starts()
-        seconds |= _time_jobs(folder, typical, typical_tokens, lm, runs, model.dimension)
-    machine = hardware()
+        seconds = {**models["seconds"], **time_starts(), **_time_jobs(folder, models, lm, runs)}
+    machine, absent = hardware(), sorted(tests_only.keys() - {path.stem for path in corpora})
+    timed_on = machine["gpus"][:1] if visible_gpus() else []
     found = Pilot(
         hardware=" and ".join(
-            [GPU if missing else "", *machine["gpus"][:1], f"{machine['cores']} cores of {machine['processor']}"]
+            [GPU if missing else "", *timed_on, f"{machine['cores']} cores of {machine['processor']}"]
         ).removeprefix(" and "),
         gpus=gpus,
         seconds={**seconds, **assumed},
         assumed_units=tuple(assumed),
-        assumptions=tuple(_assumptions(missing, lm.parameters, parameters, sorted(tests_only.keys() - samples.keys()))),
+        assumptions=tuple(_assumptions(missing, lm.parameters, parameters, absent)),
         corpora=facts,
         lm_parameters=lm.parameters,
         encoder_parameters=parameters,
@@ -142,6 +129,44 @@ def run_pilot(
             + "\n"
         )
     say(f"run_pilot: done in {time.monotonic() - start:.0f} s")
+
+
+def _time_models(corpora: list[Path], folder: Path, settings: dict[str, Any]) -> None:
+    """Write to `folder` what LM and encoder take, what they make of the corpora, and what the jobs are timed with."""
+    transformers.logging.set_verbosity_error()
+    runs, training, prompt_words = settings["runs"], settings["training"], settings["prompt_words"]
+    samples = {path.stem: _sample(path, folder / path.name, settings["seed"]) for path in corpora}
+    read = training["target_corpus"] if training else None
+    typical = samples.get(read) or next(iter(samples.values()), None) or _stand_in(folder)
+    say("run_pilot: LM, encoder, corpora ...")
+    # What the stages say of their own progress is not about this study's.
+    with contextlib.redirect_stderr(io.StringIO()):
+        lm = _language_model(settings["language_model"], runs, samples, typical, folder)
+        model, encoder_seconds, no_encoder = _encoder(settings["encoder"], typical, lm, prompt_words, folder)
+        facts = {
+            name: _facts(samples[name], lm, model, prompt_words, folder)
+            if name in samples
+            else _assumed_facts(only_tests, training)
+            for name, only_tests in settings["tests_only"].items()
+        }
+        typical_tokens = _lm_tokens(typical, lm, folder)
+    seconds = {**lm.seconds, **encoder_seconds}
+    missing = [reason for reason in (lm.missing, no_encoder) if reason]
+    if not missing:
+        say("run_pilot: the encoder's work ...")
+        chunk_tokens, precision = settings["chunk_tokens"], settings["precision"]
+        seconds |= _time_encoder(model, typical, prompt_words, training, chunk_tokens, precision)
+    found = {
+        "lm": asdict(lm),
+        "missing": missing,
+        "encoder_parameters": ASSUMED_ENCODER_PARAMETERS if no_encoder else _parameters(model),
+        "dimension": model.dimension,
+        "facts": {name: asdict(values) for name, values in facts.items()},
+        "seconds": seconds,
+        "sample": str(typical.file),
+        "tokens": str(typical_tokens),
+    }
+    (folder / MODELS).write_text(json.dumps(found), encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -293,22 +318,18 @@ def _assumed_facts(only_tests: bool, training: Mapping[str, Any] | None) -> Corp
 
 
 def _time_jobs(
-    folder: Path,
-    typical: _Sample,
-    tokens: Path,
-    lm: _LanguageModel,
-    runs: Mapping[str, Any] | None,
-    dimension: int,
+    folder: Path, models: Mapping[str, Any], lm: _LanguageModel, runs: Mapping[str, Any] | None
 ) -> dict[str, float]:
     """Return the seconds that `plan.pilot_jobs` finds, the mean of the processes that run side by side."""
     model = lm.loading["language_model"] or lm.loading["model"]
     source = [model, lm.loading["revision"], lm.loading["trust_remote_code"]]
     settings = {
-        "sample": str(typical.file),
-        "tokens": str(tokens),
+        "sample": models["sample"],
+        "tokens": models["tokens"],
         "tokenizing": lm.loading,
         "finetuning": {"source": source, **runs} if runs and not lm.missing else None,
-        "dimension": dimension,
+        "dimension": models["dimension"],
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
     }
     (folder / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
     found = [json.loads(said.splitlines()[-1]) for said in side_by_side("-m", PILOT_JOBS, str(folder))]

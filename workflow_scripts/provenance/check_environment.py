@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-import re
 import shutil
 import statistics
 import time
@@ -13,11 +12,11 @@ from typing import Any
 import torch
 
 from workflow_scripts.core.errors import StudyError
+from workflow_scripts.core.gpus import gpu_problem, torch_facts
 from workflow_scripts.core.parquet import atomic_path
 from workflow_scripts.core.progress import say
 from workflow_scripts.core.stage import run_stage
 
-DRIVER_FILE = Path("/proc/driver/nvidia/version")
 LOW_DISK_GIB = 10
 SLOW_FOLDER_SECONDS = 0.2
 
@@ -48,22 +47,20 @@ def check_environment(environment: Path, gpus: int, require_gpu: bool) -> None:
 
 
 def describe_machine() -> dict[str, Any]:
-    """Return host, Python, torch and the cores that the job may use."""
+    """Return host, Python and the cores that the job may use."""
     return {
         "host": platform.node(),
         "slurm_node": os.environ.get("SLURMD_NODENAME"),
         "cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
-        "torch": torch.__version__,
     }
 
 
 def describe_gpus() -> dict[str, Any]:
-    """Return driver, CUDA version of the torch build, the device ids given to the job, and the GPUs torch sees."""
-    usable = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    """Return driver, torch and its CUDA version, the device ids given to the job, and the GPUs that torch can use."""
+    facts = torch_facts()
     return {
-        "driver": driver_version(),
-        "cuda": torch.version.cuda,
+        **facts,
         "visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
         "gpus": [
             {
@@ -71,17 +68,9 @@ def describe_gpus() -> dict[str, Any]:
                 "memory_gib": round(torch.cuda.get_device_properties(device).total_memory / 2**30, 1),
                 "bfloat16": torch.cuda.get_device_capability(device) >= (8, 0),
             }
-            for device in usable
+            for device in range(facts["usable"])
         ],
     }
-
-
-def driver_version() -> str | None:
-    """Return the NVIDIA driver's version, or None where there is no driver."""
-    if not DRIVER_FILE.exists():
-        return None
-    found = re.search(r"\s(\d+\.[\d.]+)\s", DRIVER_FILE.read_text())
-    return found.group(1) if found else "unknown"
 
 
 def describe_folder(folder: Path) -> dict[str, float]:
@@ -119,32 +108,6 @@ def folder_warnings(facts: dict[str, Any]) -> list[str]:
             "Link `results` to the cluster's scratch folder, and raise latency-wait in slurm/config.yaml."
         )
     return warnings
-
-
-def gpu_problem(facts: dict[str, Any], gpus: int) -> str | None:
-    """Return why a job that asked for `gpus` can't use them and what to change, or None."""
-    if not facts["visible_devices"]:
-        return (
-            f"the job asked for {gpus} GPU(s), but the scheduler named none in CUDA_VISIBLE_DEVICES. If the cluster "
-            "wants --gres, write `gres: gpu` in slurm/config.yaml (or set AIRREP_GRES=gpu)."
-        )
-    if facts["driver"] is None:
-        return (
-            f"the scheduler gave GPU {facts['visible_devices']}, but {facts['host']} has no NVIDIA driver. Name a "
-            "partition with GPUs as gpu_partition in slurm/config.yaml (or set AIRREP_GPU_PARTITION)."
-        )
-    if facts["cuda"] is None:
-        return (
-            f"torch {facts['torch']} is a CPU build. Put the CUDA build of the same version in its place: "
-            "pip uninstall torch, then pip install -r envs/requirements-torch.lock on a machine "
-            "without a CPU-only index."
-        )
-    if len(facts["gpus"]) < gpus:
-        return (
-            f"the job asked for {gpus} GPU(s), but torch sees {len(facts['gpus'])}: driver {facts['driver']} may be "
-            f"too old for CUDA {facts['cuda']}. Load a newer driver, or install a torch build for an older CUDA."
-        )
-    return None
 
 
 if __name__ == "__main__":

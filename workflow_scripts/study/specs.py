@@ -51,6 +51,21 @@ STAGE_VERSIONS = {
     "run_pilot": 3,
     "write_plan": 2,
 }
+# Stages that compute on a GPU, where a job has one. Of others `deterministic` changes nothing.
+COMPUTED_ON_GPUS = (
+    "pretrain_base_lm",
+    "finetune_shard",
+    "finetune_runs",
+    "init_encoder",
+    "train_encoder",
+    "embed_corpus",
+    "warmup_lm",
+    "fit_method",
+    "embed_by_method",
+    "score_pairs",
+    "score_part",
+    "run_pilot",
+)
 
 
 class StageSpecs(StudyJobs):
@@ -63,6 +78,8 @@ class StageSpecs(StudyJobs):
         and what stands below it.
         """
         values = getattr(self, f"_{stage}")(**wildcards)
+        if self.study.deterministic and stage in COMPUTED_ON_GPUS:
+            values = {**values, "deterministic": True}
         return dict(sorted({"version": STAGE_VERSIONS[stage], **values}.items()))
 
     def base_spec(self, wildcards: Mapping[str, str]) -> dict[str, Any]:
@@ -90,7 +107,9 @@ class StageSpecs(StudyJobs):
         }
 
     def _resolve_config(self) -> dict[str, Any]:
-        return {"study": self.study.model_dump(mode="json")}
+        # As the stages' own specs: what is off has no part in them, or a new key would make finished studies anew.
+        off = set() if self.study.deterministic else {"deterministic"}
+        return {"study": self.study.model_dump(mode="json", exclude=off)}
 
     def _prepare_corpus(self, corpus: str) -> dict[str, Any]:
         return self.study.corpora[corpus].model_dump(mode="json", exclude={"without"})
@@ -380,4 +399,6 @@ class StageSpecs(StudyJobs):
         return corpus in {one.test for one in evaluations} - {one.train for one in evaluations} - learned_from
 
     def _write_plan(self) -> dict[str, Any]:
-        return {"study": self.study.model_dump(mode="json")}
+        # As the stages' own specs: what is off has no part in them, or a new key would make finished studies anew.
+        off = set() if self.study.deterministic else {"deterministic"}
+        return {"study": self.study.model_dump(mode="json", exclude=off)}

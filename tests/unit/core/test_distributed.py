@@ -1,5 +1,6 @@
 """Several processes share work exactly, pass on what they say, and end together."""
 
+import json
 import os
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from workflow_scripts.core.distributed import (
     gather_rows,
     is_first,
     own_share,
+    run_in_new_processes,
     run_in_processes,
     sum_gradients,
 )
@@ -96,6 +98,17 @@ def test_a_script_is_imported_from_its_folder_of_the_package(place):
     assert processes._importable_module(script["a_stage"]) == module
 
 
+def test_a_script_is_found_in_a_clone_behind_a_link(monkeypatch, tmp_path):
+    (tmp_path / "clone" / "workflow_scripts").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "clone")
+    package = tmp_path / "link" / "workflow_scripts" / "__init__.py"
+    monkeypatch.setattr(processes, "workflow_scripts", SimpleNamespace(__file__=str(package)))
+    # Snakemake follows links, Python's import doesn't.
+    script = {"__name__": "__main__", "__file__": str(tmp_path / "clone" / "workflow_scripts" / "a_stage.py")}
+    exec("def a_stage(): pass", script)
+    assert processes._importable_module(script["a_stage"]) == "workflow_scripts.a_stage"
+
+
 def test_one_process_is_this_one():
     seen = []
     run_in_processes(lambda **arguments: seen.append((os.getpid(), arguments)), 1, value=3)
@@ -106,6 +119,43 @@ def test_one_process_is_this_one():
     assert gather_rows(own, own_share(sizes), 3).equal(own)
     assert agreed(0.1) == 0.1
     assert is_first()
+
+
+def share_addresses(folder: Path) -> None:
+    """Write the addresses at which this process listens for the others, and how it computes."""
+    is_first()
+    listening = [one.laddr.ip for one in psutil.Process().net_connections("tcp") if one.status == psutil.CONN_LISTEN]
+    facts = {"listening": listening, "deterministic": torch.are_deterministic_algorithms_enabled()}
+    (folder / f"{os.environ['RANK']}.json").write_text(json.dumps(facts))
+
+
+def test_processes_of_one_machine_meet_on_its_loopback_whatever_its_name(tmp_path):
+    run_in_processes(share_addresses, 2, folder=tmp_path)
+    for rank in range(2):
+        facts = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert set(facts["listening"]) <= {"127.0.0.1", "::1"}
+        assert facts["listening"]
+        assert facts["deterministic"] is False
+
+
+def test_processes_are_deterministic_where_the_one_that_starts_them_is(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.are_deterministic_algorithms_enabled", lambda: True)
+    run_in_processes(share_addresses, 2, folder=tmp_path)
+    assert [json.loads((tmp_path / f"{rank}.json").read_text())["deterministic"] for rank in range(2)] == [True, True]
+
+
+def say_where(folder: Path, word: str) -> None:
+    """Write the number of this process, and whether it is one of a group."""
+    say(f"the word is {word}")
+    (folder / "where").write_text(json.dumps([os.getpid(), processes.in_group()]))
+
+
+def test_one_new_process_is_another_one_and_no_group(tmp_path, capsys):
+    run_in_new_processes(say_where, 1, folder=tmp_path, word="here")
+    number, in_group = json.loads((tmp_path / "where").read_text())
+    assert number != os.getpid()
+    assert not in_group
+    assert "the word is here" in capsys.readouterr().err
 
 
 def fail(how: str) -> None:

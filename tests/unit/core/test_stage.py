@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
+import torch
 
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.parquet import read_metadata, spec_hash, write_table
@@ -94,3 +95,50 @@ def test_a_fault_of_ours_keeps_its_traceback(tmp_path):
     with pytest.raises(ZeroDivisionError):
         run_stage(job(tmp_path, {"version": 1}), stage)
     assert "ZeroDivisionError: ours" in (tmp_path / "logs" / "stage.log").read_text()
+
+
+def job_that_sees(tmp_path, **resources):
+    """Run a job of these resources and return which GPUs it saw."""
+    seen = {}
+
+    def stage(table):
+        seen["gpus"] = os.environ.get("CUDA_VISIBLE_DEVICES")
+
+    made = job(tmp_path, {"version": 1})
+    made.resources = resources
+    run_stage(made, stage)
+    return seen["gpus"]
+
+
+def test_a_job_sees_the_gpus_that_it_asks_for_and_no_other(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.setenv("AIRREP_GPU_OPTIONAL", "yes")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert job_that_sees(tmp_path) == ""
+    assert job_that_sees(tmp_path, gpu=1) == "0"
+    assert job_that_sees(tmp_path, gpu=0, gres="gpu:2") == "0,1"
+
+
+def test_a_job_does_not_fall_back_to_the_cpu_in_silence(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "NoDevFiles")
+    assert job_that_sees(tmp_path) == ""
+    with pytest.raises(SystemExit):
+        job_that_sees(tmp_path, gpu=1)
+    assert "CUDA_VISIBLE_DEVICES=NoDevFiles hides all of them" in capsys.readouterr().err
+
+
+def test_deterministic_is_not_a_value_of_the_stage_but_how_torch_computes(tmp_path, monkeypatch):
+    seen = {}
+
+    def stage(table, *, rate):
+        seen.update(torch=torch.are_deterministic_algorithms_enabled(), cublas=os.environ["CUBLAS_WORKSPACE_CONFIG"])
+
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    try:
+        run_stage(job(tmp_path, {"version": 1, "rate": 0.5}), stage)
+        assert seen == {"torch": False, "cublas": ""}
+        run_stage(job(tmp_path, {"version": 1, "rate": 0.5, "deterministic": True}), stage)
+        assert seen == {"torch": True, "cublas": ":4096:8"}
+    finally:
+        torch.use_deterministic_algorithms(False)

@@ -11,18 +11,7 @@ from snakemake.profiles import ProfileConfigFileParser
 from snakemake.resources import Resources
 
 PROFILE = Path(__file__).parents[3] / "slurm" / "config.yaml"
-GPU_RULES = [
-    "pretrain_base_lm",
-    "finetune_shard",
-    "train_encoder",
-    "embed_corpus",
-    "warmup_lm",
-    "fit_method",
-    "embed_by_method",
-    "check_environment",
-    "run_pilot",
-]
-EDITED = ["ACCOUNT", "PARTITION", "GPU_PARTITION", "GPU_MODEL", "GRES", "PREEMPTIBLE"]
+EDITED = ["ACCOUNT", "PARTITION", "GPU_PARTITION", "GPU_MODEL", "GRES", "GPU_CPUS", "PREEMPTIBLE"]
 
 
 @pytest.fixture
@@ -77,6 +66,13 @@ def test_gpu_model(read_profile):
 def test_gres_takes_the_place_of_gpu(read_profile, written, asked):
     profile = read_profile(GRES=written, GPU_MODEL="h100")
     assert rule_resources(profile, "embed_corpus") == {"gpu": 0, "gres": asked}
+
+
+def test_a_job_on_a_gpu_has_several_cpus(read_profile):
+    assert "finetune_shard=8" in read_profile()["set-threads"]
+    fewer = read_profile(GPU_CPUS="4")
+    assert "finetune_shard=4" in fewer["set-threads"]
+    assert int(fewer["cores"]) == 4
 
 
 def test_only_preemptible_partitions_let_slurm_start_a_job_again(read_profile):

@@ -176,6 +176,16 @@ def test_scores_alone_fine_tune_nothing():
     assert both.pools == ["train", "heldout"]
 
 
+def test_deterministic_is_in_a_spec_only_where_it_is_on_and_changes_a_number():
+    off, on = StudyPlan(study()), StudyPlan(study(deterministic=True))
+    block = {"pool": "train", "block": "f0000_s0000"}
+    assert on.spec("finetune_shard", block) == {**off.spec("finetune_shard", block), "deterministic": True}
+    assert on.spec("sample_subsets", {"pool": "train"}) == off.spec("sample_subsets", {"pool": "train"})
+    # As it was before there was such a key.
+    assert "deterministic" not in off.spec("resolve_config", {})["study"]
+    assert on.spec("resolve_config", {})["study"]["deterministic"] is True
+
+
 def test_a_spec_is_sorted_and_carries_the_version():
     spec = StudyPlan(study()).spec("train_encoder", {})
     assert list(spec) == sorted(spec)
