@@ -10,8 +10,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from workflow_scripts.lib import gpus
 
+from workflow_scripts.core import gpus
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.gpus import (
     gpu_problem,

@@ -5,7 +5,6 @@ import pytest
 import torch
 import transformers
 from transformers import AutoModelForCausalLM
-from workflow_scripts.lib import packing
 
 from workflow_scripts.language_model.losses import (
     TokenizedExample,
@@ -15,6 +14,7 @@ from workflow_scripts.language_model.losses import (
     token_losses,
     use_packing,
 )
+from workflow_scripts.models import packing
 from workflow_scripts.models.packing import ATTENTION, BUCKETS, attention_kernel, pack, switch_to_packing, token_budget
 
 VOCABULARY = 61

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
-from workflow_scripts.lib import gpus
 
-from workflow_scripts import check_environment as stage
+from workflow_scripts.core import gpus
 from workflow_scripts.core.errors import StudyError
+from workflow_scripts.provenance import check_environment as stage
 
 GPU = {"name": "GPU", "memory_gib": 80.0, "bfloat16": True}
 GOOD = {

@@ -8,11 +8,11 @@ import pytest
 from snakemake.api import SnakemakeApi
 from snakemake.profiles import ProfileConfigFileParser
 from snakemake.settings.types import ConfigSettings, OutputSettings, Quietness, ResourceSettings
-from workflow_scripts.lib import gpus
 
+from workflow_scripts.core import gpus
 from workflow_scripts.study.specs import COMPUTED_ON_GPUS
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 # Together they have every rule.
 STUDIES = ("tests/configs/experiments.yaml", "configs/score_only.yaml")
 # A GPU is no gain by default, but `--set-resources score_part:gpu=1` gives one.
