@@ -20,7 +20,7 @@ from workflow_scripts.lib.config import load_study
 from workflow_scripts.lib.shapes import read_example
 from workflow_scripts.methods.texts import Texts
 
-PAGES = [ROOT / "README.md", ROOT / "slurm/README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "slurm/README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TARGETS = ("all", "targets", "encoder", "scores", "lds", "release", "report", "plan")
 PRESETS = ("paper_flan", "paper_ultrachat", "released_flan")
 # What these do is the shell's or Slurm's affair; the names in angle brackets are the reader's.
