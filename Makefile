@@ -14,7 +14,7 @@ LOCKED := --no-deps --require-hashes
 
 run: $(VENV)/.installed
 	$(BIN)/snakemake --cores $(CORES) --configfile $(CONFIG)
-	@$(BIN)/python -m workflow_scripts.show_results $(CONFIG)
+	@$(BIN)/python -m workflow_scripts.report.show_results $(CONFIG)
 
 # What a study will cost, before it runs: CONFIG=configs/....yaml.
 plan: $(VENV)/.installed
@@ -22,7 +22,7 @@ plan: $(VENV)/.installed
 
 # How far a study is, from its files alone.
 status: $(VENV)/.installed
-	@$(BIN)/python -m workflow_scripts.show_status $(CONFIG)
+	@$(BIN)/python -m workflow_scripts.plan.show_status $(CONFIG)
 
 smoke:
 	@$(MAKE) --no-print-directory run CONFIG=configs/smoke.yaml

@@ -23,16 +23,16 @@ from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from workflow_scripts.embed_corpus import embed_texts
-from workflow_scripts.lib.encoder import (
+from workflow_scripts.embeddings.embed_corpus import embed_texts
+from workflow_scripts.encoder.model import (
     AttributionEncoder,
     EncoderTokens,
     load_encoder,
     random_projections,
     token_counts,
 )
-from workflow_scripts.lib.encoder_training import Draw, Objective, backpropagate_step
-from workflow_scripts.lib.ranking import ranking_loss
+from workflow_scripts.encoder.objective import ranking_loss
+from workflow_scripts.encoder.training import Draw, Objective, backpropagate_step
 
 SHAPES = {
     "no layers": {"hidden_size": 384, "num_hidden_layers": 0, "intermediate_size": 1, "num_attention_heads": 1},

@@ -17,10 +17,10 @@ import pyarrow.compute as pc
 import yaml
 from harness import report
 
-from workflow_scripts.lib.config import load_study
-from workflow_scripts.lib.study_plan import StudyPlan
-from workflow_scripts.lib.tables import read_table, write_table
-from workflow_scripts.train_encoder import train_encoder
+from workflow_scripts.core.parquet import read_table, write_table
+from workflow_scripts.encoder.train_encoder import train_encoder
+from workflow_scripts.study.config import load_study
+from workflow_scripts.study.resources import StudyPlan
 
 SHARES = (1.0, 0.5, 0.25)
 

@@ -20,9 +20,9 @@ from harness import in_fresh_process, matrix_rate, precision, report
 from lengths import flan_like_examples
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
-from workflow_scripts.lib.finetuning import Finetuner
-from workflow_scripts.lib.language_model import TokenizedExample, best_device, load_language_model
-from workflow_scripts.lib.seeds import generator
+from workflow_scripts.core.seeds import generator
+from workflow_scripts.language_model.finetuner import Finetuner
+from workflow_scripts.language_model.losses import TokenizedExample, best_device, load_language_model
 
 BATCH, EPOCHS, LEARNING_RATE = 32, 2, 1e-3
 MODELS = {

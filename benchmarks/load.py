@@ -39,8 +39,8 @@ def timed(work: Callable[[], object]) -> float:
 
 def write_blocks(folder: Path, folds: int, judged: int) -> list[Path]:
     """Write made-up losses as fine-tuning jobs do, one block per fold."""
-    from workflow_scripts.finetune_shard import SCHEMA
-    from workflow_scripts.lib.tables import write_batches
+    from workflow_scripts.core.parquet import write_batches
+    from workflow_scripts.targets.finetune_shard import SCHEMA
 
     def runs(fold: int) -> Iterator[pa.Table]:
         random = np.random.default_rng(fold)
@@ -69,8 +69,8 @@ def write_blocks(folder: Path, folds: int, judged: int) -> list[Path]:
 
 def write_subsets(path: Path, folds: int) -> None:
     """Write who is in which subset."""
-    from workflow_scripts.lib.tables import write_batches
-    from workflow_scripts.sample_subsets import SCHEMA
+    from workflow_scripts.core.parquet import write_batches
+    from workflow_scripts.targets.sample_subsets import SCHEMA
 
     def tables() -> Iterator[pa.Table]:
         for fold in range(folds):
@@ -93,8 +93,8 @@ def write_source(path: Path, rows: int) -> None:
 
 def prepare(source: Path, corpus: Path) -> None:
     """Prepare a corpus as the stage does."""
-    from workflow_scripts.lib.config_sections import Corpus
-    from workflow_scripts.prepare_corpus import prepare_corpus
+    from workflow_scripts.corpora.prepare_corpus import prepare_corpus
+    from workflow_scripts.study.sections import Corpus
 
     settings = Corpus(source=str(source)).model_dump(exclude={"without"})
     prepare_corpus(corpus, corpus.with_suffix(".rejected.parquet"), **settings)
@@ -102,9 +102,9 @@ def prepare(source: Path, corpus: Path) -> None:
 
 def make_encoder(corpus: Path, folder: Path) -> None:
     """Write the smallest encoder there is: words without their context."""
-    from workflow_scripts.init_encoder import small_encoder, wordpiece_tokenizer
-    from workflow_scripts.lib.tables import read_batches
-    from workflow_scripts.lib.text import encoder_texts
+    from workflow_scripts.core.parquet import read_batches
+    from workflow_scripts.corpora.templates import encoder_texts
+    from workflow_scripts.encoder.init_encoder import small_encoder, wordpiece_tokenizer
 
     first = pa.Table.from_batches([next(read_batches(corpus, 2000, ["prompt", "response"]))])
     texts = encoder_texts(first, 256, "joint")
@@ -113,8 +113,8 @@ def make_encoder(corpus: Path, folder: Path) -> None:
 
 def targets_case(folder: Path, scale: float) -> dict[str, Any]:
     """Collect the targets of all folds, and train on them for some steps."""
-    from workflow_scripts.collect_targets import collect_targets
-    from workflow_scripts.train_encoder import train_encoder
+    from workflow_scripts.encoder.train_encoder import train_encoder
+    from workflow_scripts.targets.collect_targets import collect_targets
 
     folds, judged = max(round(FOLDS * scale), 4), JUDGED
     blocks = write_blocks(folder / "train", folds, judged)
@@ -167,11 +167,11 @@ def corpus_case(folder: Path, scale: float) -> dict[str, Any]:
     """Prepare, embed and score a long corpus; the encoder's forward pass is a stub."""
     import torch
 
-    from workflow_scripts.embed_corpus import embed_corpus
-    from workflow_scripts.lib.encoder import AttributionEncoder
-    from workflow_scripts.lib.group_scores import Membership
-    from workflow_scripts.lib.tiles import CorpusScores
-    from workflow_scripts.methods.embeddings import embedding_tiles, inner_products
+    from workflow_scripts.embeddings.embed_corpus import embed_corpus
+    from workflow_scripts.embeddings.tiles import embedding_tiles, inner_products
+    from workflow_scripts.encoder.model import AttributionEncoder
+    from workflow_scripts.scoring.corpus_scores import CorpusScores
+    from workflow_scripts.scoring.group_scores import Membership
 
     rows = round(ROWS * scale)
     write_source(folder / "pool.jsonl", rows)
@@ -203,9 +203,9 @@ def corpus_case(folder: Path, scale: float) -> dict[str, Any]:
 
 def jobs_case(folder: Path, scale: float) -> dict[str, Any]:
     """End many jobs at once where every sync and rename takes long; nothing may be lost."""
-    from workflow_scripts.finetune_shard import SCHEMA
-    from workflow_scripts.lib.finetuning_jobs import FinishedRuns
-    from workflow_scripts.lib.tables import read_table
+    from workflow_scripts.core.parquet import read_table
+    from workflow_scripts.targets.finetune_shard import SCHEMA
+    from workflow_scripts.targets.run_cache import FinishedRuns
 
     replace, sync = os.replace, os.fsync
 

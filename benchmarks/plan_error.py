@@ -19,7 +19,7 @@ from pathlib import Path
 import yaml
 from harness import report
 
-from workflow_scripts.lib.report_results import gather_costs
+from workflow_scripts.report.results import gather_costs
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PARTS = ("Snakefile", "config.yaml", "rules", "profiles", "configs", "workflow_scripts", "docs", "envs")

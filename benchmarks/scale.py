@@ -18,14 +18,14 @@ from harness import alternate, in_fresh_process, report
 from lengths import flan_like_examples
 from scoring import DIMENSION, GROWTH_TESTS, SETTINGS, SUBSETS, inputs, random_examples, write_inputs
 
-from workflow_scripts.lib.config_sections import Corpus
-from workflow_scripts.lib.score_tables import read_part
-from workflow_scripts.lib.stored_embeddings import StoredEmbeddings
-from workflow_scripts.lib.tables import read_table, write_batches
-from workflow_scripts.lib.tiles import CorpusScores
-from workflow_scripts.prepare_corpus import prepare_corpus
-from workflow_scripts.score_pairs import read_evaluation
-from workflow_scripts.score_part import score_part
+from workflow_scripts.core.parquet import read_table, write_batches
+from workflow_scripts.corpora.prepare_corpus import prepare_corpus
+from workflow_scripts.embeddings.cache import StoredEmbeddings
+from workflow_scripts.scoring.corpus_scores import CorpusScores
+from workflow_scripts.scoring.score_pairs import read_evaluation
+from workflow_scripts.scoring.score_part import score_part
+from workflow_scripts.scoring.tables import read_part
+from workflow_scripts.study.sections import Corpus
 
 ROWS, BLOCK = 100_000, 10_000
 

@@ -16,13 +16,13 @@ import pyarrow as pa
 import torch
 from harness import Timing, alternate, in_fresh_process, report
 
-from workflow_scripts.lib.group_scores import Membership
-from workflow_scripts.lib.tables import read_table, write_batches, write_table
-from workflow_scripts.lib.tiles import CorpusScores
-from workflow_scripts.merge_scores import merge_scores
-from workflow_scripts.methods.embeddings import inner_products
-from workflow_scripts.score_pairs import score_pairs
-from workflow_scripts.score_part import score_part
+from workflow_scripts.core.parquet import read_table, write_batches, write_table
+from workflow_scripts.embeddings.tiles import inner_products
+from workflow_scripts.scoring.corpus_scores import CorpusScores
+from workflow_scripts.scoring.group_scores import Membership
+from workflow_scripts.scoring.merge_scores import merge_scores
+from workflow_scripts.scoring.score_pairs import score_pairs
+from workflow_scripts.scoring.score_part import score_part
 
 DIMENSION, TOP, SUBSETS, SUBSET_EXAMPLES, TILE = 384, 50, 100, 1000, 8192
 OF_STUDY = {"method": "airrep", "poolings": ["attention"]}

@@ -24,10 +24,10 @@ from harness import in_fresh_process, precision, report
 from lengths import flan_like_examples
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from workflow_scripts.lib import finetuning as engine
-from workflow_scripts.lib import language_model
-from workflow_scripts.lib.language_model import TokenizedExample, autocast, best_device, load_language_model
-from workflow_scripts.lib.packing import token_budget
+from workflow_scripts.language_model import finetuner as engine
+from workflow_scripts.language_model import losses as language_model
+from workflow_scripts.language_model.losses import TokenizedExample, autocast, best_device, load_language_model
+from workflow_scripts.models.packing import token_budget
 
 # Rows of a stacked batch that are padded to one length: a batch is cut into so many, by length.
 BUCKETS = 4

@@ -13,17 +13,17 @@ import numpy as np
 import yaml
 from harness import report
 
-from workflow_scripts.finetune_shard import read_examples
-from workflow_scripts.lib.config import load_study
-from workflow_scripts.lib.encoder_training import FoldTargets
-from workflow_scripts.lib.finetuning import Finetuner
-from workflow_scripts.lib.language_model import TokenizedExample, load_language_model
-from workflow_scripts.lib.lds import linear_datamodeling_score
-from workflow_scripts.lib.study_plan import StudyPlan
+from workflow_scripts.encoder.train_encoder import read_folds
+from workflow_scripts.encoder.training import FoldTargets
+from workflow_scripts.evaluation.lds import linear_datamodeling_score
+from workflow_scripts.language_model.finetuner import Finetuner
+from workflow_scripts.language_model.losses import TokenizedExample, load_language_model
 from workflow_scripts.methods import METHODS, load_module
-from workflow_scripts.methods.embedders import LanguageModelReader, WarmupExamples
-from workflow_scripts.train_encoder import read_folds
-from workflow_scripts.warmup_lm import warmup_sample
+from workflow_scripts.methods.embedder import LanguageModelReader, WarmupExamples
+from workflow_scripts.methods.warmup_lm import warmup_sample
+from workflow_scripts.study.config import load_study
+from workflow_scripts.study.resources import StudyPlan
+from workflow_scripts.targets.finetune_shard import read_examples
 
 
 def judge(

@@ -1,9 +1,9 @@
 # The study, and what every rule file needs of it. No rules here.
 import os
-from workflow_scripts.lib.errors import StudyError
-from workflow_scripts.lib.study_jobs import EXPERIMENT_TABLES
-from workflow_scripts.lib.study_plan import StudyPlan
-from workflow_scripts.lib.config import load_study
+from workflow_scripts.core.errors import StudyError
+from workflow_scripts.study.jobs import EXPERIMENT_TABLES
+from workflow_scripts.study.resources import StudyPlan
+from workflow_scripts.study.config import load_study
 from snakemake.exceptions import WorkflowError
 
 try:

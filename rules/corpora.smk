@@ -20,4 +20,4 @@ rule prepare_corpus:
     params:
         spec=spec("prepare_corpus"),
     script:
-        "../workflow_scripts/prepare_corpus.py"
+        "../workflow_scripts/corpora/prepare_corpus.py"

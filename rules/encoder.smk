@@ -16,7 +16,7 @@ rule init_encoder:
     params:
         spec=spec("init_encoder"),
     script:
-        "../workflow_scripts/init_encoder.py"
+        "../workflow_scripts/encoder/init_encoder.py"
 
 
 rule train_encoder:
@@ -44,7 +44,7 @@ rule train_encoder:
     params:
         spec=spec("train_encoder"),
     script:
-        "../workflow_scripts/train_encoder.py"
+        "../workflow_scripts/encoder/train_encoder.py"
 
 
 rule encoder:

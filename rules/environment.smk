@@ -11,4 +11,4 @@ rule check_environment:
     params:
         spec=environment_spec,
     script:
-        "../workflow_scripts/check_environment.py"
+        "../workflow_scripts/provenance/check_environment.py"

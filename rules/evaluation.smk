@@ -21,7 +21,7 @@ rule evaluate_lds:
     params:
         spec=spec("evaluate_lds"),
     script:
-        "../workflow_scripts/evaluate_lds.py"
+        "../workflow_scripts/evaluation/evaluate_lds.py"
 
 
 rule lds:

@@ -21,7 +21,7 @@ rule draw_base:
     params:
         spec=spec("draw_base"),
     script:
-        "../workflow_scripts/draw_base.py"
+        "../workflow_scripts/experiments/draw_base.py"
 
 
 use rule score_pairs as score_base with:
@@ -65,7 +65,7 @@ rule draw_leave_out:
     params:
         spec=spec("draw_leave_out"),
     script:
-        "../workflow_scripts/draw_leave_out.py"
+        "../workflow_scripts/experiments/draw_leave_out.py"
 
 
 rule draw_removal:
@@ -88,7 +88,7 @@ rule draw_removal:
     params:
         spec=spec("draw_removal"),
     script:
-        "../workflow_scripts/draw_removal.py"
+        "../workflow_scripts/experiments/draw_removal.py"
 
 
 rule draw_selection:
@@ -114,7 +114,7 @@ rule draw_selection:
     params:
         spec=spec("draw_selection"),
     script:
-        "../workflow_scripts/draw_selection.py"
+        "../workflow_scripts/experiments/draw_selection.py"
 
 
 rule finetune_runs:
@@ -142,7 +142,7 @@ rule finetune_runs:
     params:
         spec=spec("finetune_runs"),
     script:
-        "../workflow_scripts/finetune_runs.py"
+        "../workflow_scripts/experiments/finetune_runs.py"
 
 
 rule evaluate_leave_out:
@@ -168,7 +168,7 @@ rule evaluate_leave_out:
     params:
         spec=spec("evaluate_leave_out"),
     script:
-        "../workflow_scripts/evaluate_leave_out.py"
+        "../workflow_scripts/experiments/evaluate_leave_out.py"
 
 
 rule evaluate_removal:
@@ -191,7 +191,7 @@ rule evaluate_removal:
     params:
         spec=spec("evaluate_removal"),
     script:
-        "../workflow_scripts/evaluate_removal.py"
+        "../workflow_scripts/experiments/evaluate_removal.py"
 
 
 rule evaluate_selection:
@@ -215,7 +215,7 @@ rule evaluate_selection:
     params:
         spec=spec("evaluate_selection"),
     script:
-        "../workflow_scripts/evaluate_selection.py"
+        "../workflow_scripts/experiments/evaluate_selection.py"
 
 
 rule evaluate_classification:
@@ -239,7 +239,7 @@ rule evaluate_classification:
     params:
         spec=spec("evaluate_classification"),
     script:
-        "../workflow_scripts/evaluate_classification.py"
+        "../workflow_scripts/experiments/evaluate_classification.py"
 
 
 rule evaluate_amortisation:
@@ -261,7 +261,7 @@ rule evaluate_amortisation:
     params:
         spec=spec("evaluate_amortisation"),
     script:
-        "../workflow_scripts/evaluate_amortisation.py"
+        "../workflow_scripts/experiments/evaluate_amortisation.py"
 
 
 rule evaluate_transfer:
@@ -283,7 +283,7 @@ rule evaluate_transfer:
     params:
         spec=spec("evaluate_transfer"),
     script:
-        "../workflow_scripts/evaluate_transfer.py"
+        "../workflow_scripts/experiments/evaluate_transfer.py"
 
 
 rule experiments:

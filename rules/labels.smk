@@ -19,4 +19,4 @@ rule check_labels:
     params:
         spec=spec("check_labels"),
     script:
-        "../workflow_scripts/check_labels.py"
+        "../workflow_scripts/experiments/check_labels.py"

@@ -18,7 +18,7 @@ rule pretrain_base_lm:
     params:
         spec=spec("pretrain_base_lm"),
     script:
-        "../workflow_scripts/pretrain_base_lm.py"
+        "../workflow_scripts/language_model/pretrain_base_lm.py"
 
 
 rule tokenize_corpus:
@@ -43,4 +43,4 @@ rule tokenize_corpus:
     params:
         spec=spec("tokenize_corpus"),
     script:
-        "../workflow_scripts/tokenize_corpus.py"
+        "../workflow_scripts/language_model/tokenize_corpus.py"

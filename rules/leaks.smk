@@ -20,4 +20,4 @@ rule check_leaks:
     params:
         spec=spec("check_leaks"),
     script:
-        "../workflow_scripts/check_leaks.py"
+        "../workflow_scripts/evaluation/check_leaks.py"

@@ -19,7 +19,7 @@ rule warmup_lm:
     params:
         spec=spec("warmup_lm"),
     script:
-        "../workflow_scripts/warmup_lm.py"
+        "../workflow_scripts/methods/warmup_lm.py"
 
 
 rule fit_method:
@@ -44,7 +44,7 @@ rule fit_method:
     params:
         spec=spec("fit_method"),
     script:
-        "../workflow_scripts/fit_method.py"
+        "../workflow_scripts/methods/fit_method.py"
 
 
 rule embed_by_method:
@@ -69,4 +69,4 @@ rule embed_by_method:
     params:
         spec=spec("embed_by_method"),
     script:
-        "../workflow_scripts/embed_by_method.py"
+        "../workflow_scripts/methods/embed_by_method.py"

@@ -16,7 +16,7 @@ rule run_pilot:
     params:
         spec=spec("run_pilot"),
     script:
-        "../workflow_scripts/run_pilot.py"
+        "../workflow_scripts/plan/run_pilot.py"
 
 
 rule write_plan:
@@ -33,7 +33,7 @@ rule write_plan:
     params:
         spec=plan_spec,
     script:
-        "../workflow_scripts/write_plan.py"
+        "../workflow_scripts/plan/write_plan.py"
 
 
 rule plan:
@@ -48,4 +48,4 @@ rule plan:
     params:
         spec={"version": 1, "benchmarks": f"{RESULTS}/benchmarks"},
     script:
-        "../workflow_scripts/show_plan.py"
+        "../workflow_scripts/plan/show_plan.py"

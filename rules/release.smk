@@ -19,7 +19,7 @@ rule package_encoder:
     params:
         spec=spec("package_encoder"),
     script:
-        "../workflow_scripts/package_encoder.py"
+        "../workflow_scripts/release/package_encoder.py"
 
 
 rule push_encoder:
@@ -39,7 +39,7 @@ rule push_encoder:
     params:
         spec=spec("push_encoder"),
     script:
-        "../workflow_scripts/push_encoder.py"
+        "../workflow_scripts/release/push_encoder.py"
 
 
 rule release:

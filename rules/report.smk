@@ -52,7 +52,7 @@ rule write_report:
     params:
         spec=spec("write_report"),
     script:
-        "../workflow_scripts/write_report.py"
+        "../workflow_scripts/report/write_report.py"
 
 
 rule report:

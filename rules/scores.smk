@@ -20,7 +20,7 @@ rule embed_corpus:
     params:
         spec=spec("embed_corpus"),
     script:
-        "../workflow_scripts/embed_corpus.py"
+        "../workflow_scripts/embeddings/embed_corpus.py"
 
 
 rule score_pairs:
@@ -49,7 +49,7 @@ rule score_pairs:
     params:
         spec=spec("score_pairs"),
     script:
-        "../workflow_scripts/score_pairs.py"
+        "../workflow_scripts/scoring/score_pairs.py"
 
 
 rule score_part:
@@ -76,7 +76,7 @@ rule score_part:
     params:
         spec=spec("score_part"),
     script:
-        "../workflow_scripts/score_part.py"
+        "../workflow_scripts/scoring/score_part.py"
 
 
 rule merge_scores:
@@ -103,7 +103,7 @@ rule merge_scores:
     params:
         spec=spec("merge_scores"),
     script:
-        "../workflow_scripts/merge_scores.py"
+        "../workflow_scripts/scoring/merge_scores.py"
 
 
 rule scores:

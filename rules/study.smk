@@ -17,4 +17,4 @@ rule resolve_config:
     params:
         spec=spec("resolve_config"),
     script:
-        "../workflow_scripts/resolve_config.py"
+        "../workflow_scripts/provenance/resolve_config.py"

@@ -17,7 +17,7 @@ rule take_encoder:
     params:
         spec=spec("take_encoder"),
     script:
-        "../workflow_scripts/take_encoder.py"
+        "../workflow_scripts/encoder/take_encoder.py"
 
 
 rule encoder:

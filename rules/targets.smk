@@ -20,7 +20,7 @@ rule sample_subsets:
     params:
         spec=spec("sample_subsets"),
     script:
-        "../workflow_scripts/sample_subsets.py"
+        "../workflow_scripts/targets/sample_subsets.py"
 
 
 rule finetune_shard:
@@ -47,7 +47,7 @@ rule finetune_shard:
     params:
         spec=spec("finetune_shard"),
     script:
-        "../workflow_scripts/finetune_shard.py"
+        "../workflow_scripts/targets/finetune_shard.py"
 
 
 rule collect_targets:
@@ -68,7 +68,7 @@ rule collect_targets:
     params:
         spec=spec("collect_targets"),
     script:
-        "../workflow_scripts/collect_targets.py"
+        "../workflow_scripts/targets/collect_targets.py"
 
 
 rule targets:

@@ -15,16 +15,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import transformers
 
-from workflow_scripts.embed_corpus import embed_corpus
-from workflow_scripts.lib.config_sections import Corpus, Encoder, EncoderTraining, Scoring
-from workflow_scripts.lib.encoder import AttributionEncoder, load_trained_encoder
-from workflow_scripts.lib.errors import StudyError
-from workflow_scripts.lib.models import folder_hash, model_folder
-from workflow_scripts.lib.tables import read_metadata, read_table, write_table
-from workflow_scripts.lib.text import encoder_text, one_line
-from workflow_scripts.lib.top_scores import Sign, TopScores
-from workflow_scripts.methods.embeddings import embedding_tiles, inner_products
-from workflow_scripts.prepare_corpus import CORPUS_SCHEMA, prepare_corpus
+from workflow_scripts.core.errors import StudyError
+from workflow_scripts.core.parquet import read_metadata, read_table, write_table
+from workflow_scripts.corpora.prepare_corpus import CORPUS_SCHEMA, prepare_corpus
+from workflow_scripts.corpora.templates import encoder_text, one_line
+from workflow_scripts.embeddings.embed_corpus import embed_corpus
+from workflow_scripts.embeddings.tiles import embedding_tiles, inner_products
+from workflow_scripts.encoder.model import AttributionEncoder, load_trained_encoder
+from workflow_scripts.models.loading import folder_hash, model_folder
+from workflow_scripts.scoring.top_k import Sign, TopScores
+from workflow_scripts.study.sections import Corpus, Encoder, EncoderTraining, Scoring
 
 PROMPT_WORDS = Encoder().prompt_words
 CHUNK_TOKENS = EncoderTraining().chunk_tokens

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from workflow_scripts.lib.errors import StudyError
+from workflow_scripts.core.errors import StudyError
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import yaml
 from bad_case import section_of
 from pydantic import BaseModel
 
-from workflow_scripts.lib.config import Study, load_study
+from workflow_scripts.study.config import Study, load_study
 
 SMOKE = yaml.safe_load((Path(__file__).parents[2] / "configs" / "smoke.yaml").read_text(encoding="utf-8"))
 

@@ -11,12 +11,12 @@ import numpy as np
 import pyarrow as pa
 from bad_case import section_of
 
-from workflow_scripts.lib.config_sections import Corpus
+from workflow_scripts.study.sections import Corpus
 
 
 def prepared(name: str, content: bytes | None = None, **settings: object) -> Callable[[], object]:
     def try_it() -> None:
-        from workflow_scripts.prepare_corpus import prepare_corpus
+        from workflow_scripts.corpora.prepare_corpus import prepare_corpus
 
         if content is not None:
             Path(name).write_bytes(content)
@@ -65,8 +65,8 @@ CORPORA = section_of(
 
 def sampled(examples: int, tests: int = 50, same: bool = False, **sizes: object) -> Callable[[], object]:
     def try_it() -> None:
-        from workflow_scripts.lib.tables import write_table
-        from workflow_scripts.sample_subsets import sample_subsets
+        from workflow_scripts.core.parquet import write_table
+        from workflow_scripts.targets.sample_subsets import sample_subsets
 
         for name, count in (("train", examples), ("tests", tests)):
             ids = np.arange(count, dtype=np.int32)
@@ -103,7 +103,7 @@ def tiny_tokenizer(**special: str) -> None:
 
 def tokenized(chat_template: bool = False, max_tokens: int = 64, **special: str) -> Callable[[], object]:
     def try_it() -> None:
-        from workflow_scripts.tokenize_corpus import tokenize_corpus
+        from workflow_scripts.language_model.tokenize_corpus import tokenize_corpus
 
         tiny_tokenizer(**special)
         prepared("mine.jsonl", rows(3))()
@@ -127,8 +127,8 @@ def beyond_the_window() -> None:
 
 
 def leaked() -> None:
-    from workflow_scripts.check_leaks import check_leaks
-    from workflow_scripts.lib.tables import write_table
+    from workflow_scripts.core.parquet import write_table
+    from workflow_scripts.evaluation.check_leaks import check_leaks
 
     prepared("mine.jsonl", 3 * SAME)()
     corpus, validation = Path("pool.parquet"), Path("heldout.validation.parquet")
@@ -139,8 +139,8 @@ def leaked() -> None:
 
 def labelled(train: list[str | None], test: list[str | None]) -> Callable[[], object]:
     def try_it() -> None:
-        from workflow_scripts.check_labels import check_labels
-        from workflow_scripts.lib.tables import write_table
+        from workflow_scripts.core.parquet import write_table
+        from workflow_scripts.experiments.check_labels import check_labels
 
         for name, labels in (("pool", train), ("tests", test)):
             write_table(Path(f"{name}.parquet"), pa.table({"label": pa.array(labels, pa.string())}))

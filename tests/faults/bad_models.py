@@ -12,7 +12,7 @@ from bad_data import tiny_tokenizer, tokenized
 
 
 def missing_model() -> None:
-    from workflow_scripts.lib.models import load_tokenizer
+    from workflow_scripts.models.loading import load_tokenizer
 
     load_tokenizer("models/mine")
 
@@ -30,7 +30,7 @@ def foreign_projection() -> None:
     import torch
     from safetensors.torch import save_file
 
-    from workflow_scripts.lib.encoder import load_encoder
+    from workflow_scripts.encoder.model import load_encoder
 
     small_bert()
     Path("bert/2_Dense").mkdir()
@@ -47,7 +47,7 @@ def without_weight(folder: str, name: str) -> None:
 
 
 def half_copied_encoder() -> None:
-    from workflow_scripts.lib.encoder import load_encoder
+    from workflow_scripts.encoder.model import load_encoder
 
     small_bert()
     without_weight("bert", "encoder.layer.0.attention.self.query.weight")
@@ -62,7 +62,7 @@ def small_lm() -> None:
 
 
 def half_copied_lm() -> None:
-    from workflow_scripts.lib.language_model import load_language_model
+    from workflow_scripts.language_model.losses import load_language_model
 
     small_lm()
     without_weight("lm", "model.layers.0.mlp.up_proj.weight")
@@ -70,7 +70,7 @@ def half_copied_lm() -> None:
 
 
 def lm_of_another_size() -> None:
-    from workflow_scripts.lib.language_model import load_language_model
+    from workflow_scripts.language_model.losses import load_language_model
 
     small_lm()
     config = json.loads(Path("lm/config.json").read_text())
@@ -81,7 +81,7 @@ def lm_of_another_size() -> None:
 def pickled_weights() -> None:
     import torch
 
-    from workflow_scripts.lib.language_model import load_language_model
+    from workflow_scripts.language_model.losses import load_language_model
 
     tiny_tokenizer(eos_token="b")
     Path("lm/config.json").write_text(json.dumps({"model_type": "qwen2"}))
@@ -108,13 +108,13 @@ MODELS = section_of(
 
 
 def constant_losses() -> None:
-    from workflow_scripts.lib.lds import linear_datamodeling_score
+    from workflow_scripts.evaluation.lds import linear_datamodeling_score
 
     linear_datamodeling_score(np.zeros((2, 5)), np.ones((2, 5)))
 
 
 def damaged_file() -> None:
-    from workflow_scripts.lib.tables import read_table, write_table
+    from workflow_scripts.core.parquet import read_table, write_table
 
     path = Path("targets.parquet")
     write_table(path, pa.table({"loss": np.arange(1000.0)}))

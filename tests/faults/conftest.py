@@ -15,9 +15,9 @@ from faults import FaultTable
 from tiny_study import SAMPLING, TinyStudy, make_tiny_study
 from workspace import Workspace, finished_workspace
 
-from workflow_scripts.collect_targets import collect_targets
-from workflow_scripts.lib.tables import read_table
-from workflow_scripts.sample_subsets import sample_subsets
+from workflow_scripts.core.parquet import read_table
+from workflow_scripts.targets.collect_targets import collect_targets
+from workflow_scripts.targets.sample_subsets import sample_subsets
 
 TABLE = FaultTable()
 

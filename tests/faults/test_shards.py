@@ -13,15 +13,16 @@ import torch
 from faults import FLIP_SEED, changed_bytes, flipped, in_twin, killed
 from tiny_study import FINETUNING
 
-from workflow_scripts import finetune_shard as stage
-from workflow_scripts.collect_targets import collect_targets
-from workflow_scripts.lib import finetuning, language_model
-from workflow_scripts.lib.errors import StudyError
-from workflow_scripts.lib.finetuning import Finetuner
-from workflow_scripts.lib.finetuning_jobs import FinishedRuns
-from workflow_scripts.lib.report_results import gather_runs
-from workflow_scripts.lib.stage import run_stage
-from workflow_scripts.lib.tables import read_metadata, read_table, write_table
+from workflow_scripts.core.errors import StudyError
+from workflow_scripts.core.parquet import read_metadata, read_table, write_table
+from workflow_scripts.core.stage import run_stage
+from workflow_scripts.language_model import finetuner as finetuning
+from workflow_scripts.language_model import losses as language_model
+from workflow_scripts.language_model.finetuner import Finetuner
+from workflow_scripts.report.results import gather_runs
+from workflow_scripts.targets import finetune_shard as stage
+from workflow_scripts.targets.collect_targets import collect_targets
+from workflow_scripts.targets.run_cache import FinishedRuns
 
 # Losses in nats per token, float32: another cut into forward passes adds in another order.
 TOLERANCE = 1e-4

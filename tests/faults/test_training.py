@@ -12,11 +12,11 @@ from faults import FLIP_SEED, changed_bytes, flipped, in_twin, killed
 from tiny_study import TRAINING
 from torch import nn
 
-from workflow_scripts import train_encoder as stage
-from workflow_scripts.lib import training_state
-from workflow_scripts.lib.encoder import load_encoder
-from workflow_scripts.lib.stage import run_stage
-from workflow_scripts.lib.training_state import TrainingState
+from workflow_scripts.core.stage import run_stage
+from workflow_scripts.encoder import checkpoint as training_state
+from workflow_scripts.encoder import train_encoder as stage
+from workflow_scripts.encoder.checkpoint import TrainingState
+from workflow_scripts.encoder.model import load_encoder
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import yaml
 
-from workflow_scripts.lib.tables import write_table
+from workflow_scripts.core.parquet import write_table
 
 HOSTILE = [
     "</script><script>window.__hacked = 1</script>",

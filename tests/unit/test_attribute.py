@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from workflow_scripts.attribute import Query, as_text, attribute, main, prepared_corpus
-from workflow_scripts.init_encoder import small_encoder, wordpiece_tokenizer
-from workflow_scripts.lib.encoder import load_encoder
-from workflow_scripts.lib.errors import StudyError
-from workflow_scripts.lib.text import encoder_text
+from workflow_scripts.core.errors import StudyError
+from workflow_scripts.corpora.templates import encoder_text
+from workflow_scripts.encoder.init_encoder import small_encoder, wordpiece_tokenizer
+from workflow_scripts.encoder.model import load_encoder
 
 ROWS = [
     {"prompt": f"What is the {thing} of {number}?", "response": f"It is {number + 1}."}

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from workflow_scripts.finetune_shard import finetune_shard
-from workflow_scripts.init_encoder import init_encoder
-from workflow_scripts.lib.config_sections import Corpus, Encoder
-from workflow_scripts.prepare_corpus import prepare_corpus
-from workflow_scripts.pretrain_base_lm import pretrain_base_lm
-from workflow_scripts.tokenize_corpus import tokenize_corpus
+from workflow_scripts.corpora.prepare_corpus import prepare_corpus
+from workflow_scripts.encoder.init_encoder import init_encoder
+from workflow_scripts.language_model.pretrain_base_lm import pretrain_base_lm
+from workflow_scripts.language_model.tokenize_corpus import tokenize_corpus
+from workflow_scripts.study.sections import Corpus, Encoder
+from workflow_scripts.targets.finetune_shard import finetune_shard
 
 ROWS = 120
 SAMPLING = {

@@ -15,10 +15,10 @@ import pytest
 import yaml
 
 from workflow_scripts.attribute import arguments_parser
-from workflow_scripts.document_config import ROOT
-from workflow_scripts.lib.config import load_study
-from workflow_scripts.lib.shapes import read_example
-from workflow_scripts.methods.texts import Texts
+from workflow_scripts.corpora.row_formats import read_example
+from workflow_scripts.methods.text_scorer import Texts
+from workflow_scripts.study.config import load_study
+from workflow_scripts.study.document_config import ROOT
 
 PAGES = [ROOT / "README.md", ROOT / "slurm/README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TARGETS = ("all", "targets", "encoder", "scores", "lds", "release", "report", "plan")

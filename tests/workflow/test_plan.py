@@ -2,7 +2,7 @@
 
 import json
 
-from workflow_scripts.lib.costs import Pilot
+from workflow_scripts.study.costs import Pilot
 
 
 def planned(workspace, run, config, monkeypatch):

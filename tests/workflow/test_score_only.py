@@ -10,7 +10,7 @@ import pytest
 import yaml
 from sentence_transformers import SentenceTransformer
 
-from workflow_scripts.lib.text import encoder_texts
+from workflow_scripts.corpora.templates import encoder_texts
 
 EXAMPLES, QUESTIONS = 40, 7
 
@@ -83,7 +83,7 @@ def test_every_question_has_its_examples_by_the_encoders_vectors(scored):
 
 def test_the_table_and_the_explorer_are_what_the_user_reads(scored):
     workspace, _ = scored
-    command = [sys.executable, "-m", "workflow_scripts.show_results", "mine.yaml"]
+    command = [sys.executable, "-m", "workflow_scripts.report.show_results", "mine.yaml"]
     shown = subprocess.run(command, cwd=workspace.folder, capture_output=True, text=True, check=True).stdout
     assert f"Most helpful training examples on questions by airrep ({QUESTIONS} tests" in shown
     report = (workspace.folder / "results" / "score_only" / "report.html").read_text(encoding="utf-8")

@@ -10,7 +10,7 @@ import yaml
 from sentence_transformers import SentenceTransformer
 from workspace import TOKEN
 
-from workflow_scripts.lib.models import folder_hash
+from workflow_scripts.models.loading import folder_hash
 
 METHODS = ("airrep", "airrep_mean", "untrained", "tfidf", "bm25", "length", "random")
 CONTRACT = {

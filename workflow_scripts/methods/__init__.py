@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from workflow_scripts.methods.texts import TextScorer
+    from workflow_scripts.methods.text_scorer import TextScorer
 
 Pooling = Literal["attention", "signed", "mean", "sum"]
 

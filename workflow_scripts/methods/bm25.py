@@ -6,7 +6,7 @@ import bm25s
 import numpy as np
 from scipy.sparse import coo_array, csc_array
 
-from workflow_scripts.methods.texts import Texts, TextScorer
+from workflow_scripts.methods.text_scorer import Texts, TextScorer
 
 
 def open_scorer(train: Texts, test: Texts, seed: int) -> TextScorer:

@@ -6,9 +6,9 @@ that of the loss.
 
 from __future__ import annotations
 
-from workflow_scripts.lib.example_gradients import mlp_layers
-from workflow_scripts.lib.projected_gradients import Tensors, fisher_preconditioner, random_projections
-from workflow_scripts.methods.embedders import Embedder, LanguageModelReader, WarmupExamples, mlp_gradients
+from workflow_scripts.methods.embedder import Embedder, LanguageModelReader, WarmupExamples, mlp_gradients
+from workflow_scripts.methods.example_gradients import mlp_layers
+from workflow_scripts.methods.projected_gradients import Tensors, fisher_preconditioner, random_projections
 
 
 def fit(reader: LanguageModelReader, warmup: WarmupExamples, *, rank: int) -> Tensors:

@@ -11,7 +11,7 @@ import numpy as np
 from scipy.sparse import csr_array
 from sklearn.feature_extraction.text import HashingVectorizer
 
-from workflow_scripts.methods.texts import Texts, TextScorer
+from workflow_scripts.methods.text_scorer import Texts, TextScorer
 
 BUCKETS = 10_000
 # Added to every share, so that an n-gram that the test lacks has a finite weight; as the authors have it.

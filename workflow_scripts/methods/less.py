@@ -15,11 +15,11 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 from transformers import PreTrainedModel
 
-from workflow_scripts.lib.errors import StudyError
-from workflow_scripts.lib.finetuning import Finetuner
-from workflow_scripts.lib.projected_gradients import Correction, ProjectedGradients, Tensors, random_projections
-from workflow_scripts.lib.seeds import derive_seed
-from workflow_scripts.methods.embedders import Embedder, LanguageModelReader, WarmupExamples, unit_length
+from workflow_scripts.core.errors import StudyError
+from workflow_scripts.core.seeds import derive_seed
+from workflow_scripts.language_model.finetuner import Finetuner
+from workflow_scripts.methods.embedder import Embedder, LanguageModelReader, WarmupExamples, unit_length
+from workflow_scripts.methods.projected_gradients import Correction, ProjectedGradients, Tensors, random_projections
 
 ADAPTER = "less"
 

@@ -9,22 +9,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from workflow_scripts.lib.example_gradients import mlp_layers
-from workflow_scripts.lib.language_model import TokenizedExample
-from workflow_scripts.lib.projected_gradients import (
+from workflow_scripts.language_model.losses import TokenizedExample
+from workflow_scripts.methods.embedder import (
+    Embedder,
+    LanguageModelReader,
+    WarmupExamples,
+    mlp_gradients,
+    unit_length,
+)
+from workflow_scripts.methods.example_gradients import mlp_layers
+from workflow_scripts.methods.projected_gradients import (
     Tensors,
     fisher_preconditioner,
     kronecker_preconditioner,
     layer_moments,
     principal_projections,
     random_projections,
-)
-from workflow_scripts.methods.embedders import (
-    Embedder,
-    LanguageModelReader,
-    WarmupExamples,
-    mlp_gradients,
-    unit_length,
 )
 
 

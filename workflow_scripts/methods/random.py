@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from workflow_scripts.lib.seeds import derive_seed
-from workflow_scripts.methods.texts import Texts, TextScorer
+from workflow_scripts.core.seeds import derive_seed
+from workflow_scripts.methods.text_scorer import Texts, TextScorer
 
 
 def open_scorer(train: Texts, test: Texts, seed: int) -> TextScorer:

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from workflow_scripts.lib.language_model import TokenizedExample, autocast
-from workflow_scripts.lib.packing import PackedBatch, pack, token_budget
-from workflow_scripts.methods.embedders import Embedder, LanguageModelReader, unit_length
+from workflow_scripts.language_model.losses import TokenizedExample, autocast
+from workflow_scripts.methods.embedder import Embedder, LanguageModelReader, unit_length
+from workflow_scripts.models.packing import PackedBatch, pack, token_budget
 
 
 def open_embedder(reader: LanguageModelReader, fitted: Mapping[str, torch.Tensor], for_tests: bool) -> Embedder:

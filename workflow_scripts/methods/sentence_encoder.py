@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from sentence_transformers import SentenceTransformer
 
-from workflow_scripts.lib.language_model import best_device
-from workflow_scripts.lib.models import model_folder
-from workflow_scripts.methods.embedders import Embedder, unit_length
+from workflow_scripts.language_model.losses import best_device
+from workflow_scripts.methods.embedder import Embedder, unit_length
+from workflow_scripts.models.loading import model_folder
 
 
 def open_embedder(reader: None, fitted: dict[str, torch.Tensor], for_tests: bool, *, model: str) -> Embedder:

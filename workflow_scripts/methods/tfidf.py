@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from workflow_scripts.methods.texts import Texts, TextScorer
+from workflow_scripts.methods.text_scorer import Texts, TextScorer
 
 
 def open_scorer(train: Texts, test: Texts, seed: int) -> TextScorer:

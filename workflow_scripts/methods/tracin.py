@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from workflow_scripts.lib.example_gradients import mlp_layers
-from workflow_scripts.lib.projected_gradients import Tensors, random_projections
-from workflow_scripts.methods.embedders import (
+from workflow_scripts.methods.embedder import (
     Embedder,
     LanguageModelReader,
     WarmupExamples,
     mlp_gradients,
     unit_length,
 )
+from workflow_scripts.methods.example_gradients import mlp_layers
+from workflow_scripts.methods.projected_gradients import Tensors, random_projections
 
 
 def fit(reader: LanguageModelReader, warmup: WarmupExamples, *, rank: int) -> Tensors:

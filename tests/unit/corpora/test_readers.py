@@ -1,0 +1,230 @@
+"""Local files of every kind, plain and compressed, and the hub: rows in, faults named."""
+
+import csv
+import io
+import json
+import random
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from workflow_scripts.core.errors import StudyError
+from workflow_scripts.corpora import readers
+from workflow_scripts.corpora.readers import read_rows
+
+ROWS = [
+    {"prompt": "Name a colour.", "response": "Grün, naïve 色 👩‍👩‍👧"},
+    {"prompt": 'Quotes " and, commas', "response": "two\nlines\r\nand \u2028 more"},
+]
+
+
+def _as_json_lines(rows):
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+
+
+def _as_json(rows):
+    return json.dumps(rows, indent=1).encode()
+
+
+def _as_csv(rows):
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, rows[0])
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode("utf-8-sig")
+
+
+def _as_parquet(rows):
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), sink)
+    return sink.getvalue()
+
+
+WRITERS = {"jsonl": _as_json_lines, "json": _as_json, "csv": _as_csv, "parquet": _as_parquet}
+
+
+def _write(path: Path, data: bytes) -> str:
+    compression = readers.COMPRESSIONS.get(path.suffix)
+    with pa.output_stream(path, compression=compression) as file:
+        file.write(data)
+    return str(path)
+
+
+def _cells(source: str) -> list:
+    return [row.cells for row in read_rows(source)]
+
+
+@pytest.mark.parametrize("compression", ["", ".gz", ".zst"])
+@pytest.mark.parametrize("kind", WRITERS)
+def test_every_kind_of_file_gives_the_same_rows(tmp_path, kind, compression):
+    source = _write(tmp_path / f"rows.v1.{kind}{compression}", WRITERS[kind](ROWS))
+    rows = list(read_rows(source))
+    assert [row.cells for row in rows] == ROWS
+    assert [row.number for row in rows] == [1, 2]
+    assert {row.file for row in rows} == {Path(source).name}
+
+
+def test_json_lines_in_a_json_file_are_read(tmp_path):
+    assert _cells(_write(tmp_path / "rows.json", b"\xef\xbb\xbf" + _as_json_lines(ROWS))) == ROWS
+
+
+def test_joined_gzip_files_are_read_to_the_end(tmp_path):
+    path = tmp_path / "rows.jsonl.gz"
+    _write(path, _as_json_lines(ROWS[:1]))
+    first = path.read_bytes()
+    _write(path, _as_json_lines(ROWS[1:]))
+    path.write_bytes(first + path.read_bytes())
+    assert _cells(str(path)) == ROWS
+
+
+def test_a_glob_reads_files_in_order_of_their_paths_and_counts_rows_in_each(tmp_path):
+    for name in ("b", "a", "sub/c"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        _write(tmp_path / f"{name}.jsonl", _as_json_lines(ROWS))
+    rows = list(read_rows(f"{tmp_path}/**/*.jsonl"))
+    assert [(row.file, row.number) for row in rows] == [
+        (f"{name}.jsonl", number) for name in "abc" for number in (1, 2)
+    ]
+
+
+def test_a_name_with_glob_characters_is_a_file_if_there_is_one(tmp_path):
+    assert _cells(_write(tmp_path / "rows[1].jsonl", _as_json_lines(ROWS))) == ROWS
+
+
+def test_a_bad_row_of_a_json_array_or_csv_costs_no_other(tmp_path):
+    array = b'[{"prompt": "a"}, 3, {"prompt": "b", "prompt": "c"}, {"prompt": "\xe9"}]'
+    first, number, repeated, bytes_row = read_rows(_write(tmp_path / "rows.json", array))
+    assert first.cells == {"prompt": "a"}
+    assert number.reason == "not an object: the row is a number"
+    assert repeated.cells is not None
+    assert bytes_row.cells == {"prompt": "\udce9"}
+
+    table = b'prompt,response\na,b\nc\n\nd,e,f\n"g"h,i\n\xe9,k\nl,m\n'
+    rows = list(read_rows(_write(tmp_path / "rows.csv", table)))
+    assert [row.reason for row in rows] == [
+        "",
+        "not as wide as the header: 1 cells under 2 names",
+        "the line is empty",
+        "not as wide as the header: 3 cells under 2 names",
+        "not CSV: ',' expected after '\"'",
+        "",
+        "",
+    ]
+    assert rows[-1].cells == {"prompt": "l", "response": "m"}
+
+
+def test_a_long_csv_cell_is_read(tmp_path):
+    long = "a" * 300_000
+    assert _cells(_write(tmp_path / "rows.csv", f"prompt\n{long}\n".encode())) == [{"prompt": long}]
+
+
+def test_a_parquet_cell_that_is_not_utf8_costs_its_row_alone(tmp_path):
+    column = pa.array([b"a", b"\xe9", b"b"]).view(pa.string())
+    pq.write_table(pa.table({"prompt": column}), tmp_path / "rows.parquet")
+    good, bad, last = read_rows(str(tmp_path / "rows.parquet"))
+    assert (good.cells, last.cells) == ({"prompt": "a"}, {"prompt": "b"})
+    assert bad.cells is None
+    assert bad.reason.startswith("a cell can't be read: ")
+    assert (good.number, bad.number, last.number) == (1, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "words"),
+    [
+        ("rows.txt", b"a\n", "unknown kind; its name must end in one of .jsonl"),
+        ("rows.gz", b"a\n", "unknown kind"),
+        ("rows.parquet", b"not parquet", "can't be read"),
+        ("rows.json", b'[{"a": 1}, {"a": ]', "not JSON: a value is missing"),
+        ("rows.json", b'[{"a": 1} {"a": 1}]', "',' or ']' is missing"),
+        ("rows.json", b'[{"a": 1}] {"a": 1}', "more text after the end of the list"),
+        ("rows.json", b'[{"a": 1},', "a value is missing"),
+        ("rows.csv", b'a,b\n1,2\n"3,4\n5,6\n', "a quote that opens after line 2 is never closed"),
+    ],
+)
+def test_files_that_cannot_be_read_end_in_a_clear_error(tmp_path, name, data, words):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(StudyError) as error:
+        list(read_rows(str(tmp_path / name)))
+    assert words in str(error.value)
+    assert name in str(error.value)
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_a_truncated_compressed_file_is_not_taken_for_a_short_one(tmp_path, suffix):
+    draw = random.Random(0)
+    rows = [{"prompt": "a", "response": str(draw.random())} for _ in range(5_000)]
+    path = tmp_path / f"rows.jsonl{suffix}"
+    _write(path, _as_json_lines(rows))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(StudyError, match="can't be read"):
+        list(read_rows(str(path)))
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("nowhere.jsonl", "there is no file nowhere.jsonl"),
+        ("./nowhere", "there is no file ./nowhere"),
+        ("no/*.jsonl", "no file matches no/*.jsonl"),
+        ("folder", "folder is a folder; write the files in it, e.g. folder/*.jsonl"),
+        ("builtin:maxi", "there is no 'builtin:maxi'; the builtin corpora are builtin:mini, builtin:mini-pretraining"),
+    ],
+)
+def test_sources_that_are_not_there_say_so(tmp_path, monkeypatch, source, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(StudyError) as error:
+        read_rows(source)
+    assert words in str(error.value)
+
+
+def test_a_hub_dataset_is_read_by_config_split_and_files(tmp_path, monkeypatch):
+    # The hub's own client reads a folder laid out like a dataset: no network and no stand-in is needed.
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "org/name").mkdir(parents=True)
+    _write(tmp_path / "org/name/test.jsonl", _as_json_lines(ROWS))
+    _write(tmp_path / "org/name/train.jsonl", _as_json_lines(ROWS[:1]))
+    rows = list(readers._read_hub("org/name", None, "test", None, None))
+    assert [(row.file, row.number, row.cells) for row in rows] == [
+        ("org/name", 1, ROWS[0]),
+        ("org/name", 2, ROWS[1]),
+    ]
+    rows = readers._read_hub("org/name", None, "train", None, "test.jsonl")
+    assert [row.cells for row in rows] == ROWS
+    with pytest.raises(StudyError, match=r"org/name can't be read from the hub .*validation"):
+        list(readers._read_hub("org/name", None, "validation", None, None))
+
+
+def test_the_hub_gets_the_token_of_the_environment_and_no_message_shows_it(monkeypatch):
+    import datasets
+
+    received = {}
+
+    def refuse(source, **arguments):
+        received.update(arguments, source=source)
+        raise ConnectionError(f"no route to the hub with {arguments['token']}")
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    with pytest.raises(StudyError) as error:
+        list(read_rows("org/name", config_name="c", split="s", revision="r", data_files="f"))
+    assert "hf_secret" not in str(error.value)
+    assert "no route to the hub with ***" in str(error.value)
+    assert "HF_TOKEN" in str(error.value)
+    assert error.value.__cause__ is None
+    expected = {"source": "org/name", "name": "c", "split": "s", "revision": "r", "data_files": "f"}
+    assert {key: received[key] for key in expected} == expected
+    assert received["token"] == "hf_secret"
+
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(StudyError):
+        list(read_rows("org/name"))
+    assert received["token"] is False
+
+
+def test_one_file_of_a_hub_dataset_with_a_script_is_read_by_its_address(tmp_path):
+    (tmp_path / "rows.json").write_text('[{"instruction": "a", "output": "b"}]')
+    (row,) = read_rows("json", data_files=str(tmp_path / "rows.json"))
+    assert row.cells == {"instruction": "a", "output": "b"}

@@ -1,0 +1,192 @@
+"""Embeddings stand in the corpus's order, and rows that were embedded before are not embedded again."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from workflow_scripts.core.parquet import read_metadata, read_table, write_batches, write_table
+from workflow_scripts.corpora.templates import encoder_texts
+from workflow_scripts.embeddings import embed_corpus as stage
+from workflow_scripts.encoder.model import AttributionEncoder, load_encoder
+from workflow_scripts.study.specs import STAGE_VERSIONS
+
+SPEC = {
+    "prompt_words": 256,
+    "max_tokens": 64,
+    "embedding_precision": "float32",
+    "chunk_tokens": 16384,
+    "precision": "float32",
+}
+
+
+@pytest.fixture
+def embedded(monkeypatch):
+    """Number of texts in each call of the encoder's tokenizer."""
+    counts = []
+    tokenize = AttributionEncoder.tokenize
+    monkeypatch.setattr(
+        AttributionEncoder, "tokenize", lambda self, texts: (counts.append(len(texts)), tokenize(self, texts))[1]
+    )
+    return counts
+
+
+def vectors(path):
+    table = read_table(path)
+    return np.stack(table["embedding"].to_numpy()), table
+
+
+def embed(tiny, corpus, path, **changes):
+    stage.embed_corpus(corpus, tiny.untrained, path, **{**SPEC, **changes})
+    return vectors(path)
+
+
+def test_rows_stand_in_the_order_of_the_corpus(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(stage, "ROWS_AT_ONCE", 50)  # three blocks of 120 rows
+    found, table = embed(tiny, tiny.corpus, tmp_path / "e.parquet")
+    corpus = read_table(tiny.corpus)
+    assert table["example_id"].to_pylist() == corpus["example_id"].to_pylist()
+    assert table["hash"].to_pylist() == corpus["hash"].to_pylist()
+    model = load_encoder(tiny.untrained, 64)
+    one_by_one = [model.encode(model.tokenize([text]), 16384)[0] for text in encoder_texts(corpus, 256, "joint")]
+    np.testing.assert_allclose(found, one_by_one, atol=1e-5)
+
+
+def test_token_budget_changes_no_embedding(tiny, tmp_path):
+    wide, _ = embed(tiny, tiny.corpus, tmp_path / "a.parquet")
+    narrow, _ = embed(tiny, tiny.corpus, tmp_path / "b.parquet", chunk_tokens=1)
+    np.testing.assert_allclose(narrow, wide, atol=1e-5)
+
+
+def test_only_appended_rows_are_embedded(tiny, tmp_path, embedded, capsys):
+    whole = read_table(tiny.corpus)
+    write_table(tmp_path / "part.parquet", whole.slice(0, 100))
+    path = tmp_path / "e.parquet"
+    before, _ = embed(tiny, tmp_path / "part.parquet", path)
+    after, table = embed(tiny, tiny.corpus, path)
+    assert embedded == [100, 20]
+    assert "20 new embeddings, 100 kept" in capsys.readouterr().err
+    assert (after[:100] == before).all()
+    straight, _ = embed(tiny, tiny.corpus, tmp_path / "straight.parquet")
+    np.testing.assert_allclose(after, straight, atol=1e-5)
+    assert table["example_id"].to_pylist() == list(range(120))
+
+
+def test_rows_that_moved_or_went_keep_what_is_theirs(tiny, tmp_path, embedded):
+    whole = read_table(tiny.corpus)
+    path = tmp_path / "e.parquet"
+    before, _ = embed(tiny, tiny.corpus, path)
+    order = np.r_[119:60:-1]
+    moved = whole.take(pa.array(order)).set_column(0, "example_id", pa.array(range(len(order)), pa.int64()))
+    write_table(tmp_path / "moved.parquet", moved)
+    after, _ = embed(tiny, tmp_path / "moved.parquet", path)
+    assert embedded == [120]
+    assert (after == before[order]).all()
+
+
+@pytest.mark.parametrize("changes", [{"prompt_words": 2}, {"embedding_precision": "float16"}])
+def test_other_settings_embed_everything_anew(tiny, tmp_path, embedded, changes):
+    embed(tiny, tiny.corpus, tmp_path / "e.parquet")
+    embed(tiny, tiny.corpus, tmp_path / "e.parquet", **changes)
+    assert embedded == [120, 120]
+
+
+def test_embeddings_of_an_older_version_of_the_stage_are_not_taken(tiny, tmp_path, embedded, monkeypatch):
+    embed(tiny, tiny.corpus, tmp_path / "e.parquet")
+    monkeypatch.setitem(STAGE_VERSIONS, "embed_corpus", STAGE_VERSIONS["embed_corpus"] + 1)
+    embed(tiny, tiny.corpus, tmp_path / "e.parquet")
+    assert embedded == [120, 120]
+
+
+def test_a_damaged_file_is_made_anew(tiny, tmp_path, embedded):
+    path = tmp_path / "e.parquet"
+    before, _ = embed(tiny, tiny.corpus, path)
+    path.write_bytes(path.read_bytes()[:-30])
+    after, _ = embed(tiny, tiny.corpus, path)
+    assert embedded == [120, 120]
+    assert (after == before).all()
+
+
+def test_half_precision_is_rounded_and_no_more(tiny, tmp_path):
+    full, _ = embed(tiny, tiny.corpus, tmp_path / "a.parquet")
+    half, table = embed(tiny, tiny.corpus, tmp_path / "b.parquet", embedding_precision="float16")
+    assert table.schema.field("embedding").type == pa.list_(pa.float16(), 16)
+    assert (half == full.astype(np.float16)).all()
+
+
+def stop_after(monkeypatch, blocks):
+    """Let the encoder embed so many blocks, then end the stage as a kill would: in the middle."""
+    encode, left = AttributionEncoder.encode, [blocks]
+
+    def embed_or_die(self, *arguments):
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        return encode(self, *arguments)
+
+    monkeypatch.setattr(AttributionEncoder, "encode", embed_or_die)
+
+
+def test_a_stopped_run_goes_on_from_its_last_block(tiny, tmp_path, monkeypatch, embedded):
+    monkeypatch.setattr(stage, "ROWS_AT_ONCE", 50)
+    straight, _ = embed(tiny, tiny.corpus, tmp_path / "straight.parquet")
+    embedded.clear()
+    path = tmp_path / "e.parquet"
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        with pytest.raises(KeyboardInterrupt):
+            embed(tiny, tiny.corpus, path)
+    assert not path.exists()
+    assert embedded == [50, 50, 20]  # the last ones were tokenised and not embedded
+    after, table = embed(tiny, tiny.corpus, path)
+    assert embedded == [50, 50, 20, 20]
+    assert (after == straight).all()
+    assert table["example_id"].to_pylist() == list(range(120))
+    assert float(read_metadata(path)["seconds"]) > 0
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["e.parquet", "straight.parquet"]
+
+
+def test_blocks_of_other_settings_or_cut_off_are_not_taken(tiny, tmp_path, monkeypatch, embedded):
+    monkeypatch.setattr(stage, "ROWS_AT_ONCE", 50)
+    path = tmp_path / "e.parquet"
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        with pytest.raises(KeyboardInterrupt):
+            embed(tiny, tiny.corpus, path)
+    _, second = sorted(tmp_path.glob(".e.*.blocks/*.parquet"))
+    second.write_bytes(second.read_bytes()[:-10])
+    embedded.clear()
+    embed(tiny, tiny.corpus, tmp_path / "e.parquet", prompt_words=2)
+    assert embedded == [50, 50, 20]
+    embedded.clear()
+    path.unlink()
+    embed(tiny, tiny.corpus, path)
+    assert embedded == [50, 20]
+
+
+def in_small_groups(corpus, path, rows):
+    """Copy a corpus into row groups of so many rows."""
+    table = read_table(corpus)
+    write_batches(path, table.schema, [table.slice(start, rows) for start in range(0, len(table), rows)])
+
+
+def test_parts_are_the_whole_and_appended_rows_move_no_other(tiny, tmp_path, embedded):
+    whole, _ = embed(tiny, tiny.corpus, tmp_path / "whole.parquet")
+    in_small_groups(tiny.corpus, tmp_path / "grown.parquet", 10)
+    write_table(tmp_path / "head.parquet", read_table(tiny.corpus).slice(0, 95))
+    in_small_groups(tmp_path / "head.parquet", tmp_path / "first.parquet", 10)
+    embedded.clear()
+    for corpus, new in (("first", 95), ("grown", 25)):
+        rows = {}
+        for part in range(1, 9):
+            path = tmp_path / f"e.{part}of8.parquet"
+            found, table = embed(tiny, tmp_path / f"{corpus}.parquet", path, part=(part, 8))
+            rows |= dict(zip(table["example_id"].to_pylist(), found, strict=True))
+        assert sum(embedded) == new
+        embedded.clear()
+        np.testing.assert_allclose([rows[row] for row in sorted(rows)], whole[: len(rows)], atol=1e-5)
+    assert sorted(rows) == list(range(120))
+
+
+def test_a_part_without_rows_is_a_file_without_rows(tiny, tmp_path):
+    stage.embed_corpus(tiny.corpus, tiny.untrained, tmp_path / "e.parquet", **SPEC, part=(2, 2))
+    assert read_table(tmp_path / "e.parquet").num_rows == 0

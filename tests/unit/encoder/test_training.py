@@ -1,0 +1,222 @@
+"""Gradient caching is exact, a learned scale is folded in exactly, a stopped training goes on to the same bits."""
+
+import numpy as np
+import pytest
+import torch
+from tiny_study import TRAINING
+
+from workflow_scripts.core.parquet import read_table
+from workflow_scripts.encoder import train_encoder as stage
+from workflow_scripts.encoder.model import load_encoder
+from workflow_scripts.encoder.objective import group_scores, ranking_loss
+from workflow_scripts.encoder.training import Draw, Objective, backpropagate_step, draw_step
+
+
+@pytest.fixture(scope="module")
+def files(tiny):
+    """Subsets and targets of three folds x four subsets."""
+    from tiny_study import SAMPLING
+
+    from workflow_scripts.targets.collect_targets import collect_targets
+    from workflow_scripts.targets.sample_subsets import sample_subsets
+
+    folder = tiny.folder / "training"
+    losses = tiny.block(folder / "block.parquet", folds=[0, 3], indexes=[0, 4])
+    sizes = {"folds": 3, "subsets_per_fold": 4}
+    collect_targets([losses], folder / "targets.parquet", **sizes, seeds=1, max_diverged_share=0.0)
+    subsets = folder / "subsets.parquet"
+    sample_subsets(tiny.tokens, tiny.tokens, subsets, folder / "validation.parquet", sampling=SAMPLING, **sizes)
+    return {"corpus": tiny.corpus, "subsets": subsets, "targets": folder / "targets.parquet"}
+
+
+@pytest.fixture
+def model(tiny):
+    return load_encoder(tiny.untrained, 64)
+
+
+@pytest.fixture
+def tokens(model, files):
+    folds = stage.read_folds(files["subsets"], files["targets"])
+    return stage.tokenize(model, files["corpus"], folds, 256)
+
+
+@pytest.fixture
+def draw(files):
+    fold = stage.read_folds(files["subsets"], files["targets"])[0]
+    return Draw(fold.tests, fold.members, fold.labels)
+
+
+def gradient(model):
+    return torch.cat([p.grad.reshape(-1) for p in model.parameters() if p.grad is not None])
+
+
+def plain_step(model, objective, tokens, draw, pooling="attention"):
+    """One graph over all examples, each encoded where it occurs, one by one."""
+    tests = torch.cat([model([tokens[int(i)]]) for i in draw.tests])
+    scale, steepness = objective.log_scale.exp(), objective.log_steepness.exp()
+    group = []
+    for subset in draw.members:
+        examples = torch.cat([model([tokens[int(i)]]) for i in subset])
+        members = torch.arange(len(subset))[None]
+        group.append(group_scores(tests * scale, examples, members, pooling) * steepness)
+    loss = ranking_loss(torch.cat(group, 1), torch.from_numpy(draw.labels.T), 0.1, 5.0)
+    loss.backward()
+    return loss.item()
+
+
+@pytest.mark.parametrize("learned_scale", [False, True])
+@pytest.mark.parametrize("chunk_tokens", [1, 200, 10**6])
+def test_gradient_caching_gives_the_gradient_of_the_whole_graph(model, tokens, draw, chunk_tokens, learned_scale):
+    model.double()
+    objective = Objective("attention", 0.1, 5.0, learned_scale).double()
+    loss = plain_step(model, objective, tokens, draw)
+    expected, scale = gradient(model), objective.log_scale.grad
+    model.zero_grad()
+    objective.zero_grad()
+    found = backpropagate_in_double(model, objective, tokens, draw, chunk_tokens)
+    assert found == pytest.approx(loss, rel=1e-6)
+    assert (gradient(model) - expected).norm() <= 1e-6 * expected.norm()
+    if learned_scale:
+        assert objective.log_scale.grad.item() == pytest.approx(scale.item(), rel=1e-6)
+
+
+def padded_step(model, objective, tokens, draw):
+    """The way most people would write: every subset encoded anew, padded to its longest row; one graph."""
+
+    def encode(ids):
+        rows = [torch.from_numpy(tokens[int(i)][0]) for i in ids]
+        padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).long()
+        mask = torch.stack([torch.arange(padded.shape[1]) < len(row) for row in rows]).long()
+        states = model.transformer(input_ids=padded, attention_mask=mask).last_hidden_state
+        return model.projections[0]((states * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True))
+
+    model.transformer.set_attn_implementation("sdpa")
+    tests, group = encode(draw.tests), []
+    for subset in draw.members:
+        group.append(group_scores(tests, encode(subset), torch.arange(len(subset))[None], objective.pooling))
+    loss = ranking_loss(torch.cat(group, 1), torch.from_numpy(draw.labels.T), 0.1, 5.0)
+    loss.backward()
+    return loss.item()
+
+
+@pytest.mark.parametrize("pooling", ["attention", "mean"])
+@pytest.mark.parametrize("chunk_tokens", [200, 10**6])
+def test_a_step_in_float32_is_the_padded_one(model, tokens, draw, tiny, pooling, chunk_tokens):
+    assert model.packed
+    objective = Objective(pooling, 0.1, 5.0, learned_scale=False)
+    loss = backpropagate_step(model, objective, tokens, draw, chunk_tokens, "float32")
+    plain = load_encoder(tiny.untrained, 64)
+    expected = padded_step(plain, objective, tokens, draw)
+    assert loss == pytest.approx(expected, rel=1e-5)
+    assert (gradient(model) - gradient(plain)).norm() <= 1e-5 * gradient(plain).norm()
+
+
+def backpropagate_in_double(model, objective, tokens, draw, chunk_tokens):
+    """The step in float64, so that rounding doesn't hide a wrong gradient."""
+    as_float, torch.Tensor.float = torch.Tensor.float, torch.Tensor.double
+    torch.set_default_dtype(torch.float64)
+    try:
+        return backpropagate_step(model, objective, tokens, draw, chunk_tokens, "float32")
+    finally:
+        torch.Tensor.float = as_float
+        torch.set_default_dtype(torch.float32)
+
+
+def test_each_distinct_example_is_encoded_once(model, tokens, draw):
+    seen = []
+    model.register_forward_pre_hook(lambda module, arguments: seen.append(len(arguments[0])))
+    backpropagate_step(model, Objective("mean", 0.1, 5.0, False), tokens, draw, 10**6, "float32")
+    assert seen == [len(set(draw.tests) | set(draw.members.reshape(-1)))]
+
+
+def test_draws_are_parts_of_the_fold_and_follow_the_seed(files):
+    fold = stage.read_folds(files["subsets"], files["targets"])[1]
+    drawn = draw_step(fold, 2, 3, 1, "step", 5)
+    assert drawn.members.shape == (2, 6)
+    assert drawn.labels.shape == (2, 3)
+    for test, labels in zip(drawn.tests, drawn.labels.T, strict=True):
+        column = fold.labels[:, fold.tests.tolist().index(test)]
+        rows = [fold.members.tolist().index(subset) for subset in drawn.members.tolist()]
+        assert labels.tolist() == column[rows].tolist()
+    again = draw_step(fold, 2, 3, 1, "step", 5)
+    assert (again.tests == drawn.tests).all()
+    assert not all((draw_step(fold, 2, 3, 1, "step", s).tests == drawn.tests).all() for s in range(6, 12))
+
+
+def test_folds_line_up_with_their_files(files):
+    folds = stage.read_folds(files["subsets"], files["targets"])
+    targets = read_table(files["targets"]).to_pandas().set_index(["subset", "example_id"])["label"]
+    assert len(folds) == 3
+    for number, fold in enumerate(folds):
+        for index in range(4):
+            for column, test in enumerate(fold.tests):
+                assert fold.labels[index, column] == targets[4 * number + index, test]
+
+
+def train(tiny, files, folder, **changes):
+    stage.train_encoder(
+        **files,
+        untrained=tiny.untrained,
+        encoder=folder / "encoder",
+        log=folder / "log.parquet",
+        **{**TRAINING, **changes},
+    )
+    weights = load_encoder(folder / "encoder", 64).state_dict()
+    return weights, read_table(folder / "log.parquet").drop_columns("seconds")
+
+
+def test_a_folded_scale_leaves_group_scores(model, tokens, draw):
+    objective = Objective("attention", 0.1, 5.0, True)
+    with torch.no_grad():
+        objective.log_scale.fill_(-3.0)
+    ids = np.unique(draw.members)
+    members = torch.from_numpy(np.searchsorted(ids, draw.members))
+
+    def embeddings(wanted):
+        return torch.from_numpy(model.encode([tokens[int(i)] for i in wanted], 10**6))
+
+    trained = objective.groups(embeddings(draw.tests), embeddings(ids), members)
+    stage._fold_scale(model, objective)
+    saved = group_scores(embeddings(draw.tests), embeddings(ids), members, "attention")
+    torch.testing.assert_close(saved, trained.detach())
+
+
+@pytest.mark.parametrize("stop_after", [3, 6])
+def test_a_stopped_training_goes_on_to_the_same_bits(tiny, files, tmp_path, monkeypatch, stop_after):
+    expected, expected_log = train(tiny, files, tmp_path / "straight")
+    steps = []
+    step = stage.backpropagate_step
+
+    def stopping(*arguments):
+        steps.append(1)
+        if len(steps) > stop_after:
+            raise KeyboardInterrupt
+        return step(*arguments)
+
+    monkeypatch.setattr(stage, "backpropagate_step", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny, files, tmp_path / "stopped")
+    assert not (tmp_path / "stopped" / "encoder").exists()
+    steps.clear()
+    monkeypatch.setattr(stage, "backpropagate_step", lambda *arguments: (steps.append(1), step(*arguments))[1])
+    found, log = train(tiny, files, tmp_path / "stopped")
+    assert len(steps) == TRAINING["steps"] - 2 * (stop_after // 2)
+    assert log.equals(expected_log)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert sorted(path.name for path in (tmp_path / "stopped").iterdir()) == ["encoder", "log.parquet"]
+
+
+def test_the_best_checkpoint_is_kept_and_patience_stops(tiny, files, tmp_path, monkeypatch):
+    scores = iter([0.1, 0.5, 0.2, 0.3, 0.9])
+    monkeypatch.setattr(stage, "validation_lds", lambda *_: next(scores))
+    kept, log = train(tiny, files, tmp_path / "patient", patience=2, learned_scale=False)
+    assert log["step"].to_pylist() == list(range(7))
+    scores = iter([0.1, 0.5])
+    best, _ = train(tiny, files, tmp_path / "short", steps=2, learned_scale=False)
+    assert all(torch.equal(kept[name], best[name]) for name in best)
+
+
+def test_training_improves_on_what_it_sees(tiny, files, tmp_path):
+    _, log = train(tiny, files, tmp_path, steps=60, validate_every=60)
+    losses = log["loss"].to_pylist()[1:]
+    assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:10])

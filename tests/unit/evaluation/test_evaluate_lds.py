@@ -1,0 +1,147 @@
+"""The LDS stage: from targets and group scores to the tables that are reported."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from workflow_scripts.core.errors import StudyError
+from workflow_scripts.core.parquet import read_table, write_table
+from workflow_scripts.evaluation.evaluate_lds import evaluate_lds
+from workflow_scripts.evaluation.lds import linear_datamodeling_score
+
+TEST_IDS, SUBSETS, SEEDS = np.array([11, 4, 7, 30, 2]), np.arange(12), 2
+
+
+@pytest.fixture
+def effect():
+    return np.random.default_rng(0).standard_normal((len(TEST_IDS), len(SUBSETS)))
+
+
+def _long(values, *names):
+    """Return the columns of an array indexed by test, subset and perhaps seed."""
+    axes = (TEST_IDS, SUBSETS, np.arange(SEEDS))[: values.ndim]
+    grid = np.meshgrid(*axes, indexing="ij")
+    return {name: pa.array(axis.ravel(), pa.int32()) for name, axis in zip(names, grid, strict=True)}
+
+
+def _write_targets(path, losses, diverged=()):
+    columns = _long(losses, "example_id", "subset", "seed")
+    status = np.full(losses.shape, "ok", object)
+    losses = losses.astype(np.float32)
+    for subset, seed in diverged:
+        status[:, subset, seed] = "diverged"
+        losses[:, subset, seed] = np.nan
+    loss = pa.array(losses.ravel(), from_pandas=True)
+    write_table(path, pa.table({**columns, "loss": loss, "status": status.ravel().tolist()}))
+
+
+def _write_scores(folder, method, scores_by_pooling):
+    tables = []
+    for pooling, scores in scores_by_pooling.items():
+        columns = _long(scores, "test_id", "subset")
+        score = pa.array(scores.astype(np.float32).ravel())
+        tables.append(pa.table({**columns, "pooling": [pooling] * scores.size, "score": score}))
+    groups, scores = (folder / kind / method / "mini.parquet" for kind in ("groups", "scores"))
+    # The order of rows means nothing.
+    table = pa.concat_tables(tables)
+    write_table(groups, table.take(pa.array(np.random.default_rng(1).permutation(table.num_rows))))
+    metadata = {"seconds": "1.5", "embedding_seconds": "2.0", "bytes_per_example": "768.0"}
+    write_table(scores, pa.table({"test_id": [1]}), **metadata)
+    return groups, scores
+
+
+def _run(folder, written, **changes):
+    groups, scores = zip(*written, strict=True)
+    paths = {"lds": folder / "lds.parquet", "differences": folder / "differences.parquet"}
+    values = {"bootstrap": 100, "confidence": 0.95, "seed": 0, **changes}
+    evaluate_lds(list(groups), list(scores), [folder / "mini.parquet"], **paths, **values)
+    return [read_table(path).to_pylist() for path in paths.values()]
+
+
+def _noisy_losses(effect, noise=0.3):
+    shape = (*effect.shape, SEEDS)
+    return 2 - effect[:, :, None] + noise * np.random.default_rng(3).standard_normal(shape)
+
+
+def test_rows_of_the_tables(effect, tmp_path, capsys):
+    losses = _noisy_losses(effect)
+    _write_targets(tmp_path / "mini.parquet", losses)
+    weak = effect + np.random.default_rng(5).standard_normal(effect.shape)
+    written = [
+        _write_scores(tmp_path, "untrained", {"attention": weak, "mean": -effect}),
+        _write_scores(tmp_path, "airrep", {"attention": effect}),
+    ]
+    rows, differences = _run(tmp_path, written)
+
+    assert [(row["method"], row["pooling"]) for row in rows] == [
+        ("airrep", "attention"),
+        ("untrained", "attention"),
+        ("untrained", "mean"),
+    ]
+    best = rows[0]
+    expected = linear_datamodeling_score(effect.astype(np.float32), losses.astype(np.float32).mean(axis=2))
+    assert best["lds"] == pytest.approx(expected, abs=1e-9)
+    assert best["ci_low"] <= best["lds"] <= best["ci_high"]
+    assert (best["n_tests"], best["n_subsets"]) == (5, 12)
+    assert (best["seconds"], best["bytes_per_example"]) == (3.5, 768)
+    assert 0 < best["seed_agreement"] < best["ceiling"] <= 1
+    assert rows[2]["lds"] == pytest.approx(-best["lds"])
+
+    assert [(row["method_a"], row["method_b"], row["pooling_b"]) for row in differences] == [
+        ("airrep", "untrained", "attention"),
+        ("airrep", "untrained", "mean"),
+    ]
+    assert differences[1]["difference"] == pytest.approx(2 * best["lds"])
+    assert all(row["ci_low"] <= row["difference"] <= row["ci_high"] for row in differences)
+    shown = capsys.readouterr().err
+    assert "LDS on mini: 5 tests, 12 subsets, 2 runs of each" in shown
+    assert shown.index("airrep ") < shown.index("untrained ")
+
+
+def test_the_same_seed_gives_the_same_intervals(effect, tmp_path):
+    _write_targets(tmp_path / "mini.parquet", _noisy_losses(effect))
+    written = [_write_scores(tmp_path, "airrep", {"attention": effect})]
+    first, again, other = (_run(tmp_path, written, seed=seed)[0] for seed in (0, 0, 1))
+    assert first == again
+    assert first[0]["ci_low"] != other[0]["ci_low"]
+
+
+def test_diverged_runs_dont_count(effect, tmp_path, capsys):
+    losses = _noisy_losses(effect)
+    _write_targets(tmp_path / "mini.parquet", losses, diverged=[(3, 0), (5, 0), (5, 1)])
+    rows, _ = _run(tmp_path, [_write_scores(tmp_path, "airrep", {"attention": effect})])
+    mean = losses.astype(np.float32).mean(axis=2)
+    mean[:, 3] = losses[:, 3, 1]
+    kept = SUBSETS != 5
+    expected = linear_datamodeling_score(effect[:, kept].astype(np.float32), mean[:, kept])
+    assert rows[0]["lds"] == pytest.approx(expected, abs=1e-9)
+    assert rows[0]["n_subsets"] == 11
+    assert "left out: 3 runs that diverged" in capsys.readouterr().err
+
+
+def test_a_test_whose_loss_never_changes_is_left_out_and_said(effect, tmp_path, capsys):
+    losses = _noisy_losses(effect)
+    losses[2] = 1
+    _write_targets(tmp_path / "mini.parquet", losses)
+    rows, _ = _run(tmp_path, [_write_scores(tmp_path, "airrep", {"attention": effect})])
+    assert rows[0]["n_tests"] == 4
+    assert "left out: 1 tests" in capsys.readouterr().err
+
+
+def test_missing_scores_and_losses_are_refused(effect, tmp_path):
+    targets = tmp_path / "mini.parquet"
+    _write_targets(targets, _noisy_losses(effect))
+    groups, scores = _write_scores(tmp_path, "airrep", {"attention": effect})
+    write_table(groups, read_table(groups).slice(1))
+    with pytest.raises(StudyError, match=r"mini\.parquet: 1 of the 60 pairs"):
+        _run(tmp_path, [(groups, scores)])
+    write_table(targets, read_table(targets).slice(1))
+    with pytest.raises(StudyError, match="lacks the losses of some tests"):
+        _run(tmp_path, [(groups, scores)])
+
+
+def test_all_runs_diverged(effect, tmp_path):
+    everything = [(subset, seed) for subset in SUBSETS for seed in range(SEEDS)]
+    _write_targets(tmp_path / "mini.parquet", _noisy_losses(effect), everything)
+    with pytest.raises(StudyError, match="every fine-tuning run diverged"):
+        _run(tmp_path, [_write_scores(tmp_path, "airrep", {"attention": effect})])

@@ -1,0 +1,71 @@
+"""The table that `make run` ends with."""
+
+import pyarrow as pa
+
+from workflow_scripts.core.parquet import write_table
+from workflow_scripts.evaluation.evaluate_lds import LDS_SCHEMA
+from workflow_scripts.report.show_results import results_text
+from workflow_scripts.study.config import load_study
+
+
+def row(method, evaluation, lds):
+    numbers = {"ci_low": lds - 0.1, "ci_high": lds + 0.1, "ceiling": 0.9, "n_tests": 200, "n_subsets": 1000}
+    return {"method": method, "evaluation": evaluation, "pooling": "mean", "lds": lds, **numbers}
+
+
+def study(subsets, evaluations):
+    """A study that takes a trained encoder, so that it needs no targets."""
+    evaluation = {"train": "pool", "test": "tests", "tests": None, "subsets": subsets, "subset_examples": 10}
+    values = {
+        "run": "mine",
+        "corpora": {"pool": {"source": "pool.jsonl"}, "tests": {"source": "tests.jsonl"}},
+        "language_model": {"model": "some/model"},
+        "encoder": {"model": "some/encoder"},
+        "evaluations": dict.fromkeys(evaluations, evaluation),
+        "scoring": {"methods": ["airrep"]},
+    }
+    return load_study(values)
+
+
+def test_one_table_for_each_evaluation_best_first_and_the_reports_path(tmp_path):
+    rows = [row("tfidf", "a", 0.3), row("airrep", "a", 0.6), row("airrep", "b", 0.5)]
+    table = pa.Table.from_pylist([dict.fromkeys(LDS_SCHEMA.names) | r for r in rows], schema=LDS_SCHEMA)
+    write_table(tmp_path / "evaluation" / "lds.parquet", table)
+    assert results_text(tmp_path, study(100, ["a", "b"])).splitlines() == [
+        "",
+        "LDS on a (200 tests, 1,000 subsets, noise ceiling 0.900)",
+        "  method        pooling       LDS   interval",
+        "  airrep        mean        0.600   0.500 to 0.700",
+        "  tfidf         mean        0.300   0.200 to 0.400",
+        "",
+        "LDS on b (200 tests, 1,000 subsets, noise ceiling 0.900)",
+        "  method        pooling       LDS   interval",
+        "  airrep        mean        0.500   0.400 to 0.600",
+        "",
+        f"Report: {tmp_path / 'report.html'}",
+    ]
+
+
+def test_best_examples_where_nothing_was_judged(tmp_path):
+    pool = {"prompt": ["p0", "p1 \x1b[2J", "p2"], "response": ["r0", "r1", "r2 " * 100]}
+    write_table(tmp_path / "corpora" / "pool.parquet", pa.table(pool))
+    tests = {"prompt": [f"q{i}" for i in range(7)], "response": ["a"] * 7}
+    write_table(tmp_path / "corpora" / "tests.parquet", pa.table(tests))
+    scores = [
+        {"test_id": test, "sign": sign, "rank": rank + 1, "example_id": example, "score": 0.5 - rank}
+        for test in (6, 1, 0, 5, 4, 3, 2)
+        for sign, order in (("helpful", (1, 2)), ("harmful", (0, 2)))
+        for rank, example in enumerate(order)
+    ]
+    path = tmp_path / "scores" / "airrep" / "mine.parquet"
+    write_table(path, pa.Table.from_pylist(scores))
+    lines = results_text(tmp_path, study(0, ["mine"])).splitlines()
+    assert lines[:5] == [
+        "",
+        f"Most helpful training examples on mine by airrep (7 tests; all scores: {path})",
+        "  test 0: q0 -> a",
+        "     0.5000  example 1: p1 [2J -> r1",
+        "    -0.5000  example 2: p2 -> " + ("r2 " * 100)[:49] + "…",
+    ]
+    assert [line.split(":")[0] for line in lines if line.startswith("  test")] == [f"  test {i}" for i in range(5)]
+    assert lines[-3:] == ["  ... and 2 tests more", "", f"Report: {tmp_path / 'report.html'}"]

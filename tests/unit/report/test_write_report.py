@@ -1,0 +1,299 @@
+"""The report's content, its escaping and its size, on a small made-up run."""
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import yaml
+from pyarrow.csv import read_csv
+from report_run import HOSTILE, METHOD_LDS, TOPICS, make_run
+
+from workflow_scripts.core.errors import StudyError
+from workflow_scripts.core.parquet import read_table
+from workflow_scripts.report.charts import linear_axis, training_curves
+from workflow_scripts.report.explorer import json_for_html, visible
+from workflow_scripts.report.formatting import decimal, duration, interval, share, size
+from workflow_scripts.report.write_report import write_report
+
+
+class Page(HTMLParser):
+    """What a browser would make of the page: its text, its scripts, every address it names."""
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.html, self.text, self.scripts, self.addresses = html, [], [], []
+        self.tags: dict[str, int] = {}
+        self.inside = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags[tag] = self.tags.get(tag, 0) + 1
+        self.inside = tag
+        self.addresses += [value for name, value in attributes if name in ("href", "src", "action", "data")]
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_endtag(self, tag):
+        self.inside = ""
+
+    def handle_data(self, data):
+        if self.inside == "script":
+            self.scripts[-1] += data
+        elif self.inside != "style":
+            self.text.append(data)
+
+    @property
+    def words(self) -> str:
+        return " ".join(" ".join(self.text).split())
+
+    @property
+    def explorer(self) -> dict:
+        return json.loads(self.scripts[0])
+
+
+def written(folder: Path, change: dict | None = None, **run) -> Page:
+    return written_with(make_run(folder, **run) | (change or {}))
+
+
+def written_with(arguments: dict) -> Page:
+    write_report(**arguments)
+    return Page(arguments["report"].read_text(encoding="utf-8"))
+
+
+def test_page_shows_every_number_of_the_run(tmp_path):
+    words = written(tmp_path).words
+    assert (
+        "AirRep predicts fine-tuning effects with LDS 0.63 [0.60, 0.66] on “heldout”, "
+        "0.22 above TF-IDF, the next best method; the noise ceiling is 0.91." in words
+    )
+    assert "30 test examples, 100 fine-tuned subsets, agreement between seeds 0.70" in words
+    assert "Random mean pooling −0.01 [−0.04, 0.02]" in words
+    assert "+0.22 [+0.18, +0.26]" in words
+    assert "best: 0.59 at step 400" in words
+    assert "finetune_shard 3 6 min 41 s 5 min 20 s 1.3 x 80 %" in words
+    assert "At least one job was running for 2 min 21 s; the plan said 2 min 0 s (1.2 x)." in words
+    assert "6 the answer is empty rows 3, 9, 11, 12, 13, …" in words
+    assert "response shortened 2.0 %" in words
+    assert "0123456789abcdef" in words
+    assert "subsets_per_fold: 16" in words
+
+
+def test_page_asks_for_nothing_outside_itself(tmp_path):
+    page = written(tmp_path, texts=HOSTILE)
+    assert page.addresses
+    assert all(address.startswith("#") for address in page.addresses)
+    assert not re.search(r"@import|url\(", page.html.partition("</style>")[0])
+
+
+@pytest.mark.parametrize(
+    ("other", "bounds", "words"),
+    [
+        (0.70, (-0.11, -0.03), "0.07 below TF-IDF, which does better"),
+        (0.62, (-0.03, 0.05), "can't be told apart from TF-IDF at 0.62 (difference +0.01 [−0.03, +0.05])"),
+        (0.50, (0.09, 0.17), "0.13 above TF-IDF, the next best method"),
+    ],
+)
+def test_headline_says_whichever_way_it_came_out(tmp_path, other, bounds, words):
+    assert bounds == pytest.approx((0.63 - other - 0.04, 0.63 - other + 0.04))
+    assert words in written(tmp_path, lds={"airrep": 0.63, "tfidf": other, "random": 0.0}).words
+
+
+def test_headline_has_the_untrained_encoder_as_a_sentence_has_it(tmp_path):
+    words = written(tmp_path, lds={"airrep": 0.63, "untrained": 0.50}).words
+    assert "0.13 above the untrained encoder" in words
+
+
+def test_headline_without_airrep_names_the_best_method(tmp_path):
+    words = written(tmp_path, lds={"bm25": 0.2, "tfidf": 0.4}).words
+    assert "TF-IDF predicts fine-tuning effects with LDS 0.40 [0.37, 0.43]" in words
+    assert "is above by" not in words
+
+
+def test_hostile_texts_stay_text(tmp_path):
+    calm, hostile = written(tmp_path / "calm"), written(tmp_path / "hostile", texts=HOSTILE)
+    assert len(hostile.scripts) == len(calm.scripts) == 2
+    assert hostile.scripts[1] == calm.scripts[1]
+    assert {"img", "iframe"}.isdisjoint(hostile.tags)
+    texts = hostile.explorer["texts"]
+    assert HOSTILE[0] in texts
+    assert HOSTILE[2] in texts
+    assert ["x" * 600, 100_000] in texts
+    assert not set("<>&\u2028\u2029") & set(hostile.scripts[0])
+
+
+def test_explorer_holds_each_text_once_and_the_ranked_lists(tmp_path):
+    explorer = written(tmp_path, change={"tests": 4, "examples": 3}).explorer
+    (evaluation,) = explorer["evaluations"]
+    # airrep_mean has the scores of airrep, pooled otherwise, so it would show the same lists
+    assert [method["key"] for method in evaluation["methods"]] == ["airrep", "untrained", "tfidf"]
+    assert len(set(explorer["texts"])) == len(explorer["texts"])
+    assert [explorer["corpora"]["test"][place][0] for place in evaluation["tests"]] == [0, 10, 19, 29]
+    for lists in evaluation["scores"]["airrep"]:
+        places, scores = lists["helpful"]
+        assert len(places) == len(scores) == 3
+        assert scores == sorted(scores, reverse=True)
+        assert lists["harmful"][1] == sorted(lists["harmful"][1])
+
+
+def test_explorer_tells_where_an_example_comes_from(tmp_path):
+    explorer = written(tmp_path).explorer
+    example_id, source_row, label, prompt, response = explorer["corpora"]["train"][0]
+    assert source_row == example_id + 1
+    assert explorer["texts"][response].startswith(f"Answer {example_id}:")
+    assert str(example_id) in explorer["texts"][prompt]
+    assert label == -1 or explorer["labels"][label] in (TOPICS)
+
+
+def test_large_report_stays_below_15_megabytes(tmp_path):
+    arguments = make_run(tmp_path, tests=1000, train=20_000, examples=50)
+    write_report(**arguments)
+    assert arguments["report"].stat().st_size < 15_000_000
+
+
+def test_texts_are_cut_shorter_where_the_page_would_grow_too_large(tmp_path, monkeypatch):
+    monkeypatch.setattr("workflow_scripts.report.write_report.EXPLORER_BYTES", 110_000)
+    page = written(tmp_path)
+    assert 160 <= page.explorer["characters"] < 600
+    assert page.explorer["examples"] == 10
+    assert len(page.scripts[0].encode()) <= 110_000
+    assert f"cut at {page.explorer['characters']} characters (asked for: 600)" in page.words
+
+
+def test_fewer_examples_are_shown_where_shorter_texts_do_not_suffice(tmp_path, monkeypatch):
+    monkeypatch.setattr("workflow_scripts.report.write_report.EXPLORER_BYTES", 60_000)
+    page = written(tmp_path)
+    assert 1 <= page.explorer["examples"] < 10
+    assert len(page.scripts[0].encode()) <= 60_000
+    assert f"lists show {page.explorer['examples']} examples (asked for: 10)" in page.words
+
+
+def test_report_without_benchmarks_and_scores_says_so(tmp_path):
+    page = written(tmp_path, change={"benchmarks": str(tmp_path / "absent"), "scores": []})
+    assert "No benchmark file was found" in page.words
+    assert "Pick a test example" not in page.words
+
+
+def test_a_study_without_lds_shows_its_explorer_and_claims_nothing(tmp_path):
+    run = make_run(tmp_path)
+    study = yaml.safe_load(run["config"].read_text())
+    del study["targets"]
+    study["evaluations"]["heldout"]["subsets"] = 0
+    study |= {"encoder": {"model": "some/encoder"}, "scoring": {"methods": ["airrep", "tfidf"]}}
+    run["config"].write_text(yaml.safe_dump(study))
+    page = written_with(run | {"lds": [], "differences": [], "training": [], "tokens": [], "rejected_tokens": []})
+    assert (
+        "training examples for “heldout”, as AirRep and TF-IDF have it. How right that is was not measured"
+        in page.words
+    )
+    assert "Pick a test example" in page.words
+    assert "The encoder's training" not in page.words
+    for address in page.addresses:
+        assert f'id="{address.removeprefix("#")}"' in page.html
+
+
+def test_report_without_a_plan_says_how_to_make_one(tmp_path):
+    words = written(tmp_path, change={"plan": str(tmp_path / "absent")}).words
+    assert "There was no plan: make plan makes one, before a run." in words
+    assert "finetune_shard 3 6 min 41 s 80 %" in words
+
+
+def test_tables_for_snakemakes_report_say_the_same(tmp_path):
+    arguments = make_run(tmp_path)
+    write_report(**arguments)
+    lds, training, costs = (read_csv(arguments[f"{name}_table"]) for name in ("lds", "training", "costs"))
+    assert lds.to_pylist() == read_table(arguments["lds"]).to_pylist()
+    assert training["step"].to_pylist() == list(range(25, 401, 25))
+    finetuning = costs.to_pylist()[0]
+    assert (finetuning["stage"], finetuning["jobs"]) == ("finetune_shard", 3)
+    assert (finetuning["seconds"], finetuning["planned_seconds"]) == (401.0, 320.0)
+
+
+def test_validations_are_drawn_as_they_were_measured_and_losses_smoothed():
+    losses, validations = [(0, 0.9), (50, 0.3), (100, 0.6)], [(0, 0.0), (50, 0.8), (100, 0.4)]
+    loss, lds = training_curves(losses, validations)
+
+    def heights(curve, values):
+        return [100 - curve.y.place(value) for value in values]
+
+    def drawn(points):
+        return [float(point.partition(",")[2]) for point in points.split()]
+
+    assert drawn(loss.raw) == pytest.approx(heights(loss, [0.9, 0.3, 0.6]), abs=0.01)
+    assert drawn(loss.line) == pytest.approx(heights(loss, [0.6, 0.6, 0.45]), abs=0.01)
+    assert (drawn(lds.line), lds.raw) == (pytest.approx(heights(lds, [0.0, 0.8, 0.4]), abs=0.01), "")
+    assert lds.best[2] == "best: 0.80 at step 50"
+
+
+def test_a_plan_of_some_stages_is_not_held_against_the_time_of_all(tmp_path):
+    arguments = make_run(tmp_path)
+    for stage in ("embed_by_method", "fit_method"):
+        shutil.copytree(tmp_path / "benchmarks" / "embed_corpus", tmp_path / "benchmarks" / stage)
+    assert "the plan said 2 min 0 s, without embed_by_method, fit_method." in written_with(arguments).words
+
+
+def test_evaluations_stand_in_the_order_of_the_config(tmp_path):
+    words = written(tmp_path, evaluations=("second", "first")).words
+    assert words.index("on “second”") < words.index("on “first”")
+
+
+def test_same_inputs_give_the_same_bytes(tmp_path):
+    assert written(tmp_path / "one").html == written(tmp_path / "two").html
+
+
+def test_missing_corpus_is_named(tmp_path):
+    arguments = make_run(tmp_path)
+    arguments["corpora"].pop()
+    with pytest.raises(StudyError, match=r"'heldout' needs the corpus 'test'.*test\.parquet"):
+        write_report(**arguments)
+    assert not arguments["report"].exists()
+
+
+def test_damaged_provenance_is_named(tmp_path):
+    arguments = make_run(tmp_path)
+    arguments["provenance"].write_text("{")
+    with pytest.raises(StudyError, match=r"provenance\.json is not JSON"):
+        write_report(**arguments)
+
+
+def test_numbers_in_words():
+    assert decimal(-0.001) == "0.00"
+    assert decimal(-0.314) == "−0.31"
+    assert decimal(None) == decimal(float("nan")) == "–"
+    assert interval(-0.2, 0.1, signed=True) == "[−0.20, +0.10]"
+    assert interval(None, 0.1) == ""
+    assert [duration(value) for value in (0, 0.02, 4.21, 59.7, 432, 7_300)] == [
+        "0 s",
+        "20 ms",
+        "4.2 s",
+        "60 s",
+        "7 min 12 s",
+        "2 h 1 min",
+    ]
+    assert [size(value) for value in (0, 768, 1536, 8e8, 5e15)] == ["0 B", "768 B", "1.5 kB", "800 MB", "5000 TB"]
+    assert [share(part, 10_000) for part in (0, 1, 150, 5_000)] == ["0 %", "< 0.1 %", "1.5 %", "50 %"]
+
+
+def test_control_characters_become_visible():
+    assert visible("a\x00b\r\nc\td\x1be\x85f") == "a␀b\nc\td␛e�f"
+
+
+def test_json_for_html_reads_back_the_same():
+    for text in HOSTILE:
+        encoded = json_for_html([text])
+        assert json.loads(encoded) == [text]
+        assert "<" not in encoded
+
+
+def test_axis_holds_its_values_between_round_marks():
+    axis = linear_axis(-0.04, 0.91)
+    assert [tick.text for tick in axis.ticks] == ["−0.2", "0.0", "0.2", "0.4", "0.6", "0.8", "1.0"]
+    assert axis.place(0) == pytest.approx(16.67)
+    assert [tick.text for tick in linear_axis(0, 2_000, 4).ticks] == ["0", "500", "1,000", "1,500", "2,000"]
+
+
+def test_every_method_of_the_table_is_drawn(tmp_path):
+    words = written(tmp_path).words
+    assert all(f"{value:.2f}".replace("-", "−") in words for value in METHOD_LDS.values())

@@ -1,0 +1,116 @@
+"""Studies with experiments, encoder variants and further LMs: what fits together, and which jobs follow."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from workflow_scripts.core.errors import StudyError
+from workflow_scripts.study.config import load_study
+from workflow_scripts.study.resources import StudyPlan
+
+ROOT = Path(__file__).parents[3]
+VALUES = yaml.safe_load((ROOT / "tests" / "configs" / "experiments.yaml").read_text(encoding="utf-8"))
+
+
+def changed(key, value):
+    """The study with one key (path with dots) set."""
+    study = yaml.safe_load(yaml.safe_dump(VALUES))
+    *sections, last = key.split(".")
+    section = study
+    for name in sections:
+        section = section.setdefault(name, {})
+    section[last] = value
+    return study
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("scoring.methods", ["airrep@wide"], "'airrep@wide' needs encoder_variants.wide; add it there"),
+        ("scoring.methods", ["tfidf@mean"], "tfidf reads no encoder of the study, so it has no variants"),
+        ("scoring.poolings", {"airrep": ["attention", "signed"]}, "attention and signed can't be had in one pass"),
+        (
+            "encoder_variants.mean",
+            {"encoder_training": {"poling": "mean"}},
+            "encoder_variants.mean.encoder_training.poling: no such key; did you mean 'pooling'?",
+        ),
+        (
+            "encoder_variants.mean",
+            {"encoder_training": {"validation_folds": 3}},
+            "encoder_variants.mean.encoder_training.validation_folds must be less than targets.folds",
+        ),
+        ("language_models.other", {"max_tokens": 0}, "language_models.other.max_tokens: Input should be greater"),
+        (
+            "language_models.other",
+            {"pretraining": {"corpus": "x"}},
+            "language_models.other.pretraining.corpus: there is no corpus 'x'",
+        ),
+        ("evaluations.away.language_model", "none", "evaluations.away.language_model: there is no 'none'"),
+        ("experiments.leave_out.evaluation", "x", "experiments.leave_out: there is no evaluation 'x'; write one of"),
+        ("experiments.leave_out.sizes", [24], "sizes: must be less than base_examples"),
+        ("experiments.removal.methods", ["bm25"], "experiments.removal.methods: 'bm25' doesn't score; add it to"),
+        ("experiments.selection.examples", 9, "experiments.selection.examples (9) can't exceed scoring.top (8)"),
+        ("experiments.transfer.evaluation", "heldout", "evaluation 'heldout' names no other language_model"),
+        ("experiments.removal.test", 3, "experiments.removal.test: no such key; did you mean 'tests'?"),
+        ("finetuning", {"engine": "deepspeed"}, "experiments.selection lets the LM answer, which needs"),
+    ],
+)
+def test_what_does_not_fit_is_told(key, value, expected):
+    with pytest.raises(StudyError) as error:
+        load_study(changed(key, value))
+    assert expected in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["methods_mini", "choices_mini", "released_flan"])
+def test_the_studies_load(name):
+    load_study(yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text(encoding="utf-8")))
+
+
+def test_a_variant_differs_in_its_keys_alone():
+    plan = StudyPlan(load_study(VALUES))
+    own, variant = (plan.spec("train_encoder", {"variant": name}) for name in ("", "@mean"))
+    assert {key for key in own if own[key] != variant[key]} == {"pooling", "label_spread", "label_clip", "truncation"}
+    assert not plan.starts_anew("@mean")
+    wide = StudyPlan(load_study(changed("encoder_variants.mean", {"encoder": {"dimension": 8}})))
+    assert wide.starts_anew("@mean")
+    assert wide.spec("init_encoder", {"variant": "@mean"})["dimension"] == 8
+
+
+def test_another_lm_differs_in_its_keys_alone():
+    plan = StudyPlan(load_study(VALUES))
+    own, other = (plan.spec("pretrain_base_lm", {"lm": name}) for name in ("", "@other"))
+    assert {key for key in own if own[key] != other[key]} == {"architecture"}
+    assert (plan.language_model_of("heldout"), plan.language_model_of("away")) == ("", "@other")
+    assert plan.tokenized_corpora() == ["pool", "tests", "train"]
+
+
+def test_the_fixed_cost_of_an_encoder_is_its_targets_and_its_training():
+    plan = StudyPlan(load_study(VALUES))
+    assert plan.fixed_costs("tfidf") == []
+    assert "finetune_shard/train/*.tsv" in plan.fixed_costs("airrep")
+    assert plan.fixed_costs("airrep_mean@mean")[-2:] == ["init_encoder/study.tsv", "train_encoder/study@mean.tsv"]
+    assert plan.fixed_costs("logra_8") == ["warmup_lm/*.tsv", "fit_method/logra_8.tsv"]
+    assert plan.fixed_costs("less") == ["fit_method/less.tsv"]
+
+
+@pytest.mark.parametrize(
+    ("preset", "values"),
+    [
+        ("paper_flan", (32, 2000, 0.1, 5.0, "fold", None, "first", "airrep")),
+        ("released_flan", (16, 5000, 0.0, 10.0, "pooled", 10.0, "last", "airrep_signed")),
+    ],
+)
+def test_the_presets_part_in_six_points(preset, values):
+    study = load_study(yaml.safe_load((ROOT / "configs" / f"{preset}.yaml").read_text(encoding="utf-8")))
+    training = study.encoder_training
+    assert (
+        study.finetuning.batch_examples,
+        training.steps,
+        training.smallest_difference,
+        training.largest_weight,
+        training.label_spread,
+        training.label_clip,
+        training.truncation,
+        study.scoring.methods[0],
+    ) == values

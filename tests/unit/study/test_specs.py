@@ -1,0 +1,201 @@
+"""A study's jobs and their specs; and a change of a stage's source asks whether its version must rise.
+
+`python tests/unit/study/test_specs.py` records the sources that stand in the tree, after that question is answered.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from workflow_scripts.methods import METHODS
+from workflow_scripts.study.config import Study, load_study
+from workflow_scripts.study.resources import StudyPlan
+from workflow_scripts.study.specs import STAGE_VERSIONS
+
+ROOT = Path(__file__).parents[3]
+PACKAGE = ROOT / "workflow_scripts"
+RECORD = Path(__file__).with_name("stage_hashes.json")
+MODULE_NAME = re.compile(r"^workflow_scripts(\.\w+)+$")
+# They say what is run and how it is shown; what a stage computes comes from its spec.
+WITHOUT_MEANING = {
+    f"workflow_scripts.{name}"
+    for name in (
+        "core.errors",
+        "core.gpus",
+        "core.progress",
+        "core.stage",
+        "study.config",
+        "study.jobs",
+        "study.messages",
+        "study.resources",
+        "study.sections",
+        "study.specs",
+    )
+}
+
+
+def module_file(module: str) -> Path | None:
+    path = ROOT.joinpath(*module.split("."))
+    return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.exists()), None)
+
+
+def imported(tree: ast.AST) -> set[str]:
+    """Names of the package's modules that a module imports, and of every method where it loads methods by name."""
+    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    if any(name.rpartition(".")[2] in ("load_module", "load_text_method") for name in names):
+        modules = {method.own.module if method.own else name for name, method in METHODS.items()}
+        names |= {f"workflow_scripts.methods.{module}" for module in modules | {"sentence_encoder"}}
+    return {name for name in names if name.startswith("workflow_scripts.") and module_file(name)}
+
+
+def stage_module(stage: str) -> str:
+    (file,) = PACKAGE.rglob(f"{stage}.py")
+    return ".".join(file.relative_to(ROOT).with_suffix("").parts)
+
+
+def sources(stage: str) -> dict[str, ast.AST]:
+    """A stage's module and all that it imports of the package, directly or not."""
+    found: dict[str, ast.AST] = {}
+    waiting = {stage_module(stage)}
+    while waiting:
+        name = waiting.pop()
+        found[name] = ast.parse(module_file(name).read_text(encoding="utf-8"))
+        waiting |= imported(found[name]) - found.keys() - WITHOUT_MEANING
+    return dict(sorted(found.items()))
+
+
+def code_of(node: object) -> object:
+    """A syntax tree without what has no meaning: docstrings, places, imports, the names of the package's modules, and
+    empty fields, which differ between Python versions."""
+    if isinstance(node, list):
+        return [code_of(item) for item in node if not isinstance(item, ast.Import | ast.ImportFrom)]
+    if not isinstance(node, ast.AST):
+        return repr(MODULE_NAME.sub("workflow_scripts", node) if isinstance(node, str) else node)
+    fields = {name: value for name, value in ast.iter_fields(node) if value not in (None, []) and name != "kind"}
+    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+        fields["body"] = node.body[1:]
+    return [type(node).__name__, [[name, code_of(value)] for name, value in sorted(fields.items())]]
+
+
+def stage_hash(stage: str) -> str:
+    """A hash of the statements that a stage reaches, whichever module they stand in."""
+    statements = {json.dumps(code) for tree in sources(stage).values() for code in dict(code_of(tree)[1])["body"]}
+    return hashlib.sha256(json.dumps(sorted(statements)).encode()).hexdigest()[:16]
+
+
+@pytest.mark.parametrize("stage", STAGE_VERSIONS)
+def test_a_changed_source_has_a_version(stage):
+    recorded = json.loads(RECORD.read_text()).get(stage)
+    now = {"version": STAGE_VERSIONS[stage], "source": stage_hash(stage)}
+    assert recorded == now, (
+        f"the code of {stage} changed, or of a module that it imports. If it computes something else now, raise "
+        f"STAGE_VERSIONS[{stage!r}] in workflow_scripts/study/specs.py, so that its results are made anew. Then run "
+        "`python tests/unit/study/test_specs.py` and commit stage_hashes.json."
+    )
+
+
+def test_docstrings_comments_and_layout_have_no_meaning():
+    plain = 'def f(x):\n    """Say."""\n    return x + 1\n'
+    same = "def f(\n    x,\n):  # why\n    return (x + 1)\n"
+    other = "def f(x):\n    return x + 2\n"
+    first, second, third = (code_of(ast.parse(text)) for text in (plain, same, other))
+    assert first == second != third
+
+
+def test_a_move_has_no_meaning():
+    here = "from workflow_scripts.a import f\nJOB = 'workflow_scripts.a'\nf(1)\n"
+    there = "from workflow_scripts.b.c import f\nJOB = 'workflow_scripts.b.c'\nf(1)\n"
+    other = "from workflow_scripts.a import f\nJOB = 'workflow_scripts.a'\nf(2)\n"
+    first, second, third = (code_of(ast.parse(text)) for text in (here, there, other))
+    assert first == second != third
+
+
+def test_sources_reach_through_imports():
+    assert "workflow_scripts.models.packing" in sources("finetune_shard")
+    assert "workflow_scripts.methods.bm25" in sources("score_pairs")
+    assert "workflow_scripts.models.packing" not in sources("prepare_corpus")
+
+
+def study(name: str = "smoke", **changes: object) -> Study:
+    values = yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text(encoding="utf-8"))
+    for key, value in changes.items():
+        *sections, last = key.split("__")
+        section = values
+        for part in sections:
+            section = section.setdefault(part, {})
+        section[last] = value
+    return load_study(values)
+
+
+@pytest.mark.parametrize("name", ["paper_flan", "paper_ultrachat"])
+def test_the_papers_studies_plan_its_subsets_and_targets(name):
+    plan = StudyPlan(study(name))
+    folds, subsets, seeds = plan.runs("train")
+    assert (folds, subsets, seeds) == (100, 100, 1)
+    assert folds * subsets * seeds * plan.judged_examples("train") == 10_000_000
+    runs = []
+    for block in plan.blocks("train"):
+        spec = plan.spec("finetune_shard", {"pool": "train", "block": block})
+        runs += [(fold, index) for fold in range(*spec["folds"]) for index in range(*spec["indexes"])]
+    assert len(runs) == len(set(runs)) == 10_000
+
+
+@pytest.mark.parametrize(("folds_per_job", "subsets_per_job"), [(1, 1), (3, 4), (100, 100), (2, 5)])
+def test_blocks_cover_every_run_once(folds_per_job, subsets_per_job):
+    plan = StudyPlan(study(targets__folds_per_job=folds_per_job, targets__subsets_per_job=subsets_per_job))
+    runs = []
+    for block in plan.blocks("train"):
+        spec = plan.spec("finetune_shard", {"pool": "train", "block": block})
+        runs += [(fold, index) for fold in range(*spec["folds"]) for index in range(*spec["indexes"])]
+    assert sorted(runs) == [(fold, index) for fold in range(4) for index in range(6)]
+
+
+def test_more_folds_add_blocks_and_change_no_full_one():
+    few, many = StudyPlan(study()), StudyPlan(study(targets__folds=6))
+    assert many.blocks("train")[: len(few.blocks("train"))] == few.blocks("train")
+    for block in few.blocks("train"):
+        wildcards = {"pool": "train", "block": block}
+        assert few.spec("finetune_shard", wildcards) == many.spec("finetune_shard", wildcards)
+
+
+def test_scores_alone_fine_tune_nothing():
+    plan = StudyPlan(study("score_only"))
+    assert plan.pools == plan.judged == plan.tokenized_corpora() == []
+    assert plan.spec("sample_subsets", {"pool": "questions"})["subsets_per_fold"] == 0
+    both = StudyPlan(study(evaluations__asked={"train": "pool", "test": "tests", "tests": 5, "subsets": 0}))
+    assert both.pools == ["train", "heldout"]
+
+
+def test_a_spec_is_sorted_and_carries_the_version():
+    spec = StudyPlan(study()).spec("train_encoder", {})
+    assert list(spec) == sorted(spec)
+    assert spec["version"] == STAGE_VERSIONS["train_encoder"]
+
+
+def test_swapped_values_are_another_spec():
+    one = StudyPlan(study(encoder_training__warmup_steps=3, encoder_training__validate_every=5))
+    two = StudyPlan(study(encoder_training__warmup_steps=5, encoder_training__validate_every=3))
+    assert repr(one.spec("train_encoder", {})) != repr(two.spec("train_encoder", {}))
+
+
+def test_memory_follows_the_size_in_the_models_name():
+    small, large = (
+        StudyPlan(study(language_model__model=name)).memory_mb("finetune_shard")
+        for name in ("Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-7B")
+    )
+    assert small < 20_000 < 100_000 < large
+
+
+if __name__ == "__main__":
+    now = {stage: {"version": version, "source": stage_hash(stage)} for stage, version in STAGE_VERSIONS.items()}
+    RECORD.write_text(json.dumps(now, indent=2) + "\n")

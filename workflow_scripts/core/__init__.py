@@ -1,0 +1,1 @@
+"""What every stage rests on: files, tables, seeds, progress, errors, GPUs, groups of processes."""

@@ -1,0 +1,261 @@
+"""One function in several processes of this machine, which form a torch.distributed group.
+
+Every process makes the same calls; what they share is cut by `own_share` and put together by `gather_rows`. In
+a process on its own, these give everything and change nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from importlib import import_module
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+import workflow_scripts
+from workflow_scripts.core.errors import StudyError
+from workflow_scripts.core.gpus import visible_gpus
+from workflow_scripts.core.parquet import metadata_in_force, table_metadata
+from workflow_scripts.core.progress import say
+
+SECONDS_TO_END = 10.0
+Value = TypeVar("Value")
+_PATH = "a path"
+
+
+def run_in_processes(function: Callable[..., object], processes: int, **arguments: object) -> None:
+    """Call `function(**arguments)` in `processes` processes that form one group; return when all are done.
+
+    One process is this one. Several are new ones, each with a GPU of its own (NCCL) or on the CPU (gloo), with
+    their share of this one's threads. They import `function` by its module and name; that of a stage run as a
+    script is found in the package. What the first of them says is passed on. If one ends early, or this one
+    does, all of them end.
+
+    Raises
+    ------
+    StudyError: there are fewer GPUs than processes, or a process raised it.
+    RuntimeError: a process failed otherwise; with its traceback or last words.
+    """
+    if processes == 1:
+        function(**arguments)
+        return
+    gpus = len(visible_gpus())
+    if 0 < gpus < processes:
+        raise StudyError(
+            f"{function.__name__} is to run in {processes} processes, but the job has {gpus} GPU(s): give the rule "
+            f"{processes} GPUs (where Slurm is asked by `gres`: `gpus` in slurm/config.yaml), or set `processes` to "
+            f"{gpus}."
+        )
+    job = [processes, _importable_module(function), function.__name__, arguments, dict(metadata_in_force())]
+    job_text = json.dumps(job, default=_path_as_json)
+    with tempfile.TemporaryDirectory(prefix="airrep-processes-") as name:
+        folder = Path(name)
+        group = [_start(folder, rank, processes, job_text) for rank in range(processes)]
+        relay = threading.Thread(target=_pass_on, args=(group[0].stderr,))
+        relay.start()
+        try:
+            codes = _exit_codes_once_decided(group)
+        finally:
+            _end(group)
+            relay.join()
+        if any(codes):
+            raise _failure(folder, codes)
+
+
+def _importable_module(function: Callable[..., object]) -> str:
+    """Return the name that other processes import `function`'s module by; as a script it has none but its file's."""
+    if function.__module__ != "__main__":
+        return function.__module__
+    package = Path(workflow_scripts.__file__).parent
+    # Snakemake runs a copy of a script and leaves the original's path in `__file__`.
+    file = Path(function.__globals__["__file__"]).resolve()
+    return ".".join([package.name, *file.relative_to(package).with_suffix("").parts])
+
+
+def _exit_codes_once_decided(group: list[subprocess.Popen]) -> list[int | None]:
+    """Wait until all processes have ended well or one has not."""
+    while True:
+        codes = [process.poll() for process in group]
+        if any(codes):
+            # The one that another lost may have ended since it was asked.
+            return [process.poll() for process in group]
+        if None not in codes:
+            return codes
+        time.sleep(0.05)
+
+
+def _start(folder: Path, rank: int, processes: int, job_text: str) -> subprocess.Popen:
+    threads = int(os.environ.get("OMP_NUM_THREADS") or torch.get_num_threads())
+    environment = {
+        **os.environ,
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(processes),
+        "OMP_NUM_THREADS": str(max(1, threads // processes)),
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+    }
+    command = [sys.executable, "-m", "workflow_scripts.core.distributed", str(folder)]
+    with open(folder / f"{rank}.log", "wb") as log:
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=subprocess.PIPE if rank == 0 else log,
+        )
+    # Kept open from here on: its end tells the process that this one is gone.
+    process.stdin.write(job_text.encode() + b"\n")
+    process.stdin.flush()
+    return process
+
+
+def _pass_on(stream: IO[bytes]) -> None:
+    for line in stream:
+        say(line.decode(errors="replace").rstrip("\n"))
+
+
+def _end(group: list[subprocess.Popen]) -> None:
+    for process in group:
+        if process.poll() is None:
+            process.terminate()
+    for process in group:
+        try:
+            process.wait(SECONDS_TO_END)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        process.stdin.close()
+
+
+def _failure(folder: Path, codes: list[int | None]) -> Exception:
+    """Return the error that the others' errors follow from."""
+    files = sorted(folder.glob("*.error"), key=lambda path: path.stat().st_mtime_ns)
+    errors = {int(path.stem): json.loads(path.read_text()) for path in files}
+    for is_ours, message in errors.values():
+        if is_ours:
+            return StudyError(message)
+    for rank, code in enumerate(codes):
+        # One that was killed says nothing; what others say then is that they lost it.
+        if code and rank not in errors:
+            words = (folder / f"{rank}.log").read_text(errors="replace")[-4000:]
+            return RuntimeError(f"process {rank} ended with code {code}\n{words}")
+    rank, (_, message) = next(iter(errors.items()))
+    return RuntimeError(f"process {rank} failed:\n{message}")
+
+
+def _work(folder: Path) -> None:
+    """Do one process's part of the job that comes over standard input."""
+    rank = int(os.environ["RANK"])
+    job = json.loads(sys.stdin.buffer.readline(), object_hook=_path_from_json)
+    processes, module, name, arguments, metadata = job
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        gpu = torch.cuda.is_available()
+        if gpu:
+            torch.cuda.set_device(rank)
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if gpu else "gloo",
+            init_method=f"file://{folder}/rendezvous",
+            rank=rank,
+            world_size=processes,
+            # One that fails takes the others along, so waiting needs no end.
+            timeout=timedelta(days=7),
+        )
+        with table_metadata(**metadata):
+            getattr(import_module(module), name)(**arguments)
+        wait_for_all()
+        dist.destroy_process_group()
+    except BaseException as error:
+        is_ours = isinstance(error, StudyError)
+        message = str(error) if is_ours else traceback.format_exc()
+        temporary = folder / f"{rank}.unfinished"
+        temporary.write_text(json.dumps([is_ours, message]))
+        temporary.rename(folder / f"{rank}.error")
+        # Without the others, an orderly end could wait for them.
+        os._exit(1)
+
+
+def _path_as_json(value: object) -> dict[str, str]:
+    if isinstance(value, Path):
+        return {_PATH: str(value)}
+    raise TypeError(f"{value!r} is neither a plain value nor a path")
+
+
+def _path_from_json(value: dict[str, Any]) -> Any:
+    return Path(value[_PATH]) if value.keys() == {_PATH} else value
+
+
+def _end_with_parent() -> None:
+    os.read(sys.stdin.fileno(), 1)
+    os._exit(1)
+
+
+def in_group() -> bool:
+    """Return whether this process is one of several that `run_in_processes` started."""
+    return dist.is_initialized()
+
+
+def is_first() -> bool:
+    """Return whether this process is the one that writes files."""
+    return not in_group() or dist.get_rank() == 0
+
+
+def wait_for_all() -> None:
+    """Return when every process of the group has come here."""
+    if in_group():
+        dist.barrier()
+
+
+def own_share(sizes: np.ndarray) -> np.ndarray:
+    """Return the rows that this process works on, out of rows of `sizes` (e.g. tokens), int64.
+
+    Rows are dealt out in order of size, so shares differ by at most the largest row.
+    """
+    if not in_group():
+        return np.arange(len(sizes))
+    return np.argsort(sizes, kind="stable")[dist.get_rank() :: dist.get_world_size()]
+
+
+def gather_rows(own: torch.Tensor, share: np.ndarray, rows: int) -> torch.Tensor:
+    """Return all rows, [rows, width], of which this process has `own` [len(share), width]: those of `share`."""
+    gathered = own.new_zeros(rows, own.shape[1])
+    gathered[torch.from_numpy(share).to(own.device)] = own
+    if in_group():
+        dist.all_reduce(gathered)
+    return gathered
+
+
+def sum_gradients(parameters: list[torch.nn.Parameter]) -> None:
+    """Replace each parameter's gradient by its sum over the processes; none counts as zero."""
+    if not in_group():
+        return
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+    dist.all_reduce(flat)
+    for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+        parameter.grad = part.view_as(parameter)
+
+
+def agreed(value: Value) -> Value:
+    """Return the first process's `value`, so that all decide alike: each measures and reads at another moment."""
+    if not in_group():
+        return value
+    told = [value]
+    dist.broadcast_object_list(told, 0)
+    return told[0]
+
+
+if __name__ == "__main__":
+    _work(Path(sys.argv[1]))

@@ -1,0 +1,251 @@
+"""Parquet files that are either whole or absent, each carrying the spec that made it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import socket
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import csv
+
+from workflow_scripts.core.errors import StudyError
+
+SCHEMA_VERSION = "1"
+SEAL = "seal"
+READ_BUFFER_BYTES = 1 << 20
+# What Arrow raises on damaged bytes; the last where names or text are no longer UTF-8.
+DAMAGE = (pa.ArrowException, OSError, UnicodeDecodeError)
+_metadata_in_force: ContextVar[Mapping[str, str]] = ContextVar("table_metadata", default=MappingProxyType({}))
+
+
+def spec_hash(spec: Mapping[str, Any]) -> str:
+    """Return 16 hex digits that depend on the values of `spec` alone, not on the order of its keys."""
+    text = json.dumps(spec, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def file_hash(*paths: Path) -> str:
+    """Return 16 hex digits of the bytes of the files, in the order given."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def table_metadata(**entries: str) -> Iterator[None]:
+    """Stamp every table written inside the block with `entries` (stage, spec hash)."""
+    token = _metadata_in_force.set({**_metadata_in_force.get(), **entries})
+    try:
+        yield
+    finally:
+        _metadata_in_force.reset(token)
+
+
+def metadata_in_force() -> Mapping[str, str]:
+    """Return the entries that tables written now are stamped with."""
+    return _metadata_in_force.get()
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary sibling of `path`; it takes the name `path` only if the block ends well.
+
+    The name is unique to the host and process, so that a twin of a job never writes into the same file.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _seal(schema: pa.Schema, rows: int, entries: Mapping[str, str]) -> str:
+    """Return 16 hex digits of what a file's footer says; its pages have checksums of their own."""
+    # Parquet has a name of its own for what a list holds.
+    columns = [[field.name, re.sub(r"list<\w+: ", "list<", str(field.type)), field.nullable] for field in schema]
+    others = {name: value for name, value in entries.items() if name != SEAL}
+    return spec_hash({"columns": columns, "rows": rows, "entries": others})
+
+
+def _entries(metadata: Mapping[bytes, bytes] | None) -> dict[str, str]:
+    """Return the `airrep.*` entries of a Parquet file's metadata, without the prefix."""
+    return {
+        key.decode().removeprefix("airrep."): value.decode()
+        for key, value in (metadata or {}).items()
+        if key.startswith(b"airrep.")
+    }
+
+
+def _stamped(schema: pa.Schema, metadata: Mapping[str, str]) -> pa.Schema:
+    entries = {"schema_version": SCHEMA_VERSION, **_metadata_in_force.get(), **metadata}
+    return schema.with_metadata({f"airrep.{key}": value for key, value in entries.items()})
+
+
+def write_table(path: Path, table: pa.Table, **metadata: str) -> None:
+    """Write `table` to `path` (zstd), whole or not at all."""
+    write_batches(path, table.schema, [table], **metadata)
+
+
+def write_batches(
+    path: Path,
+    schema: pa.Schema,
+    tables: Iterable[pa.Table],
+    measured: Callable[[], Mapping[str, str]] | None = None,
+    **metadata: str,
+) -> int:
+    """Stream `tables` of one schema into `path`, whole or not at all; return the number of rows.
+
+    `measured` gives metadata that is known only after the last table.
+    """
+    rows = 0
+    with table_writer(path, schema, measured, **metadata) as write:
+        for table in tables:
+            write(table)
+            rows += table.num_rows
+    return rows
+
+
+@contextlib.contextmanager
+def table_writer(
+    path: Path,
+    schema: pa.Schema,
+    measured: Callable[[], Mapping[str, str]] | None = None,
+    **metadata: str,
+) -> Iterator[Callable[[pa.Table], None]]:
+    """Yield a function that appends a table of `schema` to `path`, which appears when the block ends well.
+
+    For one pass over the data that fills several files; otherwise `write_batches` is simpler.
+    """
+    floats = [field.name for field in schema if pa.types.is_floating(field.type)]
+    others = [field.name for field in schema if not pa.types.is_floating(field.type)]
+    stamped = _stamped(schema, metadata)
+    rows = 0
+
+    def write(table: pa.Table) -> None:
+        nonlocal rows
+        writer.write_table(table.cast(stamped))
+        rows += table.num_rows
+
+    with (
+        atomic_path(path) as temporary,
+        pq.ParquetWriter(
+            temporary,
+            stamped,
+            compression="zstd",
+            use_dictionary=others,
+            use_byte_stream_split=floats,
+            write_page_checksum=True,
+        ) as writer,
+    ):
+        yield write
+        later = dict(measured()) if measured else {}
+        later[SEAL] = _seal(stamped, rows, {**_entries(stamped.metadata), **later})
+        writer.add_key_value_metadata({f"airrep.{key}": value for key, value in later.items()})
+
+
+def write_csv(path: Path, table: pa.Table) -> None:
+    """Write `table` to `path` as CSV, whole or not at all."""
+    with atomic_path(path) as temporary:
+        csv.write_csv(table, temporary)
+
+
+def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a Parquet file; a damaged one raises `StudyError` with its name and what to do."""
+    try:
+        with open_table(path) as file:
+            _check_columns(path, file, columns)
+            return file.read(columns)
+    except DAMAGE as error:
+        raise damaged(path, error) from error
+
+
+def read_batches(
+    path: Path, rows: int, columns: Sequence[str] | None = None, groups: Sequence[int] | None = None
+) -> Iterator[pa.RecordBatch]:
+    """Yield a Parquet file, or some of its row groups, in batches of at most `rows`. Errors as `read_table`.
+
+    Memory depends on `rows` alone.
+    """
+    try:
+        with open_table(path) as file:
+            _check_columns(path, file, columns)
+            yield from file.iter_batches(rows, row_groups=groups, columns=columns)
+    except DAMAGE as error:
+        raise damaged(path, error) from error
+
+
+def rows_of_groups(path: Path) -> list[int]:
+    """Return the number of rows in each row group of a Parquet file. Errors as `read_table`."""
+    try:
+        with open_table(path) as file:
+            return [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+    except DAMAGE as error:
+        raise damaged(path, error) from error
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return the `airrep.*` entries of a Parquet file's metadata, without the prefix. Errors as `read_table`."""
+    try:
+        with open_table(path) as file:
+            return _entries(file.metadata.metadata)
+    except DAMAGE as error:
+        raise damaged(path, error) from error
+
+
+def read_schema(path: Path) -> tuple[pa.Schema, int]:
+    """Return the columns of a Parquet file and its number of rows. Errors as `read_table`."""
+    try:
+        with open_table(path) as file:
+            return file.schema_arrow, file.metadata.num_rows
+    except DAMAGE as error:
+        raise damaged(path, error) from error
+
+
+def damaged(path: Path, error: Exception) -> StudyError:
+    """Return the error that tells the user of a damaged file."""
+    return StudyError(
+        f"{path} can't be read as Parquet ({error}). Delete the file and run again: the workflow makes it anew."
+    )
+
+
+def open_table(path: Path) -> pq.ParquetFile:
+    """Open a Parquet file whose pages are checked as they are read; a damaged one raises one of `DAMAGE`.
+
+    For row groups in any order; otherwise `read_table` and `read_batches` are simpler.
+    """
+    # A small buffer instead of whole row groups.
+    file = pq.ParquetFile(path, buffer_size=READ_BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True)
+    try:
+        footer, entries = file.metadata, _entries(file.metadata.metadata)
+        groups = sum(footer.row_group(group).num_rows for group in range(footer.num_row_groups))
+        # A file from elsewhere has no seal.
+        sealed = entries.get(SEAL) in (None, _seal(file.schema_arrow, footer.num_rows, entries))
+        if not sealed or groups != footer.num_rows:
+            raise OSError("its footer was changed after it was written")
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _check_columns(path: Path, file: pq.ParquetFile, columns: Sequence[str] | None) -> None:
+    if missing := [name for name in columns or () if name not in file.schema_arrow.names]:
+        raise StudyError(f"{path} has no column {', '.join(missing)}; it has {', '.join(file.schema_arrow.names)}")

@@ -1,0 +1,156 @@
+"""The bridge from a Snakemake job to a stage: a function of paths and plain values."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from workflow_scripts.core.errors import StudyError, lacks_memory
+from workflow_scripts.core.gpus import pinned
+from workflow_scripts.core.parquet import spec_hash, table_metadata
+
+_ROOM = "Free some space, or link `results` to a roomier disk."
+_RIGHTS = "Make the results folder writable for you, or link `results` to a folder that is."
+_STORAGE_TROUBLES = {
+    errno.ENOSPC: _ROOM,
+    errno.EDQUOT: _ROOM,
+    errno.EFBIG: "The disk or a limit (`ulimit -f`) allows no file of that size: raise the limit.",
+    errno.EROFS: _RIGHTS,
+    errno.EACCES: _RIGHTS,
+}
+# What bounds a stage's memory; jobs that fine-tune take smaller passes by themselves (`language_model.oom_retry`).
+_MEMORY_KEYS = {
+    "pretrain_base_lm": "language_model.pretraining.batch_tokens",
+    "train_encoder": "encoder_training.chunk_tokens, and where that is not enough encoder_training.examples_per_step",
+    "embed_corpus": "encoder_training.chunk_tokens",
+    "fit_method": "finetuning.step_tokens",
+    "embed_by_method": "finetuning.step_tokens",
+    "score_pairs": "scoring.tile_examples",
+    "score_part": "scoring.tile_examples",
+}
+
+
+def run_stage(smk: Any, stage: Callable[..., object]) -> None:
+    """Call `stage` with the named inputs and outputs of the job and the values of its spec.
+
+    A job whose resources name `processes` calls it in so many processes, see `core.distributed`.
+    A `StudyError`, a disk that is full or not writable, and a lack of memory end the job with a message alone; any
+    other exception keeps its traceback, because it is a fault of ours.
+    """
+    spec = dict(smk.params.spec)
+    spec.pop("version")
+    arguments = {**_paths(smk.input), **_paths(smk.output), **spec}
+    _use_threads(smk.threads)
+    with _log_to(smk.log[0]):
+        try:
+            with pinned(smk.resources.get("gpu", 0)), table_metadata(stage=smk.rule, spec=spec_hash(smk.params.spec)):
+                _call(stage, smk.resources.get("processes", 1), arguments)
+        except Exception as error:
+            known = isinstance(error, StudyError)
+            message = str(error) if known else storage_trouble(error) or memory_trouble(error, smk.rule)
+            if message is None:
+                raise
+            print(f"\nerror in {smk.rule}: {message}", file=sys.stderr, flush=True)
+            raise SystemExit(1) from None
+
+
+def storage_trouble(error: BaseException) -> str | None:
+    """Return what the user is told where a disk refused to write, and None for any other error."""
+    code = error.errno if isinstance(error, OSError) else None
+    # Libraries written in Rust, copies of folders, and other processes pass on the system's words without its number.
+    told = (number for number in _STORAGE_TROUBLES if code == number or os.strerror(number) in str(error))
+    reason = next(told, None)
+    if reason is None:
+        return None
+    place = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
+    return (
+        f"{os.strerror(reason)}{place}. {_STORAGE_TROUBLES[reason]} Then run the same command again: what is finished "
+        "is kept, and nothing half-written is taken for finished."
+    )
+
+
+def memory_trouble(error: BaseException, stage: str) -> str | None:
+    """Return what the user is told where the memory did not suffice for `stage`, and None for any other error."""
+    if not lacks_memory(error):
+        return None
+    key = _MEMORY_KEYS.get(stage)
+    # Of another process, a whole traceback comes along.
+    reason = next((line for line in str(error).splitlines() if lacks_memory(RuntimeError(line))), type(error).__name__)
+    return (
+        f"the memory does not suffice ({reason.strip()}). {f'Lower {key}, or give' if key else 'Give'} the job more "
+        "memory. Then run the same command again: what is finished is kept."
+    )
+
+
+def _call(stage: Callable[..., object], processes: int, arguments: dict[str, Any]) -> None:
+    if processes == 1:
+        stage(**arguments)
+        return
+    # Needs torch, which most stages do without.
+    from workflow_scripts.core.distributed import run_in_processes
+
+    run_in_processes(stage, processes, **arguments)
+
+
+def _paths(names: Any) -> dict[str, Path | list[Path]]:
+    return {
+        name: Path(value) if isinstance(value, str) else [Path(item) for item in value] for name, value in names.items()
+    }
+
+
+def _use_threads(threads: int) -> None:
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(threads)
+
+
+class _Tee:
+    """The screen, and a log that the work must not fail for: it may lie on the disk that has just filled up."""
+
+    def __init__(self, screen: TextIO, log: TextIO):
+        self.screen, self.log = screen, log
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            self.log.write(text)
+        return self.screen.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self.log.flush()
+        self.screen.flush()
+
+    def isatty(self) -> bool:
+        return False
+
+
+@contextlib.contextmanager
+def _log_to(path: str) -> Iterator[None]:
+    log = _open_log(Path(path))
+    try:
+        with contextlib.redirect_stderr(_Tee(sys.stderr, log)):
+            yield
+    except SystemExit:
+        raise
+    except BaseException:
+        import traceback
+
+        with contextlib.suppress(OSError):
+            traceback.print_exc(file=log)
+        raise
+    finally:
+        with contextlib.suppress(OSError):
+            log.close()
+
+
+def _open_log(path: Path) -> TextIO:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return open(path, "a", encoding="utf-8")
+    except OSError:
+        return open(os.devnull, "a", encoding="utf-8")

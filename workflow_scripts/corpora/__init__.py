@@ -1,0 +1,1 @@
+"""From files of any usual shape to tables of prompts and responses."""

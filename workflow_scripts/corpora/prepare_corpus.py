@@ -1,0 +1,225 @@
+"""Read a corpus of any recognised shape, and tell the rows that can be used from those that can't."""
+
+import contextlib
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+
+from workflow_scripts.core.errors import StudyError, UnusableRowError
+from workflow_scripts.core.parquet import read_batches, table_writer
+from workflow_scripts.core.progress import say
+from workflow_scripts.core.stage import run_stage
+from workflow_scripts.corpora.readers import SourceRow, read_rows
+from workflow_scripts.corpora.row_formats import Example, Turn, plain_name, prompt_key, read_example
+
+CORPUS_SCHEMA = pa.schema(
+    [
+        ("example_id", pa.int64()),
+        ("prompt", pa.string()),
+        ("response", pa.string()),
+        ("messages", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))),
+        ("label", pa.string()),
+        ("source_row", pa.int64()),
+        ("hash", pa.string()),
+    ]
+)
+REJECTED_SCHEMA = pa.schema([("source_row", pa.int64()), ("source_file", pa.string()), ("reason", pa.string())])
+BATCH_ROWS = 10_000
+BATCH_CHARACTERS = 2**24
+SECONDS_BETWEEN_LINES = 10.0
+REASONS_SHOWN = 20
+COLUMNS_SHOWN = 30
+
+
+def prepare_corpus(
+    corpus: Path,
+    rejected: Path,
+    without: Sequence[Path] = (),
+    *,
+    source: str,
+    config_name: str | None,
+    split: str,
+    revision: str | None,
+    data_files: str | None,
+    columns: dict[str, str],
+    response_turn: Turn,
+    part: tuple[float, float],
+    limit: int | None,
+    max_rejected_share: float,
+) -> None:
+    """Write the examples of `source` to `corpus` and its bad rows to `rejected` (columns: docs/artifacts.md).
+
+    Ids count the accepted rows in source order, so that rows appended to the source change none. Rows
+    that repeat others are kept: corpora have them, and they share a hash. Rows outside `part` are left
+    out, and so are rows whose prompt stands in one of the corpora `without`; bad rows have no prompt and
+    so no part, and every part of a source reports them. Reading stops after `limit` accepted rows.
+
+    Raises
+    ------
+    StudyError: the source can't be read, a mapped column doesn't exist, no row is accepted, or more than
+    `max_rejected_share` of the rows read are bad. The bad rows then stand beside `rejected`, in
+    `<name>.failed.parquet`.
+    """
+    # Snakemake deletes the declared outputs of a failed job, just when the bad rows are needed most.
+    kept = rejected.with_suffix(".failed.parquet")
+    kept.unlink(missing_ok=True)
+    rows = read_rows(source, config_name=config_name, split=split, revision=revision, data_files=data_files)
+    tally = _Tally(unseen_columns={plain_name(name) for name in columns.values()})
+    prompts_left_out = {
+        prompt_key(prompt)
+        for path in without
+        for batch in read_batches(path, BATCH_ROWS, ["prompt"])
+        for prompt in batch["prompt"].to_pylist()
+    }
+    with table_writer(corpus, CORPUS_SCHEMA) as write_examples:
+        with (
+            table_writer(kept, REJECTED_SCHEMA) as write_rejected,
+            _Batch(CORPUS_SCHEMA, write_examples) as examples,
+            _Batch(REJECTED_SCHEMA, write_rejected) as bad_rows,
+            contextlib.closing(rows),
+        ):
+            for row in rows:
+                try:
+                    example = _example_of(row, columns, response_turn)
+                except UnusableRowError as error:
+                    bad_rows.add(tally.reject(row, str(error)))
+                else:
+                    if prompts_left_out and prompt_key(example.prompt) in prompts_left_out:
+                        tally.left_out += 1
+                    elif part[0] <= example.place < part[1]:
+                        examples.add(_record(tally.accepted, row, example))
+                        tally.accepted += 1
+                tally.count(row)
+                if tally.accepted == limit:
+                    break
+        say(f"prepare_corpus: {source}: {tally.summary()}")
+        tally.check(source, columns, part, max_rejected_share, kept)
+    os.replace(kept, rejected)
+
+
+def _example_of(row: SourceRow, columns: Mapping[str, str], response_turn: Turn) -> Example:
+    if row.cells is None:
+        raise UnusableRowError(row.reason)
+    return read_example(row.cells, columns, response_turn)
+
+
+def _record(example_id: int, row: SourceRow, example: Example) -> dict[str, object]:
+    return {
+        "example_id": example_id,
+        "prompt": example.prompt,
+        "response": example.response,
+        "messages": example.messages,
+        "label": example.label,
+        "source_row": row.number,
+        "hash": example.hash,
+    }
+
+
+class _Batch(contextlib.AbstractContextManager):
+    """Rows on their way to a table, few enough for any memory."""
+
+    def __init__(self, schema: pa.Schema, write: Callable[[pa.Table], None]):
+        self.schema, self.write = schema, write
+        self.rows: list[dict[str, object]] = []
+        self.characters = 0
+
+    def add(self, row: dict[str, object]) -> None:
+        self.rows.append(row)
+        self.characters += sum(len(value) for value in row.values() if isinstance(value, str))
+        if len(self.rows) >= BATCH_ROWS or self.characters >= BATCH_CHARACTERS:
+            self._flush()
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._flush()
+
+    def _flush(self) -> None:
+        self.write(pa.Table.from_pylist(self.rows, self.schema))
+        self.rows, self.characters = [], 0
+
+
+@dataclass
+class _Tally:
+    """What was read so far; rows that are neither accepted nor rejected nor left out lie outside the part."""
+
+    unseen_columns: set[str]
+    seen_columns: dict[str, None] = field(default_factory=dict)
+    read: int = 0
+    accepted: int = 0
+    rejected: int = 0
+    left_out: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    first_rows: dict[str, str] = field(default_factory=dict)
+    last_said: float = field(default_factory=time.monotonic)
+
+    def count(self, row: SourceRow) -> None:
+        self.read += 1
+        if row.cells is not None and (self.unseen_columns or self.read == 1):
+            self.unseen_columns.difference_update(map(plain_name, row.cells))
+            if len(self.seen_columns) < COLUMNS_SHOWN:
+                self.seen_columns.update(dict.fromkeys(row.cells))
+        if time.monotonic() - self.last_said >= SECONDS_BETWEEN_LINES:
+            self.last_said = time.monotonic()
+            say(f"prepare_corpus: {self.summary()} so far")
+
+    def reject(self, row: SourceRow, reason: str) -> dict[str, object]:
+        """Count a bad row and return its record."""
+        self.rejected += 1
+        kind = reason.split(": ")[0]
+        self.reasons[kind] += 1
+        self.first_rows.setdefault(kind, f"{row.file}, row {row.number}: {reason}")
+        return {"source_row": row.number, "source_file": row.file, "reason": reason}
+
+    def summary(self) -> str:
+        outside = self.read - self.accepted - self.rejected - self.left_out
+        tail = f", {outside:,} outside the part" if outside else ""
+        tail += f", {self.left_out:,} with a prompt of the corpora under `without`" if self.left_out else ""
+        return f"{self.read:,} rows read, {self.accepted:,} accepted, {self.rejected:,} rejected{tail}"
+
+    def check(
+        self,
+        source: str,
+        columns: Mapping[str, str],
+        part: tuple[float, float],
+        max_rejected_share: float,
+        kept: Path,
+    ) -> None:
+        """Raise `StudyError` unless the rows make a corpus."""
+        if not self.read:
+            raise StudyError(f"{source} has no rows")
+        if self.unseen_columns:
+            raise StudyError(
+                f"columns: {_shown_map(columns, self.unseen_columns)}: {source} has no such column; "
+                f"it has {', '.join(map(repr, self.seen_columns)) or 'none'}"
+            )
+        if self.rejected > max_rejected_share * self.read:
+            raise StudyError(
+                f"{source}: {self.rejected:,} of {self.read:,} rows can't be used, more than "
+                f"max_rejected_share: {max_rejected_share}. {self._reasons_shown(kept)}"
+            )
+        if not self.accepted:
+            advice = "widen it" if self.rejected < self.read else self._reasons_shown(kept)
+            raise StudyError(f"{source}: {self.summary()}; no row is left in part: {list(part)}; {advice}")
+
+    def _reasons_shown(self, kept: Path) -> str:
+        lines = [
+            f"  {count:,} x {kind}, e.g. {self.first_rows[kind]}"
+            for kind, count in self.reasons.most_common(REASONS_SHOWN)
+        ]
+        return (
+            "Most frequent reasons:\n" + "\n".join(lines) + f"\nAll of them are in {kept}. Mend the rows, "
+            "name their columns under `columns`, or raise max_rejected_share."
+        )
+
+
+def _shown_map(columns: Mapping[str, str], unseen: set[str]) -> str:
+    return ", ".join(f"{meaning}: {name}" for meaning, name in columns.items() if plain_name(name) in unseen)
+
+
+if __name__ == "__main__":
+    run_stage(snakemake, prepare_corpus)  # noqa: F821

@@ -1,0 +1,234 @@
+"""Rows of a corpus source, one at a time, in an order that appending doesn't change."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import io
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from workflow_scripts.core.errors import StudyError, UnusableRowError
+from workflow_scripts.corpora.builtin import BUILTIN_CORPORA
+from workflow_scripts.corpora.cells import kind_of
+from workflow_scripts.corpora.json_rows import decode_json, decode_json_at, object_of, skip_blanks
+from workflow_scripts.study.sources import local_files
+
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+LONGEST_CSV_CELL = 2**26
+PARQUET_BATCH_ROWS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class SourceRow:
+    """A row and where it stands: base name of its file, line or row number from 1.
+
+    `cells` is None where the row can't be read, and `reason` says why.
+    """
+
+    file: str
+    number: int
+    cells: dict[str, object] | None
+    reason: str = ""
+
+
+def read_rows(
+    source: str,
+    *,
+    config_name: str | None = None,
+    split: str = "train",
+    revision: str | None = None,
+    data_files: str | None = None,
+) -> Iterator[SourceRow]:
+    """Yield the rows of `source`: `builtin:mini`, a local file or glob (files in order of their paths), or a
+    hub dataset id. The keyword arguments are for the hub alone.
+
+    Raises
+    ------
+    StudyError: there is no such file or dataset, or a file is damaged or of an unknown kind.
+    """
+    if source.startswith("builtin:"):
+        return _read_builtin(source)
+    files = _local_files(source)
+    if files:
+        return (row for file in files for row in _read_file(file))
+    return _read_hub(source, config_name, split, revision, data_files)
+
+
+def _read_builtin(source: str) -> Iterator[SourceRow]:
+    if source not in BUILTIN_CORPORA:
+        raise StudyError(f"source: there is no {source!r}; the builtin corpora are {', '.join(BUILTIN_CORPORA)}")
+    return (SourceRow(source, number, row) for number, row in enumerate(BUILTIN_CORPORA[source](), 1))
+
+
+def _local_files(source: str) -> list[Path]:
+    """Return the files of a local source, and none if `source` is a hub id."""
+    path = Path(source).expanduser()
+    if path.is_dir():
+        raise StudyError(f"source: {source} is a folder; write the files in it, e.g. {source}/*.jsonl")
+    files = local_files(source)
+    if not files and glob.has_magic(source):
+        raise StudyError(f"source: no file matches {source} (looked in {Path.cwd()})")
+    if not files and (_format_of(path) in _READERS or not HUB_ID.fullmatch(source)):
+        raise StudyError(f"source: there is no file {source} (looked in {Path.cwd()})")
+    for file in files:
+        if _format_of(file) not in _READERS:
+            raise StudyError(
+                f"source: {file} is of an unknown kind; its name must end in one of "
+                f"{', '.join(_READERS)}, or one of these with {' or '.join(COMPRESSIONS)} after it"
+            )
+    return files
+
+
+def _format_of(path: Path) -> str:
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in COMPRESSIONS:
+        suffixes.pop()
+    return suffixes[-1] if suffixes else ""
+
+
+def _read_file(path: Path) -> Iterator[SourceRow]:
+    name = path.name.encode(errors="replace").decode()
+    compression = COMPRESSIONS.get(path.suffix.lower())
+    try:
+        with pa.input_stream(path, compression=compression) as stream, io.BufferedReader(stream) as file:
+            for number, (cells, reason) in enumerate(_READERS[_format_of(path)](file), 1):
+                yield SourceRow(name, number, cells, reason)
+    except (OSError, pa.ArrowException) as error:
+        raise StudyError(f"source: {path} can't be read: {error}") from error
+    except UnusableRowError as error:
+        raise StudyError(f"source: {path}: {error}; mend the file, or write it as JSON Lines") from None
+
+
+_Rows = Iterator[tuple[dict[str, object] | None, str]]
+
+
+def _checked(value: object) -> tuple[dict[str, object] | None, str]:
+    return (value, "") if isinstance(value, dict) else (None, f"not an object: the row is {kind_of(value)}")
+
+
+def _read_json_lines(file: BinaryIO) -> _Rows:
+    # A binary file ends lines at byte 0x0A alone; text files would also cut at U+2028 and the like.
+    for number, line in enumerate(file):
+        try:
+            text = line.decode("utf-8-sig" if number == 0 else "utf-8")
+            if not text.strip():
+                yield None, "the line is empty"
+            else:
+                yield _checked(decode_json(text.removesuffix("\n")))
+        except UnicodeDecodeError as error:
+            yield None, f"not UTF-8: byte {error.start + 1} of the line is 0x{line[error.start]:02x}"
+        except UnusableRowError as error:
+            yield None, str(error)
+
+
+def _read_json(file: BinaryIO) -> _Rows:
+    """Read one array of objects, which is held in memory; `.json` files of JSON Lines are common too."""
+    head = file.peek(64).removeprefix(b"\xef\xbb\xbf")
+    if not head.lstrip().startswith(b"["):
+        yield from _read_json_lines(file)
+        return
+    # Bytes that aren't UTF-8 become half surrogate pairs: the row they stand in is rejected, no other.
+    text = file.read().decode("utf-8-sig", errors="surrogateescape")
+    position = skip_blanks(text, text.index("[") + 1)
+    while not text.startswith("]", position):
+        value, position = decode_json_at(text, position)
+        yield _checked(value)
+        position = skip_blanks(text, position)
+        if text.startswith(",", position):
+            position = skip_blanks(text, position + 1)
+        elif not text.startswith("]", position):
+            raise UnusableRowError(f"not JSON: ',' or ']' is missing at character {position + 1}")
+    if text[position + 1 :].strip():
+        raise UnusableRowError(f"not JSON: more text after the end of the list at character {position + 2}")
+
+
+def _read_csv(file: BinaryIO) -> _Rows:
+    csv.field_size_limit(LONGEST_CSV_CELL)
+    # As in _read_json, bytes that aren't UTF-8 cost their own row alone.
+    text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+    rows = csv.reader(text, strict=True)
+    header = next(rows, [])
+    while True:
+        previous_line = rows.line_num
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            if str(error) == "unexpected end of data":
+                raise UnusableRowError(
+                    f"not CSV: a quote that opens after line {previous_line} is never closed"
+                ) from None
+            yield None, f"not CSV: {error}"
+            continue
+        if not row:
+            yield None, "the line is empty"
+        elif len(row) != len(header):
+            yield None, f"not as wide as the header: {len(row)} cells under {len(header)} names"
+        else:
+            yield object_of(list(zip(header, row, strict=True))), ""
+
+
+def _read_parquet(file: BinaryIO) -> _Rows:
+    # Parquet is read from its end, which a compressed stream can't do.
+    table = pq.ParquetFile(file if file.seekable() else pa.BufferReader(file.read()))
+    for batch in table.iter_batches(PARQUET_BATCH_ROWS):
+        try:
+            yield from ((row, "") for row in batch.to_pylist())
+        except (ValueError, pa.ArrowException):
+            yield from (_parquet_row(batch.slice(index, 1)) for index in range(batch.num_rows))
+
+
+def _parquet_row(row: pa.RecordBatch) -> tuple[dict[str, object] | None, str]:
+    try:
+        return row.to_pylist()[0], ""
+    except (ValueError, pa.ArrowException) as error:
+        return None, f"a cell can't be read: {error}"
+
+
+_READERS: dict[str, Callable[[BinaryIO], _Rows]] = {
+    ".jsonl": _read_json_lines,
+    ".ndjson": _read_json_lines,
+    ".json": _read_json,
+    ".csv": _read_csv,
+    ".parquet": _read_parquet,
+}
+
+
+def _read_hub(
+    source: str, config_name: str | None, split: str, revision: str | None, data_files: str | None
+) -> Iterator[SourceRow]:
+    import datasets
+
+    # False keeps a token that was saved by a login out of it: what a study reads is seen in its environment.
+    token = os.environ.get("HF_TOKEN") or False
+    try:
+        rows = datasets.load_dataset(
+            source,
+            name=config_name,
+            split=split,
+            revision=revision,
+            data_files=data_files,
+            token=token,
+            # Offline, only what is in the cache can be read, and the cache can't be streamed.
+            streaming=not datasets.config.HF_HUB_OFFLINE,
+        )
+        for number, row in enumerate(rows, 1):
+            yield SourceRow(source, number, row)
+    # The hub's client passes on errors of many libraries, without a class that they share.
+    except Exception as error:
+        message = str(error).replace(token, "***") if token else str(error)
+        raise StudyError(
+            f"source: {source} can't be read from the hub ({type(error).__name__}: {message}). There is no "
+            "local file of that name either. Check the id, config_name, split, revision and data_files, "
+            "the network, and HF_TOKEN in the environment if the dataset is gated."
+        ) from None

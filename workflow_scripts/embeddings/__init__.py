@@ -1,0 +1,1 @@
+"""Embeddings of whole corpora, on disk and in tiles."""

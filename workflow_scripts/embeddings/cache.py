@@ -1,0 +1,87 @@
+"""Embeddings that a former run left, by content hash."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from workflow_scripts.core.errors import StudyError
+from workflow_scripts.core.parquet import DAMAGE, open_table, read_metadata
+from workflow_scripts.core.progress import say
+
+
+class StoredEmbeddings:
+    """Looks embeddings up in files with columns hash and embedding that were made with the same `key`.
+
+    A row costs 16 bytes of memory, and one row group is in memory besides: a corpus that only grew is read in its
+    order, each group once.
+
+    Attributes
+    ----------
+    seconds: the time that a full embedding takes, as the last of the files says; 0 if there is none.
+    """
+
+    def __init__(self, paths: Iterable[Path], key: str):
+        self.seconds = 0.0
+        # Not the open files: a stopped run of a long corpus leaves more than a process may hold open.
+        self._groups: list[tuple[Path, int]] = []
+        self._last_read: tuple[int, np.ndarray] | None = None
+        hashes, places = [np.empty(0, np.uint64)], [np.empty(0, np.uint64)]
+        for path in paths:
+            for group, found in enumerate(self._hashes_of(path, key)):
+                hashes.append(found)
+                places.append(np.arange(len(found), dtype=np.uint64) | np.uint64(len(self._groups) << 32))
+                self._groups.append((path, group))
+        every = np.concatenate(hashes)
+        order = np.argsort(every, kind="stable")
+        self._hashes, self._places = every[order], np.concatenate(places)[order]
+
+    def _hashes_of(self, path: Path, key: str) -> list[np.ndarray]:
+        """Return the hashes of each row group of a file that is of use, as numbers."""
+        if not path.exists():
+            return []
+        try:
+            metadata = read_metadata(path)
+            if metadata.get("key") != key:
+                return []
+            with open_table(path) as file:
+                groups = [file.read_row_group(group, columns=["hash"]) for group in range(file.num_row_groups)]
+            self.seconds = float(metadata.get("seconds", 0))
+            return [_numbers(group["hash"].to_pylist()) for group in groups]
+        except (StudyError, *DAMAGE) as error:
+            say(f"embed_corpus: {path} is damaged ({error}). Its rows are embedded anew.")
+            return []
+
+    def fill(self, hashes: Sequence[str], vectors: np.ndarray) -> np.ndarray:
+        """Put the known embeddings into `vectors` [rows, dimension]; return the rows that are not known."""
+        wanted = _numbers(hashes)
+        at = np.searchsorted(self._hashes, wanted)
+        known = np.zeros(len(wanted), bool)
+        inside = at < len(self._hashes)
+        known[inside] = self._hashes[at[inside]] == wanted[inside]
+        rows = np.flatnonzero(known)
+        places = self._places[at[rows]]
+        groups, row_of_group = places >> np.uint64(32), places & np.uint64(0xFFFFFFFF)
+        for group in np.unique(groups):
+            chosen = groups == group
+            try:
+                vectors[rows[chosen]] = self._read(int(group))[row_of_group[chosen]]
+            except DAMAGE as error:
+                known[rows[chosen]] = False
+                say(f"embed_corpus: {self._groups[group][0]} is damaged ({error}). Its rows are embedded anew.")
+        return np.flatnonzero(~known)
+
+    def _read(self, group: int) -> np.ndarray:
+        if self._last_read is None or self._last_read[0] != group:
+            path, number = self._groups[group]
+            with open_table(path) as file:
+                column = file.read_row_group(number, columns=["embedding"])["embedding"].combine_chunks()
+            self._last_read = (group, column.flatten().to_numpy().reshape(len(column), -1))
+        return self._last_read[1]
+
+
+def _numbers(hashes: Sequence[str]) -> np.ndarray:
+    """Return hashes of 16 hex digits as uint64."""
+    return np.frombuffer(bytes.fromhex("".join(hashes)), ">u8").astype(np.uint64)

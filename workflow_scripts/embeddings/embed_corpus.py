@@ -1,0 +1,97 @@
+"""Embed every example of a corpus; an example whose text was embedded before keeps its embedding."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from workflow_scripts.core.distributed import gather_rows, own_share
+from workflow_scripts.core.parquet import read_batches, spec_hash
+from workflow_scripts.core.stage import run_stage
+from workflow_scripts.corpora.templates import EncoderText, encoder_texts
+from workflow_scripts.embeddings.store import EmbeddingBlock, part_of_rows, write_embeddings
+from workflow_scripts.encoder.model import AttributionEncoder, load_encoder
+from workflow_scripts.models.loading import folder_hash
+from workflow_scripts.study.specs import STAGE_VERSIONS
+
+ROWS_AT_ONCE = 16_384
+# On a CPU, what a longer forward pass computes no longer fits the cache (15 % slower at 16,384 tokens).
+MOST_TOKENS_ON_CPU = 2048
+
+
+def embed_corpus(
+    corpus: Path,
+    encoder: Path,
+    embeddings: Path,
+    *,
+    prompt_words: int,
+    max_tokens: int,
+    embedding_precision: str,
+    chunk_tokens: int,
+    precision: str,
+    part: Sequence[int] = (1, 1),
+) -> None:
+    """Write the embedding of every row of `corpus`, or of a part of it, in its order.
+
+    Rows are batched by length within blocks of 16,384, so memory does not grow with the corpus. If
+    `embeddings` exists and comes from the same encoder and settings, rows with the same content hash are
+    taken from it. So they are from the blocks of a run that was stopped, which are kept beside `embeddings` until it
+    is whole. The file's metadata holds `encoder`, the hash of the encoder's folder, and `seconds`, the time that a
+    full embedding takes at the rate measured.
+
+    In several processes (`core.distributed`), each tokenises and embeds its share of a block, and the first one
+    writes.
+
+    Parameters
+    ----------
+    embedding_precision: `float16` or `float32`, of the numbers on disk.
+    chunk_tokens, precision: most tokens in one forward pass, and its precision.
+    part: see `embedding_files.part_of_rows`.
+    """
+    key = spec_hash(
+        {
+            "version": STAGE_VERSIONS["embed_corpus"],
+            "encoder": folder_hash(encoder),
+            "prompt_words": prompt_words,
+            "max_tokens": max_tokens,
+            "embedding_precision": embedding_precision,
+            "precision": precision,
+        }
+    )
+    model = load_encoder(encoder, max_tokens)
+    groups, rows = part_of_rows(corpus, part)
+
+    def blocks() -> Iterator[EmbeddingBlock]:
+        columns = ["example_id", "hash", "prompt", "response"]
+        for batch in read_batches(corpus, ROWS_AT_ONCE, columns, groups):
+
+            def embed(new: np.ndarray, batch: pa.RecordBatch = batch) -> np.ndarray:
+                texts = encoder_texts(pa.table(batch).take(new), prompt_words, model.view)
+                return embed_texts(model, texts, chunk_tokens, precision)
+
+            yield EmbeddingBlock(batch["example_id"], batch["hash"].to_pylist(), embed)
+
+    write_embeddings(
+        embeddings,
+        blocks(),
+        stage="embed_corpus",
+        rows=rows,
+        dimension=model.dimension,
+        precision=embedding_precision,
+        key=key,
+        encoder=folder_hash(encoder),
+    )
+
+
+def embed_texts(model: AttributionEncoder, texts: list[EncoderText], chunk_tokens: int, precision: str) -> np.ndarray:
+    """Return the embeddings of texts, float32 [texts, dimension], of which each process computes its share."""
+    share = own_share(np.fromiter((sum(map(len, text)) for text in texts), np.int64, len(texts)))
+    most_tokens = min(chunk_tokens, MOST_TOKENS_ON_CPU) if model.device.type == "cpu" else chunk_tokens
+    own = model.encode(model.tokenize([texts[i] for i in share]), most_tokens, precision)
+    return gather_rows(torch.from_numpy(own).to(model.device), share, len(texts)).cpu().numpy()
+
+
+if __name__ == "__main__":
+    run_stage(snakemake, embed_corpus)  # noqa: F821

@@ -1,0 +1,1 @@
+"""The attribution encoder and its training."""

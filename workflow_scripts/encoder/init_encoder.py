@@ -1,0 +1,173 @@
+"""Make the encoder before training: a pretrained one with a random projection, or a small builtin."""
+
+import itertools
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import BertWordPieceTokenizer, Tokenizer
+from tokenizers.processors import TemplateProcessing
+from transformers import BertConfig, BertModel, BertTokenizerFast, PreTrainedTokenizerFast
+
+from workflow_scripts.core.errors import StudyError
+from workflow_scripts.core.parquet import read_table
+from workflow_scripts.core.seeds import derive_seed
+from workflow_scripts.core.stage import run_stage
+from workflow_scripts.corpora.templates import EncoderText, View, encoder_texts
+from workflow_scripts.encoder.model import (
+    AttributionEncoder,
+    load_encoder,
+    model_parts,
+    random_projections,
+    start_at_principal_axes,
+    start_words_at_principal_axes,
+    stored_projection,
+)
+from workflow_scripts.models.loading import load_tokenizer, model_folder
+
+BUILTIN = "builtin:small"
+SAMPLE_TEXTS = 10_000
+CHUNK_TOKENS = 16_384
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+def init_encoder(
+    corpus: Path,
+    encoder: Path,
+    *,
+    language_model: Path | None = None,
+    lm_source: Mapping[str, Any] | None = None,
+    model: str,
+    revision: str | None,
+    trust_remote_code: bool,
+    view: View,
+    normalized: bool,
+    projection: str,
+    prompt_scale: float | None,
+    dimension: int,
+    max_tokens: int,
+    prompt_words: int,
+    hidden: int,
+    layers: int,
+    tokenizer: str,
+    word_embeddings: str,
+    vocabulary: int,
+    seed: int,
+) -> None:
+    """Write the encoder that training starts from, and that the untrained baseline uses, to `encoder`.
+
+    `builtin:small` is a BERT of `layers` layers with random weights, which reads word pieces of `corpus`, or with the
+    tokenizer `language_model` the LM's tokens; any other `model` is loaded. Its projection to `dimension` starts at
+    random, or with `principal` at the principal axes of texts of `corpus` (`encoder.model.start_at_principal_axes`);
+    so do its word embeddings (`encoder.model.start_words_at_principal_axes`).
+
+    Parameters
+    ----------
+    language_model: folder of the LM, where the workflow made it.
+    lm_source: `model`, `revision` and `trust_remote_code` of the LM, if its tokens are read.
+    """
+    table = read_table(corpus, ["prompt", "response"])
+    brought = model != BUILTIN and stored_projection(model_parts(model_folder(model, revision))[0])
+    if model == BUILTIN:
+        if tokenizer == "language_model":
+            words = tokens_of_lm(load_tokenizer(**{**lm_source, "model": language_model or lm_source["model"]}))
+        else:
+            words = wordpiece_tokenizer(encoder_texts(table, prompt_words, view), vocabulary)
+        made = small_encoder(words, view, dimension, max_tokens, hidden, layers, seed, normalized)
+    else:
+        made = load_encoder(
+            model,
+            max_tokens,
+            view=view,
+            normalized=normalized,
+            dimension=dimension,
+            seed=derive_seed(seed, "projection"),
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+        )
+    if "principal" in (projection, word_embeddings):
+        sample = table.take(np.linspace(0, len(table) - 1, min(len(table), SAMPLE_TEXTS), dtype=np.int64))
+        examples = made.tokenize(encoder_texts(sample, prompt_words, view))
+    if word_embeddings == "principal" and model == BUILTIN:
+        start_words_at_principal_axes(made, examples, derive_seed(seed, "words"))
+    if projection == "principal" and not brought:
+        start_at_principal_axes(made, examples, CHUNK_TOKENS, prompt_scale)
+    made.save(encoder)
+
+
+def small_encoder(
+    tokenizer: PreTrainedTokenizerFast,
+    view: View,
+    dimension: int,
+    max_tokens: int,
+    hidden: int,
+    layers: int,
+    seed: int,
+    normalized: bool = False,
+) -> AttributionEncoder:
+    """Return a small BERT with random weights."""
+    torch.manual_seed(derive_seed(seed, "encoder"))
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=max(hidden // 32, 1),
+        intermediate_size=2 * hidden,
+        max_position_embeddings=max_tokens,
+        # Padding is never read, and may be a token that is: many LMs pad with their end-of-text token.
+        pad_token_id=None,
+    )
+    transformer = BertModel(config, add_pooling_layer=False)
+    projections = random_projections(hidden, dimension, view, derive_seed(seed, "projection"))
+    return AttributionEncoder(transformer, tokenizer, projections, max_tokens, normalized)
+
+
+def tokens_of_lm(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """Return a LM's tokenizer for an encoder: every text ends with the end-of-text token, as the LM's responses do.
+
+    Raises
+    ------
+    StudyError: it is one of the old kind, which exists as Python code alone.
+    """
+    if not tokenizer.is_fast:
+        raise StudyError(
+            f"the LM's tokenizer ({type(tokenizer).__name__}) has no tokenizer.json, so the encoder can't take it. "
+            "Write `tokenizer: wordpiece` under `encoder`."
+        )
+    end = tokenizer.eos_token
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.post_processor = TemplateProcessing(single=["$A", end], special_tokens=[(end, tokenizer.eos_token_id)])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=end, pad_token=tokenizer.pad_token or end)
+
+
+def wordpiece_tokenizer(texts: Sequence[EncoderText], vocabulary: int) -> PreTrainedTokenizerFast:
+    """Return BERT's tokenizer with a lower-case WordPiece vocabulary of `texts`."""
+    parts = [part for text in texts for part in text]
+    return BertTokenizerFast(vocab=wordpieces(parts, vocabulary), do_lower_case=True)
+
+
+def wordpieces(texts: Sequence[str], vocabulary: int) -> dict[str, int]:
+    """Return a lower-case WordPiece vocabulary of `texts`, token to id; the same texts give the same one."""
+    trainer = BertWordPieceTokenizer(lowercase=True)
+    counts = Counter(itertools.chain.from_iterable(trainer.normalize(text) for text in texts))
+    counts = Counter({character: count for character, count in counts.items() if not character.isspace()})
+    alphabet = sorted(counts, key=lambda character: (-counts[character], character))[: vocabulary // 4]
+    # Left to itself, the trainer numbers `##a`, `##b`, ... in the order of a hash table, and breaks ties by
+    # these numbers. As special tokens they are numbered first and in this order.
+    trainer.train_from_iterator(
+        texts,
+        vocab_size=vocabulary,
+        min_frequency=2,
+        show_progress=False,
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet),
+        special_tokens=[*SPECIAL_TOKENS, *(f"##{character}" for character in alphabet)],
+    )
+    return trainer.get_vocab()
+
+
+if __name__ == "__main__":
+    run_stage(snakemake, init_encoder)  # noqa: F821

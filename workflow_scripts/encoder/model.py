@@ -1,0 +1,369 @@
+"""The attribution encoder (paper, section 3.2): BERT, mean over tokens, linear projection, no normalisation."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
+from scipy import sparse
+from sklearn.preprocessing import normalize
+from sklearn.utils.extmath import randomized_svd
+from torch import nn
+from transformers import AutoModel, BertModel, PreTrainedModel, PreTrainedTokenizerBase
+
+from workflow_scripts.core.errors import StudyError
+from workflow_scripts.core.parquet import file_hash
+from workflow_scripts.corpora.templates import EncoderText, View
+from workflow_scripts.encoder.published_format import PROJECTOR, WEIGHTS, is_published_layout, published_config
+from workflow_scripts.language_model.losses import autocast, best_device
+from workflow_scripts.models.loading import atomic_folder, load_tokenizer, load_weights, model_folder
+from workflow_scripts.models.packing import ATTENTION, PackedBatch, pack, to_device, token_budget
+
+DENSE_FOLDERS = ("2_Dense", "3_Dense")  # without and with a Normalize module before it
+# Under the view `split`, each part is a model folder of its own, and an embedding is both vectors side by side.
+SPLIT_FOLDERS = ("prompt", "response")
+
+EncoderTokens = tuple[np.ndarray, ...]  # int32 [length] of each part of an example
+
+
+class AttributionEncoder(nn.Module):
+    """Turns texts into vectors whose inner products are attribution scores.
+
+    Attributes
+    ----------
+    transformer: any BERT-type model.
+    projections: linear layers from its hidden size, one for each part of an example (`corpora.templates.encoder_text`);
+        an embedding is their outputs side by side.
+    normalized: whether the mean over a part's tokens is scaled to length 1 before the projection.
+    max_tokens: where each part is cut, never beyond what model and tokenizer allow.
+    packed: whether the transformer reads packed batches.
+    """
+
+    def __init__(
+        self,
+        transformer: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        projections: Sequence[nn.Linear],
+        max_tokens: int,
+        normalized: bool = False,
+    ):
+        super().__init__()
+        self.transformer, self.tokenizer = transformer, tokenizer
+        self.projections = nn.ModuleList(projections)
+        self.normalized = normalized
+        limit = getattr(transformer.config, "max_position_embeddings", max_tokens)
+        self.max_tokens = min(max_tokens, limit, tokenizer.model_max_length)
+        self.packed = False
+        self.eval()
+        self._use_packing()
+
+    @property
+    def device(self) -> torch.device:
+        return self.projections[0].weight.device
+
+    @property
+    def dimension(self) -> int:
+        return sum(projection.out_features for projection in self.projections)
+
+    @property
+    def view(self) -> View:
+        return "joint" if len(self.projections) == 1 else "split"
+
+    def tokenize(self, texts: Sequence[EncoderText], keep: str = "first") -> list[EncoderTokens]:
+        """Return the token ids of each text's parts, special tokens included, each cut at `max_tokens`.
+
+        `keep` says which tokens stay of a part that is too long, the `first` or the `last`.
+        """
+        self.tokenizer.truncation_side = {"first": "right", "last": "left"}[keep]
+        parts = [part for text in texts for part in text]
+        encoded = self.tokenizer(parts, truncation=True, max_length=self.max_tokens, return_attention_mask=False)
+        tokens = [np.asarray(ids, np.int32) for ids in encoded["input_ids"]]
+        width = len(self.projections)
+        return [tuple(tokens[first : first + width]) for first in range(0, len(tokens), width)]
+
+    def forward(self, examples: Sequence[EncoderTokens]) -> torch.Tensor:
+        """Return the embeddings of tokenised texts, float [examples, dimension], in the order given."""
+        means = self.means(examples)
+        return torch.cat([layer(means[:, part]) for part, layer in enumerate(self.projections)], dim=1)
+
+    def means(self, examples: Sequence[EncoderTokens]) -> torch.Tensor:
+        """Return what the projections read, the mean over each part's tokens, float [examples, parts, hidden]."""
+        parts = [part for example in examples for part in example]
+        batch = pack(parts, self.device)
+        hidden = self._packed_states(batch) if self.packed else self._padded_states(batch)
+        order = to_device(batch.order, self.device)
+        owner = torch.repeat_interleave(order, batch.lengths, output_size=len(hidden))
+        sums = hidden.new_zeros(len(parts), hidden.shape[1]).index_add(0, owner, hidden)
+        lengths = torch.empty_like(batch.lengths)
+        lengths[order] = batch.lengths
+        means = sums / lengths[:, None]
+        return (F.normalize(means, dim=-1) if self.normalized else means).unflatten(0, (len(examples), -1))
+
+    def _packed_states(self, batch: PackedBatch) -> torch.Tensor:
+        return self.transformer(input_ids=batch.tokens, position_ids=batch.positions, packing=batch).last_hidden_state[
+            0
+        ]
+
+    def _padded_states(self, batch: PackedBatch) -> torch.Tensor:
+        rows = []
+        for bucket in batch.buckets:
+            shape = (bucket.examples, bucket.longest)
+            mask = torch.ones(shape, dtype=torch.long, device=self.device)
+            if bucket.mask is not None:
+                mask = bucket.mask[:, 0, 0].long()
+            states = self.transformer(
+                input_ids=batch.tokens[0, bucket.rows].view(shape), attention_mask=mask
+            ).last_hidden_state.flatten(0, 1)
+            rows.append(states if bucket.real is None else states[bucket.real])
+        return torch.cat(rows)
+
+    def _use_packing(self) -> None:
+        """Switch to packed attention if that leaves the embeddings as they are."""
+        plain = self.transformer.config._attn_implementation
+        random = np.random.default_rng(0)
+        lengths = [min(length, self.max_tokens) for length in (4, 7, 21)]
+        sample = [(random.integers(0, self.transformer.config.vocab_size, length),) for length in lengths]
+        with torch.inference_mode():
+            expected = self.means(sample)
+            try:
+                self.transformer.set_attn_implementation(ATTENTION)
+                self.packed = True
+                exact = torch.allclose(self.means(sample), expected, atol=1e-3)
+            except (TypeError, ValueError, RuntimeError, KeyError):
+                exact = False
+        if not exact:
+            self.transformer.set_attn_implementation(plain)
+            self.packed = False
+
+    @torch.inference_mode()
+    def encode(self, examples: Sequence[EncoderTokens], most_tokens: int, precision: str = "float32") -> np.ndarray:
+        """Return the embeddings of tokenised texts, float32 [examples, dimension], batched by length."""
+        embeddings = torch.empty(len(examples), self.dimension, device=self.device)
+        for chosen in token_budget(token_counts(examples), most_tokens):
+            with autocast(self.device, precision):
+                embeddings[to_device(chosen, self.device)] = self([examples[i] for i in chosen]).float()
+        return embeddings.cpu().numpy()
+
+    def save(self, folder: Path) -> None:
+        """Write a folder that `SentenceTransformer(folder)` and `AutoModel.from_pretrained` load.
+
+        Under the view `split` there are two, `prompt` and `response`: an embedding is the vectors of both.
+        """
+        parts = ("",) if self.view == "joint" else SPLIT_FOLDERS
+        self.transformer.set_attn_implementation("sdpa")
+        with atomic_folder(folder) as temporary:
+            for part, projection in zip(parts, self.projections, strict=True):
+                self._save_part(temporary / part, projection)
+        if self.packed:
+            self.transformer.set_attn_implementation(ATTENTION)
+
+    def _save_part(self, folder: Path, projection: nn.Linear) -> None:
+        (folder / "1_Pooling").mkdir(parents=True)
+        self.transformer.save_pretrained(folder)
+        self.tokenizer.model_max_length = self.max_tokens
+        self.tokenizer.save_pretrained(folder)
+        dense = {
+            "in_features": projection.in_features,
+            "out_features": projection.out_features,
+            "bias": projection.bias is not None,
+            "activation_function": "torch.nn.modules.linear.Identity",
+        }
+        pooling = {"word_embedding_dimension": projection.in_features, "pooling_mode_mean_tokens": True}
+        dense_folder = DENSE_FOLDERS[self.normalized]
+        (folder / dense_folder).mkdir()
+        names = [("", "Transformer"), ("1_Pooling", "Pooling"), (dense_folder, "Dense")]
+        if self.normalized:
+            (folder / "2_Normalize").mkdir()
+            names.insert(2, ("2_Normalize", "Normalize"))
+        modules = [
+            {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+            for i, (path, kind) in enumerate(names)
+        ]
+        for name, content in {
+            "modules.json": modules,
+            "sentence_bert_config.json": {"max_seq_length": self.max_tokens, "do_lower_case": False},
+            "config_sentence_transformers.json": {"similarity_fn_name": "dot"},
+            "1_Pooling/config.json": pooling,
+            f"{dense_folder}/config.json": dense,
+        }.items():
+            (folder / name).write_text(json.dumps(content, indent=2) + "\n")
+        weights = {f"linear.{name}": tensor.contiguous() for name, tensor in projection.state_dict().items()}
+        save_file(weights, folder / dense_folder / "model.safetensors")
+
+
+def token_counts(examples: Sequence[EncoderTokens]) -> np.ndarray:
+    """Return the tokens of each example, all parts together, int64 [examples]."""
+    return np.fromiter((sum(map(len, example)) for example in examples), np.int64, len(examples))
+
+
+def load_encoder(
+    model: str | Path,
+    max_tokens: int,
+    *,
+    view: View = "joint",
+    normalized: bool = False,
+    dimension: int = 384,
+    seed: int = 0,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> AttributionEncoder:
+    """Load an encoder from a folder or hub id.
+
+    A model that has projections keeps them, its view, and whether they read means of length 1. For one without,
+    random projections to `dimension` are made from `seed` (paper, section 3.2).
+
+    Raises
+    ------
+    StudyError: the model can't be loaded, or its weights aren't whole.
+    """
+    folder = model_folder(model, revision)
+    parts = model_parts(folder)
+    if len({file_hash(*sorted(part.glob("*.safetensors"))) for part in parts}) > 1:
+        raise StudyError(
+            f"{model}: {' and '.join(SPLIT_FOLDERS)} have different transformers. Take a whole copy of it."
+        )
+    tokenizer = load_tokenizer(parts[0], trust_remote_code=trust_remote_code)
+    loader, options = AutoModel, {}
+    if is_published_layout(folder):
+        loader, options = BertModel, {"config": published_config(folder)}
+    transformer = load_weights(loader, parts[0], None, trust_remote_code, unused="pooler.", **options)
+    transformer.pooler = None
+    projections = [projection for part in parts if (projection := stored_projection(part))]
+    if projections:
+        normalized = (parts[0] / DENSE_FOLDERS[True]).is_dir()
+    else:
+        projections = random_projections(transformer.config.hidden_size, dimension, view, seed)
+    if {projection.in_features for projection in projections} != {transformer.config.hidden_size}:
+        raise StudyError(
+            f"{model}: its projection reads vectors of {projections[0].in_features} numbers, and its transformer makes "
+            f"those of {transformer.config.hidden_size}: they come from two models. Take a whole copy of one."
+        )
+    return AttributionEncoder(transformer, tokenizer, projections, max_tokens, normalized).to(best_device())
+
+
+def load_trained_encoder(
+    model: str | Path, max_tokens: int | None = None, *, revision: str | None = None, trust_remote_code: bool = False
+) -> AttributionEncoder:
+    """Load an encoder that was trained for attribution; texts are cut where its tokenizer says, or at `max_tokens`.
+
+    Raises
+    ------
+    StudyError: the model can't be loaded, or has no projection of its own.
+    """
+    folder = model_folder(model, revision)
+    if stored_projection(model_parts(folder)[0]) is None:
+        raise StudyError(
+            f"{model} has no projection (2_Dense/model.safetensors), so it wasn't trained for attribution. Name "
+            "the `encoder` folder of a study's results, or a published AirRep encoder."
+        )
+    return load_encoder(folder, max_tokens or sys.maxsize, trust_remote_code=trust_remote_code)
+
+
+def model_parts(folder: Path) -> list[Path]:
+    """Return the model folders that an encoder's folder consists of: itself, or one for each part of its view."""
+    return [folder / part for part in SPLIT_FOLDERS if (folder / part).is_dir()] or [folder]
+
+
+def random_projections(hidden: int, dimension: int, view: View, seed: int) -> list[nn.Linear]:
+    """Return the linear layers of a view's parts, started at random from `seed`; bias zero.
+
+    They map [hidden] to an equal share of `dimension` each.
+    """
+    parts = 1 if view == "joint" else len(SPLIT_FOLDERS)
+    random = torch.Generator().manual_seed(seed)
+    layers = [nn.Linear(hidden, dimension // parts) for _ in range(parts)]
+    with torch.no_grad():
+        for layer in layers:
+            layer.weight.normal_(std=dimension**-0.5, generator=random)
+            layer.bias.zero_()
+    return layers
+
+
+@torch.no_grad()
+def start_at_principal_axes(
+    encoder: AttributionEncoder,
+    examples: Sequence[EncoderTokens],
+    most_tokens: int,
+    prompt_scale: float | None = None,
+) -> None:
+    """Start the projections from texts themselves: centred, along the principal axes, large ones scaled down.
+
+    Means over the tokens of real text differ most along a few directions (frequent words, length), which say
+    little and drown all others in an inner product. Each axis is scaled by (its variance + a hundredth of the
+    mean variance) ** -1/4, half of the way to equal variances.
+
+    Parameters
+    ----------
+    examples: tokenised texts, more than the hidden size has numbers.
+    prompt_scale: under the view `split`, the root mean square length of the prompts' vectors in that of the responses'
+        (None: as it comes).
+    """
+    means = torch.cat(
+        [encoder.means([examples[i] for i in chosen]) for chosen in token_budget(token_counts(examples), most_tokens)]
+    ).double()
+    for part, layer in enumerate(encoder.projections):
+        values = means[:, part]
+        center = values.mean(0)
+        variances, axes = torch.linalg.eigh((values - center).T @ (values - center) / len(values))
+        floor = variances.mean() / 100
+        # Largest variance first.
+        variances, axes = variances.flip(0)[: layer.out_features], axes.flip(1)[:, : layer.out_features]
+        weight = (axes * (variances.clamp(min=0) + floor) ** -0.25).T
+        layer.weight[: len(weight)] = weight.to(layer.weight)
+        layer.bias[: len(weight)] = -(weight @ center).to(layer.bias)
+    if prompt_scale and encoder.view == "split":
+        prompts, responses = (
+            layer(means[:, part].float()).square().sum(1).mean().sqrt()
+            for part, layer in enumerate(encoder.projections)
+        )
+        for parameter in encoder.projections[0].parameters():
+            parameter.mul_(prompt_scale * responses / prompts)
+
+
+@torch.no_grad()
+def start_words_at_principal_axes(encoder: AttributionEncoder, examples: Sequence[EncoderTokens], seed: int) -> None:
+    """Start the word embeddings from texts themselves, and those of positions and segments at zero.
+
+    Each part of an example counts its words, scaled to length 1. Along the principal axes of these vectors, as many as
+    the hidden size has numbers, texts differ most; a word's embedding is its place on them (latent semantic analysis).
+    Random embeddings mix all words alike instead, and random positions add to the mean over a text what says little
+    but its length.
+    """
+    embeddings = encoder.transformer.embeddings
+    words, hidden = embeddings.word_embeddings.weight.shape
+    parts = [part for example in examples for part in example]
+    rows = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    counts = sparse.csr_matrix((np.ones(len(rows), np.float32), (rows, np.concatenate(parts))), (len(parts), words))
+    _, _, axes = randomized_svd(normalize(counts), hidden, random_state=seed % 2**32)
+    for table in (embeddings.word_embeddings, embeddings.position_embeddings, embeddings.token_type_embeddings):
+        table.weight.zero_()
+    # A few short texts have fewer axes.
+    embeddings.word_embeddings.weight[:, : len(axes)] = F.layer_norm(torch.from_numpy(axes.T.copy()), (len(axes),))
+
+
+def stored_projection(folder: Path) -> nn.Linear | None:
+    """Return the projection that lies in a model folder, or None.
+
+    It is the Dense module of sentence-transformers, or `projector` among the model's weights, as in the
+    checkpoint that the paper's authors published.
+    """
+    dense = [("linear.", folder / name / "model.safetensors") for name in DENSE_FOLDERS]
+    for prefix, file in [*dense, (PROJECTOR, folder / WEIGHTS)]:
+        if not file.exists():
+            continue
+        with safe_open(file, "pt") as tensors:
+            names = [name for name in tensors.keys() if name.startswith(prefix)]  # noqa: SIM118
+            weights = {name.removeprefix(prefix): tensors.get_tensor(name).float() for name in names}
+        if weights:
+            outputs, inputs = weights["weight"].shape
+            layer = nn.Linear(inputs, outputs, bias="bias" in weights)
+            layer.load_state_dict(weights)
+            return layer
+    return None

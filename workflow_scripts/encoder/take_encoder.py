@@ -1,0 +1,22 @@
+"""Take an encoder that is trained already, by folder or hub id."""
+
+from pathlib import Path
+
+from workflow_scripts.core.stage import run_stage
+from workflow_scripts.encoder.model import load_trained_encoder
+
+
+def take_encoder(encoder: Path, *, model: str, revision: str | None, trust_remote_code: bool, max_tokens: int) -> None:
+    """Write the trained encoder `model` to the folder `encoder`, in the layout of sentence-transformers.
+
+    Texts are cut at `max_tokens`, or earlier where the model's own tokenizer says so.
+
+    Raises
+    ------
+    StudyError: the model can't be loaded, or wasn't trained for attribution.
+    """
+    load_trained_encoder(model, max_tokens, revision=revision, trust_remote_code=trust_remote_code).save(encoder)
+
+
+if __name__ == "__main__":
+    run_stage(snakemake, take_encoder)  # noqa: F821

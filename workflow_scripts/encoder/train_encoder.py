@@ -1,0 +1,225 @@
+"""Train the encoder to rank a fold's subsets by their measured effect (paper, section 3.3)."""
+
+import itertools
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+
+from workflow_scripts.core.distributed import agreed, is_first
+from workflow_scripts.core.parquet import file_hash, read_table, spec_hash, write_table
+from workflow_scripts.core.progress import Progress, say
+from workflow_scripts.core.seeds import generator
+from workflow_scripts.core.stage import run_stage
+from workflow_scripts.corpora.templates import encoder_texts
+from workflow_scripts.encoder.checkpoint import TrainingState
+from workflow_scripts.encoder.model import AttributionEncoder, EncoderTokens, load_encoder
+from workflow_scripts.encoder.training import (
+    FoldTargets,
+    Objective,
+    backpropagate_step,
+    draw_step,
+    encode_together,
+    validation_lds,
+)
+from workflow_scripts.models.loading import folder_hash
+from workflow_scripts.study.specs import STAGE_VERSIONS
+from workflow_scripts.targets.labels import pooled_labels
+
+LOG_SCHEMA = pa.schema(
+    [
+        ("step", pa.int32()),
+        ("loss", pa.float32()),
+        ("validation_lds", pa.float32()),
+        ("seconds", pa.float32()),
+    ]
+)
+
+
+def train_encoder(
+    corpus: Path,
+    untrained: Path,
+    subsets: Path,
+    targets: Path,
+    encoder: Path,
+    log: Path,
+    *,
+    prompt_words: int,
+    max_tokens: int,
+    pooling: str,
+    steps: int,
+    learning_rate: float,
+    warmup_steps: int,
+    gradient_clip: float,
+    subsets_per_step: int,
+    examples_per_step: int,
+    smallest_difference: float,
+    largest_weight: float,
+    label_spread: str,
+    label_clip: float | None,
+    truncation: str,
+    learned_scale: bool,
+    validation_folds: int,
+    validate_every: int,
+    patience: int | None,
+    chunk_tokens: int,
+    precision: str,
+    seed: int,
+) -> None:
+    """Write the checkpoint with the best LDS on the held-back folds to the folder `encoder`.
+
+    `log` gets one row per step: the loss, the validation LDS where it was taken, and the seconds since the
+    start. The last `validation_folds` folds are held back. After each validation the whole state is saved
+    beside `encoder`; a run that was stopped goes on from there to the same numbers.
+
+    In several processes (`core.distributed`), each encodes its share of every step and of every validation; they
+    hold the same weights throughout, and the first one writes. Their number changes results by rounding only,
+    so a stopped run may go on with another number.
+    """
+    values = {name: value for name, value in locals().items() if not isinstance(value, Path)}
+    version = STAGE_VERSIONS["train_encoder"]
+    data, start = file_hash(corpus, subsets, targets), folder_hash(untrained)
+    key = spec_hash({**values, "version": version, "data": data, "start": start})
+    model = load_encoder(untrained, max_tokens)
+    objective = Objective(pooling, smallest_difference, largest_weight, learned_scale).to(model.device)
+    folds = read_folds(subsets, targets, label_spread, label_clip)
+    training, held_back = folds[:-validation_folds], folds[-validation_folds:]
+    tokens = tokenize(model, corpus, folds, prompt_words, truncation)
+
+    parameters = [p for p in (*model.parameters(), *objective.parameters()) if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0, fused=True)
+    folder = encoder.with_name(f".{encoder.name}.{key}.state")
+    state = TrainingState(folder, {"encoder": model, "objective": objective}, optimizer)
+    state.restore()
+    progress = Progress("train_encoder", steps, "steps", done=state.steps_done)
+    started = time.monotonic() - (state.log[-1]["seconds"] if state.log else 0.0)
+
+    def validate() -> float:
+        return agreed(validation_lds(model, objective, tokens, held_back, chunk_tokens, precision))
+
+    if not state.log:
+        if learned_scale:
+            _start_scales(model, objective, tokens, training[0], chunk_tokens, precision)
+        state.record(0, None, validate(), time.monotonic() - started)
+        say(f"train_encoder: validation LDS {state.best_score:.3f} before training")
+    for step in range(state.steps_done + 1, steps + 1):
+        fold = training[_fold_of_step(step, len(training), seed)]
+        draw = draw_step(fold, subsets_per_step, examples_per_step, seed, "step", step)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * min(step / max(warmup_steps, 1), 1.0)
+        optimizer.zero_grad(set_to_none=True)
+        loss = backpropagate_step(model, objective, tokens, draw, chunk_tokens, precision)
+        torch.nn.utils.clip_grad_norm_(parameters, gradient_clip)
+        optimizer.step()
+        judged = step % validate_every == 0 or step == steps
+        score = validate() if judged else None
+        state.record(step, loss, score, time.monotonic() - started)
+        progress.advance(note=f"loss {loss:.4f}, best validation LDS {state.best_score:.3f}")
+        if judged:
+            say(f"train_encoder: validation LDS {score:.3f} after {step} steps")
+            if is_first():
+                state.save()
+            if patience and state.validations_since_best >= patience:
+                say(f"train_encoder: no better validation LDS in {patience} validations, so it stops here")
+                break
+    if is_first():
+        _publish(state, encoder, log)
+
+
+def _publish(state: TrainingState, encoder: Path, log: Path) -> None:
+    model, objective = state.modules["encoder"], state.modules["objective"]
+    state.load_best()
+    _fold_scale(model, objective)
+    model.save(encoder)
+    write_table(log, pa.Table.from_pylist(state.log, schema=LOG_SCHEMA))
+    state.clear()
+
+
+def _fold_of_step(step: int, folds: int, seed: int) -> int:
+    """Return the fold of a step (from 1): each fold once in every round, in an order drawn per round."""
+    round_, place = divmod(step - 1, folds)
+    return int(generator(seed, "fold order", round_).permutation(folds)[place])
+
+
+def read_folds(
+    subsets: Path, targets: Path, label_spread: str = "fold", label_clip: float | None = None
+) -> list[FoldTargets]:
+    """Return the folds of a pool, in order, from its subsets and targets.
+
+    Labels with the spread of a `fold` are those of the targets; `pooled` ones are made of the losses. `label_clip`
+    cuts them off at plus and minus itself.
+    """
+    members_table = read_table(subsets, ["fold", "example_ids"])
+    members_fold = members_table["fold"].to_numpy()
+    ids = members_table["example_ids"].combine_chunks()
+    members = ids.values.to_numpy().reshape(len(members_fold), -1)
+    table = read_table(targets, ["fold", "subset", "seed", "example_id", "label"])
+    table = table.filter(pc.equal(table["seed"], 0))
+    target_fold = table["fold"].to_numpy()
+    starts = np.searchsorted(target_fold, np.arange(target_fold.max() + 2))
+    folds = []
+    for fold, (first, last) in enumerate(itertools.pairwise(starts)):
+        part = table.slice(first, last - first)
+        fold_members = members[members_fold == fold]
+        labels = part["label"].to_numpy().reshape(len(fold_members), -1).astype(np.float32)
+        tests = part["example_id"].to_numpy()[: labels.shape[1]]
+        folds.append(FoldTargets(tests=tests, members=fold_members, labels=labels))
+    if label_spread == "pooled":
+        losses = read_table(targets, ["loss"])["loss"].to_numpy().reshape(len(folds), *_runs(folds, targets))
+        labels = pooled_labels(losses, [fold.tests for fold in folds])
+        folds = [replace(fold, labels=one.astype(np.float32)) for fold, one in zip(folds, labels, strict=True)]
+    if label_clip is not None:
+        folds = [replace(fold, labels=fold.labels.clip(-label_clip, label_clip)) for fold in folds]
+    return folds
+
+
+def _runs(folds: list[FoldTargets], targets: Path) -> tuple[int, int, int]:
+    """Return (subsets, seeds, examples) of a fold, in the order of the rows of its targets."""
+    subsets, examples = folds[0].labels.shape
+    return subsets, pq.read_metadata(targets).num_rows // (len(folds) * subsets * examples), examples
+
+
+def tokenize(
+    model: AttributionEncoder, corpus: Path, folds: list[FoldTargets], prompt_words: int, truncation: str = "first"
+) -> Mapping[int, EncoderTokens]:
+    """Return the encoder's tokens of every example that occurs in `folds`, by example id.
+
+    `truncation` says which tokens of a text that is too long are kept, the `first` or the `last`.
+    """
+    used = np.unique(np.concatenate([part.reshape(-1) for fold in folds for part in (fold.tests, fold.members)]))
+    table = read_table(corpus, ["prompt", "response"]).take(used)
+    tokens = model.tokenize(encoder_texts(table, prompt_words, model.view), truncation)
+    return dict(zip(used.tolist(), tokens, strict=True))
+
+
+def _start_scales(
+    model: AttributionEncoder,
+    objective: Objective,
+    tokens: Mapping[int, EncoderTokens],
+    fold: FoldTargets,
+    chunk_tokens: int,
+    precision: str,
+) -> None:
+    ids = np.unique(np.concatenate([fold.tests, fold.members.reshape(-1)]))
+    embeddings = encode_together(model, [tokens[int(i)] for i in ids], chunk_tokens, precision)
+    tests = embeddings[torch.from_numpy(np.searchsorted(ids, fold.tests)).to(model.device)]
+    members = torch.from_numpy(np.searchsorted(ids, fold.members)).to(model.device)
+    objective.start_scales(tests, embeddings, members)
+
+
+@torch.no_grad()
+def _fold_scale(model: AttributionEncoder, objective: Objective) -> None:
+    factor = torch.exp(objective.log_scale / 2)
+    for projection in model.projections:
+        projection.weight.mul_(factor)
+        projection.bias.mul_(factor)
+
+
+if __name__ == "__main__":
+    run_stage(snakemake, train_encoder)  # noqa: F821

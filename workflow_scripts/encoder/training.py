@@ -1,0 +1,172 @@
+"""One training step of the encoder, and its validation (paper, section 3.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from workflow_scripts.core.distributed import gather_rows, in_group, is_first, own_share, sum_gradients
+from workflow_scripts.core.seeds import generator
+from workflow_scripts.core.statistics import spearman_by_column
+from workflow_scripts.encoder.model import AttributionEncoder, EncoderTokens, token_counts
+from workflow_scripts.encoder.objective import group_scores, ranking_loss
+from workflow_scripts.language_model.losses import autocast
+from workflow_scripts.models.packing import token_budget
+
+
+@dataclass(frozen=True)
+class FoldTargets:
+    """What is known of one fold: `tests` int [V], `members` int [M, n] (example ids), `labels` float [M, V]."""
+
+    tests: np.ndarray
+    members: np.ndarray
+    labels: np.ndarray
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The part of a fold that one step uses; the same names and shapes as `FoldTargets`."""
+
+    tests: np.ndarray
+    members: np.ndarray
+    labels: np.ndarray
+
+
+def draw_step(fold: FoldTargets, subsets: int, examples: int, *seed: int | str) -> Draw:
+    """Draw `subsets` of the fold's subsets and `examples` of its validation examples, by seed."""
+    random = generator(*seed)
+    columns = random.permutation(len(fold.tests))[:examples]
+    rows = random.permutation(len(fold.members))[:subsets]
+    return Draw(fold.tests[columns], fold.members[rows], fold.labels[np.ix_(rows, columns)])
+
+
+class Objective(nn.Module):
+    """The ranking loss of group scores, with the scale of the scores learned or fixed at 1.
+
+    The scale multiplies every score, so under attention pooling it is an inverse temperature. It starts
+    where pooling is near uniform, and is folded into the projection when the encoder is saved, so that the
+    saved encoder's plain inner products are what was trained. `steepness` only sets how fast the loss
+    saturates, and is not saved.
+    """
+
+    def __init__(self, pooling: str, smallest_difference: float, largest_weight: float, learned_scale: bool):
+        super().__init__()
+        self.pooling = pooling
+        self.smallest_difference, self.largest_weight = smallest_difference, largest_weight
+        self.log_scale = nn.Parameter(torch.zeros(()), requires_grad=learned_scale)
+        self.log_steepness = nn.Parameter(torch.zeros(()), requires_grad=learned_scale)
+
+    @torch.no_grad()
+    def start_scales(self, tests: torch.Tensor, examples: torch.Tensor, members: torch.Tensor) -> None:
+        """Set both scales so that the scores' root mean square is 1/4 and group scores spread by 1."""
+        root_mean_square = (tests @ examples.T).square().mean().sqrt()
+        self.log_scale.copy_(-torch.log(4 * root_mean_square))
+        spread = self.groups(tests, examples, members).std(dim=1).mean()
+        self.log_steepness.copy_(-torch.log(spread))
+
+    def groups(self, tests: torch.Tensor, examples: torch.Tensor, members: torch.Tensor) -> torch.Tensor:
+        """Return the group scores under the current scale, float [tests, subsets]."""
+        return group_scores(tests * self.log_scale.exp(), examples, members, self.pooling)
+
+    def forward(
+        self,
+        tests: torch.Tensor,
+        examples: torch.Tensor,
+        members: torch.Tensor,
+        labels: torch.Tensor,
+    ) -> torch.Tensor:
+        """Return the loss; shapes as in `ranking.group_scores` and `ranking.ranking_loss`."""
+        group = self.groups(tests, examples, members) * self.log_steepness.exp()
+        return ranking_loss(group, labels, self.smallest_difference, self.largest_weight)
+
+
+def backpropagate_step(
+    encoder: AttributionEncoder,
+    objective: Objective,
+    tokens: Mapping[int, EncoderTokens],
+    draw: Draw,
+    chunk_tokens: int,
+    precision: str,
+) -> float:
+    """Add the gradient of one step's loss to the parameters; return the loss.
+
+    Each distinct example is encoded once. Where all tokens fit in one chunk, the step is one graph. Else
+    gradients are cached: encode everything without a graph, take the loss and its gradient with respect to
+    the embeddings, then encode again chunk by chunk and pass these gradients on. The result is the gradient
+    of the whole loss.
+
+    Several processes each encode their share and take the loss of all embeddings; parameters must have no
+    gradient before, and have that of the whole loss after.
+    """
+    ids, examples = _distinct(tokens, draw)
+    lengths = token_counts(examples)
+    device = encoder.device
+    tests = torch.from_numpy(np.searchsorted(ids, draw.tests)).to(device)
+    members = torch.from_numpy(np.searchsorted(ids, draw.members)).to(device)
+    labels = torch.from_numpy(draw.labels.T.astype(np.float32)).to(device)
+
+    def encode(chosen: np.ndarray) -> torch.Tensor:
+        with autocast(device, precision):
+            return encoder([examples[i] for i in chosen]).float()
+
+    share = own_share(lengths)
+    chunks = list(token_budget(lengths[share], chunk_tokens))
+    if len(chunks) == 1 and not in_group():
+        embeddings = encode(np.arange(len(examples)))
+        loss = objective(embeddings[tests], embeddings, members, labels)
+        loss.backward()
+        return loss.item()
+    own = torch.empty(len(share), encoder.dimension, device=device)
+    with torch.no_grad():
+        for places in chunks:
+            own[places] = encode(share[places])
+    embeddings = gather_rows(own, share, len(examples)).requires_grad_()
+    loss = objective(embeddings[tests], embeddings, members, labels)
+    loss.backward()
+    for places in chunks:
+        encode(share[places]).backward(embeddings.grad[share[places]])
+    if not is_first():
+        # The objective has its whole gradient in every process, and must not get their sum.
+        objective.zero_grad(set_to_none=True)
+    sum_gradients([p for p in (*encoder.parameters(), *objective.parameters()) if p.requires_grad])
+    return loss.item()
+
+
+def _distinct(tokens: Mapping[int, EncoderTokens], draw: Draw) -> tuple[np.ndarray, list[EncoderTokens]]:
+    ids = np.unique(np.concatenate([draw.tests, draw.members.reshape(-1)]))
+    return ids, [tokens[int(i)] for i in ids]
+
+
+def encode_together(
+    encoder: AttributionEncoder, examples: Sequence[EncoderTokens], chunk_tokens: int, precision: str
+) -> torch.Tensor:
+    """Return the embeddings of tokenised texts, float32 [examples, dimension]; each process encodes its share."""
+    share = own_share(token_counts(examples))
+    own = encoder.encode([examples[i] for i in share], chunk_tokens, precision)
+    return gather_rows(torch.from_numpy(own).to(encoder.device), share, len(examples))
+
+
+def validation_lds(
+    encoder: AttributionEncoder,
+    objective: Objective,
+    tokens: Mapping[int, EncoderTokens],
+    folds: Sequence[FoldTargets],
+    chunk_tokens: int,
+    precision: str,
+) -> float:
+    """Return the LDS on folds that training does not see: mean over their validation examples."""
+    correlations = []
+    for fold in folds:
+        ids, examples = _distinct(tokens, Draw(fold.tests, fold.members, fold.labels))
+        embeddings = encode_together(encoder, examples, chunk_tokens, precision)
+        members = torch.from_numpy(np.searchsorted(ids, fold.members)).to(encoder.device)
+        tests = embeddings[torch.from_numpy(np.searchsorted(ids, fold.tests)).to(encoder.device)]
+        with torch.inference_mode():
+            group = torch.cat([objective.groups(part, embeddings, members) for part in tests.split(64)])
+        known = np.isfinite(fold.labels).all(axis=1)
+        correlations.append(spearman_by_column(group.cpu().numpy().T[known], fold.labels[known]))
+    return float(np.nanmean(np.concatenate(correlations)))

@@ -1,0 +1,121 @@
+"""Refuse an evaluation whose test examples the encoder was trained on, and report near duplicates."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from scipy import sparse
+from sklearn.feature_extraction.text import HashingVectorizer
+
+from workflow_scripts.core.errors import StudyError
+from workflow_scripts.core.parquet import read_table, write_table
+from workflow_scripts.core.progress import Progress, say
+from workflow_scripts.core.stage import run_stage
+
+SCHEMA = pa.schema(
+    [
+        ("evaluation", pa.string()),
+        ("test_id", pa.int32()),
+        ("example_id", pa.int32()),
+        ("similarity", pa.float32()),
+    ]
+)
+ROWS_AT_ONCE = 20_000
+
+
+def check_leaks(
+    corpus: Path, tests: Sequence[Path], validations: Sequence[Path], leaks: Path, *, near_duplicate: float
+) -> None:
+    """Write the test examples that nearly stand in the encoder's corpus, each with its nearest example there.
+
+    Parameters
+    ----------
+    corpus: what the encoder's targets are drawn from.
+    tests: the test corpus of each evaluation; validations: its chosen test examples, in the same order, named
+        `<evaluation>.validation.parquet`.
+    near_duplicate: smallest Jaccard similarity of the sets of three words in a row that is reported. Texts of
+        less than three words are compared exactly alone.
+
+    Raises
+    ------
+    StudyError: a test example stands in `corpus` word for word.
+    """
+    seen = read_table(corpus, ["example_id", "prompt", "response", "hash"])
+    seen_ids = dict(zip(seen["hash"].to_pylist(), seen["example_id"].to_pylist(), strict=True))
+    found = []
+    for test_corpus, validation in zip(tests, validations, strict=True):
+        evaluation = validation.name.removesuffix(".validation.parquet")
+        chosen = read_table(validation)["example_ids"].combine_chunks().values
+        table = read_table(test_corpus, ["example_id", "prompt", "response", "hash"]).take(chosen)
+        _refuse_exact(evaluation, table, seen_ids, corpus)
+        near = _near_duplicates(evaluation, table, seen, near_duplicate)
+        found += near
+        say(f"check_leaks {evaluation}: {len(near):,} of {table.num_rows:,} tests nearly stand in {corpus.stem}")
+    write_table(leaks, pa.Table.from_pylist(found, schema=SCHEMA))
+
+
+def _refuse_exact(evaluation: str, tests: pa.Table, seen_ids: dict[str, int], corpus: Path) -> None:
+    leaked = [
+        (test_id, seen_ids[hash_])
+        for test_id, hash_ in zip(tests["example_id"].to_pylist(), tests["hash"].to_pylist(), strict=True)
+        if hash_ in seen_ids
+    ]
+    if leaked:
+        test_id, example_id = leaked[0]
+        raise StudyError(
+            f"{len(leaked):,} test examples of {evaluation!r} stand word for word in {corpus.stem!r}, which the "
+            f"encoder is trained on (e.g. test {test_id} is its example {example_id}). Write parts that don't "
+            f"overlap, or `without: [<the test corpus>]` under corpora.{corpus.stem}."
+        )
+
+
+def _near_duplicates(evaluation: str, tests: pa.Table, seen: pa.Table, smallest: float) -> list[dict[str, object]]:
+    test_grams = word_triples(tests)
+    test_sizes = np.asarray(test_grams.sum(axis=1)).ravel()
+    best = np.zeros(tests.num_rows, np.float32)
+    nearest = np.zeros(tests.num_rows, np.int64)
+    progress = Progress(f"check_leaks {evaluation}", seen.num_rows, "training examples")
+    for start in range(0, seen.num_rows, ROWS_AT_ONCE):
+        part = seen.slice(start, ROWS_AT_ONCE)
+        grams = word_triples(part)
+        common = (test_grams @ grams.T).tocoo()
+        either = test_sizes[common.row] + np.asarray(grams.sum(axis=1)).ravel()[common.col] - common.data
+        similarity = sparse.csr_matrix((common.data / either, (common.row, common.col)), shape=common.shape)
+        highest = similarity.max(axis=1).toarray().ravel()
+        better = highest > best
+        best[better] = highest[better]
+        nearest[better] = start + np.asarray(similarity.argmax(axis=1)).ravel()[better]
+        progress.advance(part.num_rows)
+    ids = seen["example_id"].to_numpy()
+    return [
+        {
+            "evaluation": evaluation,
+            "test_id": tests["example_id"][int(row)].as_py(),
+            "example_id": int(ids[nearest[row]]),
+            "similarity": float(best[row]),
+        }
+        for row in np.flatnonzero(best >= smallest)
+    ]
+
+
+def word_triples(table: pa.Table) -> sparse.csr_matrix:
+    """Return which three words in a row each text holds, as a matrix of ones, float32 [texts, 2^22]."""
+    texts = [
+        f"{prompt}\n{response}"
+        for prompt, response in zip(table["prompt"].to_pylist(), table["response"].to_pylist(), strict=True)
+    ]
+    vectorizer = HashingVectorizer(
+        ngram_range=(3, 3),
+        n_features=2**22,
+        binary=True,
+        norm=None,
+        alternate_sign=False,
+        token_pattern=r"\w+",
+        dtype=np.float32,
+    )
+    return vectorizer.transform(texts)
+
+
+if __name__ == "__main__":
+    run_stage(snakemake, check_leaks)  # noqa: F821

@@ -1,0 +1,203 @@
+"""Judge every method by its LDS, with interval and noise ceiling (paper, section 4.1)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from workflow_scripts.core.errors import StudyError
+from workflow_scripts.core.parquet import read_metadata, write_table
+from workflow_scripts.core.progress import Progress, say
+from workflow_scripts.core.seeds import generator
+from workflow_scripts.core.stage import run_stage
+from workflow_scripts.evaluation.group_scores import MeasuredLosses, read_group_scores, read_losses
+from workflow_scripts.evaluation.lds import (
+    Bootstrap,
+    UndefinedLdsError,
+    bootstrap_lds,
+    interval,
+    linear_datamodeling_score,
+    noise_ceiling,
+    paired_difference,
+    seed_agreement,
+)
+
+MAIN_METHOD = "airrep"
+LDS_SCHEMA = pa.schema(
+    [
+        ("method", pa.string()),
+        ("evaluation", pa.string()),
+        ("pooling", pa.string()),
+        ("lds", pa.float64()),
+        ("ci_low", pa.float64()),
+        ("ci_high", pa.float64()),
+        ("ceiling", pa.float64()),
+        ("seed_agreement", pa.float64()),
+        ("n_tests", pa.int32()),
+        ("n_subsets", pa.int32()),
+        ("seconds", pa.float64()),
+        ("bytes_per_example", pa.float64()),
+    ]
+)
+DIFFERENCE_SCHEMA = pa.schema(
+    [
+        ("method_a", pa.string()),
+        ("pooling_a", pa.string()),
+        ("method_b", pa.string()),
+        ("pooling_b", pa.string()),
+        ("evaluation", pa.string()),
+        ("difference", pa.float64()),
+        ("ci_low", pa.float64()),
+        ("ci_high", pa.float64()),
+    ]
+)
+
+
+def evaluate_lds(
+    groups: Sequence[Path],
+    scores: Sequence[Path],
+    targets: Sequence[Path],
+    lds: Path,
+    differences: Path,
+    *,
+    bootstrap: int,
+    confidence: float,
+    seed: int,
+) -> None:
+    """Write and show the LDS of every method and pooling on every evaluation set.
+
+    Losses are the mean over a subset's fine-tuning runs; a run that diverged doesn't count, and neither does a
+    subset of which every run diverged. An evaluation set on which the LDS is undefined has no rows, and is told.
+
+    Parameters
+    ----------
+    groups, scores: `groups/<method>/<evaluation>.parquet` and `scores/<method>/<evaluation>.parquet`, of every
+        method and evaluation. The seconds of a method stand in the metadata of its scores.
+    targets: `targets/<evaluation>.parquet` of every evaluation.
+    lds: one row per evaluation, method and pooling, in the order of `targets` and of falling LDS.
+    differences: AirRep's LDS minus that of every other row, from the same bootstrap draws; where AirRep is not
+        among the methods, the first one's.
+    bootstrap: draws over tests and subsets.
+    confidence: coverage of the intervals.
+
+    Raises
+    ------
+    StudyError: files don't belong together, or the LDS is undefined on every evaluation set.
+    """
+    scores_of = {(path.parent.name, path.stem): path for path in scores}
+    lds_rows: list[dict[str, Any]] = []
+    difference_rows: list[dict[str, Any]] = []
+    undefined: list[str] = []
+    progress = Progress("evaluate_lds", len(targets), "evaluation sets")
+    for path in targets:
+        evaluation, measured = path.stem, read_losses(path)
+        candidates = [
+            _Candidate(group.parent.name, pooling, values, _cost(scores_of[group.parent.name, evaluation]))
+            for group in groups
+            if group.stem == evaluation
+            for pooling, values in read_group_scores(group, measured).items()
+        ]
+        resamples = Bootstrap.draw(*measured.mean.shape, bootstrap, generator(seed, "bootstrap", evaluation))
+        draws = bootstrap_lds(np.stack([one.scores for one in candidates]), measured.mean, resamples)
+        progress.advance()
+        try:
+            rows = _lds_rows(evaluation, candidates, measured, draws, confidence)
+        except UndefinedLdsError as error:
+            undefined.append(f"{evaluation}: the LDS is undefined: {error}.")
+            say(f"\n{undefined[-1]} It is left out.")
+            continue
+        _show(rows, measured, confidence)
+        lds_rows += sorted(rows, key=lambda row: -row["lds"])
+        difference_rows += _difference_rows(rows, draws, confidence)
+    if not lds_rows:
+        raise StudyError("\n".join(undefined))
+    write_table(differences, pa.Table.from_pylist(difference_rows, DIFFERENCE_SCHEMA))
+    write_table(lds, pa.Table.from_pylist(lds_rows, LDS_SCHEMA))
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """One row to be: `scores` [tests, subsets]; `cost` holds seconds and bytes per example."""
+
+    method: str
+    pooling: str
+    scores: np.ndarray
+    cost: dict[str, float]
+
+
+def _cost(scores: Path) -> dict[str, float]:
+    metadata = read_metadata(scores)
+    return {
+        "seconds": float(metadata["seconds"]) + float(metadata["embedding_seconds"]),
+        "bytes_per_example": float(metadata["bytes_per_example"]),
+    }
+
+
+def _lds_rows(
+    evaluation: str,
+    candidates: Sequence[_Candidate],
+    measured: MeasuredLosses,
+    draws: np.ndarray,
+    confidence: float,
+) -> list[dict[str, Any]]:
+    agreement = seed_agreement(measured.by_seed)
+    shared = {
+        "evaluation": evaluation,
+        "ceiling": noise_ceiling(agreement, measured.by_seed.shape[2]),
+        "seed_agreement": agreement,
+        "n_tests": int((np.ptp(measured.mean, axis=1) > 0).sum()),
+        "n_subsets": len(measured.subsets),
+    }
+    rows = []
+    for one, its_draws in zip(candidates, draws, strict=True):
+        score = linear_datamodeling_score(one.scores, measured.mean)
+        low, high = interval(its_draws, confidence)
+        judged = {"method": one.method, "pooling": one.pooling, "lds": score, "ci_low": low, "ci_high": high}
+        rows.append({**shared, **judged, **one.cost})
+    return rows
+
+
+def _difference_rows(rows: Sequence[dict[str, Any]], draws: np.ndarray, confidence: float) -> list[dict[str, Any]]:
+    main = next((number for number, row in enumerate(rows) if row["method"] == MAIN_METHOD), 0)
+    differences = []
+    for number, other in enumerate(rows):
+        if number == main:
+            continue
+        low, high = paired_difference(draws[main], draws[number], confidence)
+        differences.append(
+            {
+                "method_a": rows[main]["method"],
+                "pooling_a": rows[main]["pooling"],
+                "method_b": other["method"],
+                "pooling_b": other["pooling"],
+                "evaluation": other["evaluation"],
+                "difference": rows[main]["lds"] - other["lds"],
+                "ci_low": low,
+                "ci_high": high,
+            }
+        )
+    return differences
+
+
+def _show(rows: Sequence[dict[str, Any]], measured: MeasuredLosses, confidence: float) -> None:
+    first = rows[0]
+    say(
+        f"\nLDS on {first['evaluation']}: {first['n_tests']:,} tests, {first['n_subsets']:,} subsets, "
+        f"{measured.by_seed.shape[2]} runs of each; seed agreement {first['seed_agreement']:.3f}, "
+        f"noise ceiling {first['ceiling']:.3f}"
+    )
+    if left_out := len(measured.tests) - first["n_tests"]:
+        say(f"  left out: {left_out:,} tests whose loss is the same for every subset")
+    if measured.diverged:
+        say(f"  left out: {measured.diverged:,} runs that diverged")
+    say(f"  {'method':<16} {'pooling':<10} {'LDS':>7}   {f'{confidence:.0%} interval':<18} {'seconds':>9}")
+    for row in sorted(rows, key=lambda row: -row["lds"]):
+        spread = f"{row['ci_low']:.3f} to {row['ci_high']:.3f}"
+        say(f"  {row['method']:<16} {row['pooling']:<10} {row['lds']:>7.3f}   {spread:<18} {row['seconds']:>9.1f}")
+
+
+if __name__ == "__main__":
+    run_stage(snakemake, evaluate_lds)  # noqa: F821

@@ -1,0 +1,86 @@
+"""Measured losses of an evaluation set, and group scores lined up with them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow.compute as pc
+
+from workflow_scripts.core.errors import StudyError
+from workflow_scripts.core.parquet import read_table
+
+
+@dataclass(frozen=True)
+class MeasuredLosses:
+    """Losses of the fine-tuning runs that an evaluation set's LDS is judged by.
+
+    Parameters
+    ----------
+    tests: ids of the test examples, int [tests].
+    subsets: numbers of the subsets of which at least one run ended well, int [subsets].
+    by_seed: float64 [tests, subsets, seeds]; NaN for a run that diverged.
+    diverged: how many runs diverged, those of left-out subsets included.
+    """
+
+    tests: np.ndarray
+    subsets: np.ndarray
+    by_seed: np.ndarray
+    diverged: int
+
+    @property
+    def mean(self) -> np.ndarray:
+        """Losses averaged over the runs of a subset that ended well, float64 [tests, subsets]."""
+        return np.nanmean(self.by_seed, axis=2)
+
+
+def read_losses(targets: Path) -> MeasuredLosses:
+    """Read `targets/<evaluation>.parquet`.
+
+    Raises
+    ------
+    StudyError: every run diverged, or a run lacks tests.
+    """
+    table = read_table(targets, columns=["subset", "seed", "example_id", "loss", "status"])
+    seeds = len(pc.unique(table["seed"]))
+    failed = table.filter(pc.equal(table["status"], "diverged")).group_by(["subset", "seed"]).aggregate([])
+    table = table.filter(pc.equal(table["status"], "ok"))
+    if table.num_rows == 0:
+        raise StudyError(f"{targets}: every fine-tuning run diverged. Lower finetuning.learning_rate.")
+    columns = [table[name].to_numpy() for name in ("example_id", "subset", "seed")]
+    (tests, test), (subsets, subset), (_, seed) = (np.unique(ids, return_inverse=True) for ids in columns)
+    by_seed = np.full((len(tests), len(subsets), seeds), np.nan)
+    by_seed[test, subset, seed] = table["loss"].to_numpy()
+    missing = np.isnan(by_seed)
+    if (missing.any(axis=0) != missing.all(axis=0)).any() or np.isnan(table["loss"].to_numpy()).any():
+        raise StudyError(f"{targets}: a fine-tuning run lacks the losses of some tests. Delete the file and run again.")
+    return MeasuredLosses(tests, subsets, by_seed, failed.num_rows)
+
+
+def read_group_scores(groups: Path, measured: MeasuredLosses) -> dict[str, np.ndarray]:
+    """Read `groups/<method>/<evaluation>.parquet`: pooling to float32 [tests, subsets], as in `measured`.
+
+    Raises
+    ------
+    StudyError: the file lacks a test or a subset that was measured.
+    """
+    table = read_table(groups)
+    found = {}
+    for pooling in sorted(pc.unique(table["pooling"]).to_pylist()):
+        rows = table.filter(pc.equal(table["pooling"], pooling))
+        test, subset = rows["test_id"].to_numpy(), rows["subset"].to_numpy()
+        wanted = np.isin(test, measured.tests) & np.isin(subset, measured.subsets)
+        scores = np.full(measured.by_seed.shape[:2], np.nan, np.float32)
+        place = (
+            np.searchsorted(measured.tests, test[wanted]),
+            np.searchsorted(measured.subsets, subset[wanted]),
+        )
+        scores[place] = rows["score"].to_numpy()[wanted]
+        if missing := int(np.isnan(scores).sum()):
+            raise StudyError(
+                f"{groups}: {missing:,} of the {scores.size:,} pairs of test and subset whose losses were "
+                "measured have no score. Delete the file and run again."
+            )
+        found[pooling] = scores
+    return found

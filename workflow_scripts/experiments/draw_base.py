@@ -1,0 +1,35 @@
+"""Draw the base set of an experiment that leaves examples out, as subsets of one example each, to be scored."""
+
+from pathlib import Path
+
+import pyarrow as pa
+
+from workflow_scripts.core.errors import StudyError
+from workflow_scripts.core.parquet import write_table
+from workflow_scripts.core.seeds import generator
+from workflow_scripts.core.stage import run_stage
+from workflow_scripts.targets.sampling import usable_ids
+
+SCHEMA = pa.schema([("fold", pa.int32()), ("subset", pa.int32()), ("example_ids", pa.list_(pa.int32()))])
+
+
+def draw_base(train_tokens: Path, base: Path, *, seed: int, experiment: str, base_examples: int) -> None:
+    """Write `base_examples` distinct examples of the pool to `base`, in random order.
+
+    Raises
+    ------
+    StudyError: the pool has fewer usable examples.
+    """
+    pool = usable_ids(train_tokens)
+    if len(pool) < base_examples:
+        raise StudyError(
+            f"experiments.{experiment}.base_examples is {base_examples:,}, but {train_tokens} has only {len(pool):,} "
+            "usable examples. Lower it, or take a larger part of the corpus."
+        )
+    drawn = generator(seed, experiment, "base").choice(pool, base_examples, replace=False)
+    columns = {"fold": [0] * base_examples, "subset": range(base_examples), "example_ids": drawn[:, None].tolist()}
+    write_table(base, pa.table(columns, schema=SCHEMA))
+
+
+if __name__ == "__main__":
+    run_stage(snakemake, draw_base)  # noqa: F821

@@ -1,0 +1,60 @@
+"""Choose what the removal curve leaves out: each test's most helpful examples by each method, and random ones."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from workflow_scripts.core.parquet import read_table
+from workflow_scripts.core.seeds import generator
+from workflow_scripts.core.stage import run_stage
+from workflow_scripts.experiments.base_set import read_base, read_base_scores
+from workflow_scripts.experiments.runs import ListedRun, write_runs
+
+FIELDS = [("method", pa.string()), ("size", pa.int32()), ("test_id", pa.int32()), ("draw", pa.int32())]
+RANDOM = "random_removal"
+WHOLE = "whole"
+
+
+def draw_removal(
+    base: Path,
+    validation: Path,
+    groups: Sequence[Path],
+    runs: Path,
+    *,
+    seed: int,
+    sizes: Sequence[int],
+    tests: int,
+    random_draws: int,
+    seeds: int,
+) -> None:
+    """Write the runs of the base set without the `size` examples that a method ranks first for a test.
+
+    Those of random removals, and the base set as it is, are measured on all tests at once; `test_id` is null there.
+    """
+    base_ids = read_base(base)
+    chosen = read_table(validation)["example_ids"][0].values.to_numpy()[:tests]
+    rows = [({"method": WHOLE, "size": 0, "test_id": None, "draw": 0}, ListedRun(base_ids, base_ids[:0], chosen))]
+    for size in sizes:
+        for draw in range(random_draws):
+            left_out = generator(seed, "removal", size, draw).choice(base_ids, size, replace=False)
+            purpose = {"method": RANDOM, "size": size, "test_id": None, "draw": draw}
+            rows.append((purpose, ListedRun(base_ids, left_out, chosen)))
+    for path in groups:
+        scores = read_base_scores(path, base_ids)
+        for test_id in chosen.tolist():
+            ranked = most_helpful(base_ids, scores.of_test(test_id))
+            for size in sizes:
+                purpose = {"method": path.parent.name, "size": size, "test_id": test_id, "draw": 0}
+                rows.append((purpose, ListedRun(base_ids, ranked[:size], np.array([test_id], np.int32))))
+    write_runs(runs, rows, FIELDS, seeds)
+
+
+def most_helpful(example_ids: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Return the ids by falling score; of equal scores the lower id comes first."""
+    return example_ids[np.lexsort((example_ids, -scores))]
+
+
+if __name__ == "__main__":
+    run_stage(snakemake, draw_removal)  # noqa: F821

@@ -1,0 +1,112 @@
+"""Select training data for each task by the ranks of each method (paper, section 4.1), beside random and all data."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from workflow_scripts.core.errors import StudyError
+from workflow_scripts.core.parquet import read_table
+from workflow_scripts.core.seeds import generator
+from workflow_scripts.core.stage import run_stage
+from workflow_scripts.experiments.runs import ListedRun, write_runs
+from workflow_scripts.targets.sampling import usable_ids
+
+FIELDS = [("method", pa.string()), ("task", pa.string())]
+RANDOM = "random_selection"
+FULL = "full_data"
+
+
+def draw_selection(
+    test: Path,
+    validation: Path,
+    train_tokens: Path,
+    scores: Sequence[Path],
+    runs: Path,
+    *,
+    seed: int,
+    examples: int,
+    tasks: int | None,
+    full_data: bool,
+    seeds: int,
+) -> None:
+    """Write the runs: for each task and method the `examples` training examples of best rank.
+
+    An example's rank for a task is the best one that it reaches for any of the task's tests; ties go to the lower id.
+    Random examples are drawn for each task anew; all data is one run for the tests of all tasks (`task` is null).
+
+    Parameters
+    ----------
+    test: corpus of the tests, whose labels are the tasks; `check_labels` has seen that there are some.
+    scores: `scores/<method>/<evaluation>.parquet`.
+    tasks: how many tasks, those with most tests first; None for all.
+
+    Raises
+    ------
+    StudyError: fewer than `examples` usable examples are there, or are ranked.
+    """
+    tests_of = group_by_task(test, read_table(validation)["example_ids"][0].values.to_numpy(), tasks)
+    pool = usable_ids(train_tokens)
+    if len(pool) < examples:
+        raise StudyError(
+            f"experiments.selection.examples is {examples:,}, but {train_tokens} has only {len(pool):,} usable "
+            "examples. Lower it, or take a larger part of the corpus."
+        )
+    nothing = pool[:0]
+    rows = []
+    for path in scores:
+        table = read_table(path, ["test_id", "sign", "rank", "example_id"])
+        table = table.filter(pc.equal(table["sign"], "helpful"))
+        columns = [table[name].to_numpy() for name in ("test_id", "rank", "example_id")]
+        usable = np.isin(columns[2], pool)
+        test_ids, ranks, example_ids = (column[usable] for column in columns)
+        for task, tests in tests_of.items():
+            own = np.isin(test_ids, tests)
+            chosen = best_ranked(example_ids[own], ranks[own])[:examples]
+            if len(chosen) < examples:
+                raise StudyError(
+                    f"{path} ranks only {len(chosen):,} usable examples for the task {task!r}, and "
+                    f"experiments.selection.examples is {examples:,}. Raise scoring.top."
+                )
+            rows.append(({"method": path.parent.name, "task": task}, ListedRun(chosen, nothing, tests)))
+    for task, tests in tests_of.items():
+        chosen = generator(seed, "selection", task).choice(pool, examples, replace=False)
+        rows.append(({"method": RANDOM, "task": task}, ListedRun(chosen, nothing, tests)))
+    if full_data:
+        all_tests = np.concatenate(list(tests_of.values()))
+        rows.append(({"method": FULL, "task": None}, ListedRun(pool, nothing, all_tests)))
+    write_runs(runs, rows, FIELDS, seeds)
+
+
+def group_by_task(corpus: Path, test_ids: np.ndarray, tasks: int | None) -> dict[str, np.ndarray]:
+    """Return the tests of each task (label), int32: `tasks` of them, those with most tests first, or all.
+
+    Raises
+    ------
+    StudyError: no test has a label.
+    """
+    labels = read_table(corpus, ["label"])["label"].to_pylist()
+    tests_of: dict[str, list[int]] = {}
+    for test_id in sorted(test_ids.tolist()):
+        if labels[test_id] is not None:
+            tests_of.setdefault(labels[test_id], []).append(test_id)
+    if not tests_of:
+        raise StudyError(
+            f"none of the chosen tests of {corpus} has a label, so there is no task to select data for. Raise the "
+            "evaluation's `tests`, or drop experiments.selection."
+        )
+    largest = sorted(tests_of, key=lambda task: (-len(tests_of[task]), task))[:tasks]
+    return {task: np.array(tests_of[task], np.int32) for task in largest}
+
+
+def best_ranked(example_ids: np.ndarray, ranks: np.ndarray) -> np.ndarray:
+    """Return the distinct examples by their best rank; ties go to the lower id."""
+    order = np.lexsort((example_ids, ranks))
+    _, first = np.unique(example_ids[order], return_index=True)
+    return example_ids[order][np.sort(first)]
+
+
+if __name__ == "__main__":
+    run_stage(snakemake, draw_selection)  # noqa: F821

@@ -1,0 +1,90 @@
+"""From measured seconds: the corpus size from which on an encoder has paid for its training."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from workflow_scripts.core.parquet import read_metadata, write_table
+from workflow_scripts.core.progress import say
+from workflow_scripts.core.stage import run_stage
+from workflow_scripts.study.break_even import Cost, benchmark_seconds, crossover
+
+SCHEMA = pa.schema(
+    [
+        ("method", pa.string()),
+        ("evaluation", pa.string()),
+        ("rival", pa.string()),
+        ("fixed_seconds", pa.float64()),
+        ("seconds_per_example", pa.float64()),
+        ("rival_fixed_seconds", pa.float64()),
+        ("rival_seconds_per_example", pa.float64()),
+        ("crossover_examples", pa.float64()),
+    ]
+)
+
+
+def evaluate_amortisation(
+    scores: Sequence[Path],
+    train: Path,
+    table: Path,
+    *,
+    evaluation: str,
+    trained: Sequence[str],
+    benchmarks: str,
+    fixed: Mapping[str, Sequence[str]],
+) -> None:
+    """Write one row per method whose encoder is trained and other method.
+
+    `crossover_examples` is where the encoder becomes the cheaper one: 0 at once, null where it never does. Seconds
+    per example are those of embedding and scoring, tests included, divided by the examples of the pool.
+
+    Parameters
+    ----------
+    scores: `scores/<method>/<evaluation>.parquet` of every method; their metadata holds the seconds.
+    train: corpus of the pool. trained: methods whose encoder is trained.
+    benchmarks: folder of Snakemake's benchmark files. fixed: which of them each method's once-only stages left.
+
+    Raises
+    ------
+    StudyError: a benchmark file is missing.
+    """
+    examples = pq.read_metadata(train).num_rows
+    costs = {}
+    for path in scores:
+        metadata = read_metadata(path)
+        seconds = float(metadata["seconds"]) + float(metadata["embedding_seconds"])
+        method = path.parent.name
+        costs[method] = Cost(benchmark_seconds(Path(benchmarks), fixed[method]), seconds / examples)
+    rows: list[dict[str, Any]] = []
+    for method in trained:
+        for rival in (name for name in costs if name not in trained):
+            ours, theirs = costs[method], costs[rival]
+            size = crossover(ours, theirs)
+            rows.append(
+                {
+                    "method": method,
+                    "evaluation": evaluation,
+                    "rival": rival,
+                    "fixed_seconds": ours.fixed,
+                    "seconds_per_example": ours.per_example,
+                    "rival_fixed_seconds": theirs.fixed,
+                    "rival_seconds_per_example": theirs.per_example,
+                    "crossover_examples": size if math.isfinite(size) else None,
+                }
+            )
+            say(f"  {method} {_meets(size)} {rival}")
+    write_table(table, pa.Table.from_pylist(rows, SCHEMA))
+
+
+def _meets(size: float) -> str:
+    if math.isfinite(size):
+        return f"is cheaper from {math.ceil(size):,} scored examples on than"
+    return "never becomes cheaper than"
+
+
+if __name__ == "__main__":
+    run_stage(snakemake, evaluate_amortisation)  # noqa: F821

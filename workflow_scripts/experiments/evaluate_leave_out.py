@@ -1,0 +1,109 @@
+"""Correlate what leaving examples out does to the loss with their scores (paper, section 4.1: LOO)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from workflow_scripts.core.errors import StudyError
+from workflow_scripts.core.parquet import read_table, write_table
+from workflow_scripts.core.progress import say
+from workflow_scripts.core.seeds import generator
+from workflow_scripts.core.stage import run_stage
+from workflow_scripts.evaluation.lds import (
+    SMALLEST_NUMBER_OF_SUBSETS,
+    Bootstrap,
+    bootstrap_lds,
+    interval,
+    linear_datamodeling_score,
+    noise_ceiling,
+    seed_agreement,
+)
+from workflow_scripts.experiments.base_set import read_base, read_base_scores
+from workflow_scripts.experiments.runs import MeasuredRuns, read_measured
+from workflow_scripts.experiments.tables import KEYS, VALUES
+
+SCHEMA = pa.schema([*KEYS, *VALUES, ("ceiling", pa.float64()), ("seed_agreement", pa.float64())])
+
+
+def evaluate_leave_out(
+    base: Path,
+    runs: Path,
+    measured: Sequence[Path],
+    groups: Sequence[Path],
+    table: Path,
+    *,
+    evaluation: str,
+    bootstrap: int,
+    confidence: float,
+    seed: int,
+    max_diverged_share: float,
+) -> None:
+    """Write one row per method and group size: `metric` is `leave_1_out`, `leave_8_out`, ...
+
+    A group's effect on a test is the loss without the group minus the loss with it, mean over seeds. A test's value
+    is Spearman's correlation, over the groups, of effects with the sum of the group's scores; the metric is its mean
+    over tests, with a bootstrap interval over tests and groups. The ceiling follows from the agreement of seeds, as
+    that of the LDS does.
+
+    Parameters
+    ----------
+    groups: each method's scores of the base set, `.../<method>/<evaluation>.parquet`.
+
+    Raises
+    ------
+    StudyError: too many runs diverged, or too few groups are left.
+    """
+    plan = read_table(runs, ["size", "group", "run", "seed", "left_out", "test_ids"]).to_pylist()
+    seeds = 1 + max(row["seed"] for row in plan)
+    results = read_measured(measured, max_diverged_share)
+    whole = next(row for row in plan if row["size"] == 0)
+    base_ids = read_base(base)
+    scores = {path.parent.name: read_base_scores(path, base_ids) for path in groups}
+    tests = next(iter(scores.values())).test_ids
+    rows: list[dict[str, Any]] = []
+    for size in sorted({row["size"] for row in plan} - {0}):
+        left_out = [row for row in plan if row["size"] == size and row["seed"] == 0]
+        effects = _effects(results, whole["run"], [row["run"] for row in left_out], seeds, tests)
+        known = np.isfinite(effects).any(axis=2).all(axis=0)
+        if known.sum() < SMALLEST_NUMBER_OF_SUBSETS:
+            raise StudyError(
+                f"experiments.leave_out: {int(known.sum())} groups of {size} examples have a run that didn't diverge, "
+                f"and {SMALLEST_NUMBER_OF_SUBSETS} are needed. Raise `groups`, or lower finetuning.learning_rate."
+            )
+        effects = effects[:, known]
+        members = [np.array(row["left_out"]) for row, kept in zip(left_out, known, strict=True) if kept]
+        by_method = {method: one.summed(members) for method, one in scores.items()}
+        # The loss falls where the effect rises, so minus the effect takes the place of a subset's loss.
+        losses = -np.nanmean(effects, axis=2)
+        agreement = seed_agreement(-effects)
+        resamples = Bootstrap.draw(*losses.shape, bootstrap, generator(seed, "bootstrap", "leave_out", size))
+        draws = bootstrap_lds(np.stack(list(by_method.values())), losses, resamples)
+        say(f"leave {size} out of {len(base_ids)}: {losses.shape[1]} groups, seed agreement {agreement:.3f}")
+        for (method, values), its_draws in zip(by_method.items(), draws, strict=True):
+            low, high = interval(its_draws, confidence)
+            row = {
+                "method": method,
+                "evaluation": evaluation,
+                "metric": f"leave_{size}_out",
+                "value": linear_datamodeling_score(values, losses),
+                "ci_low": low,
+                "ci_high": high,
+                "ceiling": noise_ceiling(agreement, seeds),
+                "seed_agreement": agreement,
+            }
+            say(f"  {method:<20} {row['value']:>7.3f}   {low:.3f} to {high:.3f}")
+            rows.append(row)
+    write_table(table, pa.Table.from_pylist(rows, SCHEMA))
+
+
+def _effects(results: MeasuredRuns, whole: str, without: Sequence[str], seeds: int, tests: Sequence[int]) -> np.ndarray:
+    """Return the rise of each test's loss without each group, float64 [tests, groups, seeds]; NaN if a run diverged."""
+    base = results.losses_of(whole, seeds, tests)
+    return np.stack([(results.losses_of(run, seeds, tests) - base).T for run in without], axis=1)
+
+
+if __name__ == "__main__":
+    run_stage(snakemake, evaluate_leave_out)  # noqa: F821

@@ -1,0 +1,1 @@
+"""Causal LMs: tokenised corpora, losses, fine-tuning, generation."""

@@ -1,0 +1,160 @@
+"""Fine-tuning a LM that does not fit one GPU: DeepSpeed ZeRO over the processes of a group, one for each GPU."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from transformers import PreTrainedModel
+
+if not torch.cuda.is_available():
+    # Read when DeepSpeed is imported.
+    os.environ["DS_ACCELERATOR"] = "cpu"
+import deepspeed
+
+from workflow_scripts.core.distributed import gather_rows, in_group, own_share
+from workflow_scripts.language_model.finetuner import batches
+from workflow_scripts.language_model.losses import TokenizedExample, example_losses, summed_losses
+from workflow_scripts.models.packing import token_budget
+
+
+class ZeroFinetuner:
+    """Does what `Finetuner` does, in every process of the group (ZeRO, arXiv:1910.02054).
+
+    The examples of a batch are dealt to the processes, and gradients are averaged so that the batch's loss is the
+    same mean over response tokens as in one process. `stage` 1 splits the optimiser state, 2 the gradients too,
+    3 the weights too; `offload` keeps the optimiser state, and in stage 3 the weights, in the CPU's memory. `lm`
+    comes on the CPU. All processes make the same calls with the same arguments.
+    """
+
+    def __init__(
+        self,
+        lm: PreTrainedModel,
+        *,
+        stage: int,
+        offload: bool,
+        learning_rate: float,
+        weight_decay: float,
+        batch_examples: int,
+        epochs: int,
+        precision: str,
+        step_tokens: int,
+        evaluation_tokens: int,
+    ):
+        self.batch_examples, self.epochs = batch_examples, epochs
+        self.step_tokens, self.evaluation_tokens = step_tokens, evaluation_tokens
+        _join_group()
+        self.processes = dist.get_world_size()
+        config = deepspeed_config(stage, offload, precision)
+        if stage == 3:
+            # Weight by weight: the LM as a whole may not fit one GPU.
+            deepspeed.zero.Init(module=lm, config_dict_or_path=config)
+        # DeepSpeed's own AdamW has to be compiled, PyTorch's does the same.
+        self.optimizer = torch.optim.AdamW(lm.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=True)
+        self.engine, self.zero, _, _ = deepspeed.initialize(model=lm, optimizer=self.optimizer, config=config)
+        self.device = self.engine.device
+        # As in one process, no dropout disturbs a run.
+        self.engine.eval()
+        # This process's parts: of the weights that the optimiser changes, and in stage 3 of those that compute.
+        self.weights = (
+            self.zero.fp32_partitioned_groups_flat if stage == 3 else self.zero.single_partition_of_fp32_groups
+        )
+        self.computing = self.zero.fp16_partitioned_groups_flat if stage == 3 else None
+        # Read once a run, so they need no GPU memory.
+        self.base_weights = [part.detach().to("cpu", copy=True) for part in self.weights]
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Put the base weights and a fresh optimiser state back, without a new engine."""
+        for part, base in zip(self.weights, self.base_weights, strict=True):
+            part.copy_(base)
+        for state in self.optimizer.state.values():
+            for tensor in state.values():
+                tensor.zero_()
+        if self.computing is None:
+            self.zero.update_lp_params()
+            return
+        # Small weights stay gathered between steps: they are dropped, and gathered again from the new parts.
+        self.zero.checkpoint_event_prologue()
+        for computing, part in zip(self.computing, self.weights, strict=True):
+            computing.copy_(part)
+        self.zero.checkpoint_event_epilogue()
+
+    def finetune(self, examples: Sequence[TokenizedExample], *seed: int | str) -> bool:
+        """Train on `examples` from the base weights; return False if the run diverged."""
+        self.reset()
+        drawn = batches(len(examples), self.batch_examples, self.epochs, *seed)
+        return all(np.isfinite(self._step([examples[i] for i in batch])) for batch in drawn)
+
+    def _step(self, batch: Sequence[TokenizedExample]) -> float:
+        """One optimiser step; returns the batch's loss in nats per response token, NaN if DeepSpeed skipped it."""
+        # An example without a response token takes no part; a batch of them makes a step of zero gradient.
+        response_tokens = max(sum(len(example.tokens) - example.prompt_tokens for example in batch), 1)
+        rounds = self._own_rounds(batch, self.step_tokens)
+        total = torch.zeros((), device=self.device)
+        for number, chosen in enumerate(rounds, start=1):
+            losses, _ = summed_losses(self.engine, [batch[i] for i in chosen] or batch[:1])
+            loss = losses.sum() * (bool(len(chosen)) / response_tokens)
+            self.engine.set_gradient_accumulation_boundary(number == len(rounds))
+            # DeepSpeed averages over the processes.
+            self.engine.backward(loss * self.processes)
+            self.engine.step()
+            total += loss.detach()
+        dist.all_reduce(total)
+        return total.item() if self.engine.was_step_applied() else np.nan
+
+    @torch.no_grad()
+    def losses(self, examples: Sequence[TokenizedExample]) -> np.ndarray:
+        """Return the loss of each example under the current weights, float32 [examples], in every process."""
+        rounds = self._own_rounds(examples, self.evaluation_tokens)
+        own = []
+        for chosen in rounds:
+            losses = example_losses(self.engine, [examples[i] for i in chosen] or examples[:1])
+            own.append(losses.float()[: len(chosen)])
+        return gather_rows(torch.cat(own)[:, None], np.concatenate(rounds), len(examples))[:, 0].cpu().numpy()
+
+    def _own_rounds(self, examples: Sequence[TokenizedExample], most_tokens: int) -> list[np.ndarray]:
+        """Return this process's examples, int64 indices, for each round of forward passes.
+
+        Every process takes part in every round, because weights are gathered on the way; what one that has run out
+        of examples computes then must count for nothing.
+        """
+        lengths = np.fromiter((len(example.tokens) for example in examples), np.int64, len(examples))
+        share = own_share(lengths)
+        rounds = [share[chosen] for chosen in token_budget(lengths[share], most_tokens)]
+        most = torch.tensor(len(rounds), device=self.device)
+        dist.all_reduce(most, dist.ReduceOp.MAX)
+        return rounds + [share[:0]] * (most.item() - len(rounds))
+
+
+def _join_group() -> None:
+    """Let DeepSpeed use the group that there is; a process on its own is one of one."""
+    os.environ.setdefault("LOCAL_RANK", "0")
+    if not in_group():
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    # Minutes of compiling, for sums over CPU processes that gloo does as well.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed()
+
+
+def deepspeed_config(stage: int, offload: bool, precision: str) -> dict[str, Any]:
+    """Return DeepSpeed's configuration; what it leaves out is at DeepSpeed's default."""
+    zero: dict[str, Any] = {"stage": stage}
+    if offload:
+        zero["offload_optimizer"] = {"device": "cpu"}
+        if stage == 3:
+            zero["offload_param"] = {"device": "cpu"}
+    return {
+        # Asked for, though batches are ours.
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_clipping": 0.0,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "torch_autocast": {"enabled": precision == "bfloat16", "dtype": "bfloat16"},
+    }

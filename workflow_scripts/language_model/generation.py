@@ -1,0 +1,61 @@
+"""Answers of a LM: greedy decoding, many prompts at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from transformers import GenerationConfig, PreTrainedModel
+
+from workflow_scripts.language_model.losses import autocast
+from workflow_scripts.models.packing import token_budget
+
+
+@torch.inference_mode()
+def greedy_answers(
+    lm: PreTrainedModel,
+    prompts: Sequence[np.ndarray],
+    end_token: int,
+    new_tokens: int,
+    most_tokens: int,
+    precision: str = "float32",
+) -> list[np.ndarray]:
+    """Return what `lm` writes after each prompt, int64 token ids without the end-of-text token.
+
+    Prompts of like length share a batch, padded on the left; what is padded is neither attended to nor counted as
+    a position. Decoding defaults that come with a model, such as a repetition penalty, are not used.
+
+    Parameters
+    ----------
+    prompts: token ids of each prompt, none empty. new_tokens: longest answer.
+    most_tokens: most tokens in one batch, those to be written included.
+    """
+    attention = lm.config._attn_implementation
+    # The packed attention has no cache of the tokens before.
+    lm.set_attn_implementation("sdpa")
+    lm.generation_config = GenerationConfig(
+        do_sample=False, max_new_tokens=new_tokens, eos_token_id=end_token, pad_token_id=end_token, use_cache=True
+    )
+    answers: list[np.ndarray] = [np.empty(0, np.int64)] * len(prompts)
+    lengths = np.fromiter((len(prompt) for prompt in prompts), np.int64, len(prompts))
+    try:
+        for chosen in token_budget(lengths + new_tokens, most_tokens):
+            longest = int(lengths[chosen].max())
+            tokens = np.full((len(chosen), longest), end_token, np.int64)
+            mask = np.zeros_like(tokens)
+            for row, prompt in enumerate(chosen):
+                tokens[row, longest - lengths[prompt] :] = prompts[prompt]
+                mask[row, longest - lengths[prompt] :] = 1
+            with autocast(lm.device, precision):
+                written = lm.generate(
+                    input_ids=torch.from_numpy(tokens).to(lm.device),
+                    attention_mask=torch.from_numpy(mask).to(lm.device),
+                )
+            for row, prompt in enumerate(chosen):
+                answer = written[row, longest:].cpu().numpy()
+                ends = np.flatnonzero(answer == end_token)
+                answers[prompt] = answer[: ends[0]] if len(ends) else answer
+    finally:
+        lm.set_attn_implementation(attention)
+    return answers

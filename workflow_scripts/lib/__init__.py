@@ -1,1 +1,0 @@
-"""Shared code of the stages; nothing here knows Snakemake, except `stage`, the bridge."""

@@ -1,0 +1,118 @@
+"""Embed every example of a corpus by a method that makes embeddings of its own."""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from safetensors.torch import load_file
+
+from workflow_scripts.core.parquet import file_hash, read_batches, spec_hash
+from workflow_scripts.core.stage import run_stage
+from workflow_scripts.corpora.templates import encoder_texts
+from workflow_scripts.embeddings.store import EmbeddingBlock, part_of_rows, write_embeddings
+from workflow_scripts.language_model.losses import TokenizedExample, load_language_model
+from workflow_scripts.methods import load_module
+from workflow_scripts.methods.embedder import Embedder, LanguageModelReader
+from workflow_scripts.models.loading import folder_hash
+from workflow_scripts.study.specs import STAGE_VERSIONS
+
+ROWS_AT_ONCE = 16_384
+TEXTS = ["example_id", "hash", "prompt", "response"]
+TOKENS = ["example_id", "input_ids", "prompt_tokens"]
+
+
+def embed_by_method(
+    examples: Path,
+    embeddings: Path,
+    *,
+    fitted: Path | None = None,
+    language_model: Path | None = None,
+    lm_source: Mapping[str, Any] | None,
+    module: str,
+    settings: dict[str, Any],
+    for_tests: bool,
+    prompt_words: int,
+    batch_tokens: int,
+    precision: str,
+    embedding_precision: str,
+    part: Sequence[int] = (1, 1),
+) -> None:
+    """Write the embedding of every row of `examples`, or of a part of it, in its order.
+
+    Rows that were embedded before keep their embedding, as in `embedding_files.write_embeddings`.
+
+    Parameters
+    ----------
+    examples: `tokens/<corpus>.parquet` for a method that reads a LM, else `corpora/<corpus>.parquet`.
+    fitted: what `fit_method` wrote, for a method that is fitted.
+    language_model: folder of the LM, where the workflow made it.
+    lm_source: `model`, `revision` and `trust_remote_code` of the LM; None for a method of texts.
+    module, settings: as in `workflow_scripts.methods.OwnEmbeddings`.
+    for_tests: embed as a test is, for a method that tells them from training examples.
+    prompt_words: of a text, how many of the prompt are read.
+    batch_tokens, precision: most tokens in one forward pass of the LM, and its precision.
+    embedding_precision: `float16` or `float32`, of the numbers on disk.
+    part: see `embedding_files.part_of_rows`.
+    """
+    reader = None
+    if lm_source:
+        source = {**lm_source, "model": language_model or lm_source["model"]}
+        reader = LanguageModelReader(load_language_model(**source), batch_tokens, precision)
+    tensors = load_file(fitted) if fitted else {}
+    embedder = load_module(module).open_embedder(reader, tensors, for_tests, **settings)
+    key = spec_hash(
+        {
+            "version": STAGE_VERSIONS["embed_by_method"],
+            "language_model": folder_hash(language_model) if language_model else lm_source,
+            "fitted": file_hash(fitted) if fitted else None,
+            "module": module,
+            "settings": settings,
+            "for_tests": for_tests,
+            "prompt_words": prompt_words,
+            "precision": precision,
+            "embedding_precision": embedding_precision,
+        }
+    )
+    groups, rows = part_of_rows(examples, part)
+
+    def blocks() -> Iterator[EmbeddingBlock]:
+        columns = TOKENS if lm_source else TEXTS
+        for batch in read_batches(examples, ROWS_AT_ONCE, columns, groups):
+            yield _token_block(batch, embedder) if lm_source else _text_block(batch, embedder, prompt_words)
+
+    write_embeddings(
+        embeddings,
+        blocks(),
+        stage=f"embed_by_method {embeddings.parent.name}",
+        rows=rows,
+        dimension=embedder.dimension,
+        precision=embedding_precision,
+        key=key,
+    )
+
+
+def _text_block(batch: pa.RecordBatch, embedder: Embedder, prompt_words: int) -> EmbeddingBlock:
+    def embed(new: np.ndarray) -> np.ndarray:
+        texts = encoder_texts(pa.table(batch).take(new), prompt_words, "joint")
+        return embedder.embed([text for (text,) in texts])
+
+    return EmbeddingBlock(batch["example_id"], batch["hash"].to_pylist(), embed)
+
+
+def _token_block(batch: pa.RecordBatch, embedder: Embedder) -> EmbeddingBlock:
+    rows = zip(batch["input_ids"], batch["prompt_tokens"].to_pylist(), strict=True)
+    examples = [TokenizedExample(tokens.values.to_numpy(), prompt_tokens) for tokens, prompt_tokens in rows]
+    hashes = [_content_hash(example) for example in examples]
+    return EmbeddingBlock(batch["example_id"], hashes, lambda new: embedder.embed([examples[place] for place in new]))
+
+
+def _content_hash(example: TokenizedExample) -> str:
+    content = np.append(example.tokens, example.prompt_tokens).astype(np.int64).tobytes()
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+if __name__ == "__main__":
+    run_stage(snakemake, embed_by_method)  # noqa: F821

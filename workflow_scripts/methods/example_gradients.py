@@ -1,0 +1,128 @@
+"""Gradients of single examples, from one forward and one backward pass of a packed batch.
+
+The gradient of a linear layer's weight is, for each example, the sum over its tokens of (gradient of the layer's
+output) x (the layer's input). Both are there once a batch has run, so per-example gradients, or any projection of
+them, are small matrix products, and no example needs a backward pass of its own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from workflow_scripts.core.errors import StudyError
+from workflow_scripts.language_model.losses import TokenizedExample, autocast, summed_losses
+from workflow_scripts.models.packing import Bucket, pack
+
+MLP = re.compile(r"(^|\.)(mlp|ffn|feed_forward|fc1|fc2|fc_in|fc_out)(\.|$)")
+
+# Takes (name of the layer, which examples, inputs [examples, tokens, in], gradients [examples, tokens, out]).
+Taker = Callable[[str, torch.Tensor, torch.Tensor, torch.Tensor], None]
+
+
+def mlp_layers(lm: PreTrainedModel) -> dict[str, nn.Module]:
+    """Return the linear layers of all MLPs of a LM, by name.
+
+    Raises
+    ------
+    StudyError: none is found.
+    """
+    layers = {
+        name: module
+        for name, module in lm.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and MLP.search(name)
+    }
+    if not layers:
+        raise StudyError(
+            f"{type(lm).__name__} has no linear layer whose name says that it belongs to an MLP, so gradient methods "
+            "can't read it. Leave them out of scoring.methods, or take another LM."
+        )
+    return layers
+
+
+class ExampleGradients:
+    """Runs batches through a LM and hands out what per-example gradients of `layers` are made of.
+
+    The LM's weights are frozen: only gradients of activations are computed, which saves a third of the work.
+    """
+
+    def __init__(self, lm: PreTrainedModel, layers: Mapping[str, nn.Module], precision: str = "float32"):
+        self.lm, self.layers, self.precision = lm, dict(layers), precision
+        lm.requires_grad_(False)
+        # Something has to need a gradient, or there is no graph.
+        self._hooks = [lm.get_input_embeddings().register_forward_hook(lambda *step: step[2].requires_grad_())]
+        self._hooks += [
+            layer.register_forward_hook(lambda module, inputs, output, name=name: self._read(name, inputs[0], output))
+            for name, layer in self.layers.items()
+        ]
+
+    def close(self) -> None:
+        """Take the hooks off the LM again."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def run(self, examples: Sequence[TokenizedExample], take: Taker, mean: bool = False) -> None:
+        """Call `take` for every layer and every bucket of examples of like length.
+
+        Its indices count in `examples`; inputs and gradients are float32, and gradients are zero at padding.
+
+        Parameters
+        ----------
+        mean: of the mean loss of an example's response tokens, not of their sum.
+        """
+        self._take = take
+        self._batch = pack([example.tokens for example in examples], self.lm.device)
+        self._calls = dict.fromkeys(self.layers, 0)
+        with torch.enable_grad():
+            with autocast(self.lm.device, self.precision):
+                losses, counts = summed_losses(self.lm, examples)
+            (losses / counts if mean else losses).sum().backward()
+
+    def _read(self, name: str, inputs: torch.Tensor, output: torch.Tensor) -> None:
+        # Where the LM reads padded batches, each bucket is a forward pass of its own.
+        buckets = self._batch.buckets
+        if not self.lm.airrep_packed:
+            buckets = buckets[self._calls[name] : self._calls[name] + 1]
+        first = sum(bucket.examples for bucket in self._batch.buckets[: self._calls[name]])
+        self._calls[name] += 1
+        inputs = inputs.detach()
+        output.register_hook(lambda gradient: self._hand_out(name, buckets, first, inputs, gradient))
+
+    @torch.no_grad()
+    def _hand_out(
+        self, name: str, buckets: Sequence[Bucket], first: int, inputs: torch.Tensor, gradients: torch.Tensor
+    ) -> None:
+        if inputs.shape[:-1].numel() != (
+            self._batch.tokens.numel() if self.lm.airrep_packed else buckets[0].examples * buckets[0].longest
+        ):
+            raise StudyError(
+                f"the layer {name} doesn't see every token, as in a mixture of experts: gradient methods can't read "
+                "this LM. Leave them out of scoring.methods."
+            )
+        for bucket in buckets:
+            examples = torch.from_numpy(self._batch.order[first : first + bucket.examples]).to(inputs.device)
+            first += bucket.examples
+            self._take(name, examples, *(self._rectangle(bucket, tensor) for tensor in (inputs, gradients)))
+
+    def _rectangle(self, bucket: Bucket, tensor: torch.Tensor) -> torch.Tensor:
+        """Return a layer's rows as float32 [examples, longest, width], zero at padding."""
+        rows = tensor.flatten(0, -2)
+        if self.lm.airrep_packed:
+            rows = rows.index_select(0, bucket.rows)
+        rectangle = rows.float().unflatten(0, (bucket.examples, bucket.longest))
+        return rectangle if bucket.mask is None else rectangle * bucket.mask[:, 0, 0, :, None]
+
+
+def outer_sums(gradients: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+    """Return each example's sum over tokens of outer products, [examples, out, in].
+
+    Parameters
+    ----------
+    gradients: [examples, tokens, out]; inputs: [examples, tokens, in].
+    """
+    return gradients.transpose(1, 2) @ inputs

@@ -1,0 +1,56 @@
+"""Warm the base LM up on a sample of a corpus: what gradient methods read (paper, section 4.1)."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from workflow_scripts.core.errors import StudyError
+from workflow_scripts.core.progress import say
+from workflow_scripts.core.seeds import generator
+from workflow_scripts.core.stage import run_stage
+from workflow_scripts.language_model.finetuner import Finetuner
+from workflow_scripts.language_model.losses import TokenizedExample, load_language_model
+from workflow_scripts.models.loading import load_tokenizer, save_folder
+from workflow_scripts.targets.finetune_shard import read_examples
+
+
+def warmup_lm(
+    tokens: Path,
+    warm: Path,
+    *,
+    language_model: Path | None = None,
+    model: str,
+    revision: str | None,
+    trust_remote_code: bool,
+    examples: int,
+    finetuning: dict[str, Any],
+    seed: int,
+) -> None:
+    """Fine-tune the base LM on at most `examples` examples of `tokens`, and write it to the folder `warm`.
+
+    `finetuning` has the settings of `Finetuner`.
+
+    Raises
+    ------
+    StudyError: the LM diverged.
+    """
+    source = (language_model or model, revision, trust_remote_code)
+    tuner = Finetuner(load_language_model(*source), **finetuning)
+    chosen = warmup_sample(read_examples(tokens), examples, seed)
+    say(f"warmup_lm: {len(chosen):,} examples, {finetuning['epochs']} epoch(s)")
+    before = tuner.losses(chosen).mean()
+    if not tuner.finetune(chosen, seed, "warmup"):
+        raise StudyError("the warm-up diverged. Lower warmup.learning_rate.")
+    say(f"warmup_lm: mean loss {before:.3f} before, {tuner.losses(chosen).mean():.3f} after")
+    save_folder(warm, tuner.lm, load_tokenizer(*source))
+
+
+def warmup_sample(examples: Mapping[int, TokenizedExample], number: int, seed: int) -> list[TokenizedExample]:
+    """Return `number` of `examples`, or all if there are fewer, in random order."""
+    ids = sorted(examples)
+    order = generator(seed, "warmup sample").permutation(len(ids))
+    return [examples[ids[place]] for place in order[:number]]
+
+
+if __name__ == "__main__":
+    run_stage(snakemake, warmup_lm)  # noqa: F821

@@ -1,0 +1,134 @@
+"""Models by name or folder: loading, whole folders, and the hash that names their content."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workflow_scripts.core.errors import StudyError
+from workflow_scripts.core.parquet import file_hash
+from workflow_scripts.core.progress import say
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+MODEL_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.py"]
+
+
+def load_tokenizer(
+    model: str | Path, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a hub id or folder; raises `StudyError` if it can't be had."""
+    # Imported here: it costs seconds, and most users of this module need no tokenizer.
+    from transformers import AutoTokenizer
+
+    return load_pretrained(AutoTokenizer, model, revision, trust_remote_code)
+
+
+def load_pretrained(
+    loader: type, model: str | Path, revision: str | None, trust_remote_code: bool, **options: object
+) -> Any:
+    """Call `loader.from_pretrained`; raises `StudyError` with advice where it fails."""
+    if trust_remote_code:
+        say(f"trust_remote_code is on: Python code that comes with {str(model)!r} may run here. Did you read it?")
+    try:
+        return loader.from_pretrained(str(model), revision=revision, trust_remote_code=trust_remote_code, **options)
+    except (OSError, ValueError) as error:
+        raise _cant_be_loaded(model, error) from error
+
+
+def load_weights(
+    loader: type, model: str | Path, revision: str | None, trust_remote_code: bool, unused: str = "", **options: object
+) -> PreTrainedModel:
+    """Load a model in float32 from safetensors; raises `StudyError` where its weights aren't whole.
+
+    `unused` begins the names of weights that nobody reads, so they may be missing (empty: none).
+    """
+    import torch
+    from transformers.utils import logging
+
+    options |= {"dtype": torch.float32, "use_safetensors": True}
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    verbosity = logging.get_verbosity()
+    # Of weights that don't fit it prints a table and takes random ones; what is refused is decided here.
+    logging.set_verbosity_error()
+    try:
+        loaded, found = load_pretrained(loader, model, revision, trust_remote_code, **options)
+    finally:
+        logging.set_verbosity(verbosity)
+    if missing := sorted(name for name in found["missing_keys"] if not (unused and name.startswith(unused))):
+        raise StudyError(f"{model}: {len(missing)} weights are missing, e.g. {missing[0]}. Take a whole copy of it.")
+    for name, stored, expected in sorted(found["mismatched_keys"]):
+        raise StudyError(
+            f"{model}: {name} is stored with shape {list(stored)}, and config.json asks for {list(expected)}: they "
+            "come from two models. Take a whole copy of one."
+        )
+    return loaded
+
+
+def model_folder(model: str | Path, revision: str | None = None) -> Path:
+    """Return the folder of a model: `model` itself, or where the hub's files lie on this machine.
+
+    Raises
+    ------
+    StudyError: there is no such folder, and the hub doesn't give it.
+    """
+    if Path(model).is_dir():
+        return Path(model)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return Path(snapshot_download(str(model), revision=revision, allow_patterns=MODEL_FILES))
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        raise _cant_be_loaded(model, error) from error
+
+
+def _cant_be_loaded(model: str | Path, error: Exception) -> StudyError:
+    offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
+    reason = str(error).splitlines()[0]
+    if token := os.environ.get("HF_TOKEN"):
+        reason = reason.replace(token, "***")
+    return StudyError(
+        f"the model {str(model)!r} can't be loaded{offline}: {reason} Write a local "
+        "folder with config.json and *.safetensors, or a hub id that this machine can reach."
+    )
+
+
+def save_folder(folder: Path, *parts: Any) -> None:
+    """Write models and tokenizers (`save_pretrained`) to `folder`, which appears only when it is whole."""
+    with atomic_folder(folder) as temporary:
+        for part in parts:
+            part.save_pretrained(temporary)
+
+
+@contextlib.contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Yield an empty sibling of `folder`; it takes the name `folder`, in the place of what stood there, only if the
+    block ends well."""
+    folder = Path(folder)
+    temporary = folder.with_name(f".{folder.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        publish_folder(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def publish_folder(temporary: Path, folder: Path) -> None:
+    """Give the finished folder `temporary` the name `folder`, in the place of what stood there."""
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(temporary, folder)
+
+
+def folder_hash(folder: Path) -> str:
+    """Return 16 hex digits of a model folder's weights, config and tokenizer."""
+    files = sorted(path for path in Path(folder).rglob("*") if path.suffix in {".safetensors", ".json", ".txt"})
+    return file_hash(*files)

@@ -1,0 +1,161 @@
+"""Time the work of jobs that run on one core or GPU each: `run_pilot` starts as many side by side as the study would.
+
+The folder given holds `settings.json` and the sample it names. What was found is printed as JSON: seconds by unit.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from workflow_scripts.core.parquet import read_table, write_table
+from workflow_scripts.corpora.prepare_corpus import prepare_corpus
+from workflow_scripts.embeddings.tiles import inner_products
+from workflow_scripts.evaluation.check_leaks import word_triples
+from workflow_scripts.evaluation.lds import Bootstrap, bootstrap_lds
+from workflow_scripts.language_model.finetuner import Finetuner
+from workflow_scripts.language_model.losses import TokenizedExample, autocast, example_losses, load_language_model
+from workflow_scripts.language_model.tokenize_corpus import tokenize_corpus
+from workflow_scripts.scoring.corpus_scores import CorpusScores
+from workflow_scripts.scoring.group_scores import Membership
+from workflow_scripts.study.sections import Corpus
+from workflow_scripts.targets.finetune_shard import read_examples
+
+TIMED_SECONDS = 3.0
+LONGEST_CALL_SECONDS = 15.0
+SCORED_EXAMPLES, SCORED_TESTS, SCORED_SUBSETS, TOP = 8192, 100, 100, 50
+DRAWS = 200
+GRADIENTS = 16
+
+
+def typical_seconds(call: Callable[[], object], seconds: float = TIMED_SECONDS) -> float:
+    """Return the median seconds of a call that is repeated for `seconds`, at least once.
+
+    A moment in which the machine did something else doesn't count; what always runs beside it does.
+    """
+    took: list[float] = []
+    while not took or sum(took) < seconds:
+        start = time.perf_counter()
+        call()
+        took.append(time.perf_counter() - start)
+    return statistics.median(took)
+
+
+def per_unit(call: Callable[[int], object], units: int) -> float:
+    """Return the seconds that each unit adds to `call(units)`, whatever it takes to start."""
+    few = max(units // 10, 1)
+    call(few)  # warm-up
+    short, long = (typical_seconds(lambda number=number: call(number), 0) for number in (few, units))
+    return max(long - short, 0.0) / max(units - few, 1)
+
+
+def repeated(items: Sequence[Any], count: int) -> list[Any]:
+    """Return `count` of `items`, from the start again where they end."""
+    return list(itertools.islice(itertools.cycle(items), count))
+
+
+def time_texts(sample: Path, folder: Path, tokenizing: dict[str, Any]) -> dict[str, float]:
+    """Return the seconds of a row that is read, tokenised, and compared with others."""
+    table = read_table(sample)
+    rows = [json.dumps(row) + "\n" for row in table.select(["prompt", "response", "label"]).to_pylist()]
+    source = folder / "rows.jsonl"
+    settings = Corpus(source=str(source), max_rejected_share=1.0).model_dump(exclude={"without"})
+
+    def prepare(count: int) -> None:
+        source.write_text("".join(rows[:count]), encoding="utf-8")
+        prepare_corpus(folder / "prepared.parquet", folder / "rejected.parquet", **settings)
+
+    def tokenize(count: int) -> None:
+        write_table(folder / "few.parquet", table.slice(0, count))
+        tokenize_corpus(folder / "few.parquet", folder / "few_tokens.parquet", folder / "cut.parquet", **tokenizing)
+
+    return {
+        "prepared_row": per_unit(prepare, len(rows)),
+        "tokenized_row": per_unit(tokenize, len(rows)),
+        "compared_row": per_unit(lambda count: word_triples(table.slice(0, count)), len(rows)),
+    }
+
+
+def time_finetuning(
+    tokens: Path, source: Sequence[Any], finetuning: dict[str, Any], subset_examples: int, judged_examples: int | None
+) -> dict[str, float]:
+    """Return the seconds of a token that is trained on (one pass), judged, and differentiated by itself.
+
+    A large LM's subset would take too long, so no more than some seconds' worth of it is trained on.
+    """
+    examples = list(read_examples(tokens).values())
+    tuner = Finetuner(load_language_model(*source), **finetuning)
+    subset, judged = repeated(examples, subset_examples), repeated(examples, judged_examples or len(examples))
+
+    batch = subset[: tuner.batch_examples]
+    tuner.finetune(batch, 0)  # warm-up
+    of_batch = typical_seconds(lambda: tuner.finetune(batch, 0), 0)
+    subset = subset[: max(int(LONGEST_CALL_SECONDS / of_batch), 1) * len(batch)]
+    trained = typical_seconds(lambda: tuner.finetune(subset, 0)) / (tuner.epochs * _tokens(subset))
+    judged = judged[: max(int(LONGEST_CALL_SECONDS / trained / _tokens(judged) * len(judged)), 1)]
+    evaluated = typical_seconds(lambda: tuner.losses(judged)) / _tokens(judged)
+    few = examples[:GRADIENTS]
+
+    def differentiate() -> None:
+        for example in few:
+            with autocast(tuner.lm.device, tuner.precision):
+                loss = example_losses(tuner.lm, [example]).sum()
+            loss.backward()
+            tuner.optimizer.zero_grad(set_to_none=False)
+            loss.item()
+
+    return {
+        "trained_token": trained,
+        "evaluated_token": evaluated,
+        "gradient_token": typical_seconds(differentiate) / _tokens(few),
+    }
+
+
+def _tokens(examples: Sequence[TokenizedExample]) -> int:
+    return sum(len(example.tokens) for example in examples)
+
+
+def time_scores(dimension: int) -> dict[str, float]:
+    """Return the seconds of a scored pair, and of one pair of subsets in one bootstrap draw of one test and row."""
+    random = np.random.default_rng(0)
+    tests = random.standard_normal((SCORED_TESTS, dimension), np.float32)
+    tile = torch.from_numpy(random.standard_normal((SCORED_EXAMPLES, dimension), np.float32)).half()
+    members = [random.choice(SCORED_EXAMPLES, 100, replace=False) for _ in range(SCORED_SUBSETS)]
+
+    def score() -> None:
+        scores = CorpusScores(SCORED_TESTS, TOP, Membership(members), ["attention", "mean"])
+        scores.add_tiles([(np.arange(SCORED_EXAMPLES), tile)], inner_products(tests))
+
+    few_tests = 4
+    values = random.standard_normal((2, few_tests, SCORED_SUBSETS))
+    resamples = Bootstrap.draw(few_tests, SCORED_SUBSETS, DRAWS, random)
+    score()  # warm-up
+    return {
+        "scored_pair": typical_seconds(score, 0.5) / (SCORED_EXAMPLES * SCORED_TESTS),
+        "bootstrapped_pair": typical_seconds(lambda: bootstrap_lds(values, values[0], resamples), 0.5)
+        / (DRAWS * few_tests * 3 * SCORED_SUBSETS**2),
+    }
+
+
+def main(folder: Path) -> dict[str, float]:
+    """Return the seconds of every unit that `settings.json` in `folder` asks for."""
+    settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+    own = Path(settings["sample"]).parent / f"process_{time.time_ns()}"
+    own.mkdir()
+    seconds = time_texts(Path(settings["sample"]), own, settings["tokenizing"])
+    if settings["finetuning"]:
+        seconds |= time_finetuning(Path(settings["tokens"]), **settings["finetuning"])
+    return seconds | time_scores(settings["dimension"])
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(Path(sys.argv[1]))))

@@ -1,0 +1,187 @@
+"""How far a study is, from its files alone: nothing has to be running, here or on a cluster.
+
+Run: python -m workflow_scripts.plan.show_status [CONFIG]
+"""
+
+import argparse
+import json
+import re
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import yaml
+
+from workflow_scripts.core.errors import StudyError
+from workflow_scripts.core.parquet import read_table
+from workflow_scripts.report.formatting import duration
+from workflow_scripts.study.config import load_study
+from workflow_scripts.study.resources import StudyPlan
+from workflow_scripts.study.specs import STAGE_VERSIONS
+
+# Long stages say something every ten seconds; a job that is silent for so long has ended or waits.
+RECENT_SECONDS = 600
+JOBS_SHOWN, SHOWN_CHARACTERS = 10, 160
+# The plan's own jobs are no part of the study.
+STAGES = STAGE_VERSIONS.keys() - {"run_pilot", "write_plan"}
+FAILURE = re.compile(r"^(?:error in \w+: .*|\w*(?:Error|Exception|Interrupt)\b.*)", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class PoolStatus:
+    """Fine-tuning runs of one pool: all, finished, diverged; jobs that wrote lately; seconds left, if known."""
+
+    pool: str
+    runs: int
+    finished: int
+    diverged: int
+    jobs_at_work: int
+    seconds_left: float | None
+    judged_examples: int | None
+
+
+@dataclass(frozen=True)
+class JobStatus:
+    """A job that has a log and hasn't ended well: `state` is `failed`, `at work` or `stopped`; its last words."""
+
+    job: str
+    state: str
+    said: str
+
+
+def pool_status(plan: StudyPlan, pool: str, now: float) -> PoolStatus:
+    """Read the status of a pool's fine-tuning from its folder, including the runs of unfinished jobs."""
+    folds, subsets, seeds = plan.runs(pool)
+    judged = plan.judged_examples(pool)
+    folder = plan.results / "targets" / pool
+    finished = diverged = at_work = 0
+    rate = 0.0
+    for block in plan.blocks(pool):
+        whole = folder / f"{block}.parquet"
+        singles = sorted(folder.glob(f".{block}.*.runs/*.parquet"), key=lambda path: path.stat().st_mtime)
+        if whole.exists() and not singles:
+            # `tests: null`: how many there are is known from the first losses on.
+            judged = judged or len(pc.unique(read_table(whole, ["example_id"])["example_id"]))
+            finished += pq.read_metadata(whole).num_rows // judged
+            diverged += pc.sum(pc.equal(read_table(whole, ["status"])["status"], "diverged")).as_py() // judged
+            continue
+        finished += len(singles)
+        if singles and now - singles[-1].stat().st_mtime < RECENT_SECONDS:
+            at_work += 1
+            took = singles[-1].stat().st_mtime - singles[0].stat().st_mtime
+            rate += (len(singles) - 1) / took if took > 0 else 0.0
+    runs = folds * subsets * seeds
+    left = (runs - finished) / rate if rate else None
+    return PoolStatus(pool, runs, finished, diverged, at_work, left, judged)
+
+
+def unfinished_jobs(results: Path, now: float) -> Iterator[JobStatus]:
+    """Yield the jobs that have begun and not ended well: one that has, left a benchmark file after its log.
+
+    A job that was killed says nothing; after ten silent minutes it counts as stopped.
+    """
+    for log in sorted((results / "logs").rglob("*.log")):
+        job = log.relative_to(results / "logs").with_suffix("")
+        if job.parts[0] not in STAGES:
+            continue
+        written = log.stat().st_mtime
+        benchmark = benchmark_file(results, job)
+        if benchmark.exists() and benchmark.stat().st_mtime >= written:
+            continue
+        words = log.read_text(encoding="utf-8", errors="replace")
+        if failures := FAILURE.findall(words):
+            yield JobStatus(str(job), "failed", failures[-1])
+        else:
+            state = "at work" if now - written < RECENT_SECONDS else "stopped"
+            yield JobStatus(str(job), state, next(reversed(words.strip().splitlines()), ""))
+
+
+def benchmark_file(results: Path, job: Path) -> Path:
+    """Return where Snakemake writes the benchmark of a job, given as `<rule>` or `<rule>/<wildcards>`."""
+    place = job if len(job.parts) > 1 else job / "study"
+    return results / "benchmarks" / place.parent / f"{place.name}.tsv"
+
+
+def seconds_left(plan: StudyPlan, pools: Sequence[PoolStatus]) -> float | None:
+    """Return the wall seconds that the plan gives what isn't done, None without a plan.
+
+    Fine-tuning counts by runs, other stages by jobs.
+    """
+    file = plan.results / "plan.json"
+    if not file.exists():
+        return None
+    left = 0.0
+    for stage in json.loads(file.read_text(encoding="utf-8"))["stages"]:
+        if stage["stage"] == "finetune_shard":
+            done = sum(pool.finished for pool in pools) / sum(pool.runs for pool in pools)
+        else:
+            done = len([*(plan.results / "benchmarks" / stage["stage"]).rglob("*.tsv")]) / stage["jobs"]
+        left += stage["wall_seconds"] * max(1 - done, 0.0)
+    return left
+
+
+def status_text(plan: StudyPlan, now: float) -> str:
+    """Return the status of every pool, of the stages that follow, and of jobs that haven't ended well."""
+    results = plan.results
+    pools = [pool_status(plan, pool, now) for pool in plan.pools]
+    lines = [f"Study {plan.study.run}: {results}"]
+    if pools:
+        heading = f"  {'pool':<16}{'runs done':>16}{'targets done':>28}{'diverged':>10}{'jobs at work':>14}  time left"
+        lines += [heading, *map(_pool_line, pools)]
+    for name, path in _milestones(plan).items():
+        lines.append(f"  {name:<16}{'there: ' + str(path) if path.exists() else 'not yet':>16}")
+    jobs = list(unfinished_jobs(results, now))
+    for state in ("failed", "stopped", "at work"):
+        of_state = [job for job in jobs if job.state == state]
+        lines += [f"Jobs {state}: {len(of_state)}"] if of_state or state == "failed" else []
+        lines += [f"  {job.job}: {job.said[:SHOWN_CHARACTERS]}" for job in of_state[:JOBS_SHOWN]]
+        lines += [f"  and {len(of_state) - JOBS_SHOWN} more"] if len(of_state) > JOBS_SHOWN else []
+    left = seconds_left(plan, pools)
+    if (results / "report.html").exists() and not jobs and all(pool.finished >= pool.runs for pool in pools):
+        lines.append("Time left: none, all is done")
+    elif left is None:
+        lines.append("Time left: unknown without a plan (make plan)")
+    else:
+        lines.append(f"Time left by the plan: {duration(left)}")
+    return "\n".join(lines)
+
+
+def _milestones(plan: StudyPlan) -> dict[str, Path]:
+    """Return what the stages of this study end in: one that trains or judges nothing has no targets or no LDS."""
+    ends = [
+        ("targets", "targets/train.parquet", plan.study.targets),
+        ("encoder", "encoder", plan.study.targets or plan.trained_methods()),
+        ("LDS", "evaluation/lds.parquet", plan.judged),
+        ("report", "report.html", True),
+    ]
+    return {name: plan.results / path for name, path, is_made in ends if is_made}
+
+
+def _pool_line(status: PoolStatus) -> str:
+    runs = f"{status.finished:,} of {status.runs:,}"
+    size = status.judged_examples
+    targets = f"{status.finished * size:,} of {status.runs * size:,}" if size else "?"
+    done = status.finished >= status.runs
+    left = "done" if done else "?" if status.seconds_left is None else timedelta(seconds=round(status.seconds_left))
+    return f"  {status.pool:<16}{runs:>16}{targets:>28}{status.diverged:>10,}{status.jobs_at_work:>14}  {left}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("config", nargs="?", type=Path, default=Path("config.yaml"), help="the study's config")
+    path = parser.parse_args().config
+    try:
+        if not path.exists():
+            raise StudyError(f"there is no config {path}; write the path of a study's YAML file")
+        print(status_text(StudyPlan(load_study(yaml.safe_load(path.read_text()), origin=str(path))), time.time()))
+    except StudyError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""Turn a pilot into a plan: what each stage will cost, what would be cheaper, and when the encoder pays for itself."""
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from workflow_scripts.core.parquet import atomic_path
+from workflow_scripts.core.stage import run_stage
+from workflow_scripts.study.config import Study, load_study
+from workflow_scripts.study.costs import (
+    Concurrency,
+    Pilot,
+    StageEstimate,
+    break_even,
+    counted_alike,
+    estimate,
+    good_job_sizes,
+    not_planned,
+)
+from workflow_scripts.study.resources import StudyPlan
+
+# LDS on held-back folds with a share of the training folds, as a share of the LDS with all of them: measured by
+# benchmarks/fewer_folds.py on the embedded study.
+LDS_LEFT = {0.5: 0.98, 0.25: 0.91}
+
+
+def write_plan(pilot: Path, plan: Path, *, study: dict[str, Any], cores: int, jobs: int | None) -> None:
+    """Write the expected cost of `study` to `plan` (JSON).
+
+    Parameters
+    ----------
+    pilot: `pilot.json` of the study.
+    cores, jobs: what runs at a time, as in `study.costs.Concurrency`.
+    """
+    found = Pilot.from_json(json.loads(pilot.read_text(encoding="utf-8"))["found"])
+    whole = load_study(study)
+    planned = StudyPlan(whole)
+    concurrency = Concurrency(cores, jobs)
+    stages = estimate(planned, found, concurrency)
+    even = break_even(planned, found, concurrency)
+    values = {
+        "run": whole.run,
+        "hardware": found.hardware,
+        "concurrency": {**asdict(concurrency), "gpus": found.gpus},
+        "stages": [asdict(stage) for stage in stages],
+        "total": totals(stages),
+        "break_even": asdict(even) if even else None,
+        "cheaper": list(_cheaper(whole, found, concurrency)),
+        "good_job_sizes": good_job_sizes(planned, found, concurrency),
+        "assumptions": [*found.assumptions, *counted_alike(planned)],
+        "not_planned": not_planned(planned),
+    }
+    with atomic_path(plan) as temporary:
+        temporary.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+
+
+def totals(stages: list[StageEstimate]) -> dict[str, float]:
+    """Return the sums over all stages; stages are taken to run one after the other."""
+    return {
+        "jobs": sum(stage.jobs for stage in stages),
+        "gpu_hours": sum(stage.hours for stage in stages if stage.processor == "GPU"),
+        "core_hours": sum(stage.hours for stage in stages if stage.processor == "core"),
+        "wall_seconds": sum(stage.wall_seconds for stage in stages),
+        "disk_bytes": sum(stage.disk_bytes for stage in stages),
+    }
+
+
+def _cheaper(study: Study, pilot: Pilot, concurrency: Concurrency) -> Iterator[dict[str, Any]]:
+    """Yield cheaper settings, what they cost, and the LDS that is to be expected of them."""
+    targets = study.targets
+    for share, left in LDS_LEFT.items() if targets else ():
+        held_back = study.encoder_training.validation_folds
+        folds = held_back + round((targets.folds - held_back) * share)
+        if held_back < folds < targets.folds:
+            changed = study.model_copy(update={"targets": targets.model_copy(update={"folds": folds})})
+            yield {
+                "setting": f"targets.folds: {folds}",
+                **totals(estimate(StudyPlan(changed), pilot, concurrency)),
+                "expected": f"about {100 * left:.0f} % of the LDS",
+                "because": f"what {100 * share:.0f} % of the training folds left on the embedded study "
+                "(docs/planning.md); another corpus may lose more or less",
+            }
+    if not StudyPlan(study).judged:
+        return
+    halved = {
+        name: one.model_copy(update={"subsets": math.ceil(one.subsets / 2)}) for name, one in study.evaluations.items()
+    }
+    changed = study.model_copy(update={"evaluations": halved})
+    yield {
+        "setting": "evaluations: half of the subsets",
+        **totals(estimate(StudyPlan(changed), pilot, concurrency)),
+        "expected": "the same LDS",
+        "because": "only its interval becomes wider, by up to 1.4 times: the subsets are half as many",
+    }
+
+
+if __name__ == "__main__":
+    run_stage(snakemake, write_plan)  # noqa: F821

@@ -1,0 +1,1 @@
+"""Where results come from: the config in force, versions, hardware, the environment of jobs."""

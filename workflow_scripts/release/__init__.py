@@ -1,0 +1,1 @@
+"""A trained encoder as others take it: folder, model card, hub."""

@@ -1,0 +1,41 @@
+"""Push the packaged encoder to a private repository of the hub."""
+
+import json
+from pathlib import Path
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError
+
+from workflow_scripts.core.errors import StudyError
+from workflow_scripts.core.parquet import atomic_path
+from workflow_scripts.core.progress import say
+from workflow_scripts.core.stage import run_stage
+
+
+def push_encoder(release: Path, pushed: Path, *, hub: str) -> None:
+    """Upload the folder `release` to the hub repository `hub`, and write the address of the commit to `pushed` (JSON).
+
+    A repository that doesn't exist is made, as a private one: the card names the sources of the data.
+
+    Raises
+    ------
+    StudyError: the hub can't be reached, or refuses.
+    """
+    hub_api = HfApi()
+    try:
+        hub_api.create_repo(hub, private=True, exist_ok=True)
+        commit = hub_api.upload_folder(
+            repo_id=hub, folder_path=release, commit_message="Encoder", ignore_patterns=[".*"]
+        )
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        raise StudyError(
+            f"{hub!r} can't be pushed to: {str(error).splitlines()[0]} Log in with `hf auth login`, or set HF_TOKEN "
+            "to a token that may write; or write `release: {hub: null}` to keep the encoder here."
+        ) from None
+    with atomic_path(pushed) as temporary:
+        temporary.write_text(json.dumps({"hub": hub, "commit": commit.commit_url}) + "\n", encoding="utf-8")
+    say(f"push_encoder: {commit.commit_url}")
+
+
+if __name__ == "__main__":
+    run_stage(snakemake, push_encoder)  # noqa: F821

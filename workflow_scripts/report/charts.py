@@ -1,0 +1,195 @@
+"""Where things stand in a figure, in percent of its width and height (y downwards)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from workflow_scripts.report.formatting import count, decimal
+from workflow_scripts.report.results import EvaluationResult, LdsRow, method_name
+
+POINTS_DRAWN = 600
+ZERO_PLACE = 3.0
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A mark on an axis."""
+
+    place: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A linear axis from `low` to `high`."""
+
+    low: float
+    high: float
+    ticks: list[Tick]
+
+    def place(self, value: float) -> float:
+        """Return where `value` stands, in percent from the low end."""
+        return round(100 * (value - self.low) / (self.high - self.low), 2)
+
+
+@dataclass(frozen=True)
+class Point:
+    """A labelled point of a scatter figure, with its interval from `low` to `high`."""
+
+    x: float
+    y: float
+    low: float
+    high: float
+    name: str
+    main: bool
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """LDS against a cost on a logarithmic axis."""
+
+    title: str
+    x_ticks: list[Tick]
+    y: Axis
+    points: list[Point]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A line over steps; `raw` is the line before smoothing, as SVG points."""
+
+    title: str
+    x: Axis
+    y: Axis
+    raw: str
+    line: str
+    best: tuple[float, float, str] | None
+
+
+def linear_axis(low: float, high: float, ticks: int = 5) -> Axis:
+    """Return an axis with round ends that holds both values, with about `ticks` marks."""
+    if high <= low:
+        low, high = low - 0.5, high + 0.5
+    rough = (high - low) / ticks
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = power * next(factor for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    digits = max(0, -math.floor(math.log10(step) + 1e-9))
+    if round(step, digits) != step:
+        digits += 1
+    low, high = first * step, last * step
+    marks = [
+        Tick(round(100 * (index - first) / (last - first), 2), _mark(index * step, digits))
+        for index in range(first, last + 1)
+    ]
+    return Axis(low, high, marks)
+
+
+def _mark(value: float, digits: int) -> str:
+    return decimal(value, digits) if digits else count(round(value)).replace("-", "−")
+
+
+def lds_axis(result: EvaluationResult) -> Axis:
+    """Return the axis of one evaluation's LDS: zero, every interval and the ceiling are on it."""
+    values = [0.0] + [
+        value
+        for row in result.rows
+        for value in (row.lds, row.ci_low, row.ci_high)
+        if value is not None and not math.isnan(value)
+    ]
+    if result.ceiling is not None:
+        values.append(result.ceiling)
+    return linear_axis(min(values), max(values))
+
+
+def cost_figures(result: EvaluationResult) -> list[Scatter]:
+    """Return LDS against seconds and against bytes per example, where they were measured."""
+    figures = [
+        _scatter("Seconds to embed and score", result, "seconds"),
+        _scatter("Bytes stored per training example", result, "bytes_per_example"),
+    ]
+    return [figure for figure in figures if figure.points]
+
+
+def _one_per_method(result: EvaluationResult) -> list[LdsRow]:
+    """Return the row that stands for each method, for poolings cost the same: the main row, or the best."""
+    rows = {}
+    for row in ([result.main] if result.main else []) + result.rows:
+        rows.setdefault(row.method, row)
+    return list(rows.values())
+
+
+def _scatter(title: str, result: EvaluationResult, cost: str) -> Scatter:
+    rows = [row for row in _one_per_method(result) if getattr(row, cost) is not None and not math.isnan(row.lds)]
+    positive = [getattr(row, cost) for row in rows if getattr(row, cost) > 0]
+    free = len(positive) < len(rows)
+    first = math.floor(math.log10(min(positive))) if positive else 0
+    last = max(math.ceil(math.log10(max(positive))), first + 1) if positive else 1
+    # What costs nothing has no place on a logarithmic axis: it gets its own, left of it.
+    start = 16.0 if free else 0.0
+
+    def place(value: float) -> float:
+        if value <= 0:
+            return ZERO_PLACE
+        return round(start + (100 - start) * (math.log10(value) - first) / (last - first), 2)
+
+    every = max(1, math.ceil((last - first) / 5))
+    ticks = [Tick(ZERO_PLACE, "0")] if free else []
+    ticks += [Tick(place(10.0**power), f"{10.0**power:,.{max(0, -power)}f}") for power in range(first, last + 1, every)]
+    y = lds_axis(result)
+    points = [
+        Point(
+            x=place(getattr(row, cost)),
+            y=100 - y.place(row.lds),
+            low=100 - y.place(row.lds if row.ci_low is None else row.ci_low),
+            high=100 - y.place(row.lds if row.ci_high is None else row.ci_high),
+            name=method_name(row.method),
+            main=row == result.main,
+        )
+        for row in rows
+    ]
+    return Scatter(title, ticks, y, points)
+
+
+def training_curves(losses: Sequence[tuple[int, float]], validations: Sequence[tuple[int, float]]) -> list[Curve]:
+    """Return the encoder's loss and its validation LDS by step; the best validation is marked."""
+    curves = []
+    if losses:
+        curves.append(_curve("Ranking loss", losses, smooth=True, best=False))
+    if validations:
+        curves.append(_curve("Validation LDS", validations, smooth=False, best=True))
+    return curves
+
+
+def _curve(title: str, points: Sequence[tuple[int, float]], smooth: bool, best: bool) -> Curve:
+    values = [value for _, value in points]
+    x = linear_axis(min(0, points[0][0]), points[-1][0], ticks=4)
+    y = linear_axis(min(values), max(values), ticks=4)
+    reach = max(1, len(points) // 40) if smooth else 0
+    means = list(zip((step for step, _ in points), _moving_mean(values, reach), strict=True))
+    top = max(points, key=lambda point: point[1])
+    mark = (x.place(top[0]), 100 - y.place(top[1]), f"best: {decimal(top[1])} at step {count(top[0])}")
+    return Curve(
+        title=title,
+        x=x,
+        y=y,
+        raw=_svg_points(points, x, y) if smooth else "",
+        line=_svg_points(means, x, y),
+        best=mark if best else None,
+    )
+
+
+def _moving_mean(values: Sequence[float], reach: int) -> list[float]:
+    """Return the mean of each value and of `reach` neighbours on either side."""
+    means = []
+    for place in range(len(values)):
+        near = values[max(0, place - reach) : place + reach + 1]
+        means.append(sum(near) / len(near))
+    return means
+
+
+def _svg_points(points: Sequence[tuple[int, float]], x: Axis, y: Axis) -> str:
+    drawn = points[:: max(1, len(points) // POINTS_DRAWN)]
+    return " ".join(f"{x.place(step):g},{round(100 - y.place(value), 2):g}" for step, value in drawn)

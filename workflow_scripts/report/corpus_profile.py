@@ -1,0 +1,157 @@
+"""What each corpus holds: rows, rejects, truncation, lengths, labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow.compute as pc
+
+from workflow_scripts.core.parquet import read_table
+from workflow_scripts.study.config import Study
+
+LENGTH_BINS = 24
+LABELS_SHOWN = 10
+REJECTS_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Reject:
+    """Rows refused for one reason, and where the first ones stand in the source."""
+
+    reason: str
+    rows: int
+    first: list[int]
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """How long the examples are; `edges` has one more entry than `counts`."""
+
+    unit: str
+    median: int
+    high: int
+    longest: int
+    edges: list[float]
+    counts: list[int]
+
+
+@dataclass(frozen=True)
+class CorpusProfile:
+    """One corpus. `tokenised` is 0 where the LM never reads it; then nothing is known of truncation."""
+
+    name: str
+    roles: list[str]
+    rows: int
+    rejects: list[Reject]
+    tokenised: int
+    shortened: int
+    without_response: int
+    lengths: Lengths | None
+    labels: list[tuple[str, int]]
+    distinct_labels: int
+
+    @property
+    def rejected(self) -> int:
+        """Rows refused, for whatever reason."""
+        return sum(reject.rows for reject in self.rejects)
+
+
+def gather_profiles(
+    corpora: Sequence[Path],
+    rejected: Sequence[Path],
+    tokens: Sequence[Path],
+    rejected_tokens: Sequence[Path],
+    study: Study,
+) -> list[CorpusProfile]:
+    """Return the profile of every corpus; the files belong together by their names."""
+    rejected_of = {_corpus(path): path for path in rejected}
+    tokens_of = {_corpus(path): path for path in tokens}
+    without_response_of = {_corpus(path): path for path in rejected_tokens}
+    return [
+        _profile(
+            path,
+            rejected_of.get(_corpus(path)),
+            tokens_of.get(_corpus(path)),
+            without_response_of.get(_corpus(path)),
+            _roles(study, _corpus(path)),
+        )
+        for path in corpora
+    ]
+
+
+def _corpus(path: Path) -> str:
+    return path.name.removesuffix(".parquet").removesuffix(".rejected")
+
+
+def _roles(study: Study, corpus: str) -> list[str]:
+    roles = []
+    if (
+        study.fine_tunes
+        and study.language_model.model == "builtin:tiny"
+        and study.language_model.pretraining.corpus == corpus
+    ):
+        roles.append("pre-training of the base LM")
+    if study.targets and study.targets.corpus == corpus:
+        roles.append("training of the encoder")
+    for name, evaluation in study.evaluations.items():
+        if evaluation.train == corpus:
+            roles.append(f"training pool of {name}")
+        if evaluation.test == corpus:
+            roles.append(f"test examples of {name}")
+    return roles
+
+
+def _profile(
+    corpus: Path, rejected: Path | None, tokens: Path | None, without_response: Path | None, roles: list[str]
+) -> CorpusProfile:
+    table = read_table(corpus, ["prompt", "response", "label"])
+    labels = [(entry["values"], entry["counts"]) for entry in pc.value_counts(table["label"].drop_null()).to_pylist()]
+    labels.sort(key=lambda label: (-label[1], label[0]))
+    tokenised, shortened = 0, 0
+    if tokens:
+        read = read_table(tokens, ["input_ids", "cut_tokens"])
+        tokenised = read.num_rows
+        shortened = pc.sum(pc.greater(read["cut_tokens"], 0)).as_py() or 0
+        lengths = _lengths(pc.list_value_length(read["input_ids"]).to_numpy(), "tokens")
+    else:
+        characters = pc.add(pc.utf8_length(table["prompt"]), pc.utf8_length(table["response"]))
+        lengths = _lengths(characters.drop_null().to_numpy(), "characters")
+    return CorpusProfile(
+        name=_corpus(corpus),
+        roles=roles,
+        rows=table.num_rows,
+        rejects=_rejects(rejected) if rejected else [],
+        tokenised=tokenised,
+        shortened=shortened,
+        without_response=read_table(without_response, ["reason"]).num_rows if without_response else 0,
+        lengths=lengths,
+        labels=labels[:LABELS_SHOWN],
+        distinct_labels=len(labels),
+    )
+
+
+def _rejects(path: Path) -> list[Reject]:
+    rows_by_reason: dict[str, list[int]] = {}
+    for row in read_table(path, ["source_row", "reason"]).to_pylist():
+        rows_by_reason.setdefault(row["reason"], []).append(row["source_row"])
+    rejects = [Reject(reason, len(rows), rows[:REJECTS_SHOWN]) for reason, rows in rows_by_reason.items()]
+    return sorted(rejects, key=lambda reject: -reject.rows)
+
+
+def _lengths(lengths: np.ndarray, unit: str) -> Lengths | None:
+    if not len(lengths):
+        return None
+    # One 100 kB row must not squeeze all others into the first bin: the last bin is open.
+    end = max(float(np.quantile(lengths, 0.99)), 1.0)
+    counts, edges = np.histogram(np.minimum(lengths, end), bins=LENGTH_BINS, range=(0, end))
+    return Lengths(
+        unit=unit,
+        median=int(np.median(lengths)),
+        high=int(np.quantile(lengths, 0.95)),
+        longest=int(lengths.max()),
+        edges=edges.tolist(),
+        counts=counts.tolist(),
+    )

@@ -1,0 +1,119 @@
+"""Numbers and results in plain words, with sensible digits."""
+
+from __future__ import annotations
+
+import math
+
+from workflow_scripts.report.results import Difference, EvaluationResult, LdsRow, method_name
+from workflow_scripts.study.config import Study
+
+ABSENT = "–"
+
+
+def decimal(value: float | None, digits: int = 2, signed: bool = False) -> str:
+    """Return `value` with a true minus sign; a missing one as a dash."""
+    if value is None or math.isnan(value):
+        return ABSENT
+    value = round(value, digits) + 0.0  # -0.0 + 0.0 is 0.0
+    return f"{value:{'+' if signed else ''}.{digits}f}".replace("-", "−")
+
+
+def interval(low: float | None, high: float | None, signed: bool = False) -> str:
+    """Return `[low, high]`, or nothing where no interval is known."""
+    if low is None or high is None or math.isnan(low) or math.isnan(high):
+        return ""
+    return f"[{decimal(low, signed=signed)}, {decimal(high, signed=signed)}]"
+
+
+def count(value: int) -> str:
+    """Return a whole number with its thousands apart."""
+    return f"{value:,}"
+
+
+def share(part: float, whole: float) -> str:
+    """Return `part` of `whole` in percent; a small share that isn't zero never reads as zero."""
+    if not whole:
+        return ABSENT
+    percent = 100 * part / whole
+    if percent and percent < 0.1:
+        return "< 0.1 %"
+    return f"{percent:.1f} %" if 0 < percent < 10 else f"{percent:.0f} %"
+
+
+def times(ratio: float | None) -> str:
+    """Return how many times as much, e.g. `1.2 x`; a missing ratio as a dash."""
+    return ABSENT if ratio is None else f"{ratio:.2g} x" if ratio < 10 else f"{ratio:,.0f} x"
+
+
+def duration(seconds: float | None) -> str:
+    """Return seconds in the unit a person would choose."""
+    if seconds is None or math.isnan(seconds):
+        return ABSENT
+    if seconds < 0.1:
+        return f"{1000 * seconds:.2g} ms" if seconds else "0 s"
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:,} h {minutes} min"
+
+
+def size(number: float | None) -> str:
+    """Return a number of bytes in the unit a person would choose (powers of 1,000)."""
+    if number is None or math.isnan(number):
+        return ABSENT
+    units = ("B", "kB", "MB", "GB", "TB")
+    power = 0
+    while number >= 1000 and power < len(units) - 1:
+        number, power = number / 1000, power + 1
+    whole = number >= 100 or number == int(number)
+    return f"{number:.0f} {units[power]}" if whole else f"{number:.1f} {units[power]}"
+
+
+def headline(result: EvaluationResult) -> str:
+    """Say in one sentence how well AirRep predicts, against the best rival, whichever way it came out.
+
+    The rival is the best row that isn't AirRep with another pooling. "Above" and "below" are said only
+    where the interval of the difference leaves zero out.
+    """
+    ceiling = f"; the noise ceiling is {decimal(result.ceiling)}." if result.ceiling is not None else "."
+    if result.main is None:
+        best = result.rows[0]
+        return f"{best.name} predicts fine-tuning effects with {_measured(best, result)}{ceiling}"
+    sentence = f"{result.main.name} predicts fine-tuning effects with {_measured(result.main, result)}"
+    if result.rival is not None:
+        sentence += ", " + _against(result.main, result.rival)
+    return sentence + ceiling
+
+
+def unjudged_headline(study: Study) -> str:
+    """Say what a study without any LDS shows."""
+    sets = " and ".join(f"“{name}”" for name in study.evaluations)
+    methods = " and ".join(method_name(method) for method in study.scoring.methods)
+    return (
+        f"The most helpful and most harmful training examples for {sets}, as {methods} "
+        f"{'has' if len(study.scoring.methods) == 1 else 'have'} it. How right that is was not measured."
+    )
+
+
+def _measured(row: LdsRow, result: EvaluationResult) -> str:
+    return f"LDS {decimal(row.lds)} {interval(row.ci_low, row.ci_high)} on “{result.name}”"
+
+
+def _against(main: LdsRow, rival: LdsRow) -> str:
+    name = rival.name.replace("Untrained encoder", "the untrained encoder")
+    lead = rival.lead or Difference(main.lds - rival.lds, None, None)
+    distance = decimal(abs(lead.difference))
+    if lead.ci_low is None or lead.ci_high is None:
+        return f"{distance} {'above' if lead.difference >= 0 else 'below'} {name}"
+    if lead.ci_low > 0:
+        return f"{distance} above {name}, the next best method"
+    if lead.ci_high < 0:
+        return f"{distance} below {name}, which does better"
+    bounds = interval(lead.ci_low, lead.ci_high, signed=True)
+    return (
+        f"which can't be told apart from {name} at {decimal(rival.lds)} "
+        f"(difference {decimal(lead.difference, signed=True)} {bounds})"
+    )

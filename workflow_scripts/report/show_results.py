@@ -1,0 +1,102 @@
+"""Print a finished study's LDS tables, the best examples of what has none, and where the report lies.
+
+Run: python -m workflow_scripts.report.show_results CONFIG
+"""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import yaml
+
+from workflow_scripts.core.errors import StudyError
+from workflow_scripts.core.parquet import read_table
+from workflow_scripts.corpora.templates import one_line
+from workflow_scripts.study.config import Study, load_study
+
+TESTS_SHOWN = 5
+EXAMPLES_SHOWN = 3
+CHARACTERS = 50
+
+
+def results_text(results: Path, study: Study) -> str:
+    """Return the results of every evaluation set in the folder `results`, and the report's path.
+
+    That is its LDS table, or, where no LM was fine-tuned to judge methods, some tests with their best examples.
+    """
+    judged = any(evaluation.subsets for evaluation in study.evaluations.values())
+    rows = read_table(results / "evaluation" / "lds.parquet").to_pylist() if judged else []
+    lines = [
+        line
+        for name, evaluation in study.evaluations.items()
+        for line in (_lds_table(name, rows) if evaluation.subsets else _best_examples(results, study, name))
+    ]
+    return "\n".join([*lines, *_near_duplicates(results, study), "", f"Report: {results / 'report.html'}"])
+
+
+def _best_examples(results: Path, study: Study, evaluation: str) -> Iterator[str]:
+    method = study.scoring.methods[0]
+    path = results / "scores" / method / f"{evaluation}.parquet"
+    best: dict[int, list[dict]] = {}
+    for row in read_table(path).to_pylist():
+        if row["sign"] == "helpful":
+            best.setdefault(row["test_id"], []).append(row)
+    corpora = study.evaluations[evaluation]
+    tests, examples = (
+        read_table(results / "corpora" / f"{corpus}.parquet", ["prompt", "response"])
+        for corpus in (corpora.test, corpora.train)
+    )
+    yield ""
+    yield f"Most helpful training examples on {evaluation} by {method} ({len(best):,} tests; all scores: {path})"
+    for test in sorted(best)[:TESTS_SHOWN]:
+        yield f"  test {test}: {_example(tests, test)}"
+        for row in best[test][:EXAMPLES_SHOWN]:
+            yield f"  {row['score']:>9.4f}  example {row['example_id']}: {_example(examples, row['example_id'])}"
+    if len(best) > TESTS_SHOWN:
+        yield f"  ... and {len(best) - TESTS_SHOWN:,} tests more"
+
+
+def _example(corpus: pa.Table, example_id: int) -> str:
+    # The ids of a corpus are its row numbers.
+    prompt, response = (corpus[name][example_id].as_py() for name in ("prompt", "response"))
+    return f"{one_line(prompt, CHARACTERS)} -> {one_line(response, CHARACTERS)}"
+
+
+def _near_duplicates(results: Path, study: Study) -> Iterator[str]:
+    path = results / "evaluation" / "leaks.parquet"
+    if study.targets and path.exists() and (found := read_table(path, ["evaluation"]).num_rows):
+        yield ""
+        yield f"{found:,} tests nearly stand in the corpus that the encoder is trained on: {path}"
+
+
+def _lds_table(evaluation: str, rows: list[dict]) -> Iterator[str]:
+    rows = [row for row in rows if row["evaluation"] == evaluation]
+    first = rows[0]
+    yield ""
+    yield (
+        f"LDS on {evaluation} ({first['n_tests']:,} tests, {first['n_subsets']:,} subsets, "
+        f"noise ceiling {first['ceiling']:.3f})"
+    )
+    yield f"  {'method':<14}{'pooling':<11}{'LDS':>6}   interval"
+    for row in sorted(rows, key=lambda row: -row["lds"]):
+        yield (
+            f"  {row['method']:<14}{row['pooling']:<11}{row['lds']:>6.3f}   {row['ci_low']:.3f} to {row['ci_high']:.3f}"
+        )
+
+
+def main() -> None:
+    """Show the results of the study whose config is the first argument."""
+    config = Path(sys.argv[1])
+    try:
+        study = load_study(yaml.safe_load(config.read_text(encoding="utf-8")), origin=str(config))
+        results = Path("results") / study.run
+        if not (results / "report.html").exists():
+            raise StudyError(f"{results} has no report yet; run the study first")
+        print(results_text(results, study))
+    except StudyError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Scores of training examples and of groups of them, and the top lists."""

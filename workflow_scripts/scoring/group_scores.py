@@ -1,0 +1,161 @@
+"""Scores of whole subsets, from example scores that stream by in tiles (paper, section 3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from workflow_scripts.core.buffers import scratch
+from workflow_scripts.core.errors import StudyError
+
+POOLINGS = ("attention", "signed", "mean", "sum")
+
+
+class Membership:
+    """Which training examples belong to which subsets, looked up tile by tile.
+
+    Parameters
+    ----------
+    subsets: one integer array of example ids per subset; there may be none.
+    """
+
+    def __init__(self, subsets: Sequence[np.ndarray]):
+        self.sizes = np.array([len(subset) for subset in subsets], np.int64)
+        ids = np.concatenate([np.empty(0, np.int32), *subsets])
+        order = np.argsort(ids, kind="stable")
+        self._ids = ids[order]
+        self._owner = np.repeat(np.arange(len(subsets)), self.sizes)[order]
+
+    def rows(self, example_ids: np.ndarray) -> list[np.ndarray]:
+        """Return for each subset the positions of its members in `example_ids`."""
+        first = np.searchsorted(self._ids, example_ids, "left")
+        counts = np.searchsorted(self._ids, example_ids, "right") - first
+        rows = np.repeat(np.arange(len(example_ids)), counts)
+        entries = np.arange(len(rows)) + np.repeat(first - (np.cumsum(counts) - counts), counts)
+        owner = self._owner[entries]
+        order = np.argsort(owner, kind="stable")
+        bounds = np.searchsorted(owner[order], np.arange(1, len(self.sizes)))
+        return np.split(rows[order], bounds)[: len(self.sizes)]
+
+
+class GroupSums(NamedTuple):
+    """What is kept of a corpus or a part of it: `members` seen, int64 [subsets]; the rest float64 [subsets, tests].
+
+    `total` is the sum of the scores and `maximum` the largest |s|; `weight` and `weighted` are the sums of
+    e^(|s| - maximum) and of e^(|s| - maximum) s. What no pooling needs is 0.
+    """
+
+    members: np.ndarray
+    total: np.ndarray
+    maximum: np.ndarray
+    weight: np.ndarray
+    weighted: np.ndarray
+
+
+class GroupScores:
+    """Running sums that give f(x, S) for each subset S and test x.
+
+    With `attention`, f = sum_i a_i s_i where a = softmax over the members i of |s_i|; with `signed`, which the
+    released code judges by, a = softmax of s_i. Weights are relative to the largest |s_i| (or s_i) of the same subset
+    and test, so they neither overflow nor vanish, whatever the scores of other subsets are. `mean` and `sum` are
+    additive.
+
+    Parameters
+    ----------
+    tests: number of tests.
+    membership: the subsets.
+    poolings: those of `POOLINGS` that `result` will be asked for; not both `attention` and `signed`.
+    """
+
+    def __init__(self, tests: int, membership: Membership, poolings: Collection[str]):
+        shape = (len(membership.sizes), tests)
+        self._tests, self._membership, self._poolings = tests, membership, poolings
+        self._signed = "signed" in poolings
+        self._attention = "attention" in poolings or self._signed
+        if self._signed and "attention" in poolings:
+            raise ValueError("poolings: attention and signed can't be had in one pass; make them two methods")
+        self._additive = "mean" in poolings or "sum" in poolings
+        self._members = np.zeros(shape[0], np.int64)
+        self._total = np.zeros(shape)
+        # Below every score, and finite: the difference of two is a number.
+        self._maximum = np.full(shape, -1e300)
+        self._weight = np.zeros(shape)
+        self._weighted = np.zeros(shape)
+
+    def empty(self) -> GroupScores:
+        """Return empty sums of the same tests and subsets, to be merged into these."""
+        return GroupScores(self._tests, self._membership, self._poolings)
+
+    def update(self, example_ids: np.ndarray, scores: np.ndarray) -> None:
+        """Take in a tile: ids int [examples]; scores float32 [examples, tests]."""
+        tile = self.empty()
+        for subset, rows in enumerate(self._membership.rows(example_ids)):
+            if len(rows):
+                members = scratch("members", (len(rows), self._tests), np.float32)
+                # The mode is about rows out of range, which there are none of; any but the default is fast.
+                tile._add(subset, np.take(scores, rows, axis=0, out=members, mode="clip"))
+        self.merge(tile)
+
+    def _add(self, subset: int, scores: np.ndarray) -> None:
+        self._members[subset] = len(scores)
+        # A product with ones is several times as fast as `sum`. Over tiles, sums are float64.
+        ones = np.ones(len(scores), np.float32)
+        if self._additive:
+            self._total[subset] = ones @ scores
+        if self._attention:
+            weigh = np.positive if self._signed else np.abs
+            weights = weigh(scores, out=scratch("weights", scores.shape, np.float32))
+            maximum = weights.max(axis=0)
+            weights -= maximum
+            np.exp(weights, out=weights)
+            self._maximum[subset] = maximum
+            self._weight[subset] = ones @ weights
+            weights *= scores
+            self._weighted[subset] = ones @ weights
+
+    def merge(self, other: GroupScores) -> None:
+        """Take in what was seen of another part of the corpus."""
+        self.add(other.sums())
+
+    def sums(self) -> GroupSums:
+        """Return the sums so far."""
+        return GroupSums(self._members, self._total, self._maximum, self._weight, self._weighted)
+
+    def add(self, sums: GroupSums) -> None:
+        """Take in the sums over another part of the corpus."""
+        self._members += sums.members
+        self._total += sums.total
+        if self._attention:
+            maximum = np.maximum(self._maximum, sums.maximum)
+            ours, theirs = np.exp(self._maximum - maximum), np.exp(sums.maximum - maximum)
+            self._weight = ours * self._weight + theirs * sums.weight
+            self._weighted = ours * self._weighted + theirs * sums.weighted
+            self._maximum = maximum
+
+    def result(self, pooling: str) -> np.ndarray:
+        """Return the scores f(x, S), float32 [subsets, tests].
+
+        Raises
+        ------
+        StudyError: members of a subset were not among the examples, or a score is not finite.
+        """
+        if missing := int((self._membership.sizes - self._members).sum()):
+            raise StudyError(
+                f"{missing:,} members of subsets are not among the scored training examples: the subsets "
+                "were drawn from another corpus than the one that is scored. Run the workflow again, so that both "
+                "are made from the corpus of the evaluation's `train`."
+            )
+        match pooling:
+            case "attention" | "signed":
+                scores = self._weighted / self._weight
+            case "mean":
+                scores = self._total / self._members[:, None]
+            case "sum":
+                scores = self._total
+            case _:
+                raise ValueError(f"pooling {pooling!r} is not one of {', '.join(POOLINGS)}")
+        if not np.isfinite(scores).all():
+            raise StudyError("a score is not a finite number: the encoder or an embedding is damaged")
+        return scores.astype(np.float32)

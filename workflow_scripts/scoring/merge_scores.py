@@ -1,0 +1,58 @@
+"""Put the scores of a training corpus's parts together, to what one pass over the whole gives."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from workflow_scripts.core.parquet import read_metadata
+from workflow_scripts.core.progress import Progress
+from workflow_scripts.core.stage import run_stage
+from workflow_scripts.scoring.corpus_scores import CorpusScores
+from workflow_scripts.scoring.score_pairs import read_evaluation
+from workflow_scripts.scoring.tables import read_part, write_scores
+
+
+def merge_scores(
+    subsets: Path,
+    validation: Path,
+    part_scores: Sequence[Path],
+    part_sums: Sequence[Path],
+    scores: Path,
+    groups: Path,
+    *,
+    method: str,
+    poolings: Sequence[str],
+    evaluation: str,
+    top: int,
+) -> None:
+    """Write `scores` and `groups` as `score_pairs` does, from what `score_part` wrote of each part.
+
+    Top examples are the same to the bit; group scores are summed in another order, in float64. The seconds of the
+    parts are added up.
+
+    Raises
+    ------
+    StudyError: members of subsets are in no part, or a file is damaged.
+    """
+    test_ids, subset_ids, membership = read_evaluation(subsets, validation)
+    result = CorpusScores(len(test_ids), top, membership, poolings)
+    progress = Progress(f"merge_scores {method} {evaluation}", len(part_scores), "parts")
+    for paths in zip(part_scores, part_sums, strict=True):
+        result.merge(read_part(*paths, len(test_ids), len(subset_ids)))
+        progress.advance()
+    costs = [read_metadata(path) for path in part_scores]
+    embedding_seconds = sum(float(cost["embedding_seconds"]) for cost in costs)
+    write_scores(
+        scores,
+        groups,
+        result,
+        poolings,
+        test_ids,
+        subset_ids,
+        seconds=f"{sum(float(cost['seconds']) for cost in costs):.3f}",
+        embedding_seconds=f"{embedding_seconds + float(costs[0]['test_embedding_seconds']):.3f}",
+        bytes_per_example=costs[0]["bytes_per_example"],
+    )
+
+
+if __name__ == "__main__":
+    run_stage(snakemake, merge_scores)  # noqa: F821

@@ -1,0 +1,83 @@
+"""Scores as tables: those of a whole corpus, and those of a part on their way to the whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from workflow_scripts.core.parquet import read_table, write_table
+from workflow_scripts.scoring.corpus_scores import CorpusScores, PartScores
+from workflow_scripts.scoring.group_scores import GroupSums
+from workflow_scripts.scoring.top_k import Sign
+
+SIGNS: tuple[Sign, ...] = ("helpful", "harmful")
+
+
+def write_scores(
+    scores: Path,
+    groups: Path,
+    result: CorpusScores,
+    poolings: Iterable[str],
+    test_ids: np.ndarray,
+    subsets: np.ndarray,
+    **costs: str,
+) -> None:
+    """Write the top examples of each test, with `costs` as metadata, and the scores of all subsets."""
+    tables = []
+    for pooling in poolings:
+        found = result.groups(pooling)
+        columns = {**_pairs(test_ids, subsets), "pooling": pa.array([pooling] * found.size, pa.string())}
+        tables.append(pa.table({**columns, "score": pa.array(found.ravel(), pa.float32())}))
+    write_table(groups, pa.concat_tables(tables))
+    write_table(scores, _top_table({sign: result.top(sign) for sign in SIGNS}, test_ids), **costs)
+
+
+def write_part(
+    scores: Path, sums: Path, part: PartScores, test_ids: np.ndarray, subsets: np.ndarray, **costs: str
+) -> None:
+    """Write what a part of a corpus adds: its top examples as `write_scores` does, and its group sums."""
+    members, *arrays = part.sums
+    columns = _pairs(test_ids, subsets) | {"members": np.tile(members, len(test_ids))}
+    # [subsets, tests], and rows stand test by test.
+    columns |= {name: array.T.ravel() for name, array in zip(GroupSums._fields[1:], arrays, strict=True)}
+    write_table(sums, pa.table(columns))
+    write_table(scores, _top_table({"helpful": part.helpful, "harmful": part.harmful}, test_ids), **costs)
+
+
+def read_part(scores: Path, sums: Path, tests: int, subsets: int) -> PartScores:
+    """Read what `write_part` wrote for so many tests and subsets."""
+    table = read_table(sums)
+    members, *arrays = (table[name].to_numpy().reshape(tests, subsets) for name in GroupSums._fields)
+    top = read_table(scores, ["sign", "example_id", "score"])
+    found = {}
+    for sign in SIGNS:
+        rows = top.filter(pc.equal(top["sign"], sign))
+        ids, values = rows["example_id"].to_numpy(), rows["score"].to_numpy()
+        found[sign] = (ids.reshape(tests, -1), values.reshape(tests, -1))
+    return PartScores(**found, sums=GroupSums(members[0], *(array.T for array in arrays)))
+
+
+def _pairs(test_ids: np.ndarray, subsets: np.ndarray) -> dict[str, pa.Array]:
+    return {
+        "test_id": pa.array(np.repeat(test_ids, len(subsets)), pa.int32()),
+        "subset": pa.array(np.tile(subsets, len(test_ids)), pa.int32()),
+    }
+
+
+def _top_table(found: dict[Sign, tuple[np.ndarray, np.ndarray]], test_ids: np.ndarray) -> pa.Table:
+    tables = []
+    for sign, (example_ids, scores) in found.items():
+        tests, top = example_ids.shape
+        columns = {
+            "test_id": pa.array(np.repeat(test_ids, top), pa.int32()),
+            "sign": pa.array([sign] * (tests * top), pa.string()),
+            "rank": pa.array(np.tile(np.arange(1, top + 1), tests), pa.int32()),
+            "example_id": pa.array(example_ids.ravel(), pa.int32()),
+            "score": pa.array(scores.ravel(), pa.float32()),
+        }
+        tables.append(pa.table(columns))
+    return pa.concat_tables(tables)

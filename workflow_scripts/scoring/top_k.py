@@ -1,0 +1,112 @@
+"""The most helpful or most harmful training examples of each test, kept while scores stream by."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+from workflow_scripts.core.buffers import scratch
+
+Sign = Literal["helpful", "harmful"]
+
+
+class TopScores:
+    """The `top` best training examples of each test among those seen so far.
+
+    Best means the largest score for `helpful`, the smallest for `harmful`; of equal scores the lower example
+    id wins. The result depends on the scores alone, not on how they were cut into tiles or parts.
+
+    Parameters
+    ----------
+    tests: number of tests.
+    top: how many examples to keep for each.
+    """
+
+    def __init__(self, tests: int, top: int, sign: Sign):
+        self.top, self.sign = top, sign
+        # Only scores above the floor can matter, in the order where larger is better.
+        self._floor = np.full(tests, -np.inf, np.float32)
+        # One sortable number per example: the score's order above, the inverted id below. 0 stands for none.
+        self._keys = np.zeros((tests, top), np.uint64)
+
+    def empty(self) -> TopScores:
+        """Return an empty list for later examples, to be merged into this one; it skips hopeless ones."""
+        part = TopScores(len(self._keys), self.top, self.sign)
+        part._floor = self._threshold()
+        return part
+
+    def update(self, example_ids: np.ndarray, scores: np.ndarray) -> None:
+        """Take in a tile: ids int [examples], ascending over all tiles; scores float32 [examples, tests]."""
+        filled = np.isfinite(self._threshold()).all()
+        start = 0
+        while start < len(example_ids):
+            # From an empty list on, each block is as long as all before it: so the threshold has risen
+            # before most of the scores are compared with it.
+            stop = len(example_ids) if filled else start + max(self.top, start)
+            self._take(example_ids[start:stop], scores[start:stop])
+            start = stop
+
+    def merge(self, other: TopScores) -> None:
+        """Take in what another part of the corpus found."""
+        self._keep_best(other._keys)
+
+    def add(self, example_ids: np.ndarray, scores: np.ndarray) -> None:
+        """Take in the `result` of another part of the corpus: ids and scores, both [tests, found]."""
+        self._keep_best(self._keys_of(example_ids, scores))
+
+    def result(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return (example ids int64, scores float32), both [tests, min(top, examples)], best first."""
+        found = np.count_nonzero(self._keys, axis=1).max()
+        best = np.sort(self._keys, axis=1)[:, ::-1][:, :found]
+        example_ids = (np.uint64(0xFFFFFFFF) - (best & np.uint64(0xFFFFFFFF))).astype(np.int64)
+        scores = _ordered_float((best >> np.uint64(32)).astype(np.uint32))
+        return example_ids, scores if self.sign == "helpful" else np.float32(0) - scores
+
+    def _threshold(self) -> np.ndarray:
+        worst = _ordered_float((self._keys.min(axis=1) >> np.uint64(32)).astype(np.uint32))
+        return np.maximum(worst, self._floor)
+
+    def _take(self, example_ids: np.ndarray, scores: np.ndarray) -> None:
+        threshold = self._threshold()
+        tests = len(threshold)
+        better = scratch("better", scores.shape, np.bool_)
+        if self.sign == "helpful":
+            np.greater(scores, threshold, out=better)
+        else:
+            np.less(scores, -threshold, out=better)
+        found = np.flatnonzero(better)
+        if not len(found):
+            return
+        rows, columns = np.divmod(found, tests)
+        keys = self._keys_of(example_ids[rows], scores[rows, columns])
+        # Of small integers the stable sort is a radix sort.
+        by_test = np.argsort(columns.astype(np.min_scalar_type(tests)), kind="stable")
+        counts = np.bincount(columns, minlength=tests)
+        place = np.arange(len(found)) - np.repeat(np.cumsum(counts) - counts, counts)
+        candidates = np.zeros((tests, counts.max()), np.uint64)
+        candidates[columns[by_test], place] = keys[by_test]
+        self._keep_best(candidates)
+
+    def _keys_of(self, example_ids: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        # Adding to 0 turns -0.0 into 0.0: the two are equal scores and must have equal keys.
+        values = np.float32(0) + scores if self.sign == "helpful" else np.float32(0) - scores
+        low = np.uint64(0xFFFFFFFF) - example_ids.astype(np.uint64)
+        return (_ordered_integer(values).astype(np.uint64) << np.uint64(32)) | low
+
+    def _keep_best(self, candidates: np.ndarray) -> None:
+        surplus = candidates.shape[1]
+        joined = np.concatenate([self._keys, candidates], axis=1)
+        self._keys = np.partition(joined, surplus, axis=1)[:, surplus:]
+
+
+def _ordered_integer(values: np.ndarray) -> np.ndarray:
+    """Return uint32 that sort as the float32 `values` do; all are above 0."""
+    bits = values.view(np.uint32)
+    return np.where(bits >> 31, ~bits, bits | np.uint32(0x80000000))
+
+
+def _ordered_float(integers: np.ndarray) -> np.ndarray:
+    """Return the float32 of `_ordered_integer`; 0, which stands for none, gives minus infinity."""
+    bits = np.where(integers >> 31, integers ^ np.uint32(0x80000000), ~integers)
+    return np.where(integers == 0, np.float32(-np.inf), bits.view(np.float32))

@@ -1,0 +1,235 @@
+"""The study's configuration: typed, unknown keys refused, sections that fit together."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from graphlib import CycleError, TopologicalSorter
+from typing import Any, TypeVar
+
+from pydantic import Field, ValidationError, model_validator
+
+from workflow_scripts.core.errors import StudyError
+from workflow_scripts.methods import METHODS, read_encoder_variant
+from workflow_scripts.study.experiment_sections import Experiments
+from workflow_scripts.study.messages import explain
+from workflow_scripts.study.sections import (
+    Corpus,
+    Encoder,
+    EncoderTraining,
+    EncoderVariant,
+    Evaluation,
+    Finetuning,
+    Judging,
+    LanguageModel,
+    Name,
+    Release,
+    Report,
+    Scoring,
+    Section,
+    Targets,
+    Warmup,
+)
+
+# Experiments that read what was fine-tuned for an evaluation, or fine-tune on its pool.
+FINE_TUNED = ("leave_out", "removal", "selection", "transfer")
+AnySection = TypeVar("AnySection", bound=Section)
+
+
+class Study(Section):
+    """One study: everything that decides a number in `results/<run>`."""
+
+    run: Name = Field(description="Name of the results folder.")
+    seed: int = Field(0, ge=0, description="Every random choice derives from it.")
+    corpora: dict[Name, Corpus] = Field(description="Corpora by name.", min_length=1)
+    language_model: LanguageModel = Field(default_factory=LanguageModel)
+    language_models: dict[Name, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="Further LMs by name, for evaluations to judge a transfer: the keys of `language_model` in which "
+        "each differs.",
+    )
+    finetuning: Finetuning = Field(default_factory=Finetuning)
+    targets: Targets | None = Field(
+        None,
+        description="Folds, subsets and validation sets that the encoder is trained on. Without them nothing is "
+        "trained: `encoder.model` names a trained encoder.",
+    )
+    encoder: Encoder = Field(default_factory=Encoder)
+    encoder_training: EncoderTraining = Field(default_factory=EncoderTraining)
+    encoder_variants: dict[Name, EncoderVariant] = Field(
+        default_factory=dict, description="Further encoders by name, trained on the same targets."
+    )
+    evaluations: dict[Name, Evaluation] = Field(description="Evaluation sets by name.", min_length=1)
+    warmup: Warmup = Field(default_factory=Warmup)
+    scoring: Scoring = Field(default_factory=Scoring)
+    judging: Judging = Field(default_factory=Judging)
+    release: Release = Field(default_factory=Release)
+    experiments: Experiments = Field(default_factory=Experiments)
+    report: Report = Field(default_factory=Report)
+
+    @property
+    def fine_tunes(self) -> bool:
+        """Whether any LM is fine-tuned: for the encoder's targets, or to judge methods."""
+        return self.targets is not None or any(evaluation.subsets for evaluation in self.evaluations.values())
+
+    @property
+    def uses_lm(self) -> bool:
+        """Whether any LM is used: fine-tuned, or read by a method."""
+        methods = (METHODS.get(name) for name in self.scoring.methods)
+        return self.fine_tunes or any(method and method.own and method.own.language_model for method in methods)
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> Study:
+        used = {"targets.corpus": self.targets.corpus} if self.targets else {}
+        for name in [None, *self.language_models] if self.uses_lm else []:
+            lm = self.language_model_named(name)
+            key = f"language_models.{name}" if name else "language_model"
+            if lm.model == "builtin:tiny":
+                used[f"{key}.pretraining.corpus"] = lm.pretraining.corpus
+        if self.warmup.corpus:
+            used["warmup.corpus"] = self.warmup.corpus
+        for name, evaluation in self.evaluations.items():
+            if name == "train":
+                raise ValueError("evaluations.train: 'train' names the encoder's targets; take another name")
+            used[f"evaluations.{name}.train"] = evaluation.train
+            used[f"evaluations.{name}.test"] = evaluation.test
+        for name, corpus in self.corpora.items():
+            used |= {f"corpora.{name}.without[{number}]": other for number, other in enumerate(corpus.without)}
+        for key, corpus in used.items():
+            if corpus not in self.corpora:
+                raise ValueError(
+                    f"{key}: there is no corpus {corpus!r}; write one of {', '.join(self.corpora)}, "
+                    "or add it under corpora"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _corpora_can_be_left_out(self) -> Study:
+        try:
+            TopologicalSorter({name: corpus.without for name, corpus in self.corpora.items()}).prepare()
+        except CycleError as error:
+            raise ValueError(
+                f"corpora: {' and '.join(error.args[1][1:])} leave each other out; drop one of their `without`"
+            ) from None
+        return self
+
+    @model_validator(mode="after")
+    def _folds_suffice(self) -> Study:
+        for variant in [None, *self.encoder_variants] if self.targets else []:
+            if self.encoder_of(variant)[1].validation_folds >= self.targets.folds:
+                key = f"encoder_variants.{variant}.encoder_training" if variant else "encoder_training"
+                raise ValueError(f"{key}.validation_folds must be less than targets.folds")
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_not_trained_is_trained_already(self) -> Study:
+        if self.targets:
+            return self
+        model = self.encoder.model
+        if model.startswith("builtin:"):
+            raise ValueError(
+                f"encoder.model: without targets nothing trains {model!r}; add targets, or write the folder or hub id "
+                "of a trained encoder"
+            )
+        if os.path.normpath(model) == os.path.join("results", self.run, "encoder"):
+            raise ValueError(f"encoder.model: {model!r} is where this study writes; take another name for run")
+        if self.release.hub:
+            raise ValueError("release.hub: without targets there is no encoder of this study's to push; leave it out")
+        if self.encoder_variants:
+            raise ValueError("encoder_variants: without targets none can be trained; add targets, or leave them out")
+        if "untrained" in self.scoring.methods:
+            others = [method for method in self.scoring.methods if method != "untrained"]
+            raise ValueError(
+                "scoring.methods: 'untrained' is the encoder before training, and without targets none is trained; "
+                f"write [{', '.join(others or ['airrep'])}]"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _variants_exist(self) -> Study:
+        for method in self.scoring.methods:
+            variant = read_encoder_variant(method)
+            if variant and variant not in self.encoder_variants:
+                raise ValueError(f"scoring.methods: {method!r} needs encoder_variants.{variant}; add it there")
+        for name, evaluation in self.evaluations.items():
+            if evaluation.language_model and evaluation.language_model not in self.language_models:
+                raise ValueError(
+                    f"evaluations.{name}.language_model: there is no {evaluation.language_model!r}; add it under "
+                    "language_models, or leave the key out"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _experiments_fit(self) -> Study:
+        for name in type(self.experiments).model_fields:
+            experiment = getattr(self.experiments, name)
+            if experiment is None:
+                continue
+            values = experiment.model_dump()
+            if name == "amortisation" and not self.targets:
+                raise ValueError("experiments.amortisation: without targets no encoder's training is paid for")
+            named = [values.get("evaluation"), values.get("home"), *(values.get("evaluations") or [])]
+            if missing := [one for one in named if one and one not in self.evaluations]:
+                raise ValueError(
+                    f"experiments.{name}: there is no evaluation {missing[0]!r}; write one of "
+                    f"{', '.join(self.evaluations)}"
+                )
+            if unjudged := [one for one in named if one and not self.evaluations[one].subsets and name in FINE_TUNED]:
+                raise ValueError(
+                    f"experiments.{name}: evaluation {unjudged[0]!r} has no LM that is fine-tuned; give it `subsets`"
+                )
+            if missing := [one for one in values.get("methods") or [] if one not in self.scoring.methods]:
+                raise ValueError(f"experiments.{name}.methods: {missing[0]!r} doesn't score; add it to scoring.methods")
+        selection, transfer = self.experiments.selection, self.experiments.transfer
+        if selection and selection.examples > self.scoring.top:
+            raise ValueError(
+                f"experiments.selection.examples ({selection.examples}) can't exceed scoring.top ({self.scoring.top}): "
+                "raise scoring.top"
+            )
+        if selection and self.finetuning.engine != "native":
+            raise ValueError("experiments.selection lets the LM answer, which needs finetuning.engine: native")
+        if transfer and not self.evaluations[transfer.evaluation].language_model:
+            raise ValueError(f"experiments.transfer: evaluation {transfer.evaluation!r} names no other language_model")
+        return self
+
+    def language_model_named(self, name: str | None) -> LanguageModel:
+        """Return the LM of `language_models`, or for None the one that the targets are made with."""
+        if name is None:
+            return self.language_model
+        return _changed(self.language_model, self.language_models[name], f"language_models.{name}")
+
+    def encoder_of(self, variant: str | None) -> tuple[Encoder, EncoderTraining]:
+        """Return how an encoder of `encoder_variants` starts and is trained; for None, the study's own."""
+        if variant is None:
+            return self.encoder, self.encoder_training
+        changes, key = self.encoder_variants[variant], f"encoder_variants.{variant}"
+        return (
+            _changed(self.encoder, changes.encoder, f"{key}.encoder"),
+            _changed(self.encoder_training, changes.encoder_training, f"{key}.encoder_training"),
+        )
+
+
+def _changed(section: AnySection, changes: Mapping[str, Any], key: str) -> AnySection:
+    values = section.model_dump()
+    for name, value in changes.items():
+        inner = isinstance(value, Mapping) and isinstance(values.get(name), Mapping)
+        values[name] = {**values[name], **value} if inner else value
+    try:
+        return type(section).model_validate(values)
+    except ValidationError as error:
+        wrong = explain(error.errors()[0], type(section)).strip()
+        raise ValueError(f"{key}.{wrong}") from None
+
+
+def load_study(values: Mapping[str, Any], origin: str = "config.yaml") -> Study:
+    """Return the typed study of `values`, as Snakemake read them from `origin`.
+
+    Raises
+    ------
+    StudyError: one line per wrong key, each with what to write instead.
+    """
+    try:
+        return Study.model_validate(dict(values))
+    except ValidationError as error:
+        lines = [explain(detail, Study) for detail in error.errors()]
+        raise StudyError(f"{origin} has {len(lines)} wrong key(s):\n" + "\n".join(lines)) from None

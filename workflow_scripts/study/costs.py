@@ -1,0 +1,421 @@
+"""What a study costs: the units of work of each stage, times the seconds that a unit takes.
+
+Units and seconds come from a pilot (`run_pilot`). What stands here is arithmetic; it is also done while Snakemake
+parses, so nothing heavy is imported.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from workflow_scripts.study.break_even import Cost, crossover
+
+if TYPE_CHECKING:
+    from workflow_scripts.study.resources import StudyPlan
+
+Work = Mapping[str, float]  # a unit, as `Pilot.seconds` names it -> how many
+
+# These run on a GPU where there is one, else on all cores (fine-tuning: one core for each process).
+GPU_STAGES = ("pretrain_base_lm", "finetune_shard", "train_encoder", "embed_corpus")
+WHOLE_MACHINE_STAGES = ("pretrain_base_lm", "train_encoder", "embed_corpus")
+# Two starts of Snakemake in each Slurm job, and the time until squeue is asked whether it has ended. The wait in
+# the queue is nobody's to know.
+SECONDS_OF_A_CLUSTER_JOB = 40.0
+GOOD_JOB_SECONDS = 1800.0
+
+# Bytes on disk: a token; a loss in its block; a target; a kept score; a group score; the text of a row that was not
+# seen. That of a target is measured (benchmarks/storage.py), the others are guesses.
+BYTES = {"token": 2.0, "loss": 5.0, "target": 6.8, "score": 8.0, "group": 6.0, "row": 500.0}
+FILES_BYTES = 3e6  # report, logs, tables of the evaluation
+
+
+def parameters_in_name(model: str) -> float | None:
+    """Return the number of parameters that a model's name gives, e.g. 5e8 for `Qwen/Qwen2.5-0.5B`; None without."""
+    named = re.search(r"(\d+(?:\.\d+)?)[bB]\b", model)
+    return float(named.group(1)) * 1e9 if named else None
+
+
+@dataclass(frozen=True)
+class CorpusFacts:
+    """Size of a corpus: rows, mean tokens of an example for the LM and for the encoder, bytes of a row on disk."""
+
+    rows: int
+    lm_tokens: float
+    encoder_tokens: float
+    row_bytes: float
+
+
+@dataclass(frozen=True)
+class Pilot:
+    """What the pilot found: seconds by unit, corpora by name, and what of it is assumed.
+
+    `gpus`: how many the GPU stages have, 0 if they run on the CPU. `assumed_units`: units that were not timed.
+    """
+
+    hardware: str
+    gpus: int
+    seconds: Mapping[str, float]
+    assumed_units: tuple[str, ...]
+    assumptions: tuple[str, ...]
+    corpora: Mapping[str, CorpusFacts]
+    lm_parameters: float
+    encoder_parameters: float
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the GPU stages are timed, or assumed, on a GPU."""
+        return self.gpus > 0
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Pilot:
+        """Return the pilot that `pilot.json` holds under `found`."""
+        return cls(
+            **{
+                **values,
+                "assumed_units": tuple(values["assumed_units"]),
+                "assumptions": tuple(values["assumptions"]),
+                "corpora": {name: CorpusFacts(**facts) for name, facts in values["corpora"].items()},
+            }
+        )
+
+
+@dataclass(frozen=True)
+class Concurrency:
+    """What runs at a time: `jobs` of `cores` on a cluster; None: as many as fit this machine's `cores` and GPUs."""
+
+    cores: int
+    jobs: int | None = None
+
+    def slots(self, stage: str, gpus: int, processes: int) -> int:
+        """Return how many jobs of a stage run side by side; `processes` share one of them."""
+        if self.jobs is not None:
+            return self.jobs
+        if gpus and stage in GPU_STAGES:
+            return max(gpus // processes, 1)
+        if stage in WHOLE_MACHINE_STAGES:
+            return 1
+        return max(self.cores // processes, 1)
+
+
+@dataclass(frozen=True)
+class StageEstimate:
+    """The expected cost of one stage; hours are those of `processor`, `GPU` or `core`."""
+
+    stage: str
+    jobs: int
+    processor: str
+    hours: float
+    seconds: float  # of all jobs, one after the other
+    longest_seconds: float  # of its longest job
+    wall_seconds: float
+    disk_bytes: float
+    measured: bool
+
+
+def estimate(plan: StudyPlan, pilot: Pilot, concurrency: Concurrency) -> list[StageEstimate]:
+    """Return the expected cost of each stage that the study runs, in the order of the pipeline."""
+    disk = disk_bytes(plan, pilot)
+    return [
+        _stage_estimate(stage, jobs, plan.processes(stage), pilot, concurrency, disk.get(stage, 0.0))
+        for stage, jobs in work(plan, pilot).items()
+    ]
+
+
+def _stage_estimate(
+    stage: str, jobs: Sequence[Work], processes: int, pilot: Pilot, concurrency: Concurrency, disk: float
+) -> StageEstimate:
+    seconds = [job_seconds(job, pilot) for job in jobs]
+    on_gpu = pilot.on_gpu and stage in GPU_STAGES
+    has_all_cores = stage in WHOLE_MACHINE_STAGES and not on_gpu
+    occupied = concurrency.cores if has_all_cores else processes
+    overhead = 0.0 if concurrency.jobs is None else SECONDS_OF_A_CLUSTER_JOB
+    slots = concurrency.slots(stage, pilot.gpus, processes)
+    return StageEstimate(
+        stage=stage,
+        jobs=len(jobs),
+        processor="GPU" if on_gpu else "core",
+        hours=sum(seconds) * occupied / 3600,
+        seconds=sum(seconds),
+        longest_seconds=max(seconds),
+        wall_seconds=makespan([one + overhead for one in seconds], slots),
+        disk_bytes=disk,
+        measured=not any(unit in pilot.assumed_units for job in jobs for unit in job),
+    )
+
+
+def makespan(seconds: Sequence[float], slots: int) -> float:
+    """Return when the last of these jobs ends, if each starts as soon as one of `slots` is free."""
+    ends = [0.0] * max(min(slots, len(seconds)), 1)
+    for one in seconds:
+        heapq.heappush(ends, heapq.heappop(ends) + one)
+    return max(ends)
+
+
+def work(plan: StudyPlan, pilot: Pilot) -> dict[str, list[Work]]:
+    """Return what each job of each stage has to do, as numbers of units."""
+    study, start, model = plan.study, {"job_start": 1}, {"job_start": 1, "model_start": 1}
+    tests = {name: _judged(plan, pilot, name) for name in study.evaluations}
+    pairs = {name: pilot.corpora[one.train].rows * tests[name] for name, one in study.evaluations.items()}
+    parts = {name: len(plan.parts_of(one.train)) for name, one in study.evaluations.items()}
+    of_parts, whole = plan.methods_scored(in_parts=True), plan.methods_scored(in_parts=False)
+    jobs = {
+        "prepare_corpus": [{**start, "prepared_row": _rows_read(plan, pilot, name)} for name in study.corpora],
+        "resolve_config": [model],
+        "pretrain_base_lm": [_pretraining_work(plan)] if plan.has_builtin_lm else [],
+        "tokenize_corpus": [{**model, "tokenized_row": pilot.corpora[name].rows} for name in plan.tokenized_corpora()],
+        "sample_subsets": [start] * len({*plan.pools, *study.evaluations}),
+        "finetune_shard": [job for pool in plan.pools for job in finetuning_work(plan, pilot, pool)],
+        "collect_targets": [start] * len(plan.pools),
+        **_encoder_work(plan, pilot, sum(tests.values())),
+        "embed_corpus": [
+            {**model, "embedded_token": pilot.corpora[name].rows * pilot.corpora[name].encoder_tokens / number}
+            for _ in _encoders(plan)
+            for name in _embedded(plan)
+            for number in [len(plan.parts_of(name))]
+            for _ in range(number)
+        ],
+        "score_pairs": [
+            {**(model if plan.embedding_of(method) else start), "scored_pair": pairs[name]}
+            for name in pairs
+            for method in whole
+        ],
+        "score_part": [
+            {**model, "scored_pair": pairs[name] / parts[name]}
+            for name in pairs
+            for _ in of_parts
+            for _ in range(parts[name])
+        ],
+        "merge_scores": [start] * (len(pairs) * len(of_parts)),
+        "evaluate_lds": [{**start, "bootstrapped_pair": _bootstrapped_pairs(plan, tests)}] if plan.judged else [],
+        "write_report": [start],
+    }
+    return {stage: of_stage for stage, of_stage in jobs.items() if of_stage}
+
+
+def _rows_read(plan: StudyPlan, pilot: Pilot, corpus: str) -> float:
+    """Return the rows of a corpus's source: a part of it is found by reading all."""
+    first, last = plan.study.corpora[corpus].part
+    return pilot.corpora[corpus].rows / (last - first)
+
+
+def _pretraining_work(plan: StudyPlan) -> Work:
+    steps = plan.study.language_model.pretraining.steps
+    return {"job_start": 1, "model_start": 1, "pretraining_start": 1, "pretraining_step": steps}
+
+
+def _encoder_work(plan: StudyPlan, pilot: Pilot, tests: int) -> dict[str, list[Work]]:
+    """Return the work of the stages that make the encoder; one that was trained elsewhere is only taken."""
+    targets, start = plan.study.targets, {"job_start": 1, "model_start": 1}
+    if targets is None:
+        return {"take_encoder": [{**start, "encoder_start": 1}]}
+    rows = pilot.corpora[targets.corpus].rows
+    return {
+        "check_leaks": [{"job_start": 1, "compared_row": rows * len(plan.study.evaluations) + tests}],
+        "init_encoder": [
+            {**start, "encoder_start": 1} for variant in plan.variants if not variant or plan.starts_anew(variant)
+        ],
+        # The study's own comes first.
+        "train_encoder": [
+            {**start, "encoder_tokenized_row": rows, **_training_work(plan, variant)} for variant in plan.variants
+        ],
+        "package_encoder": [start],
+    }
+
+
+def _training_work(plan: StudyPlan, variant: str) -> Work:
+    _, training = plan.study.encoder_of(variant.removeprefix("@") or None)
+    validations = 1 + math.ceil(training.steps / training.validate_every)
+    return {"encoder_step": training.steps, "validated_fold": validations * training.validation_folds}
+
+
+def _encoders(plan: StudyPlan) -> set[str]:
+    """Return the encoders whose embeddings the study's methods read, `trained` and `untrained` among them."""
+    return {encoder for method in plan.study.scoring.methods if (encoder := plan.method(method).encoder)}
+
+
+def _embedded(plan: StudyPlan) -> list[str]:
+    return sorted({corpus for one in plan.study.evaluations.values() for corpus in (one.train, one.test)})
+
+
+def _bootstrapped_pairs(plan: StudyPlan, tests: Mapping[str, int]) -> int:
+    rows = 1 + sum(len(plan.poolings_of(method)) for method in plan.study.scoring.methods)
+    draws = plan.study.judging.bootstrap
+    return sum(draws * rows * tests[name] * plan.study.evaluations[name].subsets ** 2 for name in plan.judged)
+
+
+def finetuning_work(plan: StudyPlan, pilot: Pilot, pool: str) -> list[Work]:
+    """Return the work of each fine-tuning job of a pool."""
+    train, test = (pilot.corpora[name] for name in plan.corpora_of(pool))
+    judged = _judged(plan, pilot, pool)
+    jobs = []
+    for block in plan.blocks(pool):
+        spec = plan.spec("finetune_shard", {"pool": pool, "block": block})
+        folds = spec["folds"][1] - spec["folds"][0]
+        runs = folds * (spec["indexes"][1] - spec["indexes"][0]) * spec["seeds"]
+        trained = runs * spec["sampling"]["subset_examples"] * plan.study.finetuning.epochs
+        # The base LM is judged once for each fold.
+        jobs.append(
+            {
+                "job_start": 1,
+                "model_start": 1,
+                "trained_token": trained * train.lm_tokens,
+                "evaluated_token": (runs + folds) * judged * test.lm_tokens,
+            }
+        )
+    return jobs
+
+
+def _judged(plan: StudyPlan, pilot: Pilot, pool: str) -> int:
+    return plan.judged_examples(pool) or pilot.corpora[plan.corpora_of(pool)[1]].rows
+
+
+def distinct_examples(pool: int, subsets: int, subset_examples: int) -> float:
+    """Return how many different examples so many random subsets of a pool are expected to hold."""
+    return pool * (1 - (1 - min(subset_examples / pool, 1)) ** subsets)
+
+
+def disk_bytes(plan: StudyPlan, pilot: Pilot) -> dict[str, float]:
+    """Return what each stage leaves on disk, in bytes."""
+    study, scoring = plan.study, plan.study.scoring
+    losses = sum(math.prod(plan.runs(pool)) * _judged(plan, pilot, pool) for pool in plan.pools)
+    number_bytes = {"float16": 2, "float32": 4}[scoring.embedding_precision]
+    vector_bytes = study.encoder.dimension * number_bytes + 16  # 16: its row's hash
+    return {
+        "prepare_corpus": sum(pilot.corpora[name].rows * pilot.corpora[name].row_bytes for name in study.corpora),
+        "pretrain_base_lm": 4 * pilot.lm_parameters,
+        "tokenize_corpus": sum(
+            pilot.corpora[name].rows * pilot.corpora[name].lm_tokens * BYTES["token"]
+            for name in plan.tokenized_corpora()
+        ),
+        "finetune_shard": losses * BYTES["loss"],
+        "collect_targets": losses * BYTES["target"],
+        "init_encoder": 4 * pilot.encoder_parameters,
+        # While it trains: the best weights, the present ones, and the two moments of AdamW.
+        "train_encoder": 5 * 4 * pilot.encoder_parameters,
+        "embed_corpus": len(_encoders(plan)) * vector_bytes * sum(pilot.corpora[name].rows for name in _embedded(plan)),
+        "score_pairs": _score_bytes(plan, pilot, plan.methods_scored(in_parts=False)),
+        "merge_scores": _score_bytes(plan, pilot, plan.methods_scored(in_parts=True)),
+        "write_report": FILES_BYTES,
+    }
+
+
+def _score_bytes(plan: StudyPlan, pilot: Pilot, methods: Sequence[str]) -> float:
+    """Return the bytes of the kept scores and of the group scores of some methods."""
+    top = 2 * plan.study.scoring.top * BYTES["score"]
+    return sum(
+        _judged(plan, pilot, name) * (top + len(plan.poolings_of(method)) * one.subsets * BYTES["group"])
+        for name, one in plan.study.evaluations.items()
+        for method in methods
+    )
+
+
+@dataclass(frozen=True)
+class BreakEven:
+    """When the trained encoder has paid for itself against one gradient for each scored example.
+
+    Seconds are those of one `processor`. `examples` is None where a gradient costs no more than an embedding.
+    """
+
+    processor: str
+    setup_seconds: float
+    gradient_seconds: float
+    embedding_seconds: float
+    examples: int | None
+
+
+def break_even(plan: StudyPlan, pilot: Pilot, concurrency: Concurrency) -> BreakEven | None:
+    """Return the corpus size from which labels, training and embeddings cost less than a gradient per example.
+
+    The gradient method's own preparation (a warmed-up LM, its projection) is not counted, so the size is an upper
+    bound. None for a study that trains no encoder.
+    """
+    if not plan.study.targets:
+        return None
+    cores = 1 if pilot.on_gpu else concurrency.cores
+    jobs = work(plan, pilot)
+    labels = plan.processes("finetune_shard") * sum(
+        job_seconds(job, pilot) for job in finetuning_work(plan, pilot, "train")
+    )
+    # GPU jobs occupy one GPU for each process.
+    training = plan.processes("train_encoder") if pilot.on_gpu else concurrency.cores
+    setup = (
+        labels + job_seconds(jobs["init_encoder"][0], pilot) + training * job_seconds(jobs["train_encoder"][0], pilot)
+    )
+    pools = [pilot.corpora[one.train] for one in plan.study.evaluations.values()]
+    gradient = pilot.seconds["gradient_token"] * sum(pool.lm_tokens for pool in pools) / len(pools)
+    embedding = cores * pilot.seconds["embedded_token"] * sum(pool.encoder_tokens for pool in pools) / len(pools)
+    examples = crossover(Cost(setup, embedding), Cost(0.0, gradient))
+    return BreakEven(
+        processor="GPU" if pilot.on_gpu else "core",
+        setup_seconds=setup,
+        gradient_seconds=gradient,
+        embedding_seconds=embedding,
+        examples=math.ceil(examples) if math.isfinite(examples) else None,
+    )
+
+
+def not_planned(plan: StudyPlan) -> dict[str, list[str]]:
+    """Return the stages of the study that no unit of the pilot stands for, and what each is for."""
+    own = {name: plan.method(name).own for name in plan.study.scoring.methods if plan.method(name).own}
+    experiments = {name: plan.experiment(name) for name in plan.experiments()}
+    with_runs = [name for name, settings in experiments.items() if hasattr(settings, "jobs")]
+    with_base = [name for name, settings in experiments.items() if hasattr(settings, "base_examples")]
+    stages = {
+        "warmup_lm": [name for name, one in own.items() if one.language_model == "warm"],
+        "fit_method": [name for name, one in own.items() if one.fitted],
+        "embed_by_method": list(own),
+        "check_labels": plan.labelled(),
+        "draw_base": with_base,
+        "score_base": with_base,
+        **{f"draw_{name}": [name] for name in with_runs},
+        "finetune_runs": with_runs,
+        **{f"evaluate_{name}": [name] for name in experiments},
+        "push_encoder": [plan.study.release.hub] if plan.study.release.hub else [],
+    }
+    return {stage: names for stage, names in stages.items() if names}
+
+
+def counted_alike(plan: StudyPlan) -> list[str]:
+    """Return what is planned at the cost of something else, as sentences."""
+    study = plan.study
+    return [
+        *(
+            f"A step of the encoder variant {name} is taken to cost what one of the study's own encoder does."
+            for name in study.encoder_variants
+        ),
+        *(
+            f"Runs of the LM {name} are taken to cost what those of the study's own LM do; its making and its tokens "
+            "are not counted."
+            for name in study.language_models
+        ),
+    ]
+
+
+def job_seconds(job: Work, pilot: Pilot) -> float:
+    """Return the seconds that a job is expected to take."""
+    return sum(pilot.seconds[unit] * number for unit, number in job.items())
+
+
+def good_job_sizes(plan: StudyPlan, pilot: Pilot, concurrency: Concurrency) -> dict[str, dict[str, int]]:
+    """Return for each pool the `folds_per_job` and `subsets_per_job` with which a fine-tuning job takes half an hour.
+
+    Shorter ones where all runs together would leave slots empty.
+    """
+    slots = concurrency.slots("finetune_shard", pilot.gpus, plan.processes("finetune_shard"))
+    sizes = {}
+    for pool in plan.pools:
+        folds, subsets, _ = plan.runs(pool)
+        jobs = finetuning_work(plan, pilot, pool)
+        whole = sum(job_seconds({**job, "job_start": 0, "model_start": 0}, pilot) for job in jobs)
+        of_subset = whole / (folds * subsets)
+        chosen = max(min(GOOD_JOB_SECONDS, whole / slots) / of_subset, 1.0)
+        in_folds = max(min(round(chosen / subsets), folds), 1)
+        sizes[pool] = {"subsets_per_job": min(subsets, round(chosen))}
+        if pool == "train":
+            sizes[pool] = {"folds_per_job": in_folds, **sizes[pool]}
+    return sizes

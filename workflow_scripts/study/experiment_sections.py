@@ -1,0 +1,86 @@
+"""The sections of a study's configuration under `experiments`, as `study.sections` has the others."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from workflow_scripts.study.sections import Name, Positive, Section
+
+
+def _something_stays(section: LeaveOut | Removal) -> LeaveOut | Removal:
+    if max(section.sizes) >= section.base_examples:
+        raise ValueError("sizes: must be less than base_examples, or nothing would stay to fine-tune on")
+    return section
+
+
+class LeaveOut(Section):
+    """Leave one out: fine-tune without some examples, and correlate what that does with their scores."""
+
+    evaluation: Name = Field(description="The evaluation whose pool, tests and LM are used.")
+    base_examples: Positive = Field(description="Examples of the base set, drawn from the pool.")
+    sizes: list[Positive] = Field([1], description="How many examples are left out together.", min_length=1)
+    groups: Annotated[int, Field(ge=3)] = Field(description="Groups left out, of each size.")
+    seeds: int = Field(2, ge=2, description="Fine-tuning runs per group; two or more give the noise ceiling.")
+    jobs: Positive = Field(1, description="Jobs that the runs are dealt to.")
+
+    _stays = model_validator(mode="after")(_something_stays)
+
+
+class Removal(Section):
+    """Removal curve: fine-tune without a test's most helpful examples, against random ones."""
+
+    evaluation: Name = Field(description="The evaluation whose pool, tests and LM are used.")
+    base_examples: Positive = Field(description="Examples of the base set, drawn from the pool.")
+    sizes: list[Positive] = Field(description="How many examples are removed: the points of the curve.", min_length=1)
+    tests: Positive = Field(description="Test examples, each with removals of its own.")
+    methods: list[str] | None = Field(None, description="Which methods choose; `null` for all that score.")
+    random_draws: Positive = Field(3, description="Random removals of each size.")
+    seeds: Positive = Field(1, description="Fine-tuning runs per removal.")
+    jobs: Positive = Field(1, description="Jobs that the runs are dealt to.")
+
+    _stays = model_validator(mode="after")(_something_stays)
+
+
+class Selection(Section):
+    """Data selection: per task (label), fine-tune on the examples that a method ranks first, and let the LM answer."""
+
+    evaluation: Name = Field(description="The evaluation whose pool, tests and LM are used; its tests need labels.")
+    examples: Positive = Field(description="Examples selected for a task (paper: 1,000); at most `scoring.top`.")
+    tasks: Positive | None = Field(None, description="So many tasks, those with most tests first; `null` for all.")
+    methods: list[str] | None = Field(None, description="Which methods select; `null` for all that score.")
+    full_data: bool = Field(True, description="Also fine-tune once on the whole pool.")
+    new_tokens: Positive = Field(64, description="Longest answer in tokens.")
+    seeds: Positive = Field(1, description="Fine-tuning runs per selection.")
+    jobs: Positive = Field(1, description="Jobs that the runs are dealt to.")
+
+
+class Classification(Section):
+    """Data classification: does the top-ranked training example carry the test's label."""
+
+    evaluations: list[Name] | None = Field(None, description="Evaluation sets with labels; `null` for all.")
+
+
+class Amortisation(Section):
+    """From which corpus size on training an encoder has paid for itself."""
+
+    evaluation: Name = Field(description="The evaluation whose measured seconds are used.")
+
+
+class Transfer(Section):
+    """What an encoder trained on one LM's targets is worth for another LM."""
+
+    evaluation: Name = Field(description="The evaluation that names another `language_model`.")
+    home: Name = Field(description="The evaluation with the LM of the targets that it is compared with.")
+
+
+class Experiments(Section):
+    """The paper's experiments beside the LDS; what is left out doesn't run."""
+
+    leave_out: LeaveOut | None = None
+    removal: Removal | None = None
+    selection: Selection | None = None
+    classification: Classification | None = None
+    amortisation: Amortisation | None = None
+    transfer: Transfer | None = None

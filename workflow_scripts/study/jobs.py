@@ -1,0 +1,226 @@
+"""Which jobs a study has, and which corpora, LMs, encoders and methods they are for.
+
+Read while Snakemake parses, so nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+import glob
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from workflow_scripts.methods import METHODS, Method, OwnEmbeddings, find_method, sentence_encoder
+from workflow_scripts.study.config import Study
+from workflow_scripts.study.sections import Encoder, EncoderTraining, LanguageModel
+from workflow_scripts.study.sources import local_files
+
+TRAIN_POOL = "train"
+# Ends the name of the folder of a method's embeddings of tests, where they are made otherwise.
+OF_TESTS = "-tests"
+# Table of each experiment, under evaluation/.
+EXPERIMENT_TABLES = {
+    "leave_out": "loo",
+    "removal": "removal",
+    "selection": "selection",
+    "classification": "classification",
+    "amortisation": "amortisation",
+    "transfer": "transfer",
+}
+
+
+class StudyJobs:
+    """The jobs of a study: pools, blocks, methods, variants, parts and experiments."""
+
+    def __init__(self, study: Study):
+        self.study = study
+        # Evaluation sets with a LDS, and the pools that LMs are fine-tuned on.
+        self.judged = [name for name, evaluation in study.evaluations.items() if evaluation.subsets]
+        self.pools = [TRAIN_POOL, *self.judged] if study.targets else self.judged
+        # Of the artifacts that several encoders or LMs have, a name begins with @; the study's own have none.
+        self.variants = ["", *(f"@{name}" for name in study.encoder_variants)]
+        self.language_models = ["", *(f"@{name}" for name in study.language_models)]
+        self.has_builtin_lm = study.uses_lm and self.is_builtin("")
+        self.results = Path("results") / study.run
+
+    def corpora_of(self, pool: str) -> tuple[str, str]:
+        """Return the names of the corpora that a pool's subsets and its judged examples are drawn from."""
+        if pool == TRAIN_POOL:
+            return self.study.targets.corpus, self.study.targets.corpus
+        evaluation = self.study.evaluations[pool]
+        return evaluation.train, evaluation.test
+
+    def tokenized_corpora(self) -> list[str]:
+        """Return the corpora that the study's own LM reads."""
+        pools = [pool for pool in self.pools if not self.language_model_of(pool)]
+        corpora = {corpus for pool in pools for corpus in self.corpora_of(pool)}
+        own = [method.own for method in map(self.method, self.study.scoring.methods) if method.own]
+        if any(one.language_model for one in own):
+            evaluations = self.study.evaluations.values()
+            corpora |= {corpus for one in evaluations for corpus in (one.train, one.test)}
+        if any(one.fitted for one in own):
+            corpora.add(self.warmup_corpus())
+        return sorted(corpora)
+
+    def language_model_of(self, pool: str) -> str:
+        """Return which LM is fine-tuned on a pool's subsets, as it stands in file names: "" or @<name>."""
+        name = None if pool == TRAIN_POOL else self.study.evaluations[pool].language_model
+        return f"@{name}" if name else ""
+
+    def language_model(self, lm: str) -> LanguageModel:
+        """Return the settings of a LM of `language_models`."""
+        return self.study.language_model_named(lm.removeprefix("@") or None)
+
+    def is_builtin(self, lm: str) -> bool:
+        """Return whether the workflow makes a LM itself."""
+        return self.language_model(lm).model == "builtin:tiny"
+
+    def source_files(self, corpus: str) -> list[str]:
+        """Return the local files of a corpus: their age decides whether it is read again."""
+        source = self.study.corpora[corpus].source
+        return [] if source.startswith("builtin:") else [str(path) for path in local_files(source)]
+
+    def encoder_files(self) -> list[str]:
+        """Return the files of an encoder that lies in a local folder: their age decides whether it is taken again."""
+        found = glob.glob(os.path.join(glob.escape(self.study.encoder.model), "**"), recursive=True)
+        return sorted(path for path in found if os.path.isfile(path))
+
+    def runs(self, pool: str) -> tuple[int, int, int]:
+        """Return (folds, subsets per fold, seeds) of a pool: its fine-tuning runs."""
+        if pool == TRAIN_POOL:
+            targets = self.study.targets
+            return targets.folds, targets.subsets_per_fold, targets.seeds
+        evaluation = self.study.evaluations[pool]
+        return 1, evaluation.subsets, evaluation.seeds
+
+    def judged_examples(self, pool: str) -> int | None:
+        """Return how many examples each subset of a pool is judged on; None for the whole test corpus."""
+        if pool == TRAIN_POOL:
+            return self.study.targets.evaluated_examples
+        return self.study.evaluations[pool].tests
+
+    def blocks(self, pool: str) -> list[str]:
+        """Return the names of a pool's fine-tuning jobs: blocks of folds x subsets.
+
+        A block's borders don't depend on the number of folds or subsets, so more of them add blocks.
+        """
+        folds, subsets, _ = self.runs(pool)
+        folds_per_job, subsets_per_job = self._job_size(pool)
+        return [
+            f"f{fold_block:04d}_s{subset_block:04d}"
+            for fold_block in range(math.ceil(folds / folds_per_job))
+            for subset_block in range(math.ceil(subsets / subsets_per_job))
+        ]
+
+    def method(self, name: str) -> Method:
+        """Return what is known of a method of the study."""
+        encoders = self.study.scoring.sentence_encoders
+        return sentence_encoder(encoders[name]) if name in encoders else find_method(name)
+
+    def poolings_of(self, method: str) -> list[str]:
+        """Return how a method's scores of examples become scores of groups."""
+        return list(self.study.scoring.poolings.get(method, self.method(method).poolings))
+
+    def embedding_of(self, method: str, for_tests: bool = False) -> str | None:
+        """Return the name of the folder of a method's embeddings, if it reads any."""
+        known = self.method(method)
+        if known.own is None:
+            return known.encoder
+        return method + OF_TESTS if for_tests and known.own.by_role else method
+
+    def own_embeddings(self) -> list[str]:
+        """Return the names of the folders of embeddings that methods make of their own."""
+        names = [*METHODS, *self.study.scoring.sentence_encoders]
+        own = [name for name in names if self.method(name).own]
+        return [*own, *(name + OF_TESTS for name in own if self.method(name).own.by_role)]
+
+    def method_of(self, embedding: str) -> str:
+        """Return the method that makes the embeddings of a folder."""
+        return embedding.removesuffix(OF_TESTS)
+
+    def own_of(self, embedding: str) -> OwnEmbeddings:
+        """Return how the embeddings of a folder are made."""
+        return self.method(self.method_of(embedding)).own
+
+    def warmup_corpus(self) -> str:
+        """Return the corpus that the LM is warmed up on."""
+        targets, evaluations = self.study.targets, self.study.evaluations.values()
+        return self.study.warmup.corpus or (targets.corpus if targets else next(iter(evaluations)).train)
+
+    def fitted_methods(self) -> list[str]:
+        """Return the methods that are fitted before they embed."""
+        return [name for name in METHODS if METHODS[name].is_fitted]
+
+    def starts_anew(self, variant: str) -> bool:
+        """Return whether an encoder variant starts from another encoder than the study's own does."""
+        return self._encoder(variant) != self._encoder("")
+
+    def reads_tokens_of_lm(self, variant: str) -> bool:
+        """Return whether an untrained encoder is made with the LM's tokenizer."""
+        encoder = self._encoder(variant)
+        return (encoder.model, encoder.tokenizer) == ("builtin:small", "language_model")
+
+    def _encoder(self, variant: str) -> Encoder:
+        return self.study.encoder_of(variant.removeprefix("@") or None)[0]
+
+    def _encoder_training(self, variant: str) -> EncoderTraining:
+        return self.study.encoder_of(variant.removeprefix("@") or None)[1]
+
+    def experiments(self) -> list[str]:
+        """Return the experiments that the study has."""
+        return [name for name in EXPERIMENT_TABLES if self.experiment(name) is not None]
+
+    def experiment(self, name: str) -> Any:
+        """Return the settings of an experiment; None if the study doesn't have it."""
+        return getattr(self.study.experiments, name)
+
+    def experiment_methods(self, name: str) -> list[str]:
+        """Return the methods that an experiment judges."""
+        return getattr(self.experiment(name), "methods", None) or list(self.study.scoring.methods)
+
+    def classified(self) -> list[str]:
+        """Return the evaluation sets whose tests are classified."""
+        if self.study.experiments.classification is None:
+            return []
+        return self.study.experiments.classification.evaluations or list(self.study.evaluations)
+
+    def labelled(self) -> list[str]:
+        """Return the evaluation sets of which an experiment reads the labels."""
+        selection = self.study.experiments.selection
+        return list(dict.fromkeys([*self.classified(), *([selection.evaluation] if selection else [])]))
+
+    def parts_of(self, corpus: str) -> list[str]:
+        """Return the parts that a corpus is embedded and scored in, as they stand in file names; [""] for one."""
+        trained_on = {evaluation.train for evaluation in self.study.evaluations.values()}
+        parts = self.study.scoring.parts if corpus in trained_on else 1
+        return [f".{part}of{parts}" for part in range(1, parts + 1)] if parts > 1 else [""]
+
+    def methods_scored(self, *, in_parts: bool) -> list[str]:
+        """Return the methods whose scores are put together from parts of the training corpus, or the others."""
+        split = self.study.scoring.parts > 1
+        return [name for name in self.study.scoring.methods if (split and bool(self.embedding_of(name))) == in_parts]
+
+    def _job_size(self, pool: str) -> tuple[int, int]:
+        if pool == TRAIN_POOL:
+            return self.study.targets.folds_per_job, self.study.targets.subsets_per_job
+        return 1, self.study.evaluations[pool].subsets_per_job
+
+    def trained_methods(self) -> list[str]:
+        """Return the methods that read a trained encoder."""
+        return [name for name in self.study.scoring.methods if (self.method(name).encoder or "").startswith("trained")]
+
+    def fixed_costs(self, method: str) -> list[str]:
+        """Return the benchmark files, as patterns, of what a method costs once, whatever it scores then."""
+        known = self.method(method)
+        if known.is_fitted:
+            return ["warmup_lm/*.tsv"] * (known.own.language_model == "warm") + [f"fit_method/{method}.tsv"]
+        encoder = known.encoder
+        if not encoder:
+            return []
+        kind, at, name = encoder.partition("@")
+        start = f"init_encoder/study{at + name if self.starts_anew(at + name) else ''}.tsv"
+        if kind == "untrained":
+            return [start]
+        targets = [f"{stage}/{TRAIN_POOL}.tsv" for stage in ("sample_subsets", "collect_targets")]
+        return [*targets, f"finetune_shard/{TRAIN_POOL}/*.tsv", start, f"train_encoder/study{at}{name}.tsv"]

@@ -1,0 +1,101 @@
+"""What the jobs of a study ask of the machine: memory, processes, time.
+
+Read while Snakemake parses, so nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from functools import cached_property
+
+from workflow_scripts.study.costs import Concurrency, Pilot, estimate, parameters_in_name
+from workflow_scripts.study.specs import STAGE_VERSIONS, StageSpecs
+
+FILE_NAME = re.compile(r"\.(jsonl|ndjson|json|csv|tsv|parquet|pq)(\.gz|\.zst)?$", re.IGNORECASE)
+# Of a job's expected seconds to its time limit, and the shortest limit worth asking for.
+RUNTIME_MARGIN = 2.0
+SHORTEST_RUNTIME_MINUTES = 15
+
+
+class StudyPlan(StageSpecs):
+    """The jobs of a study, their specs, and what they ask for: all that the rules know of it."""
+
+    def memory_mb(self, stage: str) -> int:
+        """Return the memory in MiB that a job of `stage` asks for, from the size in the LM's name."""
+        names = [self.language_model(lm).model for lm in self.language_models]
+        parameters = max(parameters_in_name(name) or 5e6 for name in names)
+        # Weights, their copy for the reset, gradients and AdamW's two moments, 4 bytes each; and each process of
+        # DeepSpeed loads all weights before it keeps its part of them.
+        lm = (20 + 4 * (self.finetuning_processes() - 1)) * parameters / 2**20
+        encoder = self.encoder_processes()
+        return {
+            "finetune_shard": 4000 + int(lm),
+            "warmup_lm": 4000 + int(lm),
+            "fit_method": 8000 + int(lm),
+            "embed_by_method": 8000 + int(lm),
+            "finetune_runs": 4000 + int(lm),
+            "train_encoder": 16000 * encoder,
+            "embed_corpus": 4000 * encoder,
+            "collect_targets": 8000,
+        }.get(stage, 4000)
+
+    def encoder_processes(self) -> int:
+        """Return how many processes train the encoder or embed: as many GPUs does a job ask for."""
+        return self.study.encoder_training.processes
+
+    def finetuning_processes(self) -> int:
+        """Return how many processes fine-tune one LM: as many GPUs does a job ask for."""
+        return self.study.finetuning.processes
+
+    def processes(self, stage: str) -> int:
+        """Return how many processes, and so GPUs or cores, share a job of `stage`."""
+        if stage == "finetune_shard":
+            return self.finetuning_processes()
+        return self.encoder_processes() if stage in ("train_encoder", "embed_corpus") else 1
+
+    def runtime_minutes(self, stage: str) -> int:
+        """Return the minutes that a job of `stage` asks for: twice what the pilot expects of the longest one.
+
+        Without a pilot, or where it could only assume, a limit that suits the paper's study.
+        """
+        if stage in self._expected_seconds:
+            minutes = math.ceil(RUNTIME_MARGIN * self._expected_seconds[stage] / 60)
+            return max(minutes, SHORTEST_RUNTIME_MINUTES)
+        minutes = {"finetune_shard": 120, "finetune_runs": 120, "train_encoder": 720, "embed_corpus": 120}
+        minutes |= {"warmup_lm": 720, "fit_method": 720, "embed_by_method": 720}
+        return minutes.get(stage, 60)
+
+    @cached_property
+    def pilot(self) -> Pilot | None:
+        """What the pilot of this study found; None where there was none of these settings and this version."""
+        try:
+            written = json.loads((self.results / "pilot.json").read_text(encoding="utf-8"))
+            # As it looks once written: JSON knows no tuples.
+            settings = json.loads(json.dumps(self.pilot_settings()))
+            if (written["version"], written["settings"]) != (STAGE_VERSIONS["run_pilot"], settings):
+                return None
+            return Pilot.from_json(written["found"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    @cached_property
+    def _expected_seconds(self) -> dict[str, float]:
+        if self.pilot is None:
+            return {}
+        # How many jobs run side by side doesn't change how long one takes.
+        costs = estimate(self, self.pilot, Concurrency(cores=1))
+        return {one.stage: one.longest_seconds for one in costs if one.measured}
+
+    def corpora_at_hand(self) -> list[str]:
+        """Return the corpora that a pilot reads: local ones, and those of the hub that were prepared before."""
+        return [name for name in self.study.corpora if self._is_at_hand(name)]
+
+    def _is_at_hand(self, corpus: str) -> bool:
+        if (self.results / "corpora" / f"{corpus}.parquet").exists():
+            return True
+        source = self.study.corpora[corpus].source
+        # A file that is missing counts too: reading it says so.
+        is_local = source.startswith("builtin:") or FILE_NAME.search(source) or self.source_files(corpus)
+        return bool(is_local) and all(self._is_at_hand(other) for other in self.study.corpora[corpus].without)

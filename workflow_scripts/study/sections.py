@@ -1,0 +1,397 @@
+"""The sections of a study's configuration: every key with its type, its default and its meaning.
+
+The field descriptions are the config reference: `docs/config.md` and `configs/schema.json` are made from them.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from workflow_scripts.corpora.templates import View
+from workflow_scripts.methods import METHODS, Pooling
+
+NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+
+def _check_name(name: str) -> str:
+    if not NAME_PATTERN.fullmatch(name):
+        raise ValueError(
+            f"{name!r} is not a usable name: write letters, digits, '_' and '-' (at most 64), "
+            "because it becomes a file name"
+        )
+    return name
+
+
+Name = Annotated[str, AfterValidator(_check_name)]
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """A block of the config: immutable, and no key that it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Corpus(Section):
+    """Where rows come from, and which of them."""
+
+    source: str = Field(
+        description="`builtin:mini`, a local file or glob (JSONL, JSON, CSV, Parquet; plain, .gz, .zst), "
+        "or a hub dataset id."
+    )
+    config_name: str | None = Field(None, description="Hub only: the dataset's config name.")
+    split: str = Field("train", description="Hub only: the split.")
+    revision: str | None = Field(None, description="Hub only: a commit or tag, to pin the data.")
+    data_files: str | None = Field(
+        None,
+        description="Hub only: file or pattern inside the dataset; with `source: json`, `csv` or `parquet`, the "
+        "`hf://` address of a file.",
+    )
+    columns: dict[Literal["prompt", "response", "messages", "label"], str] = Field(
+        default_factory=dict,
+        description="Column names, where the shape is not recognised by itself, e.g. `{label: task}`.",
+    )
+    response_turn: Literal["last", "first"] = Field(
+        "last",
+        description="Of a chat: which assistant turn is the response. The turns before it are the prompt, those "
+        "after it are left out.",
+    )
+    part: tuple[Share, Share] = Field(
+        (0.0, 1.0),
+        description="Which share of the prompts, as [from, to). A prompt's place is a hash of its normalised "
+        "text, so parts that don't overlap share no prompt, and appended rows move no other row.",
+    )
+    without: list[Name] = Field(
+        default_factory=list,
+        description="Other corpora; rows whose prompt, normalised, occurs in one of them are left out.",
+    )
+    limit: Positive | None = Field(None, description="Take at most so many rows, the first ones of the part.")
+    max_rejected_share: Share = Field(0.05, description="Stop when more than this share of the rows is bad.")
+
+    @model_validator(mode="after")
+    def _snakemake_can_name_the_source(self) -> Corpus:
+        if any(character in self.source for character in "{}\n"):
+            raise ValueError(
+                "source: Snakemake takes braces for wildcards, and can't do with a line break; rename the file, or "
+                "link it under a plain name"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _part_is_an_interval(self) -> Corpus:
+        if self.part[0] >= self.part[1]:
+            raise ValueError(f"part: {list(self.part)} is empty; write [from, to] with from < to")
+        return self
+
+
+class Pretraining(Section):
+    """How the builtin LM is made (`model: builtin:tiny` only)."""
+
+    corpus: Name = Field("pretraining", description="Corpus whose text it reads; disjoint from all others.")
+    vocabulary: Positive = Field(2048, description="Size of the BPE vocabulary trained on that corpus.")
+    hidden: Positive = Field(96, multiple_of=32, description="Hidden size; a multiple of 32.")
+    layers: Positive = Field(2, description="Number of layers.")
+    architecture: Literal["qwen2", "gpt2"] = Field("qwen2", description="Which family of LMs it belongs to.")
+    steps: Positive = Field(300, description="AdamW steps.")
+    batch_tokens: Positive = Field(4096, description="Tokens a step.")
+    learning_rate: float = Field(2e-3, gt=0, description="Peak learning rate, cosine decay.")
+
+
+class LanguageModel(Section):
+    """The base LM that is fine-tuned on subsets."""
+
+    model: str = Field(
+        "builtin:tiny",
+        description="`builtin:tiny`, a local folder, or a hub id of any causal LM.",
+    )
+    revision: str | None = Field(None, description="Hub only: a commit or tag, to pin the weights.")
+    max_tokens: Positive = Field(512, description="Longest example in tokens; the end is cut, and counted.")
+    chat_template: bool = Field(False, description="Render prompts with the tokenizer's chat template.")
+    trust_remote_code: bool = Field(False, description="Run code that comes with the model. Off is safe.")
+    pretraining: Pretraining = Field(default_factory=Pretraining, description="Of `builtin:tiny`.")
+
+
+class Finetuning(Section):
+    """How the LM is fine-tuned on one subset (paper, section 4.1)."""
+
+    learning_rate: float = Field(2e-5, gt=0, description="AdamW's learning rate, constant.")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay.")
+    batch_examples: Positive = Field(32, description="Examples in one optimiser step.")
+    epochs: Positive = Field(2, description="Passes over the subset.")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="Of the forward pass; weights and optimiser state stay float32."
+    )
+    step_tokens: Positive = Field(
+        16384, description="Most tokens in one forward pass of training; a larger batch is accumulated."
+    )
+    evaluation_tokens: Positive = Field(16384, description="Most tokens in one forward pass of evaluation.")
+    max_diverged_share: Share = Field(0.05, description="Stop when more runs than this share diverge.")
+    engine: Literal["native", "deepspeed"] = Field(
+        "native",
+        description="`native`: the LM, and 16 more bytes for each of its parameters, fit one GPU. `deepspeed`: they "
+        "are split over the job's GPUs; needs `pip install -r envs/requirements-deepspeed.lock`.",
+    )
+    zero_stage: Literal[1, 2, 3] = Field(
+        3, description="`deepspeed` only: split the optimiser state (1), gradients too (2), weights too (3)."
+    )
+    offload: bool = Field(
+        False, description="`deepspeed` only: keep the optimiser state, in stage 3 weights too, in the CPU's memory."
+    )
+    processes: Positive = Field(
+        1,
+        description="`deepspeed` only: processes that share a run, one for each GPU of the job. Results change by "
+        "rounding only, so another number makes nothing anew. A Slurm job asks for as many GPUs; with `gres`, write "
+        "the number in `slurm/config.yaml` too.",
+    )
+
+    @model_validator(mode="after")
+    def _only_deepspeed_splits(self) -> Finetuning:
+        for name in ("zero_stage", "offload", "processes"):
+            if self.engine == "native" and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} has a meaning for DeepSpeed alone: add engine: deepspeed, or leave it out")
+        return self
+
+
+class Targets(Section):
+    """Folds, subsets and validation sets that the encoder is trained on (paper, section 3.1)."""
+
+    corpus: Name = Field("train", description="Corpus that folds are drawn from.")
+    folds: Positive = Field(description="Cross-validation instances.")
+    pool_examples: Positive = Field(description="N_t: examples in a fold's training pool.")
+    validation_examples: Positive = Field(description="N_v: examples in a fold's validation set.")
+    evaluated_examples: Positive = Field(description="Of the validation set, how many each subset is judged on.")
+    subsets_per_fold: Positive = Field(description="M: subsets of a fold.")
+    subset_examples: Positive = Field(description="n: examples in a subset.")
+    seeds: Positive = Field(1, description="Fine-tuning runs per subset; labels use their mean loss.")
+    folds_per_job: Positive = Field(1, description="A job covers a block of folds x subsets: its folds.")
+    subsets_per_job: Positive = Field(100, description="A job covers a block of folds x subsets: its subsets.")
+
+    @model_validator(mode="after")
+    def _sizes_agree(self) -> Targets:
+        if self.evaluated_examples > self.validation_examples:
+            raise ValueError("evaluated_examples can't exceed validation_examples")
+        if self.subset_examples >= self.pool_examples:
+            raise ValueError("subset_examples must be less than pool_examples, or all subsets are the same")
+        return self
+
+
+class Encoder(Section):
+    """The attribution encoder before training (paper, section 3.2)."""
+
+    model: str = Field(
+        "builtin:small", description="`builtin:small`, a local folder, or a hub id of a BERT-type encoder."
+    )
+    revision: str | None = Field(None, description="Hub only: a commit or tag, to pin the weights.")
+    view: View = Field(
+        "joint",
+        description="`joint`: prompt and response as one text, as in the paper. `split`: each is read and pooled "
+        "by itself, and an embedding is both halves side by side.",
+    )
+    normalized: bool = Field(
+        False,
+        description="Scale the mean over a text's tokens to length 1 before the projection, so that long texts don't "
+        "fade. The paper doesn't.",
+    )
+    projection: Literal["random", "principal"] = Field(
+        "random",
+        description="Where the projection starts: `random` as in the paper, or `principal`, the principal axes of the "
+        "encoder's corpus, centred, large ones scaled down. An encoder that brings a projection keeps it.",
+    )
+    prompt_scale: float | None = Field(
+        None,
+        gt=0,
+        description="`split` with `principal` only: how long the prompts' half of an embedding is at the start, in "
+        "lengths of the responses' half (root mean square); `null`: as the texts make it.",
+    )
+    dimension: Positive = Field(384, description="Size of an embedding, after the projection.")
+    max_tokens: Positive = Field(512, description="Longest text in tokens; the end is cut.")
+    prompt_words: Positive = Field(256, description="Words of the prompt that are read.")
+    hidden: Positive = Field(128, multiple_of=32, description="`builtin:small` only: hidden size; a multiple of 32.")
+    layers: int = Field(2, ge=0, description="`builtin:small` only: number of BERT layers.")
+    tokenizer: Literal["wordpiece", "language_model"] = Field(
+        "wordpiece",
+        description="`builtin:small` only: `wordpiece`, lower-case pieces of the words of the encoder's corpus; or "
+        "`language_model`, the LM's own tokens, which tell apart what the LM does (capitals, spaces, digits).",
+    )
+    vocabulary: Positive = Field(4096, description="`builtin:small` with `wordpiece` only: how many pieces.")
+    word_embeddings: Literal["random", "principal"] = Field(
+        "random",
+        description="`builtin:small` only: where word embeddings start: `random`; or `principal`, the principal axes "
+        "of the words in texts of the encoder's corpus (latent semantic analysis), positions at zero.",
+    )
+    trust_remote_code: bool = Field(False, description="Run code that comes with the model. Off is safe.")
+
+
+class EncoderTraining(Section):
+    """How the encoder learns to rank subsets (paper, sections 3.3 and 4.1)."""
+
+    pooling: Literal["attention", "mean"] = Field("attention", description="How scores of a group are pooled.")
+    steps: Positive = Field(2000, description="Optimiser steps.")
+    learning_rate: float = Field(1e-4, gt=0, description="AdamW's learning rate, constant after the warm-up.")
+    warmup_steps: int = Field(10, ge=0, description="Steps of linear warm-up.")
+    gradient_clip: float = Field(1.0, gt=0, description="Largest gradient norm.")
+    subsets_per_step: Positive = Field(32, description="Subsets of the fold in one step.")
+    examples_per_step: Positive = Field(1000, description="Validation examples of the fold in one step.")
+    smallest_difference: float = Field(0.1, ge=0, description="T_min: pairs of closer labels are dropped.")
+    largest_weight: float = Field(5.0, gt=0, description="T_max: cap of a pair's weight.")
+    label_spread: Literal["fold", "pooled"] = Field(
+        "fold",
+        description="An example's labels have mean 0 and spread 1 over the subsets of a fold, or over those of all "
+        "folds in which it is a validation example (the released code).",
+    )
+    label_clip: float | None = Field(None, gt=0, description="Cut labels off at plus and minus this.")
+    truncation: Literal["first", "last"] = Field(
+        "first",
+        description="Which `encoder.max_tokens` tokens of a longer text are read in training; embedding always reads "
+        "the first.",
+    )
+    learned_scale: bool = Field(
+        False,
+        description="Learn the scale of the scores, which is the pooling's temperature; it is folded into the "
+        "projection when the encoder is saved.",
+    )
+    validation_folds: Positive = Field(2, description="Folds held back to choose the best checkpoint.")
+    validate_every: Positive = Field(100, description="Steps between two validations and checkpoints.")
+    patience: Positive | None = Field(None, description="Stop after so many validations without a better one.")
+    chunk_tokens: Positive = Field(16384, description="Most tokens in one forward pass.")
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="Of the forward pass.")
+    processes: Positive = Field(
+        1,
+        description="Processes that share each step, also when embedding: one for each GPU of the job. Results change "
+        "by rounding only, so another number makes nothing anew. A Slurm job asks for as many GPUs; with `gres`, write "
+        "the number in `slurm/config.yaml` too.",
+    )
+
+
+class EncoderVariant(Section):
+    """A further encoder, trained on the same targets: the keys in which it differs."""
+
+    encoder: dict[str, Any] = Field(default_factory=dict, description="Keys of `encoder`.")
+    encoder_training: dict[str, Any] = Field(default_factory=dict, description="Keys of `encoder_training`.")
+
+
+class Evaluation(Section):
+    """A test set and the pool of training examples whose influence on it is measured."""
+
+    language_model: Name | None = Field(
+        None, description="One of `language_models`, if the subsets are fine-tuned with another LM than the targets."
+    )
+    train: Name = Field(description="Corpus that subsets are drawn from.")
+    test: Name = Field(description="Corpus of the test examples.")
+    tests: Positive | None = Field(
+        description="Test examples, drawn from the test corpus; `null` for all that have a response token left."
+    )
+    subsets: int = Field(
+        ge=0, description="Random subsets, each fine-tuned; 0 for scores alone, with neither LM nor LDS."
+    )
+    subset_examples: Positive | None = Field(None, description="Examples in a subset; needed where there are subsets.")
+    seeds: int = Field(2, ge=2, description="Fine-tuning runs per subset; two or more give the noise ceiling.")
+    subsets_per_job: Positive = Field(100, description="Subsets that one job fine-tunes.")
+
+    @model_validator(mode="after")
+    def _subsets_have_a_size(self) -> Evaluation:
+        if self.subsets and self.subset_examples is None:
+            raise ValueError("subset_examples is missing; add it, or write `subsets: 0` for scores alone")
+        if 0 < self.subsets < 3:
+            raise ValueError("subsets: of fewer than 3, any ranking is perfect or wrong; write 3 or more, or 0")
+        return self
+
+
+class Warmup(Section):
+    """How the LM is warmed up that gradient methods read, and what they are fitted on (paper, section 4.1)."""
+
+    corpus: Name | None = Field(
+        None, description="Corpus whose examples are drawn; `null` for that of `targets`, or of an evaluation."
+    )
+    examples: Positive = Field(100_000, description="Examples, drawn at random; all, if the corpus has fewer.")
+    epochs: Positive = Field(2, description="Passes over them.")
+    learning_rate: float | None = Field(
+        None, gt=0, description="AdamW's learning rate, constant; `null` for that of `finetuning`, as all else."
+    )
+    measured_examples: Positive = Field(
+        10_000, description="Of them, how many the methods' second moments (PCA, KFAC, Fisher) are measured on."
+    )
+
+
+class Scoring(Section):
+    """Which methods score, and what is kept."""
+
+    methods: list[str] = Field(
+        ["airrep", "airrep_mean", "untrained", "tfidf", "bm25", "length", "random"],
+        description=f"Rows of the LDS table: {', '.join(f'`{name}`' for name in METHODS)}, or a name of "
+        "`sentence_encoders`; of those that read the encoder, `<method>@<variant>` reads one of `encoder_variants`. "
+        "docs/methods.md says what each is.",
+        min_length=1,
+    )
+    sentence_encoders: dict[Name, str] = Field(
+        default_factory=dict,
+        description="More methods by name: sentence-transformers models, each a folder or hub id, e.g. "
+        "`{gte: thenlper/gte-small}`.",
+    )
+    poolings: dict[Name, list[Pooling]] = Field(
+        default_factory=dict,
+        description="How a method's scores of examples become scores of groups, each a row, where not as the method "
+        "has it, e.g. `{tfidf: [mean, attention]}`.",
+    )
+    top: Positive = Field(50, description="Most helpful and most harmful examples kept per test.")
+    tile_examples: Positive = Field(8192, description="Training examples scored at once.")
+    parts: Positive = Field(
+        1,
+        description="Jobs that embed an evaluation's training corpus, and as many that score it for each method that "
+        "embeds. Results change by rounding only, but another number embeds anew.",
+    )
+    embedding_precision: Literal["float16", "float32"] = Field("float16", description="Of embeddings on disk.")
+
+    @model_validator(mode="after")
+    def _methods_exist(self) -> Scoring:
+        if taken := sorted(METHODS.keys() & self.sentence_encoders.keys()):
+            raise ValueError(f"sentence_encoders: {taken[0]!r} is another method's name; take another one")
+        known = [*METHODS, *self.sentence_encoders]
+        for key, names in {"methods": self.methods, "poolings": self.poolings}.items():
+            for name in names:
+                method = name.partition("@")[0]
+                if method != name and method in known and not (method in METHODS and METHODS[method].encoder):
+                    raise ValueError(f"{key}: {method} reads no encoder of the study, so it has no variants")
+                if method not in known:
+                    raise ValueError(f"{key}: there is no method {name!r}; write one of {', '.join(known)}")
+        for name, poolings in self.poolings.items():
+            if {"attention", "signed"} <= set(poolings):
+                raise ValueError(f"poolings.{name}: attention and signed can't be had in one pass; write one of them")
+        if repeated := {name for name in self.methods if self.methods.count(name) > 1}:
+            raise ValueError(f"methods: {min(repeated)!r} stands there twice; write it once")
+        return self
+
+
+class Judging(Section):
+    """How the LDS is reported."""
+
+    bootstrap: Positive = Field(1000, description="Bootstrap draws over tests and subsets.")
+    confidence: float = Field(0.95, gt=0, lt=1, description="Coverage of the intervals.")
+    near_duplicate: Share = Field(
+        0.9, description="Jaccard similarity of word 3-grams from which a test row is reported as seen."
+    )
+
+
+class Release(Section):
+    """How the trained encoder is handed on, with its model card."""
+
+    layout: Literal["sentence_transformers", "published"] = Field(
+        "sentence_transformers",
+        description="`published`: the layout of the paper's authors, for their code; rounded to bfloat16.",
+    )
+    hub: str | None = Field(
+        None,
+        description="Hub id to push it to, e.g. `me/my-encoder`; a new repository is a private one. Off if `null`.",
+    )
+
+
+class Report(Section):
+    """What the report shows."""
+
+    tests: Positive = Field(200, description="Test examples in the explorer.")
+    examples: Positive = Field(10, description="Most helpful and most harmful examples shown for each.")
+    characters: Positive = Field(600, description="Longest text shown; longer ones are cut with a mark.")

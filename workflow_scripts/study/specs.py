@@ -1,0 +1,381 @@
+"""The values that each stage of a study computes with.
+
+Read while Snakemake parses, so nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from workflow_scripts.study.jobs import OF_TESTS, TRAIN_POOL, StudyJobs
+from workflow_scripts.study.sections import Evaluation
+
+# Raised by hand whenever a stage's code starts to mean something else, so that its results are made anew.
+# tests/unit/study/test_specs.py pins each stage's source to its version.
+STAGE_VERSIONS = {
+    "resolve_config": 1,
+    "prepare_corpus": 1,
+    "pretrain_base_lm": 1,
+    "tokenize_corpus": 1,
+    "sample_subsets": 1,
+    "finetune_shard": 1,
+    "collect_targets": 2,
+    "init_encoder": 1,
+    "take_encoder": 1,
+    "train_encoder": 1,
+    "embed_corpus": 1,
+    "warmup_lm": 1,
+    "fit_method": 1,
+    "embed_by_method": 1,
+    "score_pairs": 1,
+    "score_part": 1,
+    "merge_scores": 1,
+    "check_leaks": 1,
+    "check_labels": 1,
+    "evaluate_lds": 1,
+    "package_encoder": 1,
+    "push_encoder": 1,
+    "draw_base": 1,
+    "draw_leave_out": 1,
+    "draw_removal": 1,
+    "draw_selection": 1,
+    "finetune_runs": 1,
+    "evaluate_leave_out": 1,
+    "evaluate_removal": 1,
+    "evaluate_selection": 1,
+    "evaluate_classification": 1,
+    "evaluate_amortisation": 1,
+    "evaluate_transfer": 1,
+    "write_report": 4,
+    "run_pilot": 3,
+    "write_plan": 2,
+}
+
+
+class StageSpecs(StudyJobs):
+    """The specs of a study's jobs."""
+
+    def spec(self, stage: str, wildcards: Mapping[str, str]) -> dict[str, Any]:
+        """Return the values that `stage` is called with, and its version, sorted by name.
+
+        They are all that decides its result besides its inputs, so a changed value reruns this stage alone
+        and what stands below it.
+        """
+        values = getattr(self, f"_{stage}")(**wildcards)
+        return dict(sorted({"version": STAGE_VERSIONS[stage], **values}.items()))
+
+    def base_spec(self, wildcards: Mapping[str, str]) -> dict[str, Any]:
+        """Return the values that `score_pairs` scores the base set of an experiment with."""
+        return self.spec("score_pairs", {name: wildcards[name] for name in ("method", "evaluation")})
+
+    def _sampling(self, pool: str) -> dict[str, Any]:
+        sizes: Any = self.study.targets if pool == TRAIN_POOL else self.study.evaluations[pool]
+        one_evaluation = isinstance(sizes, Evaluation)
+        return {
+            "seed": self.study.seed,
+            "pool": pool,
+            "pool_examples": None if one_evaluation else sizes.pool_examples,
+            "validation_examples": sizes.tests if one_evaluation else sizes.validation_examples,
+            "evaluated_examples": sizes.tests if one_evaluation else sizes.evaluated_examples,
+            "subset_examples": sizes.subset_examples,
+        }
+
+    def _lm_source(self, lm: str = "") -> dict[str, Any]:
+        settings = self.language_model(lm)
+        return {
+            "model": settings.model,
+            "revision": settings.revision,
+            "trust_remote_code": settings.trust_remote_code,
+        }
+
+    def _resolve_config(self) -> dict[str, Any]:
+        return {"study": self.study.model_dump(mode="json")}
+
+    def _prepare_corpus(self, corpus: str) -> dict[str, Any]:
+        return self.study.corpora[corpus].model_dump(mode="json", exclude={"without"})
+
+    def _pretrain_base_lm(self, lm: str = "") -> dict[str, Any]:
+        settings = self.language_model(lm)
+        values = settings.pretraining.model_dump(exclude={"corpus"})
+        return {**values, "max_tokens": settings.max_tokens, "seed": self.study.seed}
+
+    def _tokenize_corpus(self, corpus: str, lm: str = "") -> dict[str, Any]:
+        settings = self.language_model(lm)
+        limits = {"max_tokens": settings.max_tokens, "chat_template": settings.chat_template}
+        return {**self._lm_source(lm), **limits}
+
+    def _sample_subsets(self, pool: str) -> dict[str, Any]:
+        folds, subsets, _ = self.runs(pool)
+        return {"sampling": self._sampling(pool), "folds": folds, "subsets_per_fold": subsets}
+
+    def _finetune_shard(self, pool: str, block: str) -> dict[str, Any]:
+        folds, subsets, seeds = self.runs(pool)
+        folds_per_job, subsets_per_job = self._job_size(pool)
+        fold_block, subset_block = (int(part[1:]) for part in block.split("_"))
+        first_fold, first_subset = fold_block * folds_per_job, subset_block * subsets_per_job
+        return {
+            **self._lm_source(self.language_model_of(pool)),
+            "sampling": self._sampling(pool),
+            "folds": [first_fold, min(first_fold + folds_per_job, folds)],
+            "indexes": [first_subset, min(first_subset + subsets_per_job, subsets)],
+            "seeds": seeds,
+            "finetuning": self._finetuning(),
+        }
+
+    def _finetuning(self) -> dict[str, Any]:
+        settings = self.study.finetuning
+        of_deepspeed = {"engine", "zero_stage", "offload", "processes"}
+        values = settings.model_dump(exclude={"max_diverged_share", *of_deepspeed})
+        if settings.engine == "native":
+            return values
+        return {**values, "zero": {"stage": settings.zero_stage, "offload": settings.offload}}
+
+    def _collect_targets(self, pool: str) -> dict[str, Any]:
+        folds, subsets, seeds = self.runs(pool)
+        return {
+            "folds": folds,
+            "subsets_per_fold": subsets,
+            "seeds": seeds,
+            "max_diverged_share": self.study.finetuning.max_diverged_share,
+        }
+
+    def _init_encoder(self, variant: str = "") -> dict[str, Any]:
+        source = {"lm_source": self._lm_source()} if self.reads_tokens_of_lm(variant) else {}
+        return {**self._encoder(variant).model_dump(), **source, "seed": self.study.seed}
+
+    def _take_encoder(self) -> dict[str, Any]:
+        return self.study.encoder.model_dump(include={"model", "revision", "trust_remote_code", "max_tokens"})
+
+    def _train_encoder(self, variant: str = "") -> dict[str, Any]:
+        return {
+            **self._encoder_training(variant).model_dump(exclude={"processes"}),
+            **self._encoder_text(variant),
+            "seed": self.study.seed,
+        }
+
+    def _encoder_text(self, variant: str) -> dict[str, Any]:
+        encoder = self._encoder(variant)
+        return {"prompt_words": encoder.prompt_words, "max_tokens": encoder.max_tokens}
+
+    def _embed_corpus(self, encoder: str, corpus: str, part: str = "") -> dict[str, Any]:
+        variant = encoder.partition("@")[2]
+        training = self._encoder_training(variant)
+        return {
+            **self._part(part),
+            **self._encoder_text(variant),
+            "embedding_precision": self.study.scoring.embedding_precision,
+            "chunk_tokens": training.chunk_tokens,
+            "precision": training.precision,
+        }
+
+    def _part(self, part: str) -> dict[str, Any]:
+        return {"part": [int(number) for number in part.removeprefix(".").split("of")]} if part else {}
+
+    def _warmup_finetuning(self) -> dict[str, Any]:
+        warmup = self.study.warmup
+        changes = {"epochs": warmup.epochs, "learning_rate": warmup.learning_rate}
+        values = self._finetuning() | {name: value for name, value in changes.items() if value is not None}
+        return {name: value for name, value in values.items() if name != "zero"}
+
+    def _warmup_lm(self) -> dict[str, Any]:
+        return {
+            **self._lm_source(),
+            "examples": self.study.warmup.examples,
+            "finetuning": self._warmup_finetuning(),
+            "seed": self.study.seed,
+        }
+
+    def _fit_method(self, method: str) -> dict[str, Any]:
+        own = self.own_of(method)
+        return {
+            **self._warmup_lm(),
+            "measured_examples": self.study.warmup.measured_examples,
+            "module": own.module,
+            "settings": dict(own.settings),
+        }
+
+    def _embed_by_method(self, embedding: str, corpus: str, part: str) -> dict[str, Any]:
+        own = self.own_of(embedding)
+        return {
+            **self._part(part),
+            "lm_source": self._lm_source() if own.language_model else None,
+            "module": own.module,
+            "settings": dict(own.settings),
+            "for_tests": embedding.endswith(OF_TESTS),
+            "prompt_words": self.study.encoder.prompt_words,
+            "batch_tokens": self.study.finetuning.step_tokens,
+            "precision": self.study.finetuning.precision,
+            "embedding_precision": self.study.scoring.embedding_precision,
+        }
+
+    def _score_pairs(self, method: str, evaluation: str) -> dict[str, Any]:
+        return {
+            "method": method,
+            "poolings": self.poolings_of(method),
+            "evaluation": evaluation,
+            "seed": self.study.seed,
+            "top": self.study.scoring.top,
+            "tile_examples": self.study.scoring.tile_examples,
+        }
+
+    def _score_part(self, method: str, evaluation: str, part: str) -> dict[str, Any]:
+        return {
+            "method": method,
+            "poolings": self.poolings_of(method),
+            "part": f"{evaluation} {part.removeprefix('.')}",
+            "top": self.study.scoring.top,
+            "tile_examples": self.study.scoring.tile_examples,
+        }
+
+    def _merge_scores(self, method: str, evaluation: str) -> dict[str, Any]:
+        return {
+            "method": method,
+            "poolings": self.poolings_of(method),
+            "evaluation": evaluation,
+            "top": self.study.scoring.top,
+        }
+
+    def _check_leaks(self) -> dict[str, Any]:
+        return {"near_duplicate": self.study.judging.near_duplicate}
+
+    def _check_labels(self) -> dict[str, Any]:
+        return {
+            "evaluations": {name: list(self.corpora_of(name)) for name in self.labelled()},
+            "classified": self.classified(),
+        }
+
+    def _evaluate_lds(self) -> dict[str, Any]:
+        return {
+            "bootstrap": self.study.judging.bootstrap,
+            "confidence": self.study.judging.confidence,
+            "seed": self.study.seed,
+        }
+
+    def _package_encoder(self) -> dict[str, Any]:
+        return {"layout": self.study.release.layout}
+
+    def _push_encoder(self) -> dict[str, Any]:
+        return {"hub": self.study.release.hub}
+
+    def _draw_base(self, experiment: str) -> dict[str, Any]:
+        settings = self.experiment(experiment)
+        return {"seed": self.study.seed, "experiment": experiment, "base_examples": settings.base_examples}
+
+    def _draw_leave_out(self) -> dict[str, Any]:
+        settings = self.study.experiments.leave_out
+        return {"seed": self.study.seed, **settings.model_dump(include={"sizes", "groups", "seeds"})}
+
+    def _draw_removal(self) -> dict[str, Any]:
+        settings = self.study.experiments.removal
+        return {"seed": self.study.seed, **settings.model_dump(include={"sizes", "tests", "random_draws", "seeds"})}
+
+    def _draw_selection(self) -> dict[str, Any]:
+        settings = self.study.experiments.selection
+        return {"seed": self.study.seed, **settings.model_dump(include={"examples", "tasks", "full_data", "seeds"})}
+
+    def _finetune_runs(self, experiment: str, job: str) -> dict[str, Any]:
+        settings = self.experiment(experiment)
+        return {
+            **self._lm_source(self.language_model_of(settings.evaluation)),
+            "experiment": experiment,
+            "job": int(job),
+            "jobs": settings.jobs,
+            "seed": self.study.seed,
+            "new_tokens": getattr(settings, "new_tokens", None),
+            "finetuning": self._finetuning(),
+        }
+
+    def _judged_experiment(self, experiment: str) -> dict[str, Any]:
+        return {
+            "evaluation": self.experiment(experiment).evaluation,
+            "bootstrap": self.study.judging.bootstrap,
+            "confidence": self.study.judging.confidence,
+            "seed": self.study.seed,
+            "max_diverged_share": self.study.finetuning.max_diverged_share,
+        }
+
+    def _evaluate_leave_out(self) -> dict[str, Any]:
+        return self._judged_experiment("leave_out")
+
+    def _evaluate_removal(self) -> dict[str, Any]:
+        return self._judged_experiment("removal")
+
+    def _evaluate_selection(self) -> dict[str, Any]:
+        return self._judged_experiment("selection")
+
+    def _evaluate_classification(self) -> dict[str, Any]:
+        return {
+            "evaluations": {name: list(self.corpora_of(name)) for name in self.classified()},
+            "confidence": self.study.judging.confidence,
+        }
+
+    def _evaluate_amortisation(self) -> dict[str, Any]:
+        return {
+            "evaluation": self.study.experiments.amortisation.evaluation,
+            "trained": self.trained_methods(),
+            "benchmarks": f"results/{self.study.run}/benchmarks",
+            "fixed": {method: self.fixed_costs(method) for method in self.study.scoring.methods},
+        }
+
+    def _evaluate_transfer(self) -> dict[str, Any]:
+        transfer = self.study.experiments.transfer
+        trained = self.trained_methods()
+        values = {"evaluation": transfer.evaluation, "home": transfer.home}
+        return {**values, "method": (trained or self.study.scoring.methods)[0], "trained": trained}
+
+    def _write_report(self) -> dict[str, Any]:
+        folder = f"results/{self.study.run}"
+        return {**self.study.report.model_dump(), "benchmarks": f"{folder}/benchmarks", "plan": f"{folder}/plan.json"}
+
+    def _run_pilot(self) -> dict[str, Any]:
+        return self.pilot_settings()
+
+    def pilot_settings(self) -> dict[str, Any]:
+        """Return the values that a pilot depends on: not how many folds, evaluation subsets or jobs there are."""
+        return {
+            "language_model": self.study.language_model.model_dump(),
+            "runs": self._pilot_runs(),
+            "training": self._pilot_training() if self.study.targets else None,
+            "encoder": self._init_encoder() if self.study.targets else self._take_encoder(),
+            "prompt_words": self.study.encoder.prompt_words,
+            "chunk_tokens": self.study.encoder_training.chunk_tokens,
+            "precision": self.study.encoder_training.precision,
+            "tests_only": {name: self._only_tests(name) for name in self.study.corpora},
+            "seed": self.study.seed,
+        }
+
+    def _pilot_runs(self) -> dict[str, Any] | None:
+        if not self.study.uses_lm:
+            return None
+        sizes = self._sampling(self.pools[0]) if self.pools else {}
+        return {
+            "finetuning": self._finetuning(),
+            "subset_examples": sizes.get("subset_examples", self.study.finetuning.batch_examples),
+            "judged_examples": sizes.get("evaluated_examples"),
+        }
+
+    def _pilot_training(self) -> dict[str, Any]:
+        sizes, training = self.study.targets, self.study.encoder_training
+        return {
+            "target_corpus": sizes.corpus,
+            "step": {
+                "pool_examples": sizes.pool_examples,
+                "subset_examples": sizes.subset_examples,
+                "subsets": min(training.subsets_per_step, sizes.subsets_per_fold),
+                "tests": min(training.examples_per_step, sizes.evaluated_examples),
+                "subsets_per_fold": sizes.subsets_per_fold,
+                "tests_per_fold": sizes.evaluated_examples,
+            },
+            "objective": training.model_dump(
+                include={"pooling", "smallest_difference", "largest_weight", "learned_scale"}
+            ),
+        }
+
+    def _only_tests(self, corpus: str) -> bool:
+        evaluations = self.study.evaluations.values()
+        learned_from = {self.study.targets.corpus} if self.study.targets else set()
+        return corpus in {one.test for one in evaluations} - {one.train for one in evaluations} - learned_from
+
+    def _write_plan(self) -> dict[str, Any]:
+        return {"study": self.study.model_dump(mode="json")}

@@ -1,0 +1,112 @@
+"""Fine-tune the base LM on a block of subsets and measure each validation example's loss (paper, 3.1)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from workflow_scripts.core.distributed import agreed
+from workflow_scripts.core.parquet import file_hash, spec_hash
+from workflow_scripts.core.progress import Progress
+from workflow_scripts.core.stage import run_stage
+from workflow_scripts.models.loading import folder_hash
+from workflow_scripts.study.specs import STAGE_VERSIONS
+from workflow_scripts.targets.run_cache import FinishedRuns, open_tuner, read_examples
+from workflow_scripts.targets.sampling import Fold, Sampling, corpus_ids
+
+SCHEMA = pa.schema(
+    [
+        ("fold", pa.int32()),
+        ("index", pa.int32()),
+        ("seed", pa.int32()),
+        ("example_id", pa.int32()),
+        ("base_loss", pa.float32()),
+        ("loss", pa.float32()),
+        ("status", pa.string()),
+    ]
+)
+Run = tuple[int, int, int]  # fold, index of the subset in the fold, number of the seed
+
+
+def finetune_shard(
+    train_tokens: Path,
+    test_tokens: Path,
+    losses: Path,
+    *,
+    language_model: Path | None = None,
+    model: str,
+    revision: str | None,
+    trust_remote_code: bool,
+    sampling: dict[str, Any],
+    folds: Sequence[int],
+    indexes: Sequence[int],
+    seeds: int,
+    finetuning: dict[str, Any],
+) -> None:
+    """Write the losses of every (fold, index, seed) of the block to `losses`.
+
+    `folds` and `indexes` are [first, past the last]. A run depends on (seed, pool, fold, index, number of the
+    seed) alone, so the cut into blocks changes no number. Finished runs are kept in a folder beside `losses`
+    until the block is whole, and a block that grew keeps the runs it had; both only if they come from the
+    same LM, tokens and settings. `finetuning` has the settings of `Finetuner`, and those of DeepSpeed under `zero`
+    where a LM needs several GPUs.
+    """
+    draw = Sampling(**sampling)
+    runs = [(fold, index, seed) for fold in range(*folds) for index in range(*indexes) for seed in range(seeds)]
+    key = spec_hash(
+        {
+            "version": STAGE_VERSIONS["finetune_shard"],
+            "model": folder_hash(language_model) if language_model else [model, revision],
+            "tokens": file_hash(train_tokens, test_tokens),
+            "sampling": sampling,
+            "finetuning": finetuning,
+        }
+    )
+    finished = FinishedRuns(losses, key, SCHEMA.names[:3])
+    # Meanwhile the job of a killed driver may write other runs of the same block.
+    missing = agreed([run for run in runs if run not in finished])
+    progress = Progress(
+        f"finetune_shard {draw.pool} folds {folds[0]}-{folds[1] - 1} subsets {indexes[0]}-{indexes[1] - 1}",
+        len(runs),
+        "runs",
+        done=len(runs) - len(missing),
+    )
+    if missing:
+        train = read_examples(train_tokens)
+        test = train if train_tokens == test_tokens else read_examples(test_tokens)
+        train_ids, test_ids = corpus_ids(train_tokens, test_tokens)
+        tuner = open_tuner([language_model or model, revision, trust_remote_code], **finetuning)
+        fold_number = None
+        for fold, index, seed in missing:
+            if fold != fold_number:
+                fold_number, drawn = fold, draw.fold(fold, train_ids, test_ids)
+                judged = [test[i] for i in drawn.evaluated]
+                tuner.reset()
+                base = tuner.losses(judged)
+            subset = draw.subset(fold, index, drawn.pool)
+            ended = tuner.finetune([train[i] for i in subset], draw.seed, draw.pool, "finetune", fold, index, seed)
+            measured = tuner.losses(judged) if ended else np.full(len(judged), np.nan, np.float32)
+            finished.add((fold, index, seed), _run_table((fold, index, seed), drawn, base, measured))
+            progress.advance(note=f"mean loss {measured.mean():.3f} (base {base.mean():.3f})")
+    finished.publish(runs, SCHEMA)
+
+
+def _run_table(run: Run, drawn: Fold, base: np.ndarray, measured: np.ndarray) -> pa.Table:
+    count = len(measured)
+    ok = bool(np.isfinite(measured).all())
+    return pa.table(
+        {
+            **{name: np.full(count, value) for name, value in zip(SCHEMA.names[:3], run, strict=True)},
+            "example_id": drawn.evaluated,
+            "base_loss": base,
+            "loss": measured if ok else pa.nulls(count, pa.float32()),
+            "status": ["ok" if ok else "diverged"] * count,
+        },
+        schema=SCHEMA,
+    )
+
+
+if __name__ == "__main__":
+    run_stage(snakemake, finetune_shard)  # noqa: F821

@@ -1,0 +1,98 @@
+"""Who is in which fold, validation set and subset (paper, section 3.1): functions of seeds alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from workflow_scripts.core.errors import StudyError
+from workflow_scripts.core.parquet import read_table
+from workflow_scripts.core.seeds import generator
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One cross-validation instance: disjoint sets of examples, arrays of example ids, int32.
+
+    `evaluated` are the validation examples whose loss is measured under each of the fold's LMs.
+    """
+
+    pool: np.ndarray
+    evaluated: np.ndarray
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the folds and subsets of a pool are drawn; the same values always draw the same examples.
+
+    A fold depends on (seed, pool, fold) and a subset on (seed, pool, fold, index), so more folds or more
+    subsets leave those that were drawn before as they are.
+
+    Parameters
+    ----------
+    pool: `train`, or the name of an evaluation set.
+    pool_examples: size of a fold's training pool (N_t); None for the whole corpus.
+    validation_examples: size of a fold's validation set (N_v); None for the whole test corpus.
+    evaluated_examples: how many of them each subset is judged on; None for all.
+    subset_examples: size of a subset (n); None where there are no subsets.
+    """
+
+    seed: int
+    pool: str
+    pool_examples: int | None
+    validation_examples: int | None
+    evaluated_examples: int | None
+    subset_examples: int | None
+
+    def fold(self, fold: int, train_ids: np.ndarray, test_ids: np.ndarray | None) -> Fold:
+        """Draw fold number `fold` from `train_ids`, and its validation set from `test_ids`.
+
+        `test_ids` is None where both come from one corpus; they are disjoint then, too.
+
+        Raises
+        ------
+        StudyError: a corpus is too small.
+        """
+        shuffled = _shuffled(train_ids, self.seed, self.pool, "fold", fold)
+        if test_ids is None:
+            if self.validation_examples is None:
+                raise StudyError(f"{self.pool}: `tests: null` needs a test corpus of its own; write a number of tests.")
+            self._need(len(shuffled), (self.pool_examples or 1) + self.validation_examples, "pool and validation")
+            validation, rest = np.split(shuffled, [self.validation_examples])
+        else:
+            self._need(len(test_ids), self.validation_examples or 1, "test")
+            tests = _shuffled(test_ids, self.seed, self.pool, "tests", fold)
+            validation, rest = tests[: self.validation_examples], shuffled
+        # A subset of the whole pool would be every subset.
+        self._need(len(rest), max(self.pool_examples or 1, (self.subset_examples or 0) + 1), "pool")
+        return Fold(pool=rest[: self.pool_examples], evaluated=validation[: self.evaluated_examples])
+
+    def subset(self, fold: int, index: int, pool: np.ndarray) -> np.ndarray:
+        """Draw subset number `index` of a fold: distinct ids of its `pool`, int32, in random order."""
+        random = generator(self.seed, self.pool, "subset", fold, index)
+        return pool[random.choice(len(pool), size=self.subset_examples, replace=False)]
+
+    def _need(self, there: int, needed: int, what: str) -> None:
+        if there < needed:
+            raise StudyError(
+                f"{self.pool}: {needed:,} {what} examples are needed, but the corpus has only {there:,} usable "
+                "ones. Lower the sizes under targets or evaluations, take a larger part of the corpus, or raise "
+                "language_model.max_tokens where it leaves examples out (tokens/*.rejected.parquet)."
+            )
+
+
+def _shuffled(example_ids: np.ndarray, *seed: int | str) -> np.ndarray:
+    return example_ids[generator(*seed).permutation(len(example_ids))].astype(np.int32)
+
+
+def usable_ids(tokens: Path) -> np.ndarray:
+    """Return the ids of the examples that may be drawn, int32: all in a `tokens/` or `corpora/` file."""
+    return read_table(tokens, ["example_id"])["example_id"].to_numpy().astype(np.int32)
+
+
+def corpus_ids(train_tokens: Path, test_tokens: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the usable ids of both corpora; None for the second where it is the first."""
+    train_ids = usable_ids(train_tokens)
+    return train_ids, None if Path(train_tokens) == Path(test_tokens) else usable_ids(test_tokens)
