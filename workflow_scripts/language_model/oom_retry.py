@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -47,3 +48,19 @@ def with_fewer_tokens(
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         say(f"out of memory: again with {tokens:,} tokens in a forward pass. {key} may be set to that from the start.")
+
+
+@contextmanager
+def explained_lack_of_memory(what: str, advice: str) -> Iterator[None]:
+    """Tell the user what to do if the memory does not suffice for something that no smaller forward pass would help.
+
+    Raises
+    ------
+    StudyError: it doesn't; the message is that the memory does not suffice for `what`, and the `advice`.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not lacks_memory(error):
+            raise
+        raise StudyError(f"the memory does not suffice for {what}. {advice}") from error

@@ -11,7 +11,7 @@ from workflow_scripts.core.stage import run_stage
 from workflow_scripts.language_model.finetuner import Finetuner
 from workflow_scripts.language_model.losses import TokenizedExample, load_language_model
 from workflow_scripts.models.loading import load_tokenizer, save_folder
-from workflow_scripts.targets.finetune_shard import read_examples
+from workflow_scripts.targets.run_cache import read_examples
 
 
 def warmup_lm(
@@ -35,7 +35,7 @@ def warmup_lm(
     StudyError: the LM diverged.
     """
     source = (language_model or model, revision, trust_remote_code)
-    tuner = Finetuner(load_language_model(*source), **finetuning)
+    tuner = Finetuner(load_language_model(*source, precision=finetuning["precision"]), **finetuning)
     chosen = warmup_sample(read_examples(tokens), examples, seed)
     say(f"warmup_lm: {len(chosen):,} examples, {finetuning['epochs']} epoch(s)")
     before = tuner.losses(chosen).mean()

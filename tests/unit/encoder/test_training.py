@@ -108,7 +108,8 @@ def test_a_step_in_float32_is_the_padded_one(model, tokens, draw, tiny, pooling,
     plain = load_encoder(tiny.untrained, 64)
     expected = padded_step(plain, objective, tokens, draw)
     assert loss == pytest.approx(expected, rel=1e-5)
-    assert (gradient(model) - gradient(plain)).norm() <= 1e-5 * gradient(plain).norm()
+    # Rounding alone: 0.8e-5 to 2.5e-5 were seen, depending on the processor.
+    assert (gradient(model) - gradient(plain)).norm() <= 5e-5 * gradient(plain).norm()
 
 
 def backpropagate_in_double(model, objective, tokens, draw, chunk_tokens):

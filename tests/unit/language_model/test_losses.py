@@ -21,6 +21,9 @@ class Unigrams(torch.nn.Module):
     airrep_packed = False
     device = torch.device("cpu")
 
+    def get_output_embeddings(self):
+        return None
+
     def forward(self, input_ids, attention_mask, use_cache):
         logits = torch.log(torch.arange(1.0, 5.0) / 10)
         return type("Output", (), {"logits": logits.expand(*input_ids.shape, 4)})
@@ -36,7 +39,7 @@ def test_loss_is_the_mean_over_response_tokens_by_hand():
 
 
 def test_evaluation_budget_changes_no_loss(tiny):
-    from workflow_scripts.targets.finetune_shard import read_examples
+    from workflow_scripts.targets.run_cache import read_examples
 
     lm = load_language_model(tiny.language_model)
     assert lm.airrep_packed

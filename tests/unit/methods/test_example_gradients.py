@@ -20,7 +20,7 @@ from workflow_scripts.methods.projected_gradients import (
     principal_projections,
     random_projections,
 )
-from workflow_scripts.targets.finetune_shard import read_examples
+from workflow_scripts.targets.run_cache import read_examples
 
 BATCH = {"batch_tokens": 300, "precision": "float32"}
 

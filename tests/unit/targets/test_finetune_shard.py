@@ -1,10 +1,10 @@
 """The cut into blocks, a kill and a growth change no number."""
 
-import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -116,7 +116,7 @@ def test_a_killed_block_goes_on_to_the_same_numbers(tiny, tmp_path, straight, tr
     code = f"""
 import sys, time
 from pathlib import Path
-sys.path.insert(0, {os.path.dirname(__file__)!r})
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 from tiny_study import TinyStudy
 from workflow_scripts.targets.run_cache import FinishedRuns
 add = FinishedRuns.add
