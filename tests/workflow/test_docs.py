@@ -20,7 +20,9 @@ from workflow_scripts.methods.text_scorer import Texts
 from workflow_scripts.study.config import load_study
 from workflow_scripts.study.document_config import ROOT
 
-PAGES = [ROOT / "README.md", ROOT / "slurm/README.md", *sorted((ROOT / "docs").glob("*.md"))]
+NAMED = ("README.md", "slurm/README.md", "CONTRIBUTING.md", "CHANGELOG.md", "results/README.md")
+PAGES = [*(ROOT / name for name in NAMED), *sorted((ROOT / "docs").rglob("*.md"))]
+CONTRIBUTING = ROOT / "CONTRIBUTING.md"
 TARGETS = ("all", "targets", "encoder", "scores", "lds", "release", "report", "plan")
 PRESETS = ("paper_flan", "paper_ultrachat", "released_flan")
 # What these do is the shell's or Slurm's affair; the names in angle brackets are the reader's.
@@ -46,14 +48,22 @@ COMMANDS = [[words[0].removeprefix(".venv/bin/"), *words[1:]] for words in _comm
 SNAKEMAKE = [words for words in COMMANDS if words[0] == "snakemake"]
 MAKE = [words for words in COMMANDS if words[0] == "make"]
 PYTHON = [words for words in COMMANDS if words[0] == "python"]
+BENCHMARKS = [words for words in PYTHON if words[1].startswith("benchmarks/")]
+SCRIPTS = [words for words in PYTHON if words[1] != "-m" and words not in BENCHMARKS]
+PYTEST = [words for words in COMMANDS if words[0] == "pytest"]
 PIP = [words for words in COMMANDS if words[0] == "pip"]
+# What each of these writes is in the tree, so that a run in a copy must give it again.
+WRITERS = {
+    ("-m", "workflow_scripts.study.document_config"): ("docs/config.md", "configs/schema.json"),
+    ("tests/unit/study/test_specs.py",): ("tests/unit/study/stage_hashes.json",),
+}
 
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
     """A folder to run dry in, with what the docs take for granted; nothing in the checkout is touched."""
     folder = tmp_path_factory.mktemp("clone")
-    for name in ("configs", "docs", "envs", "profiles", "rules", "slurm"):
+    for name in ("configs", "docs", "envs", "profiles", "rules", "slurm", "tests/configs", "tests/unit/study"):
         shutil.copytree(ROOT / name, folder / name)
     for name in ("Snakefile", "config.yaml"):
         shutil.copy(ROOT / name, folder / name)
@@ -101,12 +111,35 @@ def test_a_make_command_names_a_target(words):
         assert (ROOT / value).exists()
 
 
-@pytest.mark.parametrize("words", [words for words in PYTHON if words[1] != "-m"], ids=" ".join)
+@pytest.mark.parametrize("words", BENCHMARKS, ids=" ".join)
 def test_a_benchmark_is_there_and_knows_its_options(words):
     _, script, *arguments = words
-    assert script.startswith("benchmarks/")
     source = (ROOT / script).read_text()
     assert all(f'"{word}"' in source for word in arguments if word.startswith("--"))
+
+
+@pytest.mark.parametrize("words", SCRIPTS, ids=" ".join)
+def test_a_script_is_there_and_runs_by_itself(words):
+    _, script = words
+    assert '__name__ == "__main__"' in (ROOT / script).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("words", "files"), WRITERS.items(), ids=lambda one: one[-1])
+def test_what_a_contributor_is_told_to_write_is_up_to_date(clone, words, files):
+    assert ["python", *words] in COMMANDS
+    for file in files:
+        (clone / file).unlink()
+    environment = {**os.environ, "PYTHONPATH": str(clone)}
+    subprocess.run([sys.executable, *words], cwd=clone, env=environment, check=True)
+    for file in files:
+        assert (clone / file).read_text(encoding="utf-8") == (ROOT / file).read_text(encoding="utf-8"), file
+
+
+@pytest.mark.parametrize("words", PYTEST, ids=" ".join)
+def test_a_pytest_command_names_tests(words):
+    _, path = words
+    files = sorted((ROOT / path).rglob("test_*.py")) or [ROOT / path]
+    assert all(re.search(r"^def test_", file.read_text(encoding="utf-8"), re.MULTILINE) for file in files)
 
 
 @pytest.mark.parametrize("words", [words for words in PYTHON if words[1] == "-m"], ids=" ".join)
@@ -121,14 +154,18 @@ def test_a_python_command_names_a_module_and_its_arguments(words):
 
 
 @pytest.mark.parametrize("words", PIP, ids=" ".join)
-def test_a_pip_command_installs_a_lock(words):
-    _, install, flag, lock = words
-    assert (install, flag) == ("install", "-r")
-    assert (ROOT / lock).exists()
+def test_a_pip_command_installs_a_lock_or_what_is_no_dependency(words):
+    _, install, *arguments = words
+    assert install == "install"
+    if arguments[0] == "-r":
+        assert [(ROOT / lock).exists() for lock in arguments[1:]] == [True]
+    else:
+        locked = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "envs").glob("*.lock"))
+        assert not [name for name in arguments if re.search(rf"^{name}==", locked, re.MULTILINE)]
 
 
 def test_there_is_no_other_kind_of_command():
-    assert {words[0] for words in COMMANDS} <= {"snakemake", "make", "python", "pip", *SHELL}
+    assert {words[0] for words in COMMANDS} <= {"snakemake", "make", "python", "pytest", "pip", *SHELL}
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -150,6 +187,63 @@ def test_targets_are_listed_with_what_they_are(clone):
 def test_links_lead_somewhere(page):
     for link in re.findall(r"(?<!!)\[[^\[\]]*\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
         assert link.startswith("https://") or (page.parent / link).exists(), link
+
+
+def test_the_tree_in_contributing_is_that_of_the_package():
+    (tree,) = (block for block in _blocks(CONTRIBUTING, "") if block.startswith("Snakefile"))
+    outer, inner = (re.findall(rf"^{indent}([\w.]+)/  ", tree, re.MULTILINE) for indent in ("", "  "))
+    assert sorted(inner) == sorted(path.parent.name for path in (ROOT / "workflow_scripts").glob("*/__init__.py"))
+    assert all((ROOT / name).is_dir() for name in outer)
+    top = {path.name for path in ROOT.iterdir() if path.is_dir() and list(path.glob("*.*"))}
+    assert {name for name in top if name[0].isalpha() and not name.endswith("egg-info")} - {"logs", "models"} <= set(outer)
+
+
+def test_files_in_contributing_are_there():
+    text = CONTRIBUTING.read_text(encoding="utf-8")
+    files = re.findall(r"`((?:tests|workflow_scripts|rules|docs|slurm)/[\w./]+)`", text)
+    assert len(files) > 5
+    assert [name for name in files if not (ROOT / name).exists()] == []
+    for name in ("STAGE_VERSIONS", "FINE_TUNED", "EXPERIMENT_TABLES", "gather_experiments", "CONTRACT", "Experiments"):
+        assert f"`{name}`" in text
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "workflow_scripts").rglob("*.py"))
+    assert all(name in sources for name in ("STAGE_VERSIONS", "FINE_TUNED", "EXPERIMENT_TABLES", "gather_experiments"))
+
+
+def test_the_study_on_pretrained_models_in_contributing_is_valid():
+    (code,), (models,) = _blocks(CONTRIBUTING, "python"), _blocks(CONTRIBUTING, "yaml")
+    named = yaml.safe_load(models)
+    own = yaml.safe_load((ROOT / "configs/own_corpus.yaml").read_text(encoding="utf-8"))
+    load_study({**own, **named})
+    strings = {node.value for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Constant)}
+    assert {named["language_model"]["model"], named["encoder"]["model"]} <= strings
+
+
+def test_pre_commit_runs_the_checks_of_make_lint_and_fetches_nothing():
+    (repository,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"]
+    (hook,) = repository["hooks"]
+    assert (repository["repo"], hook["language"]) == ("local", "system")
+    assert shlex.split(hook["entry"])[0] == "make"
+    assert shlex.split(hook["entry"])[-1] == "lint"
+    # It checks the tree, whatever files a commit names.
+    assert (hook["pass_filenames"], hook["always_run"]) == (False, True)
+
+
+def test_the_hosted_ci_is_the_one_script():
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8"))
+    ((_, job),) = workflow["jobs"].items()
+    assert [step["run"] for step in job["steps"] if "run" in step] == ["bash .ci/run"]
+    assert (ROOT / ".ci/run").exists()
+
+
+def test_git_tracks_the_readme_of_results_alone(tmp_path):
+    shutil.copy(ROOT / ".gitignore", tmp_path)
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    names = ["results/README.md", "results/mini/report.html", "results/plan.json", "docs/results/README.md"]
+    ignored = subprocess.run(
+        ["git", "check-ignore", *names], cwd=tmp_path, stdout=subprocess.PIPE, text=True, check=False
+    ).stdout.split()
+    assert ignored == names[1:3]
+    assert (ROOT / "results/README.md").exists()
 
 
 def test_the_studies_in_the_readme_are_valid():

@@ -94,7 +94,7 @@ def test_the_readme_states_what_the_papers_study_asks_for(paper):
 def test_the_readme_states_how_long_the_papers_study_takes_at_most(paper):
     hours = minutes_at_most(paper, AT_A_TIME) / 60
     fine_tuning = minutes_at_most([job for job in paper if job.rule == "finetune_shard"], AT_A_TIME) / 60
-    stated = f"{len(paper)} jobs end after {hours:g} hours at the latest, {fine_tuning:g} of them for the fine-tuning"
+    stated = f"{len(paper)} jobs finish within {hours:g} hours, {fine_tuning:g} of them for the fine-tuning"
     assert stated in README, f"it should say: {stated}"
 
 
@@ -105,7 +105,7 @@ def test_the_readme_states_what_a_lm_over_several_gpus_asks_for(unrun):
     (memory,) = {job.memory for job in shards}
     # All four processes read all weights in float32.
     assert memory > 4 * 4 * 7.6e9 / 2**20
-    stated = f"each of its {len(shards)} fine-tuning jobs asks for 4 GPUs on one node and {memory:,} MB of memory"
+    stated = f"each of its {len(shards)} fine-tuning jobs requests 4 GPUs on one node and {memory:,} MB of memory"
     assert stated in README, f"it should say: {stated}"
 
 
