@@ -125,7 +125,11 @@ def share_addresses(folder: Path) -> None:
     """Write the addresses at which this process listens for the others, and how it computes."""
     is_first()
     listening = [one.laddr.ip for one in psutil.Process().net_connections("tcp") if one.status == psutil.CONN_LISTEN]
-    facts = {"listening": listening, "deterministic": torch.are_deterministic_algorithms_enabled()}
+    facts = {
+        "listening": listening,
+        "interface": os.environ.get("GLOO_SOCKET_IFNAME"),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+    }
     (folder / f"{os.environ['RANK']}.json").write_text(json.dumps(facts))
 
 
@@ -135,6 +139,8 @@ def test_processes_of_one_machine_meet_on_its_loopback_whatever_its_name(tmp_pat
         facts = json.loads((tmp_path / f"{rank}.json").read_text())
         assert set(facts["listening"]) <= {"127.0.0.1", "::1"}
         assert facts["listening"]
+        # Where this machine's name leads home anyway, the addresses alone tell nothing.
+        assert facts["interface"] in ("lo", "lo0")
         assert facts["deterministic"] is False
 
 
