@@ -195,7 +195,9 @@ def test_the_tree_in_contributing_is_that_of_the_package():
     assert sorted(inner) == sorted(path.parent.name for path in (ROOT / "workflow_scripts").glob("*/__init__.py"))
     assert all((ROOT / name).is_dir() for name in outer)
     top = {path.name for path in ROOT.iterdir() if path.is_dir() and list(path.glob("*.*"))}
-    assert {name for name in top if name[0].isalpha() and not name.endswith("egg-info")} - {"logs", "models"} <= set(outer)
+    assert {name for name in top if name[0].isalpha() and not name.endswith("egg-info")} - {"logs", "models"} <= set(
+        outer
+    )
 
 
 def test_files_in_contributing_are_there():
