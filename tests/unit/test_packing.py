@@ -261,7 +261,7 @@ opaque_attention.register_fake(lambda query, cu_seqlens, longest: torch.empty_li
 opaque_attention.register_autograd(lambda context, gradient: (gradient, None, None))
 
 
-def test_a_layer_is_one_graph_for_all_layers_and_lengths(varlen, monkeypatch):
+def test_graphs_of_whole_layers_serve_all_layers_and_lengths(varlen, monkeypatch):
     """Anything else would compile again and again, or in pieces."""
     graphs = []
 
@@ -278,11 +278,12 @@ def test_a_layer_is_one_graph_for_all_layers_and_lengths(varlen, monkeypatch):
     lm.airrep_packed = True
     for layer in lm.model.layers:
         layer.compile(backend=keep, dynamic=True, fullgraph=True)
-    for _ in range(5):
+    for _ in range(8):
         lengths = random.integers(5, 40, random.integers(2, 9))
         batch = [TokenizedExample(random.integers(0, VOCABULARY, length), 2) for length in lengths]
         example_losses(lm, batch).sum().backward()
-    assert len(graphs) == 1
+    # The second one has a number of examples that may change.
+    assert len(graphs) <= 2
 
 
 def test_cudnn_builds_no_plan_for_every_bucket():
