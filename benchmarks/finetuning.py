@@ -2,6 +2,7 @@
 
 Both ways train the same LM on the same batches in the same order, and their losses are compared.
 Run: python benchmarks/finetuning.py [--model qwen2.5-0.5b --examples 1000]  (the large one where a GPU is)
+Each choice for GPUs can be timed alone: `--attention packed_buckets`, `--autocast`, `--compile`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config, Qwe
 
 from workflow_scripts.core.seeds import generator
 from workflow_scripts.language_model.finetuner import Finetuner
-from workflow_scripts.language_model.losses import TokenizedExample, best_device, load_language_model
+from workflow_scripts.language_model.losses import TokenizedExample, best_device, load_language_model, use_packing
+from workflow_scripts.models.packing import ATTENTION, BUCKETS
 
 BATCH, EPOCHS, LEARNING_RATE = 32, 2, 1e-3
 MODELS = {
@@ -57,8 +59,8 @@ def most_tokens() -> int:
     return 65_536 if torch.cuda.is_available() else 4096
 
 
-def make_tuner(lm: PreTrainedModel) -> Finetuner:
-    """Return the workflow's own way to fine-tune `lm`."""
+def make_tuner(lm: PreTrainedModel, **choices: bool | None) -> Finetuner:
+    """Return the workflow's own way to fine-tune `lm`; `choices` are those of `Finetuner` that change no result."""
     return Finetuner(
         lm,
         learning_rate=LEARNING_RATE,
@@ -68,13 +70,19 @@ def make_tuner(lm: PreTrainedModel) -> Finetuner:
         precision=precision(),
         step_tokens=most_tokens(),
         evaluation_tokens=most_tokens(),
+        **choices,
     )
 
 
-def fast(folder: str, vocabulary: int, examples: int, runs: int) -> dict[str, Any]:
+def fast(
+    folder: str, vocabulary: int, examples: int, runs: int, attention: str, choices: dict[str, bool | None]
+) -> dict[str, Any]:
     """Fine-tune and evaluate `runs` subsets as the stage does; the LM is loaded once."""
     train, test = flan_like_examples(examples, vocabulary, 1), flan_like_examples(examples, vocabulary, 2)
-    tuner = make_tuner(load_language_model(folder))
+    lm = load_language_model(folder, precision=precision())
+    if attention != ATTENTION:
+        use_packing(lm, precision(), attention)
+    tuner = make_tuner(lm, **choices)
     tuner.finetune(train[:BATCH], 0)  # warm-up
     seconds = []
     for _ in range(runs):
@@ -155,15 +163,20 @@ def main() -> None:
     parser.add_argument("--model", choices=MODELS, default="builtin:tiny")
     parser.add_argument("--examples", type=int, nargs="+", default=[50, 100, 200])
     parser.add_argument("--runs", type=int, default=4)
+    parser.add_argument("--attention", choices=[ATTENTION, BUCKETS], default=ATTENTION)
+    parser.add_argument("--autocast", action="store_true", help="in bfloat16, without a copy of the weights")
+    parser.add_argument("--compile", action="store_true")
     arguments = parser.parse_args()
     vocabulary = MODELS[arguments.model]["vocab_size"]
+    choices = {"bfloat16_weights": False if arguments.autocast else None, "compile": arguments.compile}
     rows = []
     rate = matrix_rate()
     with tempfile.TemporaryDirectory() as folder:
         make_model(arguments.model, folder)
         for examples in arguments.examples:
             work = (folder, vocabulary, examples, arguments.runs)
-            ours, theirs = (in_fresh_process(way, *work) for way in (fast, plain))
+            ours = in_fresh_process(fast, *work, arguments.attention, choices)
+            theirs = in_fresh_process(plain, *work)
             needed, tokens = operations(arguments.model, examples, vocabulary)
             rows.append(
                 {
@@ -184,6 +197,8 @@ def main() -> None:
         rows,
         model=arguments.model,
         precision=precision(),
+        attention=arguments.attention,
+        **choices,
         matrix_gflops=rate / 1e9,
         hours_for_10000_subsets=rows[-1]["fast s"] * 10_000 / 3600,
     )

@@ -166,6 +166,7 @@ def attention_kernel(value: torch.Tensor, dropout: float) -> Literal["varlen", "
     return "buckets"
 
 
+@torch.compiler.assume_constant_result
 def _runs_varlen(device: torch.device) -> bool:
     return varlen_attn is not None and device.type == "cuda" and torch.version.hip is None and _is_ampere(device.index)
 

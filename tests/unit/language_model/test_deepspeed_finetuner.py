@@ -52,8 +52,14 @@ def losses_after_runs(tuner, tokens, runs):
 def zero_losses(losses, tiny):
     """Write what each ZeRO setting gives for A, B, A, and A after a run that diverged; in a process of a group."""
     tiny = TinyStudy(**tiny)
+    import deepspeed
+
     from workflow_scripts.language_model.deepspeed_finetuner import ZeroFinetuner
 
+    def probe():
+        raise AssertionError("each process would try the compiler on every kernel of DeepSpeed")
+
+    deepspeed.ops._probe_compatible_ops = probe
     examples = list(read_examples(tiny.tokens).values())[:10]
     found = {}
     for name, settings in ZERO.items():
@@ -138,10 +144,37 @@ def test_targets_have_the_labels_of_the_native_engine(shards, name):
         np.testing.assert_allclose(targets[column].to_numpy(), expected[column].to_numpy(), rtol=0, atol=tolerance)
 
 
+@needs_deepspeed
+def test_buffers_go_where_the_weights_go(tiny):
+    from workflow_scripts.language_model.deepspeed_finetuner import move_buffers
+
+    lm = load_language_model(tiny.language_model, device="cpu")
+    assert list(lm.buffers())
+    move_buffers(lm, "meta")
+    assert {buffer.device.type for buffer in lm.buffers()} == {"meta"}
+    assert {parameter.device.type for parameter in lm.parameters()} == {"cpu"}
+
+
+@needs_deepspeed
+def test_a_lack_of_memory_is_explained():
+    from workflow_scripts.language_model.deepspeed_finetuner import ZeroFinetuner
+
+    with (
+        pytest.raises(StudyError, match=r"passes of 4,096 tokens.*Lower finetuning\.step_tokens, raise .*zero_stage"),
+        ZeroFinetuner._explained("finetuning.step_tokens", 4096),
+    ):
+        raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED")
+
+
 def test_without_deepspeed_the_stage_says_what_to_install(tiny, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "deepspeed", None)
     with pytest.raises(StudyError, match=r"pip install -r envs/requirements-deepspeed\.lock"):
         tiny.block(tmp_path / "block.parquet", finetuning={**FINETUNING, "zero": ZERO["zero3"]})
+
+
+def test_only_the_native_engine_compiles():
+    with pytest.raises(ValueError, match="compile has a meaning for the native engine alone"):
+        Finetuning(engine="deepspeed", compile=True)
 
 
 @pytest.mark.parametrize("key", [{"zero_stage": 2}, {"offload": True}, {"processes": 2}])
