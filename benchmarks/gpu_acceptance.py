@@ -25,6 +25,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 from gpu import encoder_checks, environment, lm_checks, speed
 from gpu.record import Case, Record
+from transformers.utils import logging
 
 CaseFunction = Callable[[Case, torch.device], None]
 
@@ -66,6 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--resume", action="store_true", help="go on with the run that stands in --out")
     given = parser.parse_args(arguments)
     device = torch.device(given.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    logging.disable_progress_bar()
     record = Record(given.out, given.seconds, given.resume)
     for part, name, function, seconds in cases():
         if part not in given.only or part in given.skip:

@@ -135,8 +135,7 @@ def encoder_examples(count: int, vocabulary: int, mean: float, seed: int, most: 
     """Return tokenised texts of random tokens, each of one part."""
     random = np.random.default_rng(seed)
     return [
-        (random.integers(5, vocabulary, length).astype(np.int32),)
-        for length in lengths(count, mean, seed, most=most)
+        (random.integers(5, vocabulary, length).astype(np.int32),) for length in lengths(count, mean, seed, most=most)
     ]
 
 

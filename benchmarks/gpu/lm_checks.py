@@ -27,7 +27,7 @@ from gpu.record import Case
 from gpu.reference import distance, exact_float32, flat_gradient, padded_embeddings, padded_losses
 from workflow_scripts.language_model.finetuner import Finetuner
 from workflow_scripts.language_model.losses import TokenizedExample, autocast, example_losses, use_packing
-from workflow_scripts.models.packing import ATTENTION
+from workflow_scripts.models.packing import ATTENTION, BUCKETS, attention_kernel
 
 # Of a share: float32 differs by the order of sums alone. In bfloat16 the padded way is itself away from float32; the
 # packed ways may be twice as far, and this much further where it happens to be near.
@@ -40,10 +40,7 @@ def attention(case: Case, device: torch.device) -> None:
     for name, lm in small_language_models(large).items():
         lm.to(device)
         examples = lm_examples(32 if large else 6, lm.config.vocab_size, 150 if large else 16, 1)
-        ways = {
-            "buckets": partial(_packed_losses, lm, ATTENTION, examples),
-        }
-        _compare(case, name, lm, partial(_plain_losses, lm, examples), ways, device)
+        _compare(case, name, lm, partial(_plain_losses, lm, examples), partial(_packed_losses, lm, examples), device)
     encoder = random_encoder(GTE_SMALL if large else SMALL_BERT, 512, 30_522 if large else 200).to(device)
     texts = encoder_examples(32 if large else 6, 200, 150 if large else 16, 1)
     direction = torch.randn(len(texts), encoder.dimension, generator=torch.Generator().manual_seed(0)).to(device)
@@ -56,10 +53,10 @@ def attention(case: Case, device: torch.device) -> None:
         encoder.transformer.set_attn_implementation(attention)
         return (encoder(texts) * direction).sum(1)
 
-    _compare(case, "bert", encoder, plain, {"buckets": partial(packed, ATTENTION)}, device)
+    _compare(case, "bert", encoder, plain, packed, device)
 
 
-def _packed_losses(lm: PreTrainedModel, attention: str, examples: list[TokenizedExample]) -> torch.Tensor:
+def _packed_losses(lm: PreTrainedModel, examples: list[TokenizedExample], attention: str) -> torch.Tensor:
     lm.set_attn_implementation(attention)
     lm.airrep_packed = True
     return example_losses(lm, examples)
@@ -75,10 +72,10 @@ def _compare(
     name: str,
     module: torch.nn.Module,
     plain: Callable[[], torch.Tensor],
-    ways: dict[str, Callable[[], torch.Tensor]],
+    packed: Callable[[str], torch.Tensor],
     device: torch.device,
 ) -> None:
-    """Check every way, in float32 and in bfloat16, against the plain one in float32."""
+    """Check packed batches with every kernel against padded ones in float32."""
 
     def numbers(way: Callable[[], torch.Tensor], precision: str) -> tuple[torch.Tensor, torch.Tensor]:
         with autocast(device, precision):
@@ -89,13 +86,25 @@ def _compare(
     with exact_float32():
         exact = numbers(plain, "float32")
         own = [distance(*pair) for pair in zip(numbers(plain, "bfloat16"), exact, strict=True)]
-        for precision in ("float32", "bfloat16"):
-            for way, losses in ways.items():
-                for what, found, expected, of_plain in zip(
-                    ("losses", "gradient"), numbers(losses, precision), exact, own, strict=True
-                ):
-                    bound = FLOAT32_BOUND if precision == "float32" else 2 * of_plain + BFLOAT16_SLACK
-                    case.check(f"{name}, {precision}, {way}: {what}", distance(found, expected), bound)
+        bounds = [2 * of_plain + BFLOAT16_SLACK for of_plain in own]
+        for precision, kernel, attention, allowed in (
+            ("float32", "buckets", BUCKETS, [FLOAT32_BOUND] * 2),
+            ("bfloat16", "buckets", BUCKETS, bounds),
+            ("bfloat16", "varlen", ATTENTION, bounds),
+        ):
+            what = f"{name}, {precision}, {kernel}"
+            if kernel == "varlen" and (reason := _without_varlen(device)):
+                case.skip(reason, what)
+                continue
+            found = numbers(partial(packed, attention), precision)
+            for part, one, expected, bound in zip(("losses", "gradient"), found, exact, allowed, strict=True):
+                case.check(f"{what}: {part}", distance(one, expected), bound)
+
+
+def _without_varlen(device: torch.device) -> str:
+    """Return why there is no kernel for variable lengths here; an empty text where there is."""
+    value = torch.empty(1, 4, 8, 64, device=device, dtype=torch.bfloat16)
+    return "" if attention_kernel(value, 0.0) == "varlen" else f"torch {torch.__version__} has no such kernel here"
 
 
 SETTINGS = {"learning_rate": 3e-4, "weight_decay": 0.01, "batch_examples": 8, "epochs": 2}
@@ -142,9 +151,11 @@ def finetuner_memory(case: Case, device: torch.device) -> None:
     with exact_float32():
         expected = _run(make_tuner(device, "float32"), first, test)
         tuner = make_tuner(device, "float32")
-        with _lacking_memory(tuner.lm, total_tokens(first[:8]) // 2):
+        with _lacking_memory(tuner.lm, max(len(example.tokens) for example in first + test)):
             found = _run(tuner, first, test)
-        case.check("refused passes: smaller ones, largest difference (nats)", float(np.abs(found - expected).max()), 2e-3)
+        case.check(
+            "refused passes: smaller ones, largest difference (nats)", float(np.abs(found - expected).max()), 2e-3
+        )
         case.check("refused passes: tokens of a pass then", tuner.step_tokens, total_tokens(first) - 1)
         if device.type == "cuda":
             _limited_gpu(case, device, first, test)
@@ -164,9 +175,7 @@ def _lacking_memory(lm: PreTrainedModel, most_tokens: int):  # noqa: ANN202
         yield
 
 
-def _limited_gpu(
-    case: Case, device: torch.device, first: list[TokenizedExample], test: list[TokenizedExample]
-) -> None:
+def _limited_gpu(case: Case, device: torch.device, first: list[TokenizedExample], test: list[TokenizedExample]) -> None:
     """Let a process have only part of the memory that its pass wants; the allocator's own error must be understood."""
     tuner = make_tuner(device, "float32", batch_examples=len(first))
     torch.cuda.empty_cache()
@@ -193,8 +202,13 @@ def finetuner_devices(case: Case, device: torch.device) -> None:
     first, test = first[:32], test[:32]
     with exact_float32():
         here = _run(make_tuner(device, "float32"), first, test)
-        there = _run(make_tuner(torch.device("cpu"), "float32", large=True) if device.type == "cuda"
-                     else make_tuner(device, "float32"), first, test)
+        there = _run(
+            make_tuner(torch.device("cpu"), "float32", large=True)
+            if device.type == "cuda"
+            else make_tuner(device, "float32"),
+            first,
+            test,
+        )
     case.check("float32 against the CPU: largest difference (nats)", float(np.abs(here - there).max()), 5e-3)
 
 
@@ -215,8 +229,8 @@ def finetuner_deterministic(case: Case, device: torch.device) -> None:
         found.append(_run(make_tuner(device, precision), first, test))
     finally:
         torch.use_deterministic_algorithms(False)
-    case.check("deterministic: largest difference of three runs", max(float(np.abs(one - once).max()) for one in found), 0.0)
-    case.figure("deterministic: time of a run, over the usual", slow / usual, "times")
+    case.check("largest difference of three runs", max(float(np.abs(one - once).max()) for one in found), 0.0)
+    case.figure("time of a run, over the usual", slow / usual, "times")
 
 
 def _seconds(work: Callable[[], object]) -> float:

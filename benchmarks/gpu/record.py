@@ -34,6 +34,9 @@ class Record:
         self.state: dict[str, Any] = {"started": time.time(), "cases": {}}
         if resume and out is not None and out.exists():
             self.state = json.loads(out.read_text())
+            for name, content in self.cases.items():
+                if content.get("state") == "began":
+                    Case(name, content).fail(RuntimeError("the process ended in the middle of it"))
         self.deadline = self.state["started"] + seconds
 
     @property
@@ -100,9 +103,9 @@ class Case:
     A check has a bound, and passes or fails. A figure has none: its goal is what a certain machine is to reach.
     """
 
-    def __init__(self, name: str):
+    def __init__(self, name: str, content: dict[str, Any] | None = None):
         self.name = name
-        self.content: dict[str, Any] = {"rows": []}
+        self.content: dict[str, Any] = {"rows": []} if content is None else content
 
     def check(self, what: str, measured: float, bound: float, at_least: bool = False) -> bool:
         """Compare `measured` with the most, or the least, that it may be; return whether it passed."""
@@ -130,11 +133,11 @@ class Case:
 
     def fail(self, error: Exception) -> None:
         """Say that the case raised `error`."""
-        self.content["traceback"] = "".join(traceback.format_exception(error))
+        self.content |= {"state": "ended", "traceback": "".join(traceback.format_exception(error))}
         reason = (str(error).strip().splitlines() or [""])[0]
         self._row("FAIL", "", f"{type(error).__name__}: {reason}")
 
     def _row(self, verdict: str, what: str, words: str, **values: object) -> None:
         self.content["rows"].append({"verdict": verdict, "what": what, "words": words, **values})
-        line = f"{verdict:<7} {self.name:<10} {f'{what}: ' if what else ''}{words}"
+        line = f"{verdict:<7} {self.name:<22} {f'{what}: ' if what else ''}{words}"
         print(line if len(line) <= LINE else line[: LINE - 1] + "…", flush=True)

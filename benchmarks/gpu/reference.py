@@ -45,7 +45,9 @@ def padded_embeddings(encoder: AttributionEncoder, examples: Sequence[EncoderTok
 
 def flat_gradient(module: nn.Module) -> torch.Tensor:
     """Return all gradients of a module as one vector, float64 on the CPU, and drop them."""
-    gradient = torch.cat([p.grad.detach().reshape(-1).double().cpu() for p in module.parameters() if p.grad is not None])
+    gradient = torch.cat(
+        [p.grad.detach().reshape(-1).double().cpu() for p in module.parameters() if p.grad is not None]
+    )
     module.zero_grad(set_to_none=True)
     return gradient
 

@@ -82,10 +82,10 @@ def subset(case: Case, device: torch.device, way: str) -> None:
             name = {1: "first", 3: "third"}[number]
             case.figure(f"{name} subset", training + measuring, "s", goal)
             case.figure(f"{name} subset: of which training", training, "s")
-        rate, known = peak_rate(device)
-        work = operations(lm, train, 3 * EPOCHS) + operations(lm, test, 1)
-        case.figure(f"third subset: share of the {known} rate", 100 * work / (training + measuring) / rate, "%")
         if large:
+            rate, known = peak_rate(device)
+            work = operations(lm, train, 3 * EPOCHS) + operations(lm, test, 1)
+            case.figure(f"third subset: share of the {known} rate", 100 * work / (training + measuring) / rate, "%")
             case.figure("third subset: hours for 10,000 of them", (training + measuring) * 10_000 / 3600, "h")
     few = make(seed=1)[: 10 * BATCH]
     steps = EPOCHS * -(-len(few) // BATCH)
@@ -196,12 +196,12 @@ def encoder_step(case: Case, device: torch.device, way: str) -> None:
         _old["step"] = seconds
     elif "step" in _old:
         case.figure("second step: the old way takes", _old["step"] / seconds, "times as long")
-    rate, known = peak_rate(device)
-    body = sum(p.numel() for name, p in encoder.named_parameters() if p.ndim == 2 and "embeddings" not in name)
-    # Forward and backward once: that caching gradients takes a second forward pass is our affair.
-    work = 2.0 * 3 * body * int(token_counts(examples).sum())
-    case.figure(f"second step: share of the {known} rate", 100 * work / seconds / rate, "%")
     if large:
+        rate, known = peak_rate(device)
+        body = sum(p.numel() for name, p in encoder.named_parameters() if p.ndim == 2 and "embeddings" not in name)
+        # Forward and backward once: that caching gradients takes a second forward pass is our affair.
+        work = 2.0 * 3 * body * int(token_counts(examples).sum())
+        case.figure(f"second step: share of the {known} rate", 100 * work / seconds / rate, "%")
         case.figure("peak of memory", torch.cuda.max_memory_allocated() / 2**30, "GiB")
 
 
