@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -71,7 +71,7 @@ def small_language_model(large: bool) -> PreTrainedModel:
     return next(iter(small_language_models(large).values()))
 
 
-def _seeded(maker):  # noqa: ANN001, ANN202
+def _seeded(maker: Callable[[], PreTrainedModel]) -> PreTrainedModel:
     torch.manual_seed(0)
     return maker()
 

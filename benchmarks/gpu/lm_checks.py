@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from unittest.mock import patch
@@ -162,7 +162,7 @@ def finetuner_memory(case: Case, device: torch.device) -> None:
 
 
 @contextmanager
-def _lacking_memory(lm: PreTrainedModel, most_tokens: int):  # noqa: ANN202
+def _lacking_memory(lm: PreTrainedModel, most_tokens: int) -> Iterator[None]:
     """Refuse every forward pass of more tokens, as a GPU without room does."""
     forward = lm.forward
 
