@@ -17,8 +17,10 @@ import transformers
 
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.parquet import read_metadata, read_table, write_table
-from workflow_scripts.corpora.prepare_corpus import CORPUS_SCHEMA, prepare_corpus
-from workflow_scripts.corpora.templates import encoder_text, one_line
+from workflow_scripts.core.progress import one_line
+from workflow_scripts.corpora.prepare_corpus import prepare_corpus
+from workflow_scripts.corpora.tables import CORPUS_SCHEMA
+from workflow_scripts.corpora.templates import encoder_text
 from workflow_scripts.embeddings.embed_corpus import embed_corpus
 from workflow_scripts.embeddings.tiles import embedding_tiles, inner_products
 from workflow_scripts.encoder.model import AttributionEncoder, load_trained_encoder

@@ -49,3 +49,9 @@ class Progress:
             f"{self.title}: {self.done:,} of {self.total:,} {self.unit} ({share:.0f} %), "
             f"{rate:.3g} {self.unit}/s, {tail}" + (f", {note}" if note else "")
         )
+
+
+def one_line(text: str, characters: int) -> str:
+    """Return a text as one line for the screen, cut at `characters`, without control sequences of terminals."""
+    line = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+    return line if len(line) <= characters else line[: characters - 1] + "…"

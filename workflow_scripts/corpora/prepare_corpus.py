@@ -16,19 +16,8 @@ from workflow_scripts.core.progress import say
 from workflow_scripts.core.stage import run_stage
 from workflow_scripts.corpora.readers import SourceRow, read_rows
 from workflow_scripts.corpora.row_formats import Example, Turn, plain_name, prompt_key, read_example
+from workflow_scripts.corpora.tables import CORPUS_SCHEMA, REJECTED_SCHEMA
 
-CORPUS_SCHEMA = pa.schema(
-    [
-        ("example_id", pa.int64()),
-        ("prompt", pa.string()),
-        ("response", pa.string()),
-        ("messages", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))),
-        ("label", pa.string()),
-        ("source_row", pa.int64()),
-        ("hash", pa.string()),
-    ]
-)
-REJECTED_SCHEMA = pa.schema([("source_row", pa.int64()), ("source_file", pa.string()), ("reason", pa.string())])
 BATCH_ROWS = 10_000
 BATCH_CHARACTERS = 2**24
 SECONDS_BETWEEN_LINES = 10.0

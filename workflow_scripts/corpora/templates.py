@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
+
+from workflow_scripts.study.choices import View
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-View = Literal["joint", "split"]
 EncoderText = tuple[str, ...]  # the parts of an example that are pooled apart
+# Of the paper (section 3.2), for LM and encoder alike.
+TEMPLATE = "Question: {prompt}\nAnswer: {response}"
 
 
 def language_model_prompt(prompt: str) -> str:
     """Return what the LM reads before the response, where no chat template is used."""
-    return f"Question: {prompt}\nAnswer: "
+    return TEMPLATE.format(prompt=prompt, response="")
 
 
 def encoder_text(prompt: str, response: str, prompt_words: int, view: View) -> EncoderText:
@@ -25,7 +28,7 @@ def encoder_text(prompt: str, response: str, prompt_words: int, view: View) -> E
     words = prompt.split(maxsplit=prompt_words)
     if len(words) > prompt_words:
         prompt = prompt[: len(prompt) - len(words[-1])].rstrip()
-    return (f"Question: {prompt}\nAnswer: {response}",) if view == "joint" else (prompt, response)
+    return (TEMPLATE.format(prompt=prompt, response=response),) if view == "joint" else (prompt, response)
 
 
 def chat_messages(prompt: str, messages: Sequence[dict[str, Any]] | None) -> list[dict[str, Any]]:
@@ -33,12 +36,6 @@ def chat_messages(prompt: str, messages: Sequence[dict[str, Any]] | None) -> lis
     if messages:
         return [dict(message) for message in messages[:-1]]
     return [{"role": "user", "content": prompt}]
-
-
-def one_line(text: str, characters: int) -> str:
-    """Return a text as one line for the screen, cut at `characters`, without control sequences of terminals."""
-    line = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
-    return line if len(line) <= characters else line[: characters - 1] + "…"
 
 
 def encoder_texts(corpus: pa.Table, prompt_words: int, view: View) -> list[EncoderText]:

@@ -16,7 +16,7 @@ from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.parquet import read_table
 from workflow_scripts.core.seeds import derive_seed
 from workflow_scripts.core.stage import run_stage
-from workflow_scripts.corpora.templates import EncoderText, View, encoder_texts
+from workflow_scripts.corpora.templates import EncoderText, encoder_texts
 from workflow_scripts.encoder.model import (
     AttributionEncoder,
     load_encoder,
@@ -27,6 +27,7 @@ from workflow_scripts.encoder.model import (
     stored_projection,
 )
 from workflow_scripts.models.loading import load_tokenizer, model_folder
+from workflow_scripts.study.choices import View
 
 BUILTIN = "builtin:small"
 SAMPLE_TEXTS = 10_000

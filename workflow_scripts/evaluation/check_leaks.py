@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 from scipy import sparse
-from sklearn.feature_extraction.text import HashingVectorizer
 
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.parquet import read_table, write_table
 from workflow_scripts.core.progress import Progress, say
 from workflow_scripts.core.stage import run_stage
+from workflow_scripts.corpora.near_duplicates import word_triples
 
 SCHEMA = pa.schema(
     [
@@ -97,24 +97,6 @@ def _near_duplicates(evaluation: str, tests: pa.Table, seen: pa.Table, smallest:
         }
         for row in np.flatnonzero(best >= smallest)
     ]
-
-
-def word_triples(table: pa.Table) -> sparse.csr_matrix:
-    """Return which three words in a row each text holds, as a matrix of ones, float32 [texts, 2^22]."""
-    texts = [
-        f"{prompt}\n{response}"
-        for prompt, response in zip(table["prompt"].to_pylist(), table["response"].to_pylist(), strict=True)
-    ]
-    vectorizer = HashingVectorizer(
-        ngram_range=(3, 3),
-        n_features=2**22,
-        binary=True,
-        norm=None,
-        alternate_sign=False,
-        token_pattern=r"\w+",
-        dtype=np.float32,
-    )
-    return vectorizer.transform(texts)
 
 
 if __name__ == "__main__":

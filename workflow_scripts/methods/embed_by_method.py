@@ -14,8 +14,8 @@ from workflow_scripts.core.stage import run_stage
 from workflow_scripts.corpora.templates import encoder_texts
 from workflow_scripts.embeddings.store import EmbeddingBlock, part_of_rows, write_embeddings
 from workflow_scripts.language_model.losses import TokenizedExample, load_language_model
-from workflow_scripts.methods import load_module
 from workflow_scripts.methods.embedder import Embedder, LanguageModelReader
+from workflow_scripts.methods.loading import load_module
 from workflow_scripts.models.loading import folder_hash
 from workflow_scripts.study.stage_versions import STAGE_VERSIONS
 
@@ -50,7 +50,7 @@ def embed_by_method(
     fitted: what `fit_method` wrote, for a method that is fitted.
     language_model: folder of the LM, where the workflow made it.
     lm_source: `model`, `revision` and `trust_remote_code` of the LM; None for a method of texts.
-    module, settings: as in `workflow_scripts.methods.OwnEmbeddings`.
+    module, settings: as in `study.methods.OwnEmbeddings`.
     for_tests: embed as a test is, for a method that tells them from training examples.
     prompt_words: of a text, how many of the prompt are read.
     batch_tokens, precision: most tokens in one forward pass of the LM, and its precision.

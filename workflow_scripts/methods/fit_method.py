@@ -8,10 +8,10 @@ from safetensors.torch import save_file
 from workflow_scripts.core.parquet import atomic_path
 from workflow_scripts.core.stage import run_stage
 from workflow_scripts.language_model.losses import load_language_model
-from workflow_scripts.methods import load_module
 from workflow_scripts.methods.embedder import LanguageModelReader, WarmupExamples
+from workflow_scripts.methods.loading import load_module
 from workflow_scripts.methods.warmup_lm import warmup_sample
-from workflow_scripts.targets.finetune_shard import read_examples
+from workflow_scripts.targets.run_cache import read_examples
 
 
 def fit_method(
@@ -35,7 +35,7 @@ def fit_method(
     ----------
     tokens: of the warm-up's corpus.
     language_model: folder of the LM that the method reads; None for the hub model `model`.
-    module, settings: as in `workflow_scripts.methods.OwnEmbeddings`.
+    module, settings: as in `study.methods.OwnEmbeddings`.
     examples, measured_examples, finetuning, seed: see `WarmupExamples`.
     """
     lm = load_language_model(language_model or model, revision, trust_remote_code)

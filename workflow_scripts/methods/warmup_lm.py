@@ -11,7 +11,7 @@ from workflow_scripts.core.stage import run_stage
 from workflow_scripts.language_model.finetuner import Finetuner
 from workflow_scripts.language_model.losses import TokenizedExample, load_language_model
 from workflow_scripts.models.loading import load_tokenizer, save_folder
-from workflow_scripts.targets.finetune_shard import read_examples
+from workflow_scripts.targets.run_cache import read_examples
 
 
 def warmup_lm(

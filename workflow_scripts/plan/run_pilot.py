@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.gpus import visible_gpus
+from workflow_scripts.core.hardware import hardware
 from workflow_scripts.core.parquet import atomic_path, read_table, write_table
 from workflow_scripts.core.progress import say
 from workflow_scripts.core.seeds import generator
@@ -41,7 +42,6 @@ from workflow_scripts.language_model.tokenize_corpus import tokenize_corpus
 from workflow_scripts.models.loading import load_pretrained, load_tokenizer
 from workflow_scripts.plan.pilot_jobs import repeated, typical_seconds
 from workflow_scripts.plan.pilot_processes import side_by_side, time_starts
-from workflow_scripts.provenance.resolve_config import hardware
 from workflow_scripts.study.costs import CorpusFacts, Pilot, distinct_examples, parameters_in_name
 from workflow_scripts.study.sections import Encoder, Pretraining
 from workflow_scripts.study.stage_versions import STAGE_VERSIONS

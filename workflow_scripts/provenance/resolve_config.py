@@ -1,7 +1,6 @@
 """Write down what makes the results what they are: every value in force, versions, hardware, data."""
 
 import json
-import os
 import platform
 import subprocess
 from collections.abc import Sequence
@@ -10,9 +9,9 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
+from workflow_scripts.core.hardware import hardware
 from workflow_scripts.core.parquet import atomic_path, file_hash
 from workflow_scripts.core.stage import run_stage
 
@@ -64,20 +63,6 @@ def git_commit() -> str | None:
         return commit + ("+changes" if changes else "")
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def hardware() -> dict[str, Any]:
-    """Return processor, cores, memory and GPUs of this machine."""
-    model = ""
-    if (info := Path("/proc/cpuinfo")).exists():
-        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
-        model = names[0] if names else ""
-    return {
-        "processor": model or platform.processor(),
-        "cores": os.cpu_count(),
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-    }
 
 
 if __name__ == "__main__":

@@ -9,11 +9,11 @@ from typing import Any
 
 import yaml
 
-from workflow_scripts.corpora.templates import View
+from workflow_scripts.corpora.templates import TEMPLATE
+from workflow_scripts.study.choices import View
 from workflow_scripts.study.config import Study
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-# Texts as `corpora.templates.encoder_text` writes them.
 USE = {
     "joint": """from sentence_transformers import SentenceTransformer
 
@@ -21,7 +21,8 @@ encoder = SentenceTransformer("{folder}")
 
 
 def text(prompt, response):
-    return f"Question: {{' '.join(prompt.split()[:{prompt_words}])}}\\nAnswer: {{response}}"
+    prompt = " ".join(prompt.split()[:{prompt_words}])
+    return f{template}
 
 
 answer = encoder.encode([text("Why is the sky blue?", "Because air scatters blue light most.")])
@@ -101,7 +102,8 @@ def model_card(
 
 
 def _use(study: Study, view: View) -> list[str]:
-    code = USE[view].format(folder="path/of/this/folder", prompt_words=study.encoder.prompt_words)
+    template = '"' + TEMPLATE.replace("\n", "\\n") + '"'
+    code = USE[view].format(folder="path/of/this/folder", prompt_words=study.encoder.prompt_words, template=template)
     return ["```python", code + "```"]
 
 

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from workflow_scripts.core.parquet import read_table
-from workflow_scripts.methods import METHODS, find_method
 from workflow_scripts.report.results import method_name
 from workflow_scripts.study.config import Study
+from workflow_scripts.study.methods import METHODS, find_method
 
 SIGNS = ("helpful", "harmful")
 SCORE_DIGITS = 4

@@ -13,7 +13,7 @@ from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.parquet import read_metadata, read_schema, read_table
 from workflow_scripts.core.progress import Progress
 from workflow_scripts.core.stage import run_stage
-from workflow_scripts.methods import load_text_method
+from workflow_scripts.methods.loading import load_text_method
 from workflow_scripts.methods.text_scorer import Texts
 from workflow_scripts.scoring.corpus_scores import CorpusScores, PartScores
 from workflow_scripts.scoring.group_scores import Membership

@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 from pydantic import Field, ValidationError, model_validator
 
 from workflow_scripts.core.errors import StudyError
-from workflow_scripts.methods import METHODS, read_encoder_variant
 from workflow_scripts.study.experiment_sections import Experiments
 from workflow_scripts.study.messages import explain
+from workflow_scripts.study.methods import METHODS, read_encoder_variant
 from workflow_scripts.study.sections import (
     Corpus,
     Encoder,

@@ -11,8 +11,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from workflow_scripts.methods import METHODS, Method, OwnEmbeddings, find_method, sentence_encoder
 from workflow_scripts.study.config import Study
+from workflow_scripts.study.methods import METHODS, Method, OwnEmbeddings, find_method, sentence_encoder_method
 from workflow_scripts.study.sections import Encoder, EncoderTraining, LanguageModel
 from workflow_scripts.study.sources import local_files
 
@@ -116,7 +116,7 @@ class StudyJobs:
     def method(self, name: str) -> Method:
         """Return what is known of a method of the study."""
         encoders = self.study.scoring.sentence_encoders
-        return sentence_encoder(encoders[name]) if name in encoders else find_method(name)
+        return sentence_encoder_method(encoders[name]) if name in encoders else find_method(name)
 
     def poolings_of(self, method: str) -> list[str]:
         """Return how a method's scores of examples become scores of groups."""

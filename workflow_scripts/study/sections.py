@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from workflow_scripts.corpora.templates import View
-from workflow_scripts.methods import METHODS, Pooling
+from workflow_scripts.study.choices import Pooling, View
+from workflow_scripts.study.methods import METHODS
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 from workflow_scripts.core.seeds import generator
 from workflow_scripts.language_model.finetuner import Finetuner
 from workflow_scripts.language_model.losses import load_language_model
-from workflow_scripts.targets.finetune_shard import read_examples
+from workflow_scripts.targets.run_cache import read_examples
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ def test_loss_is_the_mean_over_response_tokens_by_hand():
 
 
 def test_evaluation_budget_changes_no_loss(tiny):
-    from workflow_scripts.targets.finetune_shard import read_examples
+    from workflow_scripts.targets.run_cache import read_examples
 
     lm = load_language_model(tiny.language_model)
     assert lm.airrep_packed

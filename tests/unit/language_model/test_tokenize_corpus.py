@@ -6,7 +6,7 @@ from transformers import AutoTokenizer
 
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.parquet import read_table, write_table
-from workflow_scripts.corpora.prepare_corpus import CORPUS_SCHEMA
+from workflow_scripts.corpora.tables import CORPUS_SCHEMA
 from workflow_scripts.language_model.tokenize_corpus import tokenize_corpus
 
 ROWS = [("what is it", "a cat"), ("what is it", "a very long answer " * 20), ("so many words " * 40, "lost")]

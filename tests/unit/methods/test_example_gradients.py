@@ -9,7 +9,7 @@ from exact_gradients import exact_gradients
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from workflow_scripts.core.errors import StudyError
-from workflow_scripts.language_model.losses import example_losses, load_language_model, use_packing
+from workflow_scripts.language_model.losses import example_losses, load_language_model, summed_losses, use_packing
 from workflow_scripts.methods.example_gradients import ExampleGradients, mlp_layers, outer_sums
 from workflow_scripts.methods.projected_gradients import (
     DAMPING,
@@ -20,7 +20,7 @@ from workflow_scripts.methods.projected_gradients import (
     principal_projections,
     random_projections,
 )
-from workflow_scripts.targets.finetune_shard import read_examples
+from workflow_scripts.targets.run_cache import read_examples
 
 BATCH = {"batch_tokens": 300, "precision": "float32"}
 

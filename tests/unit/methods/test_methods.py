@@ -6,9 +6,10 @@ import pytest
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.metrics.pairwise import cosine_similarity
 
-from workflow_scripts.methods import METHODS, load_text_method
+from workflow_scripts.methods.loading import load_text_method
 from workflow_scripts.methods.text_scorer import Texts
 from workflow_scripts.scoring.group_scores import POOLINGS
+from workflow_scripts.study.methods import METHODS
 
 TEXT_METHODS = [name for name, method in METHODS.items() if not (method.encoder or method.own)]
 EVERYTHING = slice(None)

@@ -6,10 +6,10 @@ import pytest
 
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.parquet import read_metadata, read_table, write_table
-from workflow_scripts.methods import METHODS
 from workflow_scripts.scoring.merge_scores import merge_scores
 from workflow_scripts.scoring.score_pairs import score_pairs
 from workflow_scripts.scoring.score_part import score_part
+from workflow_scripts.study.methods import METHODS
 
 EXAMPLES, TESTS, DIMENSION, TOP = 60, 8, 6, 5
 TEST_IDS = [6, 1, 4]

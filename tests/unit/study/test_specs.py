@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from workflow_scripts.methods import METHODS
 from workflow_scripts.study.config import Study, load_study
+from workflow_scripts.study.methods import METHODS
 from workflow_scripts.study.resources import StudyPlan
 from workflow_scripts.study.stage_versions import STAGE_VERSIONS
 

@@ -1,0 +1,10 @@
+"""Values of config keys that code branches on, apart from the config's model, which needs pydantic."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+# How scores of examples become the score of a group.
+Pooling = Literal["attention", "signed", "mean", "sum"]
+# Whether an encoder reads prompt and response as one text or as two.
+View = Literal["joint", "split"]
