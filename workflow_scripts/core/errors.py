@@ -14,5 +14,16 @@ class UnusableRowError(Exception):
 
 def lacks_memory(error: BaseException) -> bool:
     """Return whether an error tells of too little memory, on a GPU or on the CPU."""
-    words = ("out of memory", "can't allocate memory", "not enough memory")
-    return isinstance(error, MemoryError) or any(some in str(error) for some in words)
+    words = (
+        "out of memory",
+        "out_of_memory",
+        "outofmemory",
+        "can't allocate memory",
+        "cannot allocate memory",
+        "not enough memory",
+        # cuBLAS, cuDNN, cuSOLVER and cuSPARSE: CUBLAS_STATUS_ALLOC_FAILED and the like
+        "status_alloc_failed",
+        "memory allocation failure",
+    )
+    said = str(error).lower()
+    return isinstance(error, MemoryError) or any(some in said for some in words)

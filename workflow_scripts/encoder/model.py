@@ -24,7 +24,7 @@ from workflow_scripts.corpora.templates import EncoderText
 from workflow_scripts.encoder.published_format import PROJECTOR, WEIGHTS, is_published_layout, published_config
 from workflow_scripts.language_model.losses import autocast, best_device
 from workflow_scripts.models.loading import atomic_folder, load_tokenizer, load_weights, model_folder
-from workflow_scripts.models.packing import ATTENTION, PackedBatch, pack, to_device, token_budget
+from workflow_scripts.models.packing import ATTENTION, PackedBatch, pack, switch_to_packing, to_device, token_budget
 from workflow_scripts.study.choices import View
 
 DENSE_FOLDERS = ("2_Dense", "3_Dense")  # without and with a Normalize module before it
@@ -125,23 +125,18 @@ class AttributionEncoder(nn.Module):
             rows.append(states if bucket.real is None else states[bucket.real])
         return torch.cat(rows)
 
-    def _use_packing(self) -> None:
-        """Switch to packed attention if that leaves the embeddings as they are."""
-        plain = self.transformer.config._attn_implementation
+    def _use_packing(self, precision: str = "float32") -> None:
+        """Switch to packed attention if that leaves the means over tokens as they are."""
         random = np.random.default_rng(0)
         lengths = [min(length, self.max_tokens) for length in (4, 7, 21)]
         sample = [(random.integers(0, self.transformer.config.vocab_size, length),) for length in lengths]
-        with torch.inference_mode():
-            expected = self.means(sample)
-            try:
-                self.transformer.set_attn_implementation(ATTENTION)
-                self.packed = True
-                exact = torch.allclose(self.means(sample), expected, atol=1e-3)
-            except (TypeError, ValueError, RuntimeError, KeyError):
-                exact = False
-        if not exact:
-            self.transformer.set_attn_implementation(plain)
-            self.packed = False
+
+        def means(packed: bool, precision: str) -> torch.Tensor:
+            self.packed = packed
+            with autocast(self.device, precision):
+                return self.means(sample).float()
+
+        self.packed = switch_to_packing(self.transformer, means, precision)
 
     @torch.inference_mode()
     def encode(self, examples: Sequence[EncoderTokens], most_tokens: int, precision: str = "float32") -> np.ndarray:

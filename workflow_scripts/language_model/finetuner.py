@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -9,8 +10,8 @@ import torch
 from transformers import PreTrainedModel
 
 from workflow_scripts.core.seeds import generator
-from workflow_scripts.language_model.losses import TokenizedExample, autocast, evaluate, summed_losses
-from workflow_scripts.language_model.oom_retry import with_fewer_tokens
+from workflow_scripts.language_model.losses import TokenizedExample, autocast, compile_layers, evaluate, summed_losses
+from workflow_scripts.language_model.oom_retry import explained_lack_of_memory, with_fewer_tokens
 from workflow_scripts.models.packing import token_budget
 
 
@@ -20,6 +21,19 @@ class Finetuner:
     Each run: AdamW, constant learning rate, shuffled batches of `batch_examples`, `epochs` passes,
     cross-entropy averaged over the response tokens of a batch. A run depends on its examples and its seed
     alone, not on the runs before it. Where memory does not suffice, forward passes get smaller from then on.
+
+    Parameters
+    ----------
+    lm: in float32. Its weights are those of the last run, whatever the precision.
+    precision: of forward and backward passes, `float32` or `bfloat16`; optimiser steps are float32.
+    step_tokens, evaluation_tokens: most tokens in one forward pass of training, of evaluation.
+    bfloat16_weights: in bfloat16, compute with a copy of the weights in bfloat16, renewed after each step, and not by
+        autocast, which casts them in every pass. None: on a GPU.
+    compile: compile the LM's layers and the loss with `torch.compile`.
+
+    Raises
+    ------
+    StudyError: the memory does not suffice for weights, gradients and optimiser state.
     """
 
     def __init__(
@@ -33,22 +47,48 @@ class Finetuner:
         precision: str,
         step_tokens: int,
         evaluation_tokens: int,
+        bfloat16_weights: bool | None = None,
+        compile: bool = False,
     ):
         self.lm = lm
         self.batch_examples, self.epochs = batch_examples, epochs
         self.precision, self.step_tokens = precision, step_tokens
         self.evaluation_tokens = evaluation_tokens
         self.parameters = [parameter for parameter in lm.parameters() if parameter.requires_grad]
-        self.base_weights = [parameter.detach().clone() for parameter in self.parameters]
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=learning_rate, weight_decay=weight_decay, fused=True)
+        if bfloat16_weights is None:
+            bfloat16_weights = lm.device.type == "cuda"
+        with explained_lack_of_memory(self.parameters):
+            self.base_weights = [parameter.detach().clone() for parameter in self.parameters]
+            self.working_lm = bfloat16_copy(lm) if bfloat16_weights and precision == "bfloat16" else lm
+            self.working_parameters = [p for p in self.working_lm.parameters() if p.requires_grad]
+            copied = self.working_lm is not lm
+            self.gradients = [torch.empty_like(parameter) for parameter in self.parameters] if copied else []
+            self.optimizer = torch.optim.AdamW(self.parameters, lr=learning_rate, weight_decay=weight_decay, fused=True)
+            self._allocate_optimizer_state()
+        # A LM in bfloat16 needs no autocast.
+        self.autocast_precision = "float32" if copied else precision
+        if compile:
+            compile_layers(self.working_lm)
 
+    def _allocate_optimizer_state(self) -> None:
+        """Make AdamW allocate its moments now: where memory is short, no optimiser step may fail half-way."""
+        for parameter in self.parameters:
+            parameter.grad = torch.zeros_like(parameter)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.reset()
+
+    @torch.no_grad()
     def reset(self) -> None:
         """Put the base weights and a fresh optimiser state back, without allocating anything."""
-        with torch.no_grad():
-            torch._foreach_copy_(self.parameters, self.base_weights)
-            for state in self.optimizer.state.values():
-                for tensor in state.values():
-                    tensor.zero_()
+        torch._foreach_copy_(self.parameters, self.base_weights)
+        torch._foreach_zero_([tensor for state in self.optimizer.state.values() for tensor in state.values()])
+        self._renew_copy()
+
+    def _renew_copy(self) -> None:
+        if self.working_lm is not self.lm:
+            with torch.no_grad():
+                torch._foreach_copy_(self.working_parameters, self.parameters)
 
     def finetune(self, examples: Sequence[TokenizedExample], *seed: int | str) -> bool:
         """Train on `examples` from the base weights; return False if the run diverged."""
@@ -65,33 +105,61 @@ class Finetuner:
             lambda tokens: self._accumulate(batch, tokens), self.step_tokens, lengths, "finetuning.step_tokens"
         )
         self.optimizer.step()
+        self._renew_copy()
         return total
 
     def _accumulate(self, batch: Sequence[TokenizedExample], step_tokens: int) -> torch.Tensor:
         """Set the gradient of the batch's loss, whatever it was before; returns the loss."""
-        self.optimizer.zero_grad(set_to_none=False)
+        self.optimizer.zero_grad(set_to_none=True)
         lengths = np.fromiter((len(example.tokens) for example in batch), np.int64, len(batch))
         # An example without a response token takes no part; a batch of them makes a step of zero gradient.
         response_tokens = max(sum(len(example.tokens) - example.prompt_tokens for example in batch), 1)
         total = torch.zeros((), device=self.lm.device)
         for chosen in token_budget(lengths, step_tokens):
-            with autocast(self.lm.device, self.precision):
-                losses, _ = summed_losses(self.lm, [batch[i] for i in chosen])
+            with autocast(self.lm.device, self.autocast_precision):
+                losses, _ = summed_losses(self.working_lm, [batch[i] for i in chosen])
             loss = losses.sum() / response_tokens
             loss.backward()
+            self._take_gradients()
             total += loss.detach()
         return total
+
+    @torch.no_grad()
+    def _take_gradients(self) -> None:
+        """Move the gradients of the copy in bfloat16 to those that the optimiser reads, added up in float32."""
+        if self.working_lm is self.lm:
+            return
+        parts = zip(self.parameters, self.working_parameters, self.gradients, strict=True)
+        parts = [(parameter, working.grad, total) for parameter, working, total in parts if working.grad is not None]
+        for put, some in {
+            torch._foreach_copy_: [part for part in parts if part[0].grad is None],
+            torch._foreach_add_: [part for part in parts if part[0].grad is not None],
+        }.items():
+            if some:
+                put([total for _, _, total in some], [gradient for _, gradient, _ in some])
+        for parameter, _, total in parts:
+            parameter.grad = total
+        for working in self.working_parameters:
+            working.grad = None
 
     def losses(self, examples: Sequence[TokenizedExample]) -> np.ndarray:
         """Return the loss of each example under the current weights, float32 [examples]."""
         lengths = [len(example.tokens) for example in examples]
         losses, self.evaluation_tokens = with_fewer_tokens(
-            lambda tokens: evaluate(self.lm, examples, tokens, self.precision),
+            lambda tokens: evaluate(self.working_lm, examples, tokens, self.autocast_precision),
             self.evaluation_tokens,
             lengths,
             "finetuning.evaluation_tokens",
         )
         return losses
+
+
+def bfloat16_copy(lm: PreTrainedModel) -> PreTrainedModel:
+    """Return a copy of `lm` whose weights are bfloat16, and whose buffers (rotary frequencies) are as they were."""
+    copied = copy.deepcopy(lm)
+    for parameter in copied.parameters():
+        parameter.data = parameter.data.bfloat16()
+    return copied
 
 
 def batches(examples: int, batch_examples: int, epochs: int, *seed: int | str) -> Iterator[np.ndarray]:

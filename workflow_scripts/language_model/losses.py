@@ -10,9 +10,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from workflow_scripts.models.loading import load_weights
-from workflow_scripts.models.packing import ATTENTION, PackedBatch, pack, to_device, token_budget
+from workflow_scripts.models.packing import ATTENTION, PackedBatch, pack, switch_to_packing, to_device, token_budget
 
 
 def best_device() -> torch.device:
@@ -25,37 +26,36 @@ def load_language_model(
     revision: str | None = None,
     trust_remote_code: bool = False,
     device: torch.device | str | None = None,
+    precision: str = "float32",
 ) -> PreTrainedModel:
     """Load a causal LM in float32 on `device` (None: the job's), packed where its architecture allows it.
 
-    The model is in evaluation mode, so no dropout disturbs a fine-tuning run.
+    The model is in evaluation mode, so no dropout disturbs a fine-tuning run. `precision` is that of the forward
+    passes to come, in which packing is tried.
     """
     lm = load_weights(AutoModelForCausalLM, model, revision, trust_remote_code)
     lm.to(device or best_device()).eval()
     lm.config.use_cache = False
-    use_packing(lm)
+    use_packing(lm, precision)
     return lm
 
 
-def use_packing(lm: PreTrainedModel) -> bool:
-    """Switch `lm` to packed attention if that leaves its numbers as they are; return whether it did."""
-    plain = lm.config._attn_implementation
+def use_packing(lm: PreTrainedModel, precision: str = "float32", attention: str = ATTENTION) -> bool:
+    """Switch `lm` to packed attention if that leaves its numbers as they are; return whether it did.
+
+    See `switch_to_packing`; what is compared are losses of three examples.
+    """
     generator = np.random.default_rng(0)
     sample = [generator.integers(0, lm.config.get_text_config().vocab_size, n) for n in (5, 9, 30)]
     examples = [TokenizedExample(tokens, 2) for tokens in sample]
-    with torch.inference_mode():
-        lm.airrep_packed = False
-        expected = example_losses(lm, examples)
-        try:
-            lm.set_attn_implementation(ATTENTION)
-            lm.airrep_packed = lm.config._attn_implementation == ATTENTION
-            exact = lm.airrep_packed and torch.allclose(example_losses(lm, examples), expected, atol=1e-3)
-        except (TypeError, ValueError, RuntimeError, KeyError):
-            exact = False
-    if not exact:
-        lm.set_attn_implementation(plain)
-        lm.airrep_packed = False
-    return exact
+
+    def losses(packed: bool, precision: str) -> torch.Tensor:
+        lm.airrep_packed = packed
+        with autocast(lm.device, precision):
+            return example_losses(lm, examples)
+
+    lm.airrep_packed = switch_to_packing(lm, losses, precision, attention)
+    return lm.airrep_packed
 
 
 @dataclass(frozen=True)
@@ -78,11 +78,31 @@ def example_losses(lm: PreTrainedModel, examples: Sequence[TokenizedExample]) ->
 def summed_losses(lm: PreTrainedModel, examples: Sequence[TokenizedExample]) -> tuple[torch.Tensor, torch.Tensor]:
     """Return each example's summed cross-entropy of response tokens and their number, float32 [examples]."""
     batch = pack([example.tokens for example in examples], lm.device)
-    places, owner, counts = (to_device(array, lm.device) for array in _judged_tokens(batch.order, examples))
+    places, owner, counts = _judged_tokens(batch.order, examples)
     logits = (_packed_logits if lm.airrep_packed else _padded_logits)(lm, batch, places - 1)
-    token_losses = F.cross_entropy(logits.float(), batch.tokens[0, places], reduction="none")
-    losses = torch.zeros(len(examples), device=lm.device).index_add(0, owner, token_losses)
-    return losses, counts
+    targets = batch.tokens[0, to_device(places, lm.device)]
+    losses = torch.zeros(len(examples), device=lm.device)
+    each = getattr(lm, "airrep_token_losses", token_losses)(logits, targets)
+    losses = losses.index_add(0, to_device(owner, lm.device), each)
+    return losses, to_device(counts, lm.device)
+
+
+def token_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return the cross-entropy of each token, float32 [tokens], in nats.
+
+    Parameters
+    ----------
+    logits: [tokens, vocabulary]; targets: int64 [tokens].
+    """
+    return F.cross_entropy(logits.float(), targets, reduction="none")
+
+
+def compile_layers(lm: PreTrainedModel) -> None:
+    """Let `torch.compile` make few kernels of many, in each layer and in the loss, for batches of any length."""
+    for module in lm.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.compile(dynamic=True)
+    lm.airrep_token_losses = torch.compile(token_losses, dynamic=True)
 
 
 def _judged_tokens(order: np.ndarray, examples: Sequence[TokenizedExample]) -> tuple[np.ndarray, ...]:
@@ -100,28 +120,59 @@ def _judged_tokens(order: np.ndarray, examples: Sequence[TokenizedExample]) -> t
     return places, owner, counts.astype(np.float32)
 
 
-def _packed_logits(lm: PreTrainedModel, batch: PackedBatch, places: torch.Tensor) -> torch.Tensor:
+def _packed_logits(lm: PreTrainedModel, batch: PackedBatch, places: np.ndarray) -> torch.Tensor:
     return lm(
         input_ids=batch.tokens,
         position_ids=batch.positions,
-        logits_to_keep=places,
+        logits_to_keep=to_device(places, lm.device),
         packing=batch,
         use_cache=False,
     ).logits[0]
 
 
-def _padded_logits(lm: PreTrainedModel, batch: PackedBatch, places: torch.Tensor) -> torch.Tensor:
+def _padded_logits(lm: PreTrainedModel, batch: PackedBatch, places: np.ndarray) -> torch.Tensor:
     """The way for architectures whose attention can't be replaced: a padded forward pass per bucket."""
-    rows = []
+    logits = []
+    first_example = first_token = 0
     for bucket in batch.buckets:
+        examples = slice(first_example, first_example + bucket.examples)
+        end = first_token + int(batch.example_lengths[examples].sum())
+        chosen = to_device(places[(first_token <= places) & (places < end)] - first_token, lm.device)
+        first_example, first_token = examples.stop, end
         shape = (bucket.examples, bucket.longest)
         tokens = batch.tokens[0, bucket.rows].view(shape)
         mask = torch.ones(shape, dtype=torch.long, device=tokens.device)
         if bucket.mask is not None:
             mask = bucket.mask[:, 0, 0].long()
+        rows = chosen if bucket.real is None else bucket.real[chosen]
+        logits.append(_logits_of_rows(lm, tokens, mask, rows))
+    return torch.cat(logits)
+
+
+def _logits_of_rows(lm: PreTrainedModel, tokens: torch.Tensor, mask: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Return the logits of some positions of a padded batch, [rows, vocabulary].
+
+    The head is handed those positions alone, as one row: what a model does to its logits afterwards still happens.
+
+    Parameters
+    ----------
+    tokens, mask: [examples, longest]; rows: int64, indices into the two of them flattened.
+    """
+    read = []
+
+    def hand_rows(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        read.append(module)
+        return inputs[0].flatten(0, -2)[rows][None], *inputs[1:]
+
+    head = lm.get_output_embeddings()
+    hook = head.register_forward_pre_hook(hand_rows) if head is not None else None
+    try:
         logits = lm(input_ids=tokens, attention_mask=mask, use_cache=False).logits.flatten(0, 1)
-        rows.append(logits if bucket.real is None else logits[bucket.real])
-    return torch.cat(rows)[places]
+    finally:
+        if hook is not None:
+            hook.remove()
+    # A model may multiply by the head's weights without calling it.
+    return logits if read else logits[rows]
 
 
 @torch.inference_mode()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -47,3 +48,24 @@ def with_fewer_tokens(
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         say(f"out of memory: again with {tokens:,} tokens in a forward pass. {key} may be set to that from the start.")
+
+
+@contextmanager
+def explained_lack_of_memory(parameters: Sequence[torch.Tensor]) -> Iterator[None]:
+    """Tell the user what to do if the memory does not even suffice for what AdamW needs between two steps.
+
+    Raises
+    ------
+    StudyError: it doesn't.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not lacks_memory(error):
+            raise
+        trained = sum(parameter.numel() for parameter in parameters)
+        raise StudyError(
+            f"the memory does not suffice to train {trained:,} parameters: their weights, gradients and AdamW's "
+            f"moments take {20 * trained / 2**30:.1f} GiB. Write finetuning.engine: deepspeed, or take a GPU with more "
+            "memory."
+        ) from error

@@ -1,22 +1,40 @@
 """Token-packed batches: examples laid end to end, no padding, no attention from one example to another.
 
-Linear layers, norms and embeddings see one row of T real tokens. Only attention needs rectangles: examples
-are sorted by length, cut into buckets of like length, and each bucket is one call of PyTorch's fused
-attention. `transformers` lets a model's attention be replaced by name, so every architecture that supports
-this interface is packed without a change.
+Linear layers, norms and embeddings see one row of T real tokens, and so does FlashAttention for variable lengths
+(`torch.nn.attention.varlen`), which runs in half precision on GPUs. Elsewhere attention needs rectangles: examples
+are sorted by length, cut into buckets of like length, and each bucket is one call of PyTorch's fused attention.
+`transformers` lets a model's attention be replaced by name, so every architecture that supports this interface is
+packed without a change.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache, cached_property
+from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PreTrainedModel
 
+from workflow_scripts.core.errors import lacks_memory
+from workflow_scripts.core.progress import say
+
+try:
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:
+    varlen_attn = None
+
+# Names for `set_attn_implementation`: the fastest kernel that each call allows, and buckets whatever the call is.
 ATTENTION = "packed"
+BUCKETS = "packed_buckets"
+
+# cuDNN builds a plan for every new shape, tens of milliseconds each, and buckets have hundreds of shapes.
+torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 @dataclass(frozen=True)
@@ -36,19 +54,54 @@ class Bucket:
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """Examples end to end: `tokens` and `positions` int64 [1, T]; `order[i]` is the place of the i-th packed
-    example in the list that was given; `lengths` int64 [examples], in packed order."""
+    """Examples end to end, in packed order: shortest first.
+
+    Attributes
+    ----------
+    tokens, positions: int64 [1, T].
+    order: `order[i]` is the place of the i-th packed example in the list that was given.
+    lengths: int64 [examples].
+    cu_seqlens: where each example begins in the row of tokens, and where the last one ends, int32 [examples + 1].
+    max_length: tokens of the longest example.
+    example_lengths: `lengths` as an array, which is read without waiting for a GPU.
+    """
 
     tokens: torch.Tensor
     positions: torch.Tensor
     order: np.ndarray
     lengths: torch.Tensor
-    buckets: tuple[Bucket, ...]
+    cu_seqlens: torch.Tensor
+    max_length: int
+    example_lengths: np.ndarray
 
     @property
     def starts(self) -> torch.Tensor:
         """Offset of each packed example in the row of tokens, int64 [examples]."""
         return torch.cumsum(self.lengths, 0) - self.lengths
+
+    @cached_property
+    def buckets(self) -> tuple[Bucket, ...]:
+        """The examples in rectangles of like length, in packed order; made when they are first asked for."""
+        lengths, device = self.example_lengths, self.tokens.device
+        starts = np.cumsum(lengths) - lengths
+        buckets = []
+        for first, last in _like_lengths(lengths):
+            longest = int(lengths[last - 1])
+            offsets = np.arange(longest)
+            inside = offsets < lengths[first:last, None]
+            # Padding repeats the example's first token: any finite value does, nobody reads the result.
+            rows = starts[first:last, None] + np.where(inside, offsets, 0)
+            equal = bool(inside.all())
+            buckets.append(
+                Bucket(
+                    examples=last - first,
+                    longest=longest,
+                    rows=to_device(rows.reshape(-1), device),
+                    real=None if equal else to_device(np.flatnonzero(inside), device),
+                    mask=None if equal else to_device(inside, device)[:, None, None, :],
+                )
+            )
+        return tuple(buckets)
 
 
 def pack(examples: Sequence[np.ndarray], device: torch.device | str = "cpu") -> PackedBatch:
@@ -57,31 +110,16 @@ def pack(examples: Sequence[np.ndarray], device: torch.device | str = "cpu") -> 
     order = np.argsort(lengths, kind="stable")
     lengths = lengths[order]
     tokens = np.concatenate([examples[i] for i in order]).astype(np.int64)
-    starts = np.cumsum(lengths) - lengths
-    positions = np.arange(len(tokens)) - np.repeat(starts, lengths)
-    buckets = []
-    for first, last in _like_lengths(lengths):
-        longest = int(lengths[last - 1])
-        offsets = np.arange(longest)
-        inside = offsets < lengths[first:last, None]
-        # Padding repeats the example's first token: any finite value does, nobody reads the result.
-        rows = starts[first:last, None] + np.where(inside, offsets, 0)
-        equal = bool(inside.all())
-        buckets.append(
-            Bucket(
-                examples=last - first,
-                longest=longest,
-                rows=to_device(rows.reshape(-1), device),
-                real=None if equal else to_device(np.flatnonzero(inside), device),
-                mask=None if equal else to_device(inside, device)[:, None, None, :],
-            )
-        )
+    ends = np.cumsum(lengths)
+    positions = np.arange(len(tokens)) - np.repeat(ends - lengths, lengths)
     return PackedBatch(
         tokens=to_device(tokens, device)[None],
         positions=to_device(positions, device)[None],
         order=order,
         lengths=to_device(lengths, device),
-        buckets=tuple(buckets),
+        cu_seqlens=to_device(np.concatenate([[0], ends]).astype(np.int32), device),
+        max_length=int(lengths[-1]),
+        example_lengths=lengths,
     )
 
 
@@ -115,7 +153,95 @@ def token_budget(lengths: np.ndarray, most_tokens: int) -> Iterator[np.ndarray]:
         first = last
 
 
+def attention_kernel(value: torch.Tensor, dropout: float) -> Literal["varlen", "buckets"]:
+    """Return the kernel for packed attention over `value` [1, heads, T, head size].
+
+    Whether it is `varlen` depends on the device, the dtype and the head size; under PyTorch's deterministic
+    algorithms it never is.
+    """
+    head_size = value.shape[-1]
+    fits = value.dtype in (torch.bfloat16, torch.float16) and head_size % 8 == 0 and head_size <= 256 and not dropout
+    if fits and _runs_varlen(value.device) and not torch.are_deterministic_algorithms_enabled():
+        return "varlen"
+    return "buckets"
+
+
+def _runs_varlen(device: torch.device) -> bool:
+    return varlen_attn is not None and device.type == "cuda" and torch.version.hip is None and _is_ampere(device.index)
+
+
+@cache
+def _is_ampere(index: int | None) -> bool:
+    """Whether a GPU is of NVIDIA's Ampere generation or newer, as FlashAttention wants it."""
+    return torch.cuda.get_device_capability(index) >= (8, 0)
+
+
 def _packed_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    dropout: float = 0.0,
+    **arguments: object,
+) -> tuple[torch.Tensor, None]:
+    """Attention over [1, heads, T, head size], within examples only; returns [1, T, heads, head size].
+
+    Raises
+    ------
+    NotImplementedError: the model bends its attention weights (Gemma 2, GPT-OSS); it is read padded then.
+    """
+    attend = _varlen_attention if attention_kernel(value, dropout) == "varlen" else _bucketed_attention
+    return attend(module, query, key, value, attention_mask, dropout=dropout, **arguments)
+
+
+def _varlen_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    packing: PackedBatch,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    **_: object,
+) -> tuple[torch.Tensor, None]:
+    _refuse_bent_weights(softcap, s_aux)
+    # Rotary positions leave queries and keys in float32 under autocast.
+    query, key, value = (tensor[0].transpose(0, 1).to(value.dtype) for tensor in (query, key, value))
+    longest = packing.max_length
+    # A window counts the token itself, FlashAttention's does not.
+    back = -1 if sliding_window is None or longest <= sliding_window else sliding_window - 1
+    out = varlen_attn(
+        query,
+        key,
+        value,
+        packing.cu_seqlens,
+        packing.cu_seqlens,
+        longest,
+        longest,
+        scale=scaling,
+        window_size=(back, 0 if _is_causal(module, is_causal) else back),
+        **_grouped_heads(query.shape[1] != key.shape[1]),
+    )
+    return out[None], None
+
+
+def _grouped_heads(grouped: bool) -> dict[str, bool]:
+    """Until torch 2.11 `varlen_attn` takes fewer heads of keys than of queries without being told."""
+    return {"enable_gqa": True} if grouped and _TAKES_ENABLE_GQA else {}
+
+
+_TAKES_ENABLE_GQA = varlen_attn is not None and "enable_gqa" in inspect.signature(varlen_attn).parameters
+
+
+@torch.compiler.disable
+def _bucketed_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -131,15 +257,8 @@ def _packed_attention(
     s_aux: torch.Tensor | None = None,
     **_: object,
 ) -> tuple[torch.Tensor, None]:
-    """Attention over [1, heads, T, head size], within examples only; returns [1, T, heads, head size].
-
-    Raises
-    ------
-    NotImplementedError: the model bends its attention weights (Gemma 2, GPT-OSS); it is read padded then.
-    """
-    if softcap is not None or s_aux is not None:
-        raise NotImplementedError("packed attention has neither soft caps nor attention sinks")
-    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    _refuse_bent_weights(softcap, s_aux)
+    causal = _is_causal(module, is_causal)
     # [T, heads, head size]: the rows that buckets gather
     query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     outputs = []
@@ -170,9 +289,107 @@ def _packed_attention(
     return torch.cat(outputs)[None], None
 
 
+def _refuse_bent_weights(softcap: float | None, s_aux: torch.Tensor | None) -> None:
+    if softcap is not None or s_aux is not None:
+        raise NotImplementedError("packed attention has neither soft caps nor attention sinks")
+
+
+def _is_causal(module: torch.nn.Module, is_causal: bool | None) -> bool:
+    return getattr(module, "is_causal", True) if is_causal is None else is_causal
+
+
 def _window_mask(length: int, window: int, causal: bool, device: torch.device) -> torch.Tensor:
     distance = torch.arange(length, device=device)[:, None] - torch.arange(length, device=device)
     return (distance >= 0) & (distance < window) if causal else distance.abs() < window
 
 
 AttentionInterface.register(ATTENTION, _packed_attention)
+AttentionInterface.register(BUCKETS, _bucketed_attention)
+
+
+# How far packed attention may be from plain attention in float32: each number of the output (of an LM: nats), and the
+# gradient of the input embeddings relative to its norm. In bfloat16 the distance of plain attention in bfloat16 is
+# added.
+TOLERANCES = {"float32": 1e-3, "bfloat16": 2e-2}
+
+
+def switch_to_packing(
+    model: PreTrainedModel,
+    read: Callable[[bool, str], torch.Tensor],
+    precision: str = "float32",
+    attention: str = ATTENTION,
+) -> bool:
+    """Switch `model` to packed attention if that leaves its numbers as they are; return whether it did.
+
+    It is tried in float32 and in the `precision` that will run. In bfloat16 other kernels compute, so gradients are
+    compared too, and buckets are tried where `attention` fails. Whatever fails is told with its reason.
+
+    Parameters
+    ----------
+    read: given whether `model` is packed, and a precision, returns numbers of its output for some examples, float32.
+    attention: `ATTENTION` or `BUCKETS`.
+    """
+    plain = model.config._attn_implementation
+    precisions = list(dict.fromkeys(("float32", precision)))
+    gradients = len(precisions) > 1
+    with _without_tf32():
+        exact = _numbers(model, read, False, "float32", gradients)
+        own = {"float32": [0.0, 0.0]}
+        for each in precisions[1:]:
+            own[each] = _distances(_numbers(model, read, False, each, gradients), exact)
+        for name in dict.fromkeys((attention, BUCKETS)) if gradients else (attention,):
+            try:
+                model.set_attn_implementation(name)
+                if model.config._attn_implementation != name:
+                    raise ValueError("transformers doesn't replace its attention")
+                for each in precisions:
+                    _check(_distances(_numbers(model, read, True, each, gradients), exact), own[each], each)
+                return True
+            except (TypeError, ValueError, RuntimeError, KeyError) as error:
+                if lacks_memory(error):
+                    raise
+                say(f"{type(model).__name__}: attention `{name}` can't be used: {error or type(error).__name__}.")
+        model.set_attn_implementation(plain)
+    say(f"{type(model).__name__}: batches are padded, which takes more time and memory than packing them.")
+    return False
+
+
+@contextmanager
+def _without_tf32() -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+Numbers = tuple[torch.Tensor, torch.Tensor | None]
+
+
+def _numbers(
+    model: PreTrainedModel, read: Callable[[bool, str], torch.Tensor], packed: bool, precision: str, gradients: bool
+) -> Numbers:
+    """Return the output, and the gradient that its sum has at the input embeddings unless these are frozen."""
+    weight = model.get_input_embeddings().weight
+    with torch.set_grad_enabled(gradients and weight.requires_grad):
+        output = read(packed, precision)
+        gradient = torch.autograd.grad(output.sum(), weight)[0] if output.requires_grad else None
+    return output.detach(), gradient
+
+
+def _distances(found: Numbers, expected: Numbers) -> list[float]:
+    """Return the largest difference of the outputs, and the distance of the gradients as a share of their norm."""
+    distances = [(found[0] - expected[0]).abs().max().item()]
+    if found[1] is not None:
+        distances.append(((found[1] - expected[1]).norm() / expected[1].norm().clamp(min=1e-30)).item())
+    return distances
+
+
+def _check(distances: list[float], own: list[float], precision: str) -> None:
+    for what, distance, of_plain in zip(("output", "gradient"), distances, own, strict=False):
+        allowed = TOLERANCES[precision] + of_plain
+        if not distance <= allowed:
+            raise ValueError(
+                f"in {precision} its {what} is {distance:.2g} away from plain attention's, more than {allowed:.2g}"
+            )
