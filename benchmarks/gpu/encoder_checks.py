@@ -22,11 +22,12 @@ from workflow_scripts.encoder.checkpoint import TrainingState
 from workflow_scripts.encoder.model import AttributionEncoder, EncoderTokens, token_counts
 from workflow_scripts.encoder.training import Draw, Objective, backpropagate_step
 from workflow_scripts.language_model.losses import use_packing
-from workflow_scripts.methods import METHODS, load_module
 from workflow_scripts.methods.embedder import LanguageModelReader, WarmupExamples
+from workflow_scripts.methods.loading import load_module
 from workflow_scripts.scoring.corpus_scores import CorpusScores
 from workflow_scripts.scoring.gpu_scores import score_on_device
 from workflow_scripts.scoring.group_scores import Membership
+from workflow_scripts.study.methods import METHODS
 
 
 def _encoder(large: bool) -> tuple[AttributionEncoder, list[EncoderTokens]]:
