@@ -16,6 +16,9 @@ except StudyError as error:
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # torch asks for huge pages then: most of a step's time on a CPU is the first touch of its new memory otherwise.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+# Each step has other lengths, and memory in fixed blocks is soon in pieces that fit none of them.
+if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 
 plan_of_study = StudyPlan(study)
 RESULTS = f"results/{study.run}"

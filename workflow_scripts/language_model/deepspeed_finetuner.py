@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,12 @@ if not torch.cuda.is_available():
     # Read when DeepSpeed is imported.
     os.environ["DS_ACCELERATOR"] = "cpu"
 import deepspeed
+from deepspeed.accelerator import get_accelerator
 
 from workflow_scripts.core.distributed import gather_rows, in_group, own_share
 from workflow_scripts.language_model.finetuner import batches
 from workflow_scripts.language_model.losses import TokenizedExample, example_losses, summed_losses
+from workflow_scripts.language_model.oom_retry import explained_lack_of_memory
 from workflow_scripts.models.packing import token_budget
 
 
@@ -53,6 +56,8 @@ class ZeroFinetuner:
         if stage == 3:
             # Weight by weight: the LM as a whole may not fit one GPU.
             deepspeed.zero.Init(module=lm, config_dict_or_path=config)
+            # It moves weights alone, and the engine then takes everything to be in its place.
+            move_buffers(lm, get_accelerator().current_device_name())
         # DeepSpeed's own AdamW has to be compiled, PyTorch's does the same.
         self.optimizer = torch.optim.AdamW(lm.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=True)
         self.engine, self.zero, _, _ = deepspeed.initialize(model=lm, optimizer=self.optimizer, config=config)
@@ -88,7 +93,16 @@ class ZeroFinetuner:
         """Train on `examples` from the base weights; return False if the run diverged."""
         self.reset()
         drawn = batches(len(examples), self.batch_examples, self.epochs, *seed)
-        return all(np.isfinite(self._step([examples[i] for i in batch])) for batch in drawn)
+        with self._explained("finetuning.step_tokens", self.step_tokens):
+            return all(np.isfinite(self._step([examples[i] for i in batch])) for batch in drawn)
+
+    @staticmethod
+    def _explained(key: str, tokens: int) -> AbstractContextManager[None]:
+        """A process that runs out of memory can't try again: the others wait for what it owes them by then."""
+        return explained_lack_of_memory(
+            f"forward passes of {tokens:,} tokens in a process of DeepSpeed",
+            f"Lower {key}, raise finetuning.zero_stage, write offload: true, or take more GPUs.",
+        )
 
     def _step(self, batch: Sequence[TokenizedExample]) -> float:
         """One optimiser step; returns the batch's loss in nats per response token, NaN if DeepSpeed skipped it."""
@@ -112,9 +126,10 @@ class ZeroFinetuner:
         """Return the loss of each example under the current weights, float32 [examples], in every process."""
         rounds = self._own_rounds(examples, self.evaluation_tokens)
         own = []
-        for chosen in rounds:
-            losses = example_losses(self.engine, [examples[i] for i in chosen] or examples[:1])
-            own.append(losses.float()[: len(chosen)])
+        with self._explained("finetuning.evaluation_tokens", self.evaluation_tokens):
+            for chosen in rounds:
+                losses = example_losses(self.engine, [examples[i] for i in chosen] or examples[:1])
+                own.append(losses.float()[: len(chosen)])
         return gather_rows(torch.cat(own)[:, None], np.concatenate(rounds), len(examples))[:, 0].cpu().numpy()
 
     def _own_rounds(self, examples: Sequence[TokenizedExample], most_tokens: int) -> list[np.ndarray]:
@@ -131,14 +146,21 @@ class ZeroFinetuner:
         return rounds + [share[:0]] * (most.item() - len(rounds))
 
 
+def move_buffers(lm: PreTrainedModel, device: torch.device | str) -> None:
+    """Move what a LM has beside its weights, such as rotary frequencies, to `device`."""
+    for buffer in lm.buffers():
+        buffer.data = buffer.data.to(device)
+
+
 def _join_group() -> None:
     """Let DeepSpeed use the group that there is; a process on its own is one of one."""
     os.environ.setdefault("LOCAL_RANK", "0")
     if not in_group():
         backend = "nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    # Minutes of compiling, for sums over CPU processes that gloo does as well.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # Or DeepSpeed tries the compiler on all of its kernels, in each process, only to find the one that sums over CPU
+    # processes; gloo does that as well.
+    deepspeed.ops.__compatible_ops__ = {}
     deepspeed.init_distributed()
 
 

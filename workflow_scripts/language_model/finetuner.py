@@ -57,7 +57,11 @@ class Finetuner:
         self.parameters = [parameter for parameter in lm.parameters() if parameter.requires_grad]
         if bfloat16_weights is None:
             bfloat16_weights = lm.device.type == "cuda"
-        with explained_lack_of_memory(self.parameters):
+        trained = sum(parameter.numel() for parameter in self.parameters)
+        with explained_lack_of_memory(
+            f"weights, gradients and AdamW's moments of {trained:,} parameters, {20 * trained / 2**30:.1f} GiB",
+            "Write finetuning.engine: deepspeed, or take a GPU with more memory.",
+        ):
             self.base_weights = [parameter.detach().clone() for parameter in self.parameters]
             self.working_lm = bfloat16_copy(lm) if bfloat16_weights and precision == "bfloat16" else lm
             self.working_parameters = [p for p in self.working_lm.parameters() if p.requires_grad]
@@ -110,7 +114,8 @@ class Finetuner:
 
     def _accumulate(self, batch: Sequence[TokenizedExample], step_tokens: int) -> torch.Tensor:
         """Set the gradient of the batch's loss, whatever it was before; returns the loss."""
-        self.optimizer.zero_grad(set_to_none=True)
+        # A GPU need not fill zeros and add to them; on a CPU the first touch of new memory costs more than that.
+        self.optimizer.zero_grad(set_to_none=self.lm.device.type == "cuda" or self.working_lm is not self.lm)
         lengths = np.fromiter((len(example.tokens) for example in batch), np.int64, len(batch))
         # An example without a response token takes no part; a batch of them makes a step of zero gradient.
         response_tokens = max(sum(len(example.tokens) - example.prompt_tokens for example in batch), 1)

@@ -51,21 +51,16 @@ def with_fewer_tokens(
 
 
 @contextmanager
-def explained_lack_of_memory(parameters: Sequence[torch.Tensor]) -> Iterator[None]:
-    """Tell the user what to do if the memory does not even suffice for what AdamW needs between two steps.
+def explained_lack_of_memory(what: str, advice: str) -> Iterator[None]:
+    """Tell the user what to do if the memory does not suffice for something that no smaller forward pass would help.
 
     Raises
     ------
-    StudyError: it doesn't.
+    StudyError: it doesn't; the message is that the memory does not suffice for `what`, and the `advice`.
     """
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if not lacks_memory(error):
             raise
-        trained = sum(parameter.numel() for parameter in parameters)
-        raise StudyError(
-            f"the memory does not suffice to train {trained:,} parameters: their weights, gradients and AdamW's "
-            f"moments take {20 * trained / 2**30:.1f} GiB. Write finetuning.engine: deepspeed, or take a GPU with more "
-            "memory."
-        ) from error
+        raise StudyError(f"the memory does not suffice for {what}. {advice}") from error

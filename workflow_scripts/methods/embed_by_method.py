@@ -60,7 +60,7 @@ def embed_by_method(
     reader = None
     if lm_source:
         source = {**lm_source, "model": language_model or lm_source["model"]}
-        reader = LanguageModelReader(load_language_model(**source), batch_tokens, precision)
+        reader = LanguageModelReader(load_language_model(**source, precision=precision), batch_tokens, precision)
     tensors = load_file(fitted) if fitted else {}
     embedder = load_module(module).open_embedder(reader, tensors, for_tests, **settings)
     key = spec_hash(

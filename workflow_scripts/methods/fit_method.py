@@ -38,7 +38,7 @@ def fit_method(
     module, settings: as in `study.methods.OwnEmbeddings`.
     examples, measured_examples, finetuning, seed: see `WarmupExamples`.
     """
-    lm = load_language_model(language_model or model, revision, trust_remote_code)
+    lm = load_language_model(language_model or model, revision, trust_remote_code, precision=finetuning["precision"])
     reader = LanguageModelReader(lm, finetuning["step_tokens"], finetuning["precision"])
     sample = warmup_sample(read_examples(tokens), examples, seed)
     tensors = load_module(module).fit(reader, WarmupExamples(sample, measured_examples, finetuning, seed), **settings)

@@ -35,7 +35,7 @@ def warmup_lm(
     StudyError: the LM diverged.
     """
     source = (language_model or model, revision, trust_remote_code)
-    tuner = Finetuner(load_language_model(*source), **finetuning)
+    tuner = Finetuner(load_language_model(*source, precision=finetuning["precision"]), **finetuning)
     chosen = warmup_sample(read_examples(tokens), examples, seed)
     say(f"warmup_lm: {len(chosen):,} examples, {finetuning['epochs']} epoch(s)")
     before = tuner.losses(chosen).mean()

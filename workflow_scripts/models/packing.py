@@ -329,7 +329,10 @@ def switch_to_packing(
     read: given whether `model` is packed, and a precision, returns numbers of its output for some examples, float32.
     attention: `ATTENTION` or `BUCKETS`.
     """
-    plain = model.config._attn_implementation
+    # It may be packed already, to try another attention.
+    plain = getattr(model, "airrep_plain_attention", model.config._attn_implementation)
+    model.airrep_plain_attention = plain
+    model.set_attn_implementation(plain)
     precisions = list(dict.fromkeys(("float32", precision)))
     gradients = len(precisions) > 1
     with _without_tf32():

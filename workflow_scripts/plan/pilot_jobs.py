@@ -93,7 +93,7 @@ def time_finetuning(
     A large LM's subset would take too long, so no more than some seconds' worth of it is trained on.
     """
     examples = list(read_examples(tokens).values())
-    tuner = Finetuner(load_language_model(*source), **finetuning)
+    tuner = Finetuner(load_language_model(*source, precision=finetuning["precision"]), **finetuning)
     subset, judged = repeated(examples, subset_examples), repeated(examples, judged_examples or len(examples))
 
     batch = subset[: tuner.batch_examples]

@@ -123,12 +123,19 @@ class Finetuning(Section):
     batch_examples: Positive = Field(32, description="Examples in one optimiser step.")
     epochs: Positive = Field(2, description="Passes over the subset.")
     precision: Literal["float32", "bfloat16"] = Field(
-        "float32", description="Of the forward pass; weights and optimiser state stay float32."
+        "float32",
+        description="Of forward and backward passes; the weights that the optimiser changes, and its state, stay "
+        "float32.",
     )
     step_tokens: Positive = Field(
         16384, description="Most tokens in one forward pass of training; a larger batch is accumulated."
     )
     evaluation_tokens: Positive = Field(16384, description="Most tokens in one forward pass of evaluation.")
+    compile: bool = Field(
+        False,
+        description="`native` only: `torch.compile` the LM's layers and the loss, which takes a minute or more at the "
+        "start of each job. Results change by rounding only.",
+    )
     max_diverged_share: Share = Field(0.05, description="Stop when more runs than this share diverge.")
     engine: Literal["native", "deepspeed"] = Field(
         "native",
@@ -153,6 +160,8 @@ class Finetuning(Section):
         for name in ("zero_stage", "offload", "processes"):
             if self.engine == "native" and getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name} has a meaning for DeepSpeed alone: add engine: deepspeed, or leave it out")
+        if self.compile and self.engine != "native":
+            raise ValueError("compile has a meaning for the native engine alone: leave it out, or write engine: native")
         return self
 
 

@@ -86,7 +86,9 @@ class StageSpecs(StudyJobs):
     def _finetuning(self) -> dict[str, Any]:
         settings = self.study.finetuning
         of_deepspeed = {"engine", "zero_stage", "offload", "processes"}
-        values = settings.model_dump(exclude={"max_diverged_share", *of_deepspeed})
+        values = settings.model_dump(exclude={"max_diverged_share", "compile", *of_deepspeed})
+        if settings.compile:
+            values["compile"] = True
         if settings.engine == "native":
             return values
         return {**values, "zero": {"stage": settings.zero_stage, "offload": settings.offload}}

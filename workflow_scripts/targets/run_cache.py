@@ -31,7 +31,7 @@ def open_tuner(
     `source` is what `load_language_model` takes: folder or hub id, revision, whether remote code is trusted.
     """
     if zero is None:
-        return Finetuner(load_language_model(*source), **settings)
+        return Finetuner(load_language_model(*source, precision=settings["precision"]), **settings)
     try:
         from workflow_scripts.language_model.deepspeed_finetuner import ZeroFinetuner
     except ModuleNotFoundError as error:

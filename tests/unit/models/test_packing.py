@@ -6,8 +6,16 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
-from workflow_scripts.language_model.losses import TokenizedExample, example_losses, summed_losses, use_packing
-from workflow_scripts.models.packing import pack, token_budget
+from workflow_scripts.language_model.losses import (
+    TokenizedExample,
+    autocast,
+    example_losses,
+    summed_losses,
+    token_losses,
+    use_packing,
+)
+from workflow_scripts.models import packing
+from workflow_scripts.models.packing import ATTENTION, BUCKETS, attention_kernel, pack, switch_to_packing, token_budget
 
 VOCABULARY = 61
 SIZES = {
@@ -112,6 +120,9 @@ def test_pack_lays_examples_end_to_end_shortest_first():
     assert packed.positions.tolist() == [[0, 0, 1, 0, 1, 2]]
     assert packed.order.tolist() == [1, 2, 0]
     assert packed.lengths.tolist() == [1, 2, 3]
+    assert packed.cu_seqlens.tolist() == [0, 1, 3, 6]
+    assert packed.cu_seqlens.dtype == torch.int32
+    assert packed.max_length == 3
 
 
 def test_token_budget_is_kept_and_every_example_comes_once():
@@ -120,3 +131,206 @@ def test_token_budget_is_kept_and_every_example_comes_once():
     assert sorted(np.concatenate(batches).tolist()) == list(range(7))
     assert all(lengths[batch].sum() <= 12 or len(batch) == 1 for batch in batches)
     assert [lengths[batch].tolist() for batch in batches] == [[1, 3, 4, 4], [9], [10], [50]]
+
+
+class PlainVarlen:
+    """`torch.nn.attention.varlen.varlen_attn` in plain PyTorch, which counts its calls."""
+
+    def __init__(self):
+        self.calls = 0
+        self.dtypes = set()
+
+    def __call__(
+        self, query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window_size=(-1, -1), **grouped
+    ):
+        self.calls += 1
+        self.dtypes |= {query.dtype, key.dtype, value.dtype}
+        assert cu_seq_q is cu_seq_k
+        assert cu_seq_q.dtype == torch.int32
+        lengths = cu_seq_q.diff().tolist()
+        assert max_q == max_k == max(lengths)
+        groups = query.shape[1] // key.shape[1]
+        assert grouped == ({"enable_gqa": True} if groups > 1 else {})
+        outputs = []
+        for q, k, v in zip(*(tensor.split(lengths) for tensor in (query, key, value)), strict=True):
+            k, v = (tensor.repeat_interleave(groups, 1) for tensor in (k, v))
+            weights = torch.einsum("qhd,khd->hqk", q, k).float() * (q.shape[-1] ** -0.5 if scale is None else scale)
+            distance = torch.arange(len(q))[:, None] - torch.arange(len(q))
+            back, ahead = (window if window >= 0 else len(q) for window in window_size)
+            weights = weights.masked_fill((distance > back) | (distance < -ahead), -torch.inf)
+            outputs.append(torch.einsum("hqk,khd->qhd", weights.softmax(-1).to(v.dtype), v))
+        return torch.cat(outputs)
+
+
+@pytest.fixture
+def varlen(monkeypatch):
+    """A kernel for variable lengths that runs here, where it would run on a GPU."""
+    kernel = PlainVarlen()
+    monkeypatch.setattr(packing, "varlen_attn", kernel)
+    monkeypatch.setattr(packing, "_TAKES_ENABLE_GQA", True)
+    monkeypatch.setattr(packing, "_runs_varlen", lambda device: True)
+    return kernel
+
+
+@pytest.mark.parametrize("name", sorted(ARCHITECTURES.keys() - PADDED))
+def test_varlen_gives_the_losses_and_gradients_of_buckets_and_of_padded_batches(name, varlen, monkeypatch):
+    lm, batch = made(name), examples()
+    lm.airrep_packed = False
+    found = {}
+    for way in ("padded", BUCKETS, ATTENTION):
+        if way != "padded":
+            assert use_packing(lm, attention=way)
+        monkeypatch.setattr(packing, "attention_kernel", lambda value, dropout: "varlen")
+        losses = example_losses(lm, batch)
+        assert bool(varlen.calls) == (way == ATTENTION)
+        found[way] = losses.detach(), flat_gradient(lm, losses.sum())
+    for way in (BUCKETS, ATTENTION):
+        torch.testing.assert_close(found[way][0], found["padded"][0], rtol=1e-5, atol=1e-5)
+        assert (found[way][1] - found["padded"][1]).norm() <= 1e-5 * found["padded"][1].norm()
+
+
+def made_bert() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return transformers.BertModel(transformers.BertConfig(**SIZES, hidden_act="gelu")).eval()
+
+
+def test_varlen_reads_both_directions_in_an_encoder(varlen, monkeypatch):
+    bert = made_bert()
+    batch = pack([example.tokens for example in examples()])
+
+    def states() -> torch.Tensor:
+        return bert(input_ids=batch.tokens, position_ids=batch.positions, packing=batch).last_hidden_state
+
+    bert.set_attn_implementation(BUCKETS)
+    expected = states()
+    bert.set_attn_implementation(ATTENTION)
+    monkeypatch.setattr(packing, "attention_kernel", lambda value, dropout: "varlen")
+    found = states()
+    assert varlen.calls == 2
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    gradients = [
+        torch.autograd.grad(some.square().sum(), bert.parameters(), allow_unused=True) for some in (found, expected)
+    ]
+    for one, other in zip(*gradients, strict=True):
+        if one is not None:
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_varlen_runs_in_half_precision_though_rotary_positions_are_float32(varlen):
+    lm, batch = made("Qwen2"), examples()
+    expected = one_by_one(lm, batch)
+    assert use_packing(lm, "bfloat16")
+    assert varlen.calls > 0
+    assert varlen.dtypes == {torch.bfloat16}
+    with autocast(lm.device, "bfloat16"):
+        losses = example_losses(lm, batch)
+    torch.testing.assert_close(losses, expected, rtol=0.02, atol=0.02)
+
+
+def test_the_kernel_depends_on_device_dtype_head_size_dropout_and_determinism(monkeypatch):
+    value = torch.zeros(1, 2, 5, 16, dtype=torch.bfloat16)
+    assert attention_kernel(value, 0.0) == "buckets", "there is no such kernel on a CPU"
+    monkeypatch.setattr(packing, "_runs_varlen", lambda device: True)
+    assert attention_kernel(value, 0.0) == "varlen"
+    assert attention_kernel(value.half(), 0.0) == "varlen"
+    assert attention_kernel(value.float(), 0.0) == "buckets"
+    assert attention_kernel(value, 0.1) == "buckets"
+    assert attention_kernel(value[..., :12], 0.0) == "buckets"
+    assert attention_kernel(value.expand(1, 2, 5, 16).repeat(1, 1, 1, 17), 0.0) == "buckets"
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert attention_kernel(value, 0.0) == "buckets"
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_grouped_heads_are_named_to_the_versions_of_torch_that_want_it(monkeypatch):
+    assert packing._grouped_heads(False) == {}
+    for takes, named in ((True, {"enable_gqa": True}), (False, {})):
+        monkeypatch.setattr(packing, "_TAKES_ENABLE_GQA", takes)
+        assert packing._grouped_heads(True) == named
+
+
+def test_cudnn_builds_no_plan_for_every_bucket():
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+
+
+def test_a_kernel_that_is_wrong_in_half_precision_is_told_and_buckets_take_its_place(monkeypatch, varlen, capsys):
+    def blind(query, key, value, *_, **__):
+        return value.repeat_interleave(query.shape[1] // value.shape[1], 1)
+
+    monkeypatch.setattr(packing, "varlen_attn", blind)
+    lm = made("Qwen2")
+    assert use_packing(lm, "bfloat16")
+    assert lm.config._attn_implementation == BUCKETS
+    assert "attention `packed` can't be used: in bfloat16 its output is" in capsys.readouterr().err
+
+
+def test_a_kernel_that_can_not_differentiate_is_told_and_buckets_take_its_place(monkeypatch, varlen, capsys):
+    class NoBackward(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, value):
+            return value.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            raise RuntimeError("no kernel for the backward pass")
+
+    monkeypatch.setattr(packing, "varlen_attn", lambda *inputs, **options: NoBackward.apply(varlen(*inputs, **options)))
+    lm = made("Qwen2")
+    assert use_packing(lm, "bfloat16")
+    assert lm.config._attn_implementation == BUCKETS
+    assert "no kernel for the backward pass" in capsys.readouterr().err
+
+
+def test_padding_is_told_with_its_reason(capsys):
+    assert not use_packing(made("Gemma2"))
+    said = capsys.readouterr().err
+    assert "soft caps" in said
+    assert "batches are padded" in said
+
+
+def test_a_lack_of_memory_is_no_reason_to_pad():
+    lm = made("Qwen2")
+
+    def read(packed, precision):
+        if packed:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return torch.zeros(1)
+
+    with pytest.raises(torch.OutOfMemoryError):
+        switch_to_packing(lm, read)
+
+
+def test_the_reference_is_computed_without_tf32():
+    seen = []
+
+    def read(packed, precision):
+        seen.append(torch.get_float32_matmul_precision())
+        return torch.zeros(1)
+
+    torch.set_float32_matmul_precision("high")
+    try:
+        switch_to_packing(made("Qwen2"), read)
+        assert set(seen) == {"highest"}
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize("name", sorted(PADDED))
+def test_the_padded_way_computes_logits_of_response_tokens_alone(name):
+    lm, batch = made(name), examples()
+    assert not use_packing(lm)
+    rows = []
+    lm.get_output_embeddings().register_forward_hook(
+        lambda module, inputs, output: rows.append(output.shape[:-1].numel())
+    )
+    losses = example_losses(lm, batch)
+    assert sum(rows) == sum(len(e.tokens) - e.prompt_tokens for e in batch)
+    torch.testing.assert_close(losses, one_by_one(lm, batch), rtol=1e-5, atol=1e-5)
+
+
+def test_token_losses_are_float32():
+    logits = torch.randn(5, 7).bfloat16()
+    assert token_losses(logits, torch.arange(5)).dtype == torch.float32
