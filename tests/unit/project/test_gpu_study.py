@@ -52,7 +52,9 @@ def arguments(tmp_path):
 def test_the_study_runs_where_only_the_libraries_of_the_models_are_installed(arguments, tmp_path, capsys):
     import gpu_study
 
-    code = f"import sys\nfor name in {WITHOUT!r}: sys.modules[name] = None\nimport gpu_study\nsys.exit(gpu_study.main())"
+    code = (
+        f"import sys\nfor name in {WITHOUT!r}: sys.modules[name] = None\nimport gpu_study\nsys.exit(gpu_study.main())"
+    )
     path = os.pathsep.join([str(ROOT), str(ROOT / "benchmarks")])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", code, *map(str, arguments)]
