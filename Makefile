@@ -5,12 +5,14 @@ CONFIG ?= config.yaml
 # More words for pip, e.g. PIP_OPTIONS="--extra-index-url ..." for another build of torch.
 PIP_OPTIONS ?=
 
+OUT ?= benchmarks/results/gpu_acceptance.json
+
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(PIP_OPTIONS)
 LOCKED := --no-deps --require-hashes
 
-.PHONY: run plan status smoke test test-methods test-faults test-load audit lint slurm-test bench clean
+.PHONY: run plan status smoke test test-methods test-faults test-load audit lint slurm-test gpu-test bench clean
 
 run: $(VENV)/.installed
 	$(BIN)/snakemake --cores $(CORES) --configfile $(CONFIG)
@@ -58,9 +60,13 @@ lint: $(VENV)/.installed-test
 slurm-test: $(VENV)/.installed-test
 	$(BIN)/pytest tests/slurm
 
+# Whether everything computes rightly on this machine's GPU, and how fast: about 8 minutes. OUT=FILE for the JSON.
+gpu-test: $(VENV)/.installed
+	PYTHONPATH=. $(BIN)/python benchmarks/gpu_acceptance.py --out $(OUT)
+
 # Not those that take whole studies.
 bench: $(VENV)/.installed
-	@for file in $$(grep -l __main__ $(filter-out %/fewer_folds.py %/plan_error.py %/warmup.py,$(wildcard benchmarks/*.py))); do \
+	@for file in $$(grep -l __main__ $(filter-out %/fewer_folds.py %/plan_error.py %/warmup.py %/gpu_acceptance.py %/gpu_study.py,$(wildcard benchmarks/*.py))); do \
 		echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
 # Results take hours to make, so they stay: remove results/<run> by hand.

@@ -25,6 +25,7 @@ from workflow_scripts.encoder.published_format import PROJECTOR, WEIGHTS, is_pub
 from workflow_scripts.language_model.losses import autocast, best_device
 from workflow_scripts.models.loading import atomic_folder, load_tokenizer, load_weights, model_folder
 from workflow_scripts.models.packing import ATTENTION, PackedBatch, pack, switch_to_packing, to_device, token_budget
+from workflow_scripts.study.choices import View
 
 DENSE_FOLDERS = ("2_Dense", "3_Dense")  # without and with a Normalize module before it
 # Under the view `split`, each part is a model folder of its own, and an embedding is both vectors side by side.

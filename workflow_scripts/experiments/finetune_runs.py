@@ -14,7 +14,7 @@ from workflow_scripts.experiments.runs import MEASURED_SCHEMA, read_share
 from workflow_scripts.language_model.generation import greedy_answers
 from workflow_scripts.language_model.losses import TokenizedExample
 from workflow_scripts.models.loading import folder_hash, load_tokenizer
-from workflow_scripts.study.specs import STAGE_VERSIONS
+from workflow_scripts.study.stage_versions import STAGE_VERSIONS
 from workflow_scripts.targets.run_cache import FinishedRuns, open_tuner, read_examples
 
 

@@ -17,7 +17,7 @@ from workflow_scripts.language_model.losses import TokenizedExample, load_langua
 from workflow_scripts.methods.embedder import Embedder, LanguageModelReader
 from workflow_scripts.methods.loading import load_module
 from workflow_scripts.models.loading import folder_hash
-from workflow_scripts.study.specs import STAGE_VERSIONS
+from workflow_scripts.study.stage_versions import STAGE_VERSIONS
 
 ROWS_AT_ONCE = 16_384
 TEXTS = ["example_id", "hash", "prompt", "response"]

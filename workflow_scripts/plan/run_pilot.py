@@ -45,7 +45,7 @@ from workflow_scripts.plan.pilot_jobs import repeated, typical_seconds
 from workflow_scripts.plan.pilot_processes import side_by_side, time_starts
 from workflow_scripts.study.costs import CorpusFacts, Pilot, distinct_examples, parameters_in_name
 from workflow_scripts.study.sections import Encoder, Pretraining
-from workflow_scripts.study.specs import STAGE_VERSIONS
+from workflow_scripts.study.stage_versions import STAGE_VERSIONS
 
 SAMPLE_ROWS = 2000
 STEP_SECONDS = 5.0

@@ -11,7 +11,8 @@ import re
 from functools import cached_property
 
 from workflow_scripts.study.costs import Concurrency, Pilot, estimate, parameters_in_name
-from workflow_scripts.study.specs import STAGE_VERSIONS, StageSpecs
+from workflow_scripts.study.specs import StageSpecs
+from workflow_scripts.study.stage_versions import STAGE_VERSIONS
 
 FILE_NAME = re.compile(r"\.(jsonl|ndjson|json|csv|tsv|parquet|pq)(\.gz|\.zst)?$", re.IGNORECASE)
 # Of a job's expected seconds to its time limit, and the shortest limit worth asking for.

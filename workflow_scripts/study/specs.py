@@ -10,47 +10,8 @@ from typing import Any
 
 from workflow_scripts.study.jobs import OF_TESTS, TRAIN_POOL, StudyJobs
 from workflow_scripts.study.sections import Evaluation
+from workflow_scripts.study.stage_versions import STAGE_VERSIONS
 
-# Raised by hand whenever a stage's code starts to mean something else, so that its results are made anew.
-# tests/unit/study/test_specs.py pins each stage's source to its version.
-STAGE_VERSIONS = {
-    "resolve_config": 1,
-    "prepare_corpus": 1,
-    "pretrain_base_lm": 1,
-    "tokenize_corpus": 1,
-    "sample_subsets": 1,
-    "finetune_shard": 1,
-    "collect_targets": 2,
-    "init_encoder": 1,
-    "take_encoder": 1,
-    "train_encoder": 1,
-    "embed_corpus": 1,
-    "warmup_lm": 1,
-    "fit_method": 1,
-    "embed_by_method": 1,
-    "score_pairs": 1,
-    "score_part": 1,
-    "merge_scores": 1,
-    "check_leaks": 1,
-    "check_labels": 1,
-    "evaluate_lds": 1,
-    "package_encoder": 1,
-    "push_encoder": 1,
-    "draw_base": 1,
-    "draw_leave_out": 1,
-    "draw_removal": 1,
-    "draw_selection": 1,
-    "finetune_runs": 1,
-    "evaluate_leave_out": 1,
-    "evaluate_removal": 1,
-    "evaluate_selection": 1,
-    "evaluate_classification": 1,
-    "evaluate_amortisation": 1,
-    "evaluate_transfer": 1,
-    "write_report": 4,
-    "run_pilot": 3,
-    "write_plan": 2,
-}
 # Stages that compute on a GPU, where a job has one. Of others `deterministic` changes nothing.
 COMPUTED_ON_GPUS = (
     "pretrain_base_lm",

@@ -25,7 +25,7 @@ from workflow_scripts.study.costs import (
 )
 from workflow_scripts.study.document_config import ROOT
 from workflow_scripts.study.resources import SHORTEST_RUNTIME_MINUTES, StudyPlan
-from workflow_scripts.study.specs import STAGE_VERSIONS
+from workflow_scripts.study.stage_versions import STAGE_VERSIONS
 
 UNITS = {
     "job_start": 1.0,

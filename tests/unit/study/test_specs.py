@@ -17,7 +17,7 @@ import yaml
 from workflow_scripts.study.config import Study, load_study
 from workflow_scripts.study.methods import METHODS
 from workflow_scripts.study.resources import StudyPlan
-from workflow_scripts.study.specs import STAGE_VERSIONS
+from workflow_scripts.study.stage_versions import STAGE_VERSIONS
 
 ROOT = Path(__file__).parents[3]
 PACKAGE = ROOT / "workflow_scripts"
@@ -37,6 +37,7 @@ WITHOUT_MEANING = {
         "study.resources",
         "study.sections",
         "study.specs",
+        "study.stage_versions",
     )
 }
 
@@ -99,8 +100,8 @@ def test_a_changed_source_has_a_version(stage):
     now = {"version": STAGE_VERSIONS[stage], "source": stage_hash(stage)}
     assert recorded == now, (
         f"the code of {stage} changed, or of a module that it imports. If it computes something else now, raise "
-        f"STAGE_VERSIONS[{stage!r}] in workflow_scripts/study/specs.py, so that its results are made anew. Then run "
-        "`python tests/unit/study/test_specs.py` and commit stage_hashes.json."
+        f"STAGE_VERSIONS[{stage!r}] in workflow_scripts/study/stage_versions.py, so that its results are made anew. "
+        "Then run `python tests/unit/study/test_specs.py` and commit stage_hashes.json."
     )
 
 

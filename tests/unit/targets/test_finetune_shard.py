@@ -13,7 +13,7 @@ from tiny_study import FINETUNING, SAMPLING
 
 from workflow_scripts.core.parquet import read_table
 from workflow_scripts.language_model.finetuner import Finetuner
-from workflow_scripts.study.specs import STAGE_VERSIONS
+from workflow_scripts.study.stage_versions import STAGE_VERSIONS
 from workflow_scripts.targets.run_cache import FinishedRuns
 
 
