@@ -153,6 +153,32 @@ def token_budget(lengths: np.ndarray, most_tokens: int) -> Iterator[np.ndarray]:
         first = last
 
 
+def example_means(states: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
+    """Return the mean of `states` over the tokens of each example, at least float32 [examples, width].
+
+    Examples come in the order that was given to `pack`. Tokens are added up in their order on every device.
+
+    Parameters
+    ----------
+    states: [T, width], in packed order.
+    """
+    states = states.to(torch.promote_types(states.dtype, torch.float32))
+    # A GPU's `index_add` adds in any order, and `segment_reduce` is slow on a CPU.
+    means = (_means_by_segment if states.is_cuda else _means_by_index)(states, batch)
+    return means.index_select(0, to_device(np.argsort(batch.order), states.device))
+
+
+def _means_by_segment(states: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
+    # `unsafe` leaves out a check of the lengths that a GPU would have to be waited for.
+    return torch.segment_reduce(states, "mean", lengths=batch.lengths, unsafe=True)
+
+
+def _means_by_index(states: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
+    examples = len(batch.lengths)
+    owner = torch.repeat_interleave(torch.arange(examples), batch.lengths, output_size=len(states))
+    return states.new_zeros(examples, states.shape[1]).index_add(0, owner, states) / batch.lengths[:, None]
+
+
 def attention_kernel(value: torch.Tensor, dropout: float) -> Literal["varlen", "buckets"]:
     """Return the kernel for packed attention over `value` [1, heads, T, head size].
 
