@@ -285,7 +285,9 @@ def load_encoder(
 ) -> AttributionEncoder:
     """Load an encoder from a folder or hub id, onto the job's GPU if it has one.
 
-    `precision` is that of the forward passes to come, in which a GPU's packed attention is tried. A model that has projections keeps them, its view, and whether they read means of length 1. For one without,
+    `precision` is that of the forward passes to come, in which a GPU's packed attention is tried.
+
+    A model that has projections keeps them, its view, and whether they read means of length 1. For one without,
     random projections to `dimension` are made from `seed` (paper, section 3.2).
 
     Raises
