@@ -5,7 +5,6 @@ import threading
 import numpy as np
 import pyarrow as pa
 import pytest
-import torch
 
 from workflow_scripts import embed_corpus as stage
 from workflow_scripts.lib import embedding_files
@@ -260,10 +259,3 @@ def test_few_blocks_are_in_memory_at_once(tiny, tmp_path, monkeypatch):
     embed(tiny, tiny.corpus, tmp_path / "e.parquet")
     assert waiting == [0]
     assert most[0] <= 2 * embedding_files.BLOCKS_AHEAD + 2
-
-
-def test_what_is_on_the_cpu_is_not_copied_to_the_host():
-    vectors = torch.randn(3, 4)
-    assert embedding_files.copied_to_host(vectors)().ctypes.data == vectors.data_ptr()
-    array = vectors.numpy()
-    assert embedding_files.copied_to_host(array)() is array

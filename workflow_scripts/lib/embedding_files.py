@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from workflow_scripts.lib.packing import to_host
 from workflow_scripts.lib.processes import agreed, is_first, wait_for_all
 from workflow_scripts.lib.progress import Progress, say
 from workflow_scripts.lib.stored_embeddings import StoredEmbeddings
@@ -124,7 +125,7 @@ def write_embeddings(
     with writer as write, _thread() as writing, _thread(cancel=True) as preparing:
         pending: deque[Future[None]] = deque()
         for number, work in enumerate(_ahead(started(), BLOCKS_AHEAD)):
-            fetch = copied_to_host(work.block.embed(work.prepared.result())) if work.prepared else None
+            fetch = _fetching(work.block.embed(work.prepared.result())) if work.prepared else None
             # A thread knows nothing of `table_metadata` by itself.
             context = contextvars.copy_context()
             pending.append(writing.submit(context.run, finish, number, work, fetch, write))
@@ -171,27 +172,13 @@ def _thread(cancel: bool = False) -> Iterator[ThreadPoolExecutor]:
         executor.shutdown(wait=True, cancel_futures=cancel)
 
 
+def _fetching(vectors: np.ndarray | torch.Tensor) -> Callable[[], np.ndarray]:
+    return to_host(vectors) if isinstance(vectors, torch.Tensor) else lambda: vectors
+
+
 @contextlib.contextmanager
 def _writing_nothing() -> Iterator[Callable[[pa.Table], None]]:
     yield lambda table: None
-
-
-def copied_to_host(vectors: np.ndarray | torch.Tensor) -> Callable[[], np.ndarray]:
-    """Start to copy `vectors` to the CPU's memory; return a function that waits for the copy alone and returns it."""
-    if isinstance(vectors, np.ndarray):
-        return lambda: vectors
-    if not vectors.is_cuda:
-        return vectors.numpy
-    copy = torch.empty(vectors.shape, dtype=vectors.dtype, pin_memory=True)
-    copy.copy_(vectors, non_blocking=True)
-    done = torch.cuda.Event()
-    done.record()
-
-    def wait() -> np.ndarray:
-        done.synchronize()
-        return copy.numpy()
-
-    return wait
 
 
 def part_of_rows(path: Path, part: Sequence[int]) -> tuple[list[int], int]:

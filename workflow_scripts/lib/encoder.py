@@ -56,10 +56,11 @@ class AttributionEncoder(nn.Module):
     max_tokens: where each part is cut, never beyond what model and tokenizer allow.
     packed: whether the transformer reads packed batches.
     bfloat16_weights: whether a forward pass in bfloat16 has weights in bfloat16, made anew from those in float32 for
-        each pass, so that activations are never float32 either; otherwise autocast is used. None: on a GPU.
+        each pass, instead of autocast. No activation is float32 then, which moves less memory, and gradients are ten
+        times as far from those in float32, because texts differ by little of what their means have in common.
     """
 
-    bfloat16_weights: bool | None = None
+    bfloat16_weights = False
 
     def __init__(
         self,
@@ -148,8 +149,7 @@ class AttributionEncoder(nn.Module):
         return autocast(self.device, "float32" if self._casts_weights(precision) else precision)
 
     def _casts_weights(self, precision: str) -> bool:
-        chosen = self.device.type == "cuda" if self.bfloat16_weights is None else self.bfloat16_weights
-        return precision == "bfloat16" and chosen
+        return precision == "bfloat16" and self.bfloat16_weights
 
     def _states(self, precision: str, **inputs: object) -> torch.Tensor:
         if not self._casts_weights(precision):

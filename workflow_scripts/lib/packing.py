@@ -129,6 +129,22 @@ def to_device(array: np.ndarray, device: torch.device | str) -> torch.Tensor:
     return tensor if torch.device(device).type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
+def to_host(tensor: torch.Tensor) -> Callable[[], np.ndarray]:
+    """Start to copy `tensor` to the CPU's memory; return a function that waits for the copy alone and gives it."""
+    if not tensor.is_cuda:
+        return tensor.numpy
+    copied = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    copied.copy_(tensor, non_blocking=True)
+    done = torch.cuda.Event()
+    done.record()
+
+    def wait() -> np.ndarray:
+        done.synchronize()
+        return copied.numpy()
+
+    return wait
+
+
 def _like_lengths(lengths: np.ndarray) -> Iterator[tuple[int, int]]:
     """Cut sorted lengths into runs whose longest is at most a third (and 8 tokens) over the shortest."""
     first = 0
@@ -361,7 +377,7 @@ def switch_to_packing(
     model.set_attn_implementation(plain)
     precisions = list(dict.fromkeys(("float32", precision)))
     gradients = len(precisions) > 1
-    with _without_tf32():
+    with without_tf32():
         exact = _numbers(model, read, False, "float32", gradients)
         own = {"float32": [0.0, 0.0]}
         for each in precisions[1:]:
@@ -384,7 +400,8 @@ def switch_to_packing(
 
 
 @contextmanager
-def _without_tf32() -> Iterator[None]:
+def without_tf32() -> Iterator[None]:
+    """Within the block, products of float32 matrices are computed in float32, whatever the process has set."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
