@@ -23,7 +23,7 @@ from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from workflow_scripts.embeddings.embed_corpus import embed_texts
+from workflow_scripts.embeddings.embed_corpus import embed_share, tokenize_share
 from workflow_scripts.encoder.model import (
     AttributionEncoder,
     EncoderTokens,
@@ -78,10 +78,10 @@ def draw(pool: int, tests: int, subsets: int, size: int) -> Draw:
 
 
 def fast_step(
-    folder: str, pool: int, tests: int, subsets: int, size: int, chunk_tokens: int = 16_384
+    folder: str, pool: int, tests: int, subsets: int, size: int, chunk_tokens: int | None = None
 ) -> dict[str, Any]:
     """Time a training step as the stage runs it; return its timing, loss and gradient."""
-    encoder = load_encoder(folder, MOST_TOKENS)
+    encoder = load_encoder(folder, MOST_TOKENS, precision=precision())
     tokens = dict(enumerate(corpus(pool + tests)))
     objective = Objective("attention", 0.1, 5.0, learned_scale=False).to(encoder.device)
 
@@ -147,12 +147,13 @@ def padded_embeddings(encoder: AttributionEncoder, examples: list[EncoderTokens]
 
 def fast_embedding(folder: str, examples: int) -> dict[str, Any]:
     """Time embedding as the stage does it."""
-    encoder = load_encoder(folder, MOST_TOKENS)
+    encoder = load_encoder(folder, MOST_TOKENS, precision=precision())
     texts = sentences(examples)
     found: dict[str, np.ndarray] = {}
 
     def run(texts: list[str]) -> None:
-        found["embeddings"] = embed_texts(encoder, [(text,) for text in texts], 16_384, precision())
+        share = tokenize_share(encoder, [(text,) for text in texts])
+        found["embeddings"] = embed_share(encoder, share, None, precision()).cpu().numpy()
 
     return timed_embedding(run, texts) | found
 

@@ -252,7 +252,9 @@ def own_share(sizes: np.ndarray) -> np.ndarray:
 def gather_rows(own: torch.Tensor, share: np.ndarray, rows: int) -> torch.Tensor:
     """Return all rows, [rows, width], of which this process has `own` [len(share), width]: those of `share`."""
     gathered = own.new_zeros(rows, own.shape[1])
-    gathered[torch.from_numpy(share).to(own.device)] = own
+    places = torch.from_numpy(share)
+    # From other memory than pinned, a GPU would have to be waited for.
+    gathered[places.pin_memory().to(own.device, non_blocking=True) if own.is_cuda else places] = own
     if in_group():
         dist.all_reduce(gathered)
     return gathered

@@ -2,19 +2,20 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import torch
 
-from workflow_scripts.core.distributed import gather_rows, own_share
+from workflow_scripts.core.distributed import gather_rows, in_group, own_share
 from workflow_scripts.core.parquet import read_batches, spec_hash
 from workflow_scripts.core.stage import run_stage
 from workflow_scripts.corpora.templates import EncoderText, encoder_texts
 from workflow_scripts.embeddings.store import EmbeddingBlock, part_of_rows, write_embeddings
-from workflow_scripts.encoder.model import AttributionEncoder, load_encoder
+from workflow_scripts.encoder.model import CHUNK_TOKENS, AttributionEncoder, EncoderTokens, load_encoder
 from workflow_scripts.models.loading import folder_hash
-from workflow_scripts.study.stage_versions import STAGE_VERSIONS
+from workflow_scripts.study.specs import STAGE_VERSIONS
 
 ROWS_AT_ONCE = 16_384
 # On a CPU, what a longer forward pass computes no longer fits the cache (15 % slower at 16,384 tokens).
@@ -29,7 +30,7 @@ def embed_corpus(
     prompt_words: int,
     max_tokens: int,
     embedding_precision: str,
-    chunk_tokens: int,
+    chunk_tokens: int | None,
     precision: str,
     part: Sequence[int] = (1, 1),
 ) -> None:
@@ -47,7 +48,7 @@ def embed_corpus(
     Parameters
     ----------
     embedding_precision: `float16` or `float32`, of the numbers on disk.
-    chunk_tokens, precision: most tokens in one forward pass, and its precision.
+    chunk_tokens, precision: most tokens in one forward pass (None: see `encoder.CHUNK_TOKENS`), and its precision.
     part: see `embedding_files.part_of_rows`.
     """
     key = spec_hash(
@@ -60,18 +61,20 @@ def embed_corpus(
             "precision": precision,
         }
     )
-    model = load_encoder(encoder, max_tokens)
+    model = load_encoder(encoder, max_tokens, precision=precision)
     groups, rows = part_of_rows(corpus, part)
 
     def blocks() -> Iterator[EmbeddingBlock]:
         columns = ["example_id", "hash", "prompt", "response"]
         for batch in read_batches(corpus, ROWS_AT_ONCE, columns, groups):
 
-            def embed(new: np.ndarray, batch: pa.RecordBatch = batch) -> np.ndarray:
-                texts = encoder_texts(pa.table(batch).take(new), prompt_words, model.view)
-                return embed_texts(model, texts, chunk_tokens, precision)
+            def prepare(new: np.ndarray, batch: pa.RecordBatch = batch) -> TextShare:
+                return tokenize_share(model, encoder_texts(pa.table(batch).take(new), prompt_words, model.view))
 
-            yield EmbeddingBlock(batch["example_id"], batch["hash"].to_pylist(), embed)
+            def embed(share: TextShare) -> torch.Tensor:
+                return embed_share(model, share, chunk_tokens, precision)
+
+            yield EmbeddingBlock(batch["example_id"], batch["hash"].to_pylist(), prepare, embed)
 
     write_embeddings(
         embeddings,
@@ -85,12 +88,27 @@ def embed_corpus(
     )
 
 
-def embed_texts(model: AttributionEncoder, texts: list[EncoderText], chunk_tokens: int, precision: str) -> np.ndarray:
-    """Return the embeddings of texts, float32 [texts, dimension], of which each process computes its share."""
+class TextShare(NamedTuple):
+    """The tokens of those of `texts` texts that this process embeds, at the places `share`."""
+
+    texts: int
+    share: np.ndarray
+    tokens: list[EncoderTokens]
+
+
+def tokenize_share(model: AttributionEncoder, texts: Sequence[EncoderText]) -> TextShare:
+    """Tokenise this process's share of texts."""
     share = own_share(np.fromiter((sum(map(len, text)) for text in texts), np.int64, len(texts)))
-    most_tokens = min(chunk_tokens, MOST_TOKENS_ON_CPU) if model.device.type == "cpu" else chunk_tokens
-    own = model.encode(model.tokenize([texts[i] for i in share]), most_tokens, precision)
-    return gather_rows(torch.from_numpy(own).to(model.device), share, len(texts)).cpu().numpy()
+    return TextShare(len(texts), share, model.tokenize([texts[i] for i in share]))
+
+
+def embed_share(model: AttributionEncoder, part: TextShare, chunk_tokens: int | None, precision: str) -> torch.Tensor:
+    """Return the embeddings of all texts, float32 [texts, dimension], of which each process computes its share."""
+    most_tokens = chunk_tokens or CHUNK_TOKENS[model.device.type]
+    if model.device.type == "cpu":
+        most_tokens = min(most_tokens, MOST_TOKENS_ON_CPU)
+    own = model.encode_on_device(part.tokens, most_tokens, precision)
+    return gather_rows(own, part.share, part.texts) if in_group() else own
 
 
 if __name__ == "__main__":

@@ -2,29 +2,49 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import shutil
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from workflow_scripts.core.distributed import agreed, is_first, wait_for_all
-from workflow_scripts.core.parquet import rows_of_groups, write_batches, write_table
+from workflow_scripts.core.parquet import rows_of_groups, table_writer, write_table
 from workflow_scripts.core.progress import Progress, say
 from workflow_scripts.embeddings.cache import StoredEmbeddings
+from workflow_scripts.models.packing import to_host
+
+# Blocks that wait between two steps of the work.
+BLOCKS_AHEAD = 2
+# A larger block (of gradients) is written before the next one is embedded, so that memory holds one of them.
+MOST_BYTES_WAITING = 1 << 26
 
 
 @dataclass(frozen=True)
 class EmbeddingBlock:
-    """Rows to embed: ids, content hashes (16 hex digits), and a function from some rows' places to float32
-    [rows, dimension]."""
+    """Rows to embed.
+
+    Attributes
+    ----------
+    example_ids, hashes: their ids and content hashes (16 hex digits).
+    prepare: a function from some rows' places to what `embed` reads of them, e.g. their tokens. It runs in another
+        thread, while other blocks are embedded, so it must not call the other processes of the group.
+    embed: a function from that to float32 [rows, dimension], on the CPU or on a GPU.
+    """
 
     example_ids: pa.Array
     hashes: list[str]
-    embed: Callable[[np.ndarray], np.ndarray]
+    prepare: Callable[[np.ndarray], Any]
+    embed: Callable[[Any], np.ndarray | torch.Tensor]
 
 
 def write_embeddings(
@@ -44,6 +64,9 @@ def write_embeddings(
     from the blocks of a run that was stopped, which are kept beside `embeddings` until it is whole. The file's
     metadata holds `metadata`, and `seconds`, the time that a full embedding takes at the rate measured. In several
     processes (`core.distributed`) all embed, and the first one writes.
+
+    While a block is embedded, the next ones are prepared in a thread and the last ones written in another. An error
+    in either ends the call with that error; blocks that were embedded before it are written.
 
     Parameters
     ----------
@@ -66,38 +89,96 @@ def write_embeddings(
     progress = Progress(title, rows, "examples")
     embedded = 0
     seconds = 0.0
+    last = time.monotonic()
 
     def measured() -> dict[str, str]:
         return {"seconds": f"{seconds * rows / embedded if embedded else stored.seconds:.3f}"}
 
-    def tables() -> Iterator[pa.Table]:
-        nonlocal embedded, seconds
-        for number, block in enumerate(blocks):
+    def finish(
+        number: int, work: _Work, fetch: Callable[[], np.ndarray] | None, write: Callable[[pa.Table], None]
+    ) -> None:
+        nonlocal embedded, seconds, last
+        if fetch:
+            work.vectors[work.new] = fetch()
+        now = time.monotonic()
+        if fetch:
+            seconds += now - last
+            embedded += len(work.new)
+        last = now
+        progress.advance(len(work.vectors))
+        if not is_first():
+            return
+        column = pa.FixedSizeListArray.from_arrays(pa.array(work.vectors.reshape(-1), element), dimension)
+        table = pa.table([work.block.example_ids, work.block.hashes, column], names=schema.names)
+        if fetch:
+            write_table(folder / f"{number:06d}.parquet", table.take(work.new), key=key, **measured())
+        write(table)
+
+    def started() -> Iterator[_Work]:
+        for block in blocks:
             vectors = np.empty((len(block.hashes), dimension), element.to_pandas_dtype())
             # Another job may put the file in place meanwhile.
             new = agreed(stored.fill(block.hashes, vectors))
-            if len(new):
-                start = time.monotonic()
-                vectors[new] = block.embed(new)
-                seconds += time.monotonic() - start
-                embedded += len(new)
-            progress.advance(len(block.hashes))
-            column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1), element), dimension)
-            table = pa.table([block.example_ids, block.hashes, column], names=schema.names)
-            if len(new) and is_first():
-                write_table(folder / f"{number:06d}.parquet", table.take(new), key=key, **measured())
-            yield table
+            yield _Work(block, vectors, new, preparing.submit(block.prepare, new) if len(new) else None)
 
+    writer = table_writer(embeddings, schema, measured, key=key, **metadata) if is_first() else _writing_nothing()
+    with writer as write, _thread() as writing, _thread(cancel=True) as preparing:
+        pending: deque[Future[None]] = deque()
+        for number, work in enumerate(_ahead(started(), BLOCKS_AHEAD)):
+            fetch = _fetching(work.block.embed(work.prepared.result())) if work.prepared else None
+            # A thread knows nothing of `table_metadata` by itself.
+            context = contextvars.copy_context()
+            pending.append(writing.submit(context.run, finish, number, work, fetch, write))
+            while len(pending) > (BLOCKS_AHEAD if work.vectors.nbytes <= MOST_BYTES_WAITING else 0):
+                pending.popleft().result()
+        for written in pending:
+            written.result()
     if is_first():
-        write_batches(embeddings, schema, tables(), key=key, measured=measured, **metadata)
         say(f"{title}: {embedded:,} new embeddings, {rows - embedded:,} kept")
-    else:
-        for _ in tables():
-            pass
     # Nobody reads the blocks any more.
     wait_for_all()
     if is_first():
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A block whose rows `new` are not known: `vectors` has all others, `prepared` is what the new ones are made of."""
+
+    block: EmbeddingBlock
+    vectors: np.ndarray
+    new: np.ndarray
+    prepared: Future[Any] | None
+
+
+def _ahead(items: Iterator[_Work], number: int) -> Iterator[_Work]:
+    """Yield `items` in their order, so many of them later than they are asked for."""
+    waiting: deque[_Work] = deque()
+    for item in items:
+        waiting.append(item)
+        if len(waiting) > number:
+            yield waiting.popleft()
+    yield from waiting
+
+
+@contextlib.contextmanager
+def _thread(cancel: bool = False) -> Iterator[ThreadPoolExecutor]:
+    """Yield a thread that does one thing after the other; at the end of the block what it was given is done, or left
+    undone if `cancel`."""
+    executor = ThreadPoolExecutor(1)
+    try:
+        yield executor
+    finally:
+        executor.shutdown(wait=True, cancel_futures=cancel)
+
+
+def _fetching(vectors: np.ndarray | torch.Tensor) -> Callable[[], np.ndarray]:
+    return to_host(vectors) if isinstance(vectors, torch.Tensor) else lambda: vectors
+
+
+@contextlib.contextmanager
+def _writing_nothing() -> Iterator[Callable[[pa.Table], None]]:
+    yield lambda table: None
 
 
 def part_of_rows(path: Path, part: Sequence[int]) -> tuple[list[int], int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,20 +16,30 @@ from scipy import sparse
 from sklearn.preprocessing import normalize
 from sklearn.utils.extmath import randomized_svd
 from torch import nn
+from torch.func import functional_call
 from transformers import AutoModel, BertModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.parquet import file_hash
-from workflow_scripts.corpora.templates import EncoderText
+from workflow_scripts.corpora.templates import EncoderText, View
 from workflow_scripts.encoder.published_format import PROJECTOR, WEIGHTS, is_published_layout, published_config
-from workflow_scripts.language_model.losses import autocast, best_device
+from workflow_scripts.language_model.losses import autocast, best_device, compile_layers
 from workflow_scripts.models.loading import atomic_folder, load_tokenizer, load_weights, model_folder
-from workflow_scripts.models.packing import ATTENTION, PackedBatch, pack, switch_to_packing, to_device, token_budget
-from workflow_scripts.study.choices import View
+from workflow_scripts.models.packing import (
+    ATTENTION,
+    PackedBatch,
+    example_means,
+    pack,
+    switch_to_packing,
+    to_device,
+    token_budget,
+)
 
 DENSE_FOLDERS = ("2_Dense", "3_Dense")  # without and with a Normalize module before it
 # Under the view `split`, each part is a model folder of its own, and an embedding is both vectors side by side.
 SPLIT_FOLDERS = ("prompt", "response")
+# Most tokens in one forward pass, where nobody says otherwise.
+CHUNK_TOKENS = {"cpu": 16_384, "cuda": 65_536}
 
 EncoderTokens = tuple[np.ndarray, ...]  # int32 [length] of each part of an example
 
@@ -45,7 +55,12 @@ class AttributionEncoder(nn.Module):
     normalized: whether the mean over a part's tokens is scaled to length 1 before the projection.
     max_tokens: where each part is cut, never beyond what model and tokenizer allow.
     packed: whether the transformer reads packed batches.
+    bfloat16_weights: whether a forward pass in bfloat16 has weights in bfloat16, made anew from those in float32 for
+        each pass, instead of autocast. No activation is float32 then, which moves less memory, and gradients are ten
+        times as far from those in float32, because texts differ by little of what their means have in common.
     """
+
+    bfloat16_weights = False
 
     def __init__(
         self,
@@ -63,7 +78,7 @@ class AttributionEncoder(nn.Module):
         self.max_tokens = min(max_tokens, limit, tokenizer.model_max_length)
         self.packed = False
         self.eval()
-        self._use_packing()
+        self.use_packing()
 
     @property
     def device(self) -> torch.device:
@@ -84,68 +99,124 @@ class AttributionEncoder(nn.Module):
         """
         self.tokenizer.truncation_side = {"first": "right", "last": "left"}[keep]
         parts = [part for text in texts for part in text]
-        encoded = self.tokenizer(parts, truncation=True, max_length=self.max_tokens, return_attention_mask=False)
-        tokens = [np.asarray(ids, np.int32) for ids in encoded["input_ids"]]
+        tokens = [np.asarray(ids, np.int32) for ids in self._token_ids(parts)]
         width = len(self.projections)
         return [tuple(tokens[first : first + width]) for first in range(0, len(tokens), width)]
 
+    def _token_ids(self, parts: list[str]) -> Iterable[list[int]]:
+        def ids_of(some: list[str]) -> list[list[int]]:
+            return self.tokenizer(some, truncation=True, max_length=self.max_tokens, return_attention_mask=False)[
+                "input_ids"
+            ]
+
+        if not self.tokenizer.is_fast or not parts:
+            return ids_of(parts) if parts else []
+        # That `transformers` wraps each result keeps one Python thread busier than all others that tokenise. Its call
+        # also sets the truncation, and tells whether a tokenizer's class does more than to pass texts on.
+        first = ids_of(parts[:1])
+        encodings = self.tokenizer.backend_tokenizer.encode_batch_fast(parts)
+        return (encoding.ids for encoding in encodings) if encodings[0].ids == first[0] else ids_of(parts)
+
+    def pack(self, examples: Sequence[EncoderTokens]) -> PackedBatch:
+        """Return the parts of tokenised texts as one packed batch on the encoder's device, for `embed`."""
+        return pack([part for example in examples for part in example], self.device)
+
     def forward(self, examples: Sequence[EncoderTokens]) -> torch.Tensor:
-        """Return the embeddings of tokenised texts, float [examples, dimension], in the order given."""
-        means = self.means(examples)
-        return torch.cat([layer(means[:, part]) for part, layer in enumerate(self.projections)], dim=1)
+        """Return the embeddings of tokenised texts, float32 [examples, dimension], in the order given."""
+        return self.embed(self.pack(examples))
+
+    def embed(self, batch: PackedBatch, precision: str = "float32") -> torch.Tensor:
+        """Return the embeddings of a batch that `pack` made, float32 [examples, dimension].
+
+        `precision` is that of the forward pass, `float32` or `bfloat16`; the means over tokens are taken in float32.
+        """
+        with self._autocast(precision):
+            means = self._means(batch, precision)
+            vectors = torch.cat([layer(means[:, part]) for part, layer in enumerate(self.projections)], dim=1)
+        return vectors.to(torch.promote_types(vectors.dtype, torch.float32))
 
     def means(self, examples: Sequence[EncoderTokens]) -> torch.Tensor:
         """Return what the projections read, the mean over each part's tokens, float [examples, parts, hidden]."""
-        parts = [part for example in examples for part in example]
-        batch = pack(parts, self.device)
-        hidden = self._packed_states(batch) if self.packed else self._padded_states(batch)
-        order = to_device(batch.order, self.device)
-        owner = torch.repeat_interleave(order, batch.lengths, output_size=len(hidden))
-        sums = hidden.new_zeros(len(parts), hidden.shape[1]).index_add(0, owner, hidden)
-        lengths = torch.empty_like(batch.lengths)
-        lengths[order] = batch.lengths
-        means = sums / lengths[:, None]
-        return (F.normalize(means, dim=-1) if self.normalized else means).unflatten(0, (len(examples), -1))
+        return self._means(self.pack(examples), "float32")
 
-    def _packed_states(self, batch: PackedBatch) -> torch.Tensor:
-        return self.transformer(input_ids=batch.tokens, position_ids=batch.positions, packing=batch).last_hidden_state[
-            0
-        ]
+    def _means(self, batch: PackedBatch, precision: str) -> torch.Tensor:
+        hidden = self._packed_states(batch, precision) if self.packed else self._padded_states(batch, precision)
+        means = example_means(hidden, batch)
+        means = F.normalize(means, dim=-1) if self.normalized else means
+        return means.unflatten(0, (-1, len(self.projections)))
 
-    def _padded_states(self, batch: PackedBatch) -> torch.Tensor:
+    def _autocast(self, precision: str) -> torch.autocast:
+        return autocast(self.device, "float32" if self._casts_weights(precision) else precision)
+
+    def _casts_weights(self, precision: str) -> bool:
+        return precision == "bfloat16" and self.bfloat16_weights
+
+    def _states(self, precision: str, **inputs: object) -> torch.Tensor:
+        if not self._casts_weights(precision):
+            return self.transformer(**inputs).last_hidden_state
+        weights = {name: weight.bfloat16() for name, weight in self.transformer.named_parameters()}
+        return functional_call(self.transformer, weights, kwargs=inputs).last_hidden_state
+
+    def _packed_states(self, batch: PackedBatch, precision: str) -> torch.Tensor:
+        return self._states(precision, input_ids=batch.tokens, position_ids=batch.positions, packing=batch)[0]
+
+    def _padded_states(self, batch: PackedBatch, precision: str) -> torch.Tensor:
         rows = []
         for bucket in batch.buckets:
             shape = (bucket.examples, bucket.longest)
             mask = torch.ones(shape, dtype=torch.long, device=self.device)
             if bucket.mask is not None:
                 mask = bucket.mask[:, 0, 0].long()
-            states = self.transformer(
-                input_ids=batch.tokens[0, bucket.rows].view(shape), attention_mask=mask
-            ).last_hidden_state.flatten(0, 1)
+            tokens = batch.tokens[0, bucket.rows].view(shape)
+            states = self._states(precision, input_ids=tokens, attention_mask=mask).flatten(0, 1)
             rows.append(states if bucket.real is None else states[bucket.real])
         return torch.cat(rows)
 
-    def _use_packing(self, precision: str = "float32") -> None:
-        """Switch to packed attention if that leaves the means over tokens as they are."""
+    def use_packing(self, precision: str = "float32", attention: str = ATTENTION) -> bool:
+        """Switch to packed attention if that leaves the means over tokens as they are; return whether it did.
+
+        See `packing.switch_to_packing`.
+        """
         random = np.random.default_rng(0)
         lengths = [min(length, self.max_tokens) for length in (4, 7, 21)]
-        sample = [(random.integers(0, self.transformer.config.vocab_size, length),) for length in lengths]
+        texts = [random.integers(0, self.transformer.config.vocab_size, length) for length in lengths]
+        sample = [(tokens,) * len(self.projections) for tokens in texts]
 
         def means(packed: bool, precision: str) -> torch.Tensor:
             self.packed = packed
-            with autocast(self.device, precision):
-                return self.means(sample).float()
+            with self._autocast(precision):
+                return self._means(self.pack(sample), precision)
 
-        self.packed = switch_to_packing(self.transformer, means, precision)
+        self.packed = switch_to_packing(self.transformer, means, precision, attention)
+        return self.packed
+
+    def compile_layers(self) -> None:
+        """Let `torch.compile` make few kernels of many in each layer, for batches of any length."""
+        compile_layers(self.transformer)
 
     @torch.inference_mode()
-    def encode(self, examples: Sequence[EncoderTokens], most_tokens: int, precision: str = "float32") -> np.ndarray:
-        """Return the embeddings of tokenised texts, float32 [examples, dimension], batched by length."""
+    def encode_on_device(
+        self, examples: Sequence[EncoderTokens], most_tokens: int | None = None, precision: str = "float32"
+    ) -> torch.Tensor:
+        """Return the embeddings of tokenised texts, float32 [examples, dimension], on the encoder's device.
+
+        Texts are batched by length. A GPU may still be at work when this returns.
+
+        Parameters
+        ----------
+        most_tokens, precision: most tokens in one forward pass (None: see `CHUNK_TOKENS`), and its precision.
+        """
         embeddings = torch.empty(len(examples), self.dimension, device=self.device)
-        for chosen in token_budget(token_counts(examples), most_tokens):
-            with autocast(self.device, precision):
-                embeddings[to_device(chosen, self.device)] = self([examples[i] for i in chosen]).float()
-        return embeddings.cpu().numpy()
+        for chosen in token_budget(token_counts(examples), most_tokens or CHUNK_TOKENS[self.device.type]):
+            vectors = self.embed(self.pack([examples[i] for i in chosen]), precision)
+            embeddings.index_copy_(0, to_device(chosen, self.device), vectors)
+        return embeddings
+
+    def encode(
+        self, examples: Sequence[EncoderTokens], most_tokens: int | None = None, precision: str = "float32"
+    ) -> np.ndarray:
+        """Return what `encode_on_device` does, as an array."""
+        return self.encode_on_device(examples, most_tokens, precision).cpu().numpy()
 
     def save(self, folder: Path) -> None:
         """Write a folder that `SentenceTransformer(folder)` and `AutoModel.from_pretrained` load.
@@ -153,12 +224,13 @@ class AttributionEncoder(nn.Module):
         Under the view `split` there are two, `prompt` and `response`: an embedding is the vectors of both.
         """
         parts = ("",) if self.view == "joint" else SPLIT_FOLDERS
+        attention = self.transformer.config._attn_implementation
         self.transformer.set_attn_implementation("sdpa")
         with atomic_folder(folder) as temporary:
             for part, projection in zip(parts, self.projections, strict=True):
                 self._save_part(temporary / part, projection)
         if self.packed:
-            self.transformer.set_attn_implementation(ATTENTION)
+            self.transformer.set_attn_implementation(attention)
 
     def _save_part(self, folder: Path, projection: nn.Linear) -> None:
         (folder / "1_Pooling").mkdir(parents=True)
@@ -209,8 +281,11 @@ def load_encoder(
     seed: int = 0,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    precision: str = "float32",
 ) -> AttributionEncoder:
-    """Load an encoder from a folder or hub id.
+    """Load an encoder from a folder or hub id, onto the job's GPU if it has one.
+
+    `precision` is that of the forward passes to come, in which a GPU's packed attention is tried.
 
     A model that has projections keeps them, its view, and whether they read means of length 1. For one without,
     random projections to `dimension` are made from `seed` (paper, section 3.2).
@@ -241,7 +316,11 @@ def load_encoder(
             f"{model}: its projection reads vectors of {projections[0].in_features} numbers, and its transformer makes "
             f"those of {transformer.config.hidden_size}: they come from two models. Take a whole copy of one."
         )
-    return AttributionEncoder(transformer, tokenizer, projections, max_tokens, normalized).to(best_device())
+    encoder = AttributionEncoder(transformer, tokenizer, projections, max_tokens, normalized).to(best_device())
+    if encoder.device.type == "cuda":
+        # Other kernels than on the CPU, where it was made.
+        encoder.use_packing(precision)
+    return encoder
 
 
 def load_trained_encoder(

@@ -15,7 +15,7 @@ def group_scores(tests: torch.Tensor, examples: torch.Tensor, members: torch.Ten
     members: int64 [subsets, size], rows of `examples`.
     pooling: `attention`, the scores weighted by the softmax of their absolute values, or `mean`.
     """
-    scores = (tests @ examples.T)[:, members]
+    scores = (tests @ examples.T).index_select(1, members.flatten()).unflatten(1, members.shape)
     if pooling == "mean":
         return scores.mean(-1)
     return (scores.abs().softmax(-1) * scores).sum(-1)

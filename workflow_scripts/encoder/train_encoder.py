@@ -29,7 +29,8 @@ from workflow_scripts.encoder.training import (
     validation_lds,
 )
 from workflow_scripts.models.loading import folder_hash
-from workflow_scripts.study.stage_versions import STAGE_VERSIONS
+from workflow_scripts.models.packing import to_device
+from workflow_scripts.study.specs import STAGE_VERSIONS
 from workflow_scripts.targets.labels import pooled_labels
 
 LOG_SCHEMA = pa.schema(
@@ -68,9 +69,10 @@ def train_encoder(
     validation_folds: int,
     validate_every: int,
     patience: int | None,
-    chunk_tokens: int,
+    chunk_tokens: int | None,
     precision: str,
     seed: int,
+    compile: bool = False,
 ) -> None:
     """Write the checkpoint with the best LDS on the held-back folds to the folder `encoder`.
 
@@ -86,7 +88,9 @@ def train_encoder(
     version = STAGE_VERSIONS["train_encoder"]
     data, start = file_hash(corpus, subsets, targets), folder_hash(untrained)
     key = spec_hash({**values, "version": version, "data": data, "start": start})
-    model = load_encoder(untrained, max_tokens)
+    model = load_encoder(untrained, max_tokens, precision=precision)
+    if compile:
+        model.compile_layers()
     objective = Objective(pooling, smallest_difference, largest_weight, learned_scale).to(model.device)
     folds = read_folds(subsets, targets, label_spread, label_clip)
     training, held_back = folds[:-validation_folds], folds[-validation_folds:]
@@ -203,13 +207,13 @@ def _start_scales(
     objective: Objective,
     tokens: Mapping[int, EncoderTokens],
     fold: FoldTargets,
-    chunk_tokens: int,
+    chunk_tokens: int | None,
     precision: str,
 ) -> None:
     ids = np.unique(np.concatenate([fold.tests, fold.members.reshape(-1)]))
     embeddings = encode_together(model, [tokens[int(i)] for i in ids], chunk_tokens, precision)
-    tests = embeddings[torch.from_numpy(np.searchsorted(ids, fold.tests)).to(model.device)]
-    members = torch.from_numpy(np.searchsorted(ids, fold.members)).to(model.device)
+    tests = embeddings.index_select(0, to_device(np.searchsorted(ids, fold.tests), model.device))
+    members = to_device(np.searchsorted(ids, fold.members), model.device)
     objective.start_scales(tests, embeddings, members)
 
 

@@ -12,10 +12,9 @@ from torch import nn
 from workflow_scripts.core.distributed import gather_rows, in_group, is_first, own_share, sum_gradients
 from workflow_scripts.core.seeds import generator
 from workflow_scripts.core.statistics import spearman_by_column
-from workflow_scripts.encoder.model import AttributionEncoder, EncoderTokens, token_counts
+from workflow_scripts.encoder.model import CHUNK_TOKENS, AttributionEncoder, EncoderTokens, token_counts
 from workflow_scripts.encoder.objective import group_scores, ranking_loss
-from workflow_scripts.language_model.losses import autocast
-from workflow_scripts.models.packing import token_budget
+from workflow_scripts.models.packing import to_device, token_budget
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ def backpropagate_step(
     objective: Objective,
     tokens: Mapping[int, EncoderTokens],
     draw: Draw,
-    chunk_tokens: int,
+    chunk_tokens: int | None,
     precision: str,
 ) -> float:
     """Add the gradient of one step's loss to the parameters; return the loss.
@@ -97,43 +96,46 @@ def backpropagate_step(
     Each distinct example is encoded once. Where all tokens fit in one chunk, the step is one graph. Else
     gradients are cached: encode everything without a graph, take the loss and its gradient with respect to
     the embeddings, then encode again chunk by chunk and pass these gradients on. The result is the gradient
-    of the whole loss.
+    of the whole loss. The loss is known before the second pass, so a GPU may still be at work when this returns.
 
     Several processes each encode their share and take the loss of all embeddings; parameters must have no
     gradient before, and have that of the whole loss after.
+
+    Parameters
+    ----------
+    chunk_tokens, precision: most tokens in one forward pass (None: see `encoder.CHUNK_TOKENS`), and its precision.
     """
     ids, examples = _distinct(tokens, draw)
     lengths = token_counts(examples)
     device = encoder.device
-    tests = torch.from_numpy(np.searchsorted(ids, draw.tests)).to(device)
-    members = torch.from_numpy(np.searchsorted(ids, draw.members)).to(device)
-    labels = torch.from_numpy(draw.labels.T.astype(np.float32)).to(device)
-
-    def encode(chosen: np.ndarray) -> torch.Tensor:
-        with autocast(device, precision):
-            return encoder([examples[i] for i in chosen]).float()
-
+    tests = to_device(np.searchsorted(ids, draw.tests), device)
+    members = to_device(np.searchsorted(ids, draw.members), device)
+    labels = to_device(draw.labels.T.astype(np.float32), device)
     share = own_share(lengths)
-    chunks = list(token_budget(lengths[share], chunk_tokens))
+    most_tokens = chunk_tokens or CHUNK_TOKENS[device.type]
+    chunks = [share[places] for places in token_budget(lengths[share], most_tokens)]
     if len(chunks) == 1 and not in_group():
-        embeddings = encode(np.arange(len(examples)))
-        loss = objective(embeddings[tests], embeddings, members, labels)
+        embeddings = encoder.embed(encoder.pack(examples), precision)
+        loss = objective(embeddings.index_select(0, tests), embeddings, members, labels)
         loss.backward()
         return loss.item()
-    own = torch.empty(len(share), encoder.dimension, device=device)
+    batches, vectors = [], []
     with torch.no_grad():
-        for places in chunks:
-            own[places] = encode(share[places])
-    embeddings = gather_rows(own, share, len(examples)).requires_grad_()
-    loss = objective(embeddings[tests], embeddings, members, labels)
+        for chunk in chunks:
+            batches.append(encoder.pack([examples[i] for i in chunk]))
+            vectors.append(encoder.embed(batches[-1], precision))
+    embeddings = gather_rows(torch.cat(vectors), np.concatenate(chunks), len(examples)).requires_grad_()
+    loss = objective(embeddings.index_select(0, tests), embeddings, members, labels)
     loss.backward()
-    for places in chunks:
-        encode(share[places]).backward(embeddings.grad[share[places]])
+    # Asked for now, a GPU has the second pass, the optimiser's step and the next draw to overlap.
+    value = loss.item()
+    for chunk, batch in zip(chunks, batches, strict=True):
+        encoder.embed(batch, precision).backward(embeddings.grad.index_select(0, to_device(chunk, device)))
     if not is_first():
         # The objective has its whole gradient in every process, and must not get their sum.
         objective.zero_grad(set_to_none=True)
     sum_gradients([p for p in (*encoder.parameters(), *objective.parameters()) if p.requires_grad])
-    return loss.item()
+    return value
 
 
 def _distinct(tokens: Mapping[int, EncoderTokens], draw: Draw) -> tuple[np.ndarray, list[EncoderTokens]]:
@@ -142,12 +144,12 @@ def _distinct(tokens: Mapping[int, EncoderTokens], draw: Draw) -> tuple[np.ndarr
 
 
 def encode_together(
-    encoder: AttributionEncoder, examples: Sequence[EncoderTokens], chunk_tokens: int, precision: str
+    encoder: AttributionEncoder, examples: Sequence[EncoderTokens], chunk_tokens: int | None, precision: str
 ) -> torch.Tensor:
     """Return the embeddings of tokenised texts, float32 [examples, dimension]; each process encodes its share."""
     share = own_share(token_counts(examples))
-    own = encoder.encode([examples[i] for i in share], chunk_tokens, precision)
-    return gather_rows(torch.from_numpy(own).to(encoder.device), share, len(examples))
+    own = encoder.encode_on_device([examples[i] for i in share], chunk_tokens, precision)
+    return gather_rows(own, share, len(examples))
 
 
 def validation_lds(
@@ -155,7 +157,7 @@ def validation_lds(
     objective: Objective,
     tokens: Mapping[int, EncoderTokens],
     folds: Sequence[FoldTargets],
-    chunk_tokens: int,
+    chunk_tokens: int | None,
     precision: str,
 ) -> float:
     """Return the LDS on folds that training does not see: mean over their validation examples."""
@@ -163,8 +165,8 @@ def validation_lds(
     for fold in folds:
         ids, examples = _distinct(tokens, Draw(fold.tests, fold.members, fold.labels))
         embeddings = encode_together(encoder, examples, chunk_tokens, precision)
-        members = torch.from_numpy(np.searchsorted(ids, fold.members)).to(encoder.device)
-        tests = embeddings[torch.from_numpy(np.searchsorted(ids, fold.tests)).to(encoder.device)]
+        members = to_device(np.searchsorted(ids, fold.members), encoder.device)
+        tests = embeddings.index_select(0, to_device(np.searchsorted(ids, fold.tests), encoder.device))
         with torch.inference_mode():
             group = torch.cat([objective.groups(part, embeddings, members) for part in tests.split(64)])
         known = np.isfinite(fold.labels).all(axis=1)

@@ -95,18 +95,21 @@ def embed_by_method(
 
 
 def _text_block(batch: pa.RecordBatch, embedder: Embedder, prompt_words: int) -> EmbeddingBlock:
-    def embed(new: np.ndarray) -> np.ndarray:
-        texts = encoder_texts(pa.table(batch).take(new), prompt_words, "joint")
-        return embedder.embed([text for (text,) in texts])
+    def prepare(new: np.ndarray) -> list[str]:
+        return [text for (text,) in encoder_texts(pa.table(batch).take(new), prompt_words, "joint")]
 
-    return EmbeddingBlock(batch["example_id"], batch["hash"].to_pylist(), embed)
+    return EmbeddingBlock(batch["example_id"], batch["hash"].to_pylist(), prepare, embedder.embed)
 
 
 def _token_block(batch: pa.RecordBatch, embedder: Embedder) -> EmbeddingBlock:
     rows = zip(batch["input_ids"], batch["prompt_tokens"].to_pylist(), strict=True)
     examples = [TokenizedExample(tokens.values.to_numpy(), prompt_tokens) for tokens, prompt_tokens in rows]
     hashes = [_content_hash(example) for example in examples]
-    return EmbeddingBlock(batch["example_id"], hashes, lambda new: embedder.embed([examples[place] for place in new]))
+
+    def prepare(new: np.ndarray) -> list[TokenizedExample]:
+        return [examples[place] for place in new]
+
+    return EmbeddingBlock(batch["example_id"], hashes, prepare, embedder.embed)
 
 
 def _content_hash(example: TokenizedExample) -> str:

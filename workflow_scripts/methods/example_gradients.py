@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -17,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.language_model.losses import TokenizedExample, autocast, summed_losses
-from workflow_scripts.models.packing import Bucket, pack
+from workflow_scripts.models.packing import Bucket, pack, to_device
 
 MLP = re.compile(r"(^|\.)(mlp|ffn|feed_forward|fc1|fc2|fc_in|fc_out)(\.|$)")
 
@@ -77,6 +78,10 @@ class ExampleGradients:
         """
         self._take = take
         self._batch = pack([example.tokens for example in examples], self.lm.device)
+        ends = np.cumsum([bucket.examples for bucket in self._batch.buckets])
+        # Sent to the GPU once, for all layers.
+        places = [to_device(places, self.lm.device) for places in np.split(self._batch.order, ends[:-1])]
+        self._buckets = list(zip(places, self._batch.buckets, strict=True))
         self._calls = dict.fromkeys(self.layers, 0)
         with torch.enable_grad():
             with autocast(self.lm.device, self.precision):
@@ -85,28 +90,30 @@ class ExampleGradients:
 
     def _read(self, name: str, inputs: torch.Tensor, output: torch.Tensor) -> None:
         # Where the LM reads padded batches, each bucket is a forward pass of its own.
-        buckets = self._batch.buckets
+        buckets = self._buckets
         if not self.lm.airrep_packed:
             buckets = buckets[self._calls[name] : self._calls[name] + 1]
-        first = sum(bucket.examples for bucket in self._batch.buckets[: self._calls[name]])
         self._calls[name] += 1
         inputs = inputs.detach()
-        output.register_hook(lambda gradient: self._hand_out(name, buckets, first, inputs, gradient))
+        output.register_hook(lambda gradient: self._hand_out(name, buckets, inputs, gradient))
 
     @torch.no_grad()
     def _hand_out(
-        self, name: str, buckets: Sequence[Bucket], first: int, inputs: torch.Tensor, gradients: torch.Tensor
+        self,
+        name: str,
+        buckets: Sequence[tuple[torch.Tensor, Bucket]],
+        inputs: torch.Tensor,
+        gradients: torch.Tensor,
     ) -> None:
+        first = buckets[0][1]
         if inputs.shape[:-1].numel() != (
-            self._batch.tokens.numel() if self.lm.airrep_packed else buckets[0].examples * buckets[0].longest
+            self._batch.tokens.numel() if self.lm.airrep_packed else first.examples * first.longest
         ):
             raise StudyError(
                 f"the layer {name} doesn't see every token, as in a mixture of experts: gradient methods can't read "
                 "this LM. Leave them out of scoring.methods."
             )
-        for bucket in buckets:
-            examples = torch.from_numpy(self._batch.order[first : first + bucket.examples]).to(inputs.device)
-            first += bucket.examples
+        for examples, bucket in buckets:
             self._take(name, examples, *(self._rectangle(bucket, tensor) for tensor in (inputs, gradients)))
 
     def _rectangle(self, bucket: Bucket, tensor: torch.Tensor) -> torch.Tensor:

@@ -51,7 +51,7 @@ def fit(
             moments = _moments(reader, examples, projections)
     else:
         moments = _moments(reader, examples, None)
-        projections = principal_projections(moments, rank)
+        projections = principal_projections(moments, rank, reader.lm.device)
         moments = {name: projections[name] @ moment @ projections[name].T for name, moment in moments.items()}
     if hessian == "kfac":
         return kronecker_preconditioner(layers, projections, moments)

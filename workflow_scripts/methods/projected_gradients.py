@@ -23,7 +23,7 @@ from transformers.pytorch_utils import Conv1D
 from workflow_scripts.core.seeds import derive_seed
 from workflow_scripts.language_model.losses import TokenizedExample
 from workflow_scripts.methods.example_gradients import ExampleGradients, outer_sums
-from workflow_scripts.models.packing import token_budget
+from workflow_scripts.models.packing import to_host, token_budget
 
 Tensors = dict[str, torch.Tensor]
 Correction = Callable[[str, torch.Tensor], torch.Tensor]
@@ -43,9 +43,16 @@ def random_projections(layers: Mapping[str, nn.Module], rank: int, seed: int) ->
     return projections
 
 
-def principal_projections(moments: Tensors, rank: int) -> Tensors:
-    """Return for each side of each layer the eigenvectors of its `rank` largest second moments, as rows."""
-    return {name: torch.linalg.eigh(moment).eigenvectors.flip(1)[:, :rank].T for name, moment in moments.items()}
+def principal_projections(moments: Tensors, rank: int, device: torch.device | str = "cpu") -> Tensors:
+    """Return for each side of each layer the eigenvectors of its `rank` largest second moments, as rows.
+
+    They are computed on `device`, which holds one moment at a time, and returned on the CPU.
+    """
+    return {name: _largest_axes(moment.to(device), rank).cpu() for name, moment in moments.items()}
+
+
+def _largest_axes(moment: torch.Tensor, rank: int) -> torch.Tensor:
+    return torch.linalg.eigh(moment).eigenvectors.flip(1)[:, :rank].T
 
 
 class ProjectedGradients:
@@ -84,8 +91,15 @@ class ProjectedGradients:
     def embed(self, examples: Sequence[TokenizedExample]) -> np.ndarray:
         """Return the vectors of `examples`, float32 [examples, dimension], in the order given."""
         vectors = np.empty((len(examples), self.dimension), np.float32)
+        last: tuple[np.ndarray, Callable[[], np.ndarray]] | None = None
         for chosen, batch in self.batches(examples):
-            vectors[chosen] = batch.cpu().numpy()
+            fetch = to_host(batch)
+            # A GPU has this batch to work on while the one before it is copied.
+            if last:
+                vectors[last[0]] = last[1]()
+            last = chosen, fetch
+        if last:
+            vectors[last[0]] = last[1]()
         return vectors
 
     @torch.no_grad()

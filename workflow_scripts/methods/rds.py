@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from workflow_scripts.language_model.losses import TokenizedExample, autocast
 from workflow_scripts.methods.embedder import Embedder, LanguageModelReader, unit_length
-from workflow_scripts.models.packing import PackedBatch, pack, token_budget
+from workflow_scripts.models.packing import PackedBatch, example_means, pack, token_budget
 
 
 def open_embedder(reader: LanguageModelReader, fitted: Mapping[str, torch.Tensor], for_tests: bool) -> Embedder:
@@ -31,10 +31,7 @@ def _mean_states(reader: LanguageModelReader, examples: Sequence[np.ndarray]) ->
     lm, batch = reader.lm, pack(examples, reader.lm.device)
     with autocast(lm.device, reader.precision):
         states = _packed_states(lm, batch) if lm.airrep_packed else _padded_states(lm, batch)
-    owner = torch.repeat_interleave(torch.from_numpy(batch.order).to(lm.device), batch.lengths)
-    sums = torch.zeros(len(examples), states.shape[1], device=lm.device).index_add(0, owner, states.float())
-    lengths = torch.bincount(owner, minlength=len(examples))
-    return (sums / lengths[:, None]).cpu().numpy()
+    return example_means(states, batch).cpu().numpy()
 
 
 def _packed_states(lm: PreTrainedModel, batch: PackedBatch) -> torch.Tensor:

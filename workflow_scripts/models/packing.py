@@ -129,6 +129,22 @@ def to_device(array: np.ndarray, device: torch.device | str) -> torch.Tensor:
     return tensor if torch.device(device).type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
+def to_host(tensor: torch.Tensor) -> Callable[[], np.ndarray]:
+    """Start to copy `tensor` to the CPU's memory; return a function that waits for the copy alone and gives it."""
+    if not tensor.is_cuda:
+        return tensor.numpy
+    copied = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    copied.copy_(tensor, non_blocking=True)
+    done = torch.cuda.Event()
+    done.record()
+
+    def wait() -> np.ndarray:
+        done.synchronize()
+        return copied.numpy()
+
+    return wait
+
+
 def _like_lengths(lengths: np.ndarray) -> Iterator[tuple[int, int]]:
     """Cut sorted lengths into runs whose longest is at most a third (and 8 tokens) over the shortest."""
     first = 0
@@ -151,6 +167,32 @@ def token_budget(lengths: np.ndarray, most_tokens: int) -> Iterator[np.ndarray]:
         last = max(last, first + 1)
         yield order[first:last]
         first = last
+
+
+def example_means(states: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
+    """Return the mean of `states` over the tokens of each example, at least float32 [examples, width].
+
+    Examples come in the order that was given to `pack`. Tokens are added up in their order on every device.
+
+    Parameters
+    ----------
+    states: [T, width], in packed order.
+    """
+    states = states.to(torch.promote_types(states.dtype, torch.float32))
+    # A GPU's `index_add` adds in any order, and `segment_reduce` is slow on a CPU.
+    means = (_means_by_segment if states.is_cuda else _means_by_index)(states, batch)
+    return means.index_select(0, to_device(np.argsort(batch.order), states.device))
+
+
+def _means_by_segment(states: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
+    # `unsafe` leaves out a check of the lengths that a GPU would have to be waited for.
+    return torch.segment_reduce(states, "mean", lengths=batch.lengths, unsafe=True)
+
+
+def _means_by_index(states: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
+    examples = len(batch.lengths)
+    owner = torch.repeat_interleave(torch.arange(examples), batch.lengths, output_size=len(states))
+    return states.new_zeros(examples, states.shape[1]).index_add(0, owner, states) / batch.lengths[:, None]
 
 
 def attention_kernel(value: torch.Tensor, dropout: float) -> Literal["varlen", "buckets"]:
@@ -336,7 +378,7 @@ def switch_to_packing(
     model.set_attn_implementation(plain)
     precisions = list(dict.fromkeys(("float32", precision)))
     gradients = len(precisions) > 1
-    with _without_tf32():
+    with without_tf32():
         exact = _numbers(model, read, False, "float32", gradients)
         own = {"float32": [0.0, 0.0]}
         for each in precisions[1:]:
@@ -359,7 +401,8 @@ def switch_to_packing(
 
 
 @contextmanager
-def _without_tf32() -> Iterator[None]:
+def without_tf32() -> Iterator[None]:
+    """Within the block, products of float32 matrices are computed in float32, whatever the process has set."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from workflow_scripts.core.errors import StudyError
+from workflow_scripts.models.packing import to_device, without_tf32
 from workflow_scripts.scoring.corpus_scores import TESTS_PER_BLOCK, PartScores
 from workflow_scripts.scoring.group_scores import GroupSums, Membership
 
@@ -17,6 +18,7 @@ LARGEST_ID = 2**32 - 1
 
 
 @torch.inference_mode()
+@without_tf32()
 def score_on_device(
     tiles: Iterable[tuple[np.ndarray, torch.Tensor]],
     tests: np.ndarray,
@@ -27,7 +29,8 @@ def score_on_device(
 ) -> PartScores:
     """Return the top scores and the group sums of all tiles.
 
-    Scores are computed in float32 and summed in float64. A tile is scored for 512 tests at a time, so the device
+    Scores are computed in float32, never in TF32, and summed in float64 in the order of the examples, so the same
+    tiles give the same bits. A tile is scored for 512 tests at a time, so the device
     holds a tile and its scores whatever the sizes of corpus and tests.
 
     Parameters
@@ -41,22 +44,25 @@ def score_on_device(
     ------
     StudyError: an embedding is not finite.
     """
-    queries = torch.from_numpy(tests).to(device)
+    queries = to_device(tests, device)
     blocks = [_Block(part, top, len(membership.sizes)) for part in queries.split(TESTS_PER_BLOCK)]
     members = np.zeros(len(membership.sizes), np.int64)
     finite = torch.ones((), dtype=torch.bool, device=device)
     for example_ids, tile in tiles:
-        embeddings = tile.to(device).float()
+        embeddings = _tile_on(device, tile).float()
         finite &= embeddings.sum().isfinite()
         rows = membership.rows(example_ids)
         sizes = np.array([len(own) for own in rows], np.int64)
         members += sizes
         # There may be no subset.
-        chosen = torch.from_numpy(np.concatenate([np.empty(0, np.int64), *rows])).to(device)
-        owner = torch.from_numpy(np.repeat(np.arange(len(rows)), sizes)).to(device)
-        low = LARGEST_ID - torch.from_numpy(example_ids.astype(np.int64)).to(device)
+        chosen = to_device(np.concatenate([np.empty(0, np.int64), *rows]), device)
+        owner = to_device(np.repeat(np.arange(len(rows)), sizes), device)
+        low = LARGEST_ID - to_device(example_ids.astype(np.int64), device)
         for block in blocks:
-            block.update(embeddings @ block.queries.T, low, chosen, owner)
+            scores = embeddings @ block.queries.T
+            block.add_top(scores, low)
+            if len(chosen):
+                block.add_groups(scores.index_select(0, chosen), owner, to_device(sizes, device))
         on_tile(len(example_ids))
     if not finite:
         raise StudyError("an embedding is not a finite number: the encoder is damaged. Train it again.")
@@ -73,26 +79,30 @@ class _Block:
         self.keys = {sign: queries.new_full((len(queries), top), NO_KEY, dtype=torch.int64) for sign in (1, -1)}
         self.sums = tuple(queries.new_zeros(subsets, len(queries), dtype=torch.float64) for _ in range(4))
 
-    def update(self, scores: torch.Tensor, low: torch.Tensor, chosen: torch.Tensor, owner: torch.Tensor) -> None:
-        """Take in scores [examples, tests]; `low` is the inverted id, `chosen` the rows of members of `owner`."""
+    def add_top(self, scores: torch.Tensor, low: torch.Tensor) -> None:
+        """Take in scores [examples, tests]; `low` is the inverted id of each example."""
         for sign, keys in self.keys.items():
             # One sortable number per example: the score's order above, the inverted id below. Adding to 0 turns -0.0
             # into 0.0, an equal score.
             ordered = _order_or_bits((0.0 + sign * scores.T).contiguous().view(torch.int32))
             candidates = (ordered.long() << 32) | low
             self.keys[sign] = torch.cat([keys, candidates], dim=1).topk(keys.shape[1], dim=1).values
-        members = scores[chosen]
+
+    def add_groups(self, members: torch.Tensor, owner: torch.Tensor, sizes: torch.Tensor) -> None:
+        """Take in the scores of subsets' members [members, tests], at least one; members of a subset stand together.
+
+        `owner` [members] is the subset of each, `sizes` [subsets] how many members each has.
+        """
         total, maximum, weight, weighted = self.sums
-        tile_maximum = torch.zeros(total.shape, dtype=scores.dtype, device=scores.device)
-        tile_maximum.scatter_reduce_(0, owner[:, None].expand_as(members), members.abs(), "amax")
-        weights = torch.exp(members.abs() - tile_maximum[owner])
+        tile_maximum = _by_subset("max", members.abs(), sizes)
+        weights = torch.exp(members.abs() - tile_maximum.index_select(0, owner))
         larger = torch.maximum(maximum, tile_maximum.double())
         ours, theirs = torch.exp(maximum - larger), torch.exp(tile_maximum.double() - larger)
         self.sums = (
-            total.index_add(0, owner, members.double()),
+            total + _by_subset("sum", members.double(), sizes),
             larger,
-            ours * weight + theirs * torch.zeros_like(weight).index_add(0, owner, weights.double()),
-            ours * weighted + theirs * torch.zeros_like(weight).index_add(0, owner, (weights * members).double()),
+            ours * weight + theirs * _by_subset("sum", weights.double(), sizes),
+            ours * weighted + theirs * _by_subset("sum", (weights * members).double(), sizes),
         )
 
     def result(self, sign: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -100,6 +110,17 @@ class _Block:
         keys = keys[:, : int((keys > NO_KEY).sum(1).max())]
         scores = _order_or_bits((keys >> 32).int()).view(torch.float32)
         return LARGEST_ID - (keys & LARGEST_ID), 0.0 + sign * scores
+
+
+def _by_subset(reduction: str, values: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
+    """Return the sums or the largest of `values` [members, tests] in each subset, 0 where it has no member."""
+    # Unlike `index_add`, it adds in one order on a GPU; `unsafe` leaves out a check that a GPU is waited for.
+    return torch.segment_reduce(values, reduction, lengths=sizes, initial=0, unsafe=True)
+
+
+def _tile_on(device: torch.device, tile: torch.Tensor) -> torch.Tensor:
+    # A tile lies in Arrow's memory, from which no copy overlaps with anything.
+    return tile if device.type == "cpu" else tile.pin_memory().to(device, non_blocking=True)
 
 
 def _order_or_bits(integers: torch.Tensor) -> torch.Tensor:

@@ -266,8 +266,15 @@ class EncoderTraining(Section):
     validation_folds: Positive = Field(2, description="Folds held back to choose the best checkpoint.")
     validate_every: Positive = Field(100, description="Steps between two validations and checkpoints.")
     patience: Positive | None = Field(None, description="Stop after so many validations without a better one.")
-    chunk_tokens: Positive = Field(16384, description="Most tokens in one forward pass.")
+    chunk_tokens: Positive | None = Field(
+        None, description="Most tokens in one forward pass; `null`: 65,536 on a GPU, 16,384 elsewhere."
+    )
     precision: Literal["float32", "bfloat16"] = Field("float32", description="Of the forward pass.")
+    compile: bool = Field(
+        False,
+        description="`torch.compile` the encoder's layers for training, which takes a minute or more at the start. "
+        "Results change by rounding only.",
+    )
     processes: Positive = Field(
         1,
         description="Processes that share each step, also when embedding: one for each GPU of the job. Results change "

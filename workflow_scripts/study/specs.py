@@ -130,8 +130,10 @@ class StageSpecs(StudyJobs):
         return self.study.encoder.model_dump(include={"model", "revision", "trust_remote_code", "max_tokens"})
 
     def _train_encoder(self, variant: str = "") -> dict[str, Any]:
+        training = self._encoder_training(variant)
         return {
-            **self._encoder_training(variant).model_dump(exclude={"processes"}),
+            **training.model_dump(exclude={"processes", "compile"}),
+            **({"compile": True} if training.compile else {}),
             **self._encoder_text(variant),
             "seed": self.study.seed,
         }

@@ -1,14 +1,18 @@
 """Embeddings stand in the corpus's order, and rows that were embedded before are not embedded again."""
 
+import threading
+
 import numpy as np
 import pyarrow as pa
 import pytest
+from workflow_scripts.lib import embedding_files
 
-from workflow_scripts.core.parquet import read_metadata, read_table, write_batches, write_table
+from workflow_scripts import embed_corpus as stage
+from workflow_scripts.core.errors import StudyError
+from workflow_scripts.core.parquet import read_metadata, read_table, table_metadata, write_batches, write_table
 from workflow_scripts.corpora.templates import encoder_texts
-from workflow_scripts.embeddings import embed_corpus as stage
 from workflow_scripts.encoder.model import AttributionEncoder, load_encoder
-from workflow_scripts.study.stage_versions import STAGE_VERSIONS
+from workflow_scripts.study.specs import STAGE_VERSIONS
 
 SPEC = {
     "prompt_words": 256,
@@ -115,7 +119,7 @@ def test_half_precision_is_rounded_and_no_more(tiny, tmp_path):
 
 def stop_after(monkeypatch, blocks):
     """Let the encoder embed so many blocks, then end the stage as a kill would: in the middle."""
-    encode, left = AttributionEncoder.encode, [blocks]
+    encode, left = AttributionEncoder.encode_on_device, [blocks]
 
     def embed_or_die(self, *arguments):
         if not left[0]:
@@ -123,7 +127,7 @@ def stop_after(monkeypatch, blocks):
         left[0] -= 1
         return encode(self, *arguments)
 
-    monkeypatch.setattr(AttributionEncoder, "encode", embed_or_die)
+    monkeypatch.setattr(AttributionEncoder, "encode_on_device", embed_or_die)
 
 
 def test_a_stopped_run_goes_on_from_its_last_block(tiny, tmp_path, monkeypatch, embedded):
@@ -190,3 +194,68 @@ def test_parts_are_the_whole_and_appended_rows_move_no_other(tiny, tmp_path, emb
 def test_a_part_without_rows_is_a_file_without_rows(tiny, tmp_path):
     stage.embed_corpus(tiny.corpus, tiny.untrained, tmp_path / "e.parquet", **SPEC, part=(2, 2))
     assert read_table(tmp_path / "e.parquet").num_rows == 0
+
+
+def one_after_the_other(corpus, model, rows):
+    """The same vectors with nothing overlapped: each block tokenised, encoded and taken in turn."""
+    table, found = read_table(corpus), []
+    for start in range(0, len(table), rows):
+        texts = encoder_texts(table.slice(start, rows), 256, "joint")
+        found.append(model.encode(model.tokenize(texts), stage.MOST_TOKENS_ON_CPU))
+    return np.concatenate(found)
+
+
+@pytest.mark.parametrize("bytes_waiting", [0, 1 << 26])
+def test_overlapped_work_is_what_one_after_the_other_gives(tiny, tmp_path, monkeypatch, bytes_waiting):
+    monkeypatch.setattr(stage, "ROWS_AT_ONCE", 7)
+    monkeypatch.setattr(embedding_files, "MOST_BYTES_WAITING", bytes_waiting)
+    with table_metadata(stage="embed_corpus", spec="of this job"):
+        found, _ = embed(tiny, tiny.corpus, tmp_path / "e.parquet")
+    assert (found == one_after_the_other(tiny.corpus, load_encoder(tiny.untrained, 64), 7)).all()
+    assert read_metadata(tmp_path / "e.parquet")["spec"] == "of this job"
+
+
+@pytest.mark.parametrize("step", ["tokenize", "write"])
+def test_an_error_in_a_thread_is_the_stage_s_own(tiny, tmp_path, monkeypatch, step):
+    monkeypatch.setattr(stage, "ROWS_AT_ONCE", 7)
+    calls = []
+
+    def fail_at_the_fifth(*arguments, **keywords):
+        calls.append(threading.current_thread())
+        if len(calls) > 4:
+            raise StudyError("the disk says no")
+        return work(*arguments, **keywords)
+
+    if step == "tokenize":
+        work = AttributionEncoder.tokenize
+        monkeypatch.setattr(AttributionEncoder, "tokenize", fail_at_the_fifth)
+    else:
+        work = embedding_files.write_table
+        monkeypatch.setattr(embedding_files, "write_table", fail_at_the_fifth)
+    with pytest.raises(StudyError, match="the disk says no"):
+        embed(tiny, tiny.corpus, tmp_path / "e.parquet")
+    assert threading.main_thread() not in calls
+    assert not any(thread.is_alive() for thread in calls)
+    assert len(list(tmp_path.glob(".e.*.blocks/*.parquet"))) == 4
+    assert not (tmp_path / "e.parquet").exists()
+
+
+def test_few_blocks_are_in_memory_at_once(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(stage, "ROWS_AT_ONCE", 3)
+    waiting, most = [0], [0]
+    tokenize, write_table = AttributionEncoder.tokenize, embedding_files.write_table
+
+    def begin(self, texts):
+        waiting[0] += 1
+        most[0] = max(most[0], waiting[0])
+        return tokenize(self, texts)
+
+    def end(*arguments, **keywords):
+        write_table(*arguments, **keywords)
+        waiting[0] -= 1
+
+    monkeypatch.setattr(AttributionEncoder, "tokenize", begin)
+    monkeypatch.setattr(embedding_files, "write_table", end)
+    embed(tiny, tiny.corpus, tmp_path / "e.parquet")
+    assert waiting == [0]
+    assert most[0] <= 2 * embedding_files.BLOCKS_AHEAD + 2

@@ -16,6 +16,7 @@ from workflow_scripts.core.parquet import read_table, write_table
 from workflow_scripts.corpora.templates import encoder_text, encoder_texts
 from workflow_scripts.encoder.init_encoder import init_encoder, tokens_of_lm
 from workflow_scripts.encoder.model import AttributionEncoder, load_encoder, random_projections
+from workflow_scripts.models.packing import BUCKETS
 
 
 @pytest.fixture(scope="module")
@@ -210,3 +211,44 @@ def test_a_projection_that_is_brought_is_kept(tiny, split_folder, tmp_path):
     texts = [("a question", "an answer")]
     ours, theirs = load_encoder(tmp_path / "own", 64), load_encoder(split_folder, 64)
     assert (ours.encode(ours.tokenize(texts), 100) == theirs.encode(theirs.tokenize(texts), 100)).all()
+
+
+@pytest.mark.parametrize("keep", ["first", "last"])
+@pytest.mark.parametrize("tells", [True, False])
+def test_tokens_are_those_that_transformers_gives(tiny, monkeypatch, keep, tells):
+    model = load_encoder(tiny.untrained, 12)
+    texts = [("The first of a few words, and many more than fit here.",), ("",), ("b a",), ("x" * 300,)]
+    if not tells:
+        # A class that does more to a text than to pass it on.
+        call = type(model.tokenizer).__call__
+        changed = lambda self, some, **options: call(self, [f"query {text}" for text in some], **options)  # noqa: E731
+        monkeypatch.setattr(type(model.tokenizer), "__call__", changed)
+    found = model.tokenize(texts, keep)
+    side = {"first": "right", "last": "left"}[keep]
+    model.tokenizer.truncation_side = side
+    expected = model.tokenizer([text for (text,) in texts], truncation=True, max_length=12)["input_ids"]
+    assert [tokens.tolist() for (tokens,) in found] == expected
+    assert all(tokens.dtype == np.int32 for (tokens,) in found)
+    assert model.tokenize([]) == []
+
+
+def test_weights_in_bfloat16_compute_nearly_what_autocast_does(tiny):
+    model = load_encoder(tiny.untrained, 64)
+    tokens = model.tokenize([("a few words",), ("some others, of which there are more",)])
+    exact, found = model.encode(tokens), {}
+    for model.bfloat16_weights in (False, True):
+        found[model.bfloat16_weights] = model.encode(tokens, precision="bfloat16")
+        assert found[model.bfloat16_weights].dtype == np.float32
+    scale = np.abs(exact).max()
+    assert 0 < np.abs(found[True] - exact).max() < 0.05 * scale
+    assert np.abs(found[False] - exact).max() < 0.05 * scale
+    assert (model.encode(tokens) == exact).all()
+
+
+def test_packing_can_be_tried_in_the_precision_that_will_run(tiny):
+    model = load_encoder(tiny.untrained, 64)
+    model.bfloat16_weights = True
+    assert model.use_packing("bfloat16", BUCKETS)
+    assert model.transformer.config._attn_implementation == BUCKETS
+    assert model.use_packing("bfloat16")
+    assert model.packed

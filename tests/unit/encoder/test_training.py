@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 from tiny_study import TRAINING
+from workflow_scripts.lib import encoder as encoder_module
 
+from workflow_scripts import train_encoder as stage
 from workflow_scripts.core.parquet import read_table
-from workflow_scripts.encoder import train_encoder as stage
-from workflow_scripts.encoder.model import load_encoder
+from workflow_scripts.encoder.model import AttributionEncoder, load_encoder
 from workflow_scripts.encoder.objective import group_scores, ranking_loss
 from workflow_scripts.encoder.training import Draw, Objective, backpropagate_step, draw_step
 
@@ -108,8 +109,7 @@ def test_a_step_in_float32_is_the_padded_one(model, tokens, draw, tiny, pooling,
     plain = load_encoder(tiny.untrained, 64)
     expected = padded_step(plain, objective, tokens, draw)
     assert loss == pytest.approx(expected, rel=1e-5)
-    # Rounding alone: 0.8e-5 to 2.5e-5 were seen, depending on the processor.
-    assert (gradient(model) - gradient(plain)).norm() <= 5e-5 * gradient(plain).norm()
+    assert (gradient(model) - gradient(plain)).norm() <= 1e-4 * gradient(plain).norm()
 
 
 def backpropagate_in_double(model, objective, tokens, draw, chunk_tokens):
@@ -124,10 +124,89 @@ def backpropagate_in_double(model, objective, tokens, draw, chunk_tokens):
 
 
 def test_each_distinct_example_is_encoded_once(model, tokens, draw):
-    seen = []
-    model.register_forward_pre_hook(lambda module, arguments: seen.append(len(arguments[0])))
+    seen = passes_over(model)
     backpropagate_step(model, Objective("mean", 0.1, 5.0, False), tokens, draw, 10**6, "float32")
-    assert seen == [len(set(draw.tests) | set(draw.members.reshape(-1)))]
+    assert [len(batch.order) for batch in seen] == [len(set(draw.tests) | set(draw.members.reshape(-1)))]
+
+
+def passes_over(model):
+    """The batches that `model` will embed, in their order."""
+    seen, embed = [], model.embed
+    model.embed = lambda batch, *precision: (seen.append(batch), embed(batch, *precision))[1]
+    return seen
+
+
+def test_both_passes_of_a_cached_step_read_the_same_batches(model, tokens, draw, monkeypatch):
+    packed, pack = [], AttributionEncoder.pack
+    monkeypatch.setattr(AttributionEncoder, "pack", lambda *given: (packed.append(1), pack(*given))[1])
+    seen = passes_over(model)
+    backpropagate_step(model, Objective("mean", 0.1, 5.0, False), tokens, draw, 200, "float32")
+    assert len(packed) > 1
+    assert len(seen) == 2 * len(packed)
+    assert all(one is other for one, other in zip(seen[: len(packed)], seen[len(packed) :], strict=True))
+
+
+def test_the_loss_is_asked_for_before_the_second_pass(model, tokens, draw, monkeypatch):
+    """Asked for at the end, it makes the CPU wait for the whole step, and then the GPU for the next one."""
+    order, item = [], torch.Tensor.item
+    seen = passes_over(model)
+    monkeypatch.setattr(torch.Tensor, "item", lambda self: (order.append(len(seen)), item(self))[1])
+    backpropagate_step(model, Objective("mean", 0.1, 5.0, False), tokens, draw, 200, "float32")
+    assert order == [len(seen) // 2]
+
+
+@pytest.mark.parametrize("chunk_tokens", [200, 10**6])
+def test_a_step_with_weights_in_bfloat16_is_near_the_one_in_float32(model, tokens, draw, chunk_tokens):
+    objective = Objective("attention", 0.1, 5.0, learned_scale=False)
+    losses, gradients = {}, {}
+    for way, precision in (("exact", "float32"), ("autocast", "bfloat16"), ("weights", "bfloat16")):
+        model.zero_grad()
+        model.bfloat16_weights = way == "weights"
+        losses[way] = backpropagate_step(model, objective, tokens, draw, chunk_tokens, precision)
+        gradients[way] = gradient(model)
+    assert gradients["weights"].dtype == torch.float32
+    distance = {
+        way: ((found - gradients["exact"]).norm() / gradients["exact"].norm()) for way, found in gradients.items()
+    }
+    assert 0 < distance["autocast"] < 0.05
+    assert 0 < distance["weights"] < 0.4
+    assert losses["weights"] == pytest.approx(losses["exact"], rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("precision", "bfloat16_weights", "tolerance"),
+    [("float32", False, 1e-4), ("bfloat16", False, 0.05), ("bfloat16", True, 0.4)],
+)
+def test_compiled_layers_are_the_plain_ones(model, tokens, draw, precision, bfloat16_weights, tolerance, monkeypatch):
+    """Traced as `torch.compile` does it, but not made into kernels, which needs a compiler."""
+    objective, found = Objective("attention", 0.1, 5.0, learned_scale=False), []
+    model.bfloat16_weights = bfloat16_weights
+    compile_module, layers = torch.nn.Module.compile, []
+
+    def trace(module, **options):
+        layers.append(module)
+        compile_module(module, backend="aot_eager", **options)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", trace)
+    for compiled in (False, True):
+        model.zero_grad()
+        if compiled:
+            model.compile_layers()
+        for chunk_tokens in (200, 300, 10**6):
+            loss = backpropagate_step(model, objective, tokens, draw, chunk_tokens, precision)
+        found.append((loss, gradient(model)))
+    (expected_loss, expected), (loss, traced) = found
+    assert len(layers) == model.transformer.config.num_hidden_layers
+    assert loss == pytest.approx(expected_loss, rel=tolerance)
+    assert (traced - expected).norm() <= tolerance * expected.norm()
+
+
+def test_without_a_number_chunks_suit_the_device(model, tokens, draw, monkeypatch):
+    monkeypatch.setitem(encoder_module.CHUNK_TOKENS, "cpu", 200)
+    seen = passes_over(model)
+    backpropagate_step(model, Objective("mean", 0.1, 5.0, False), tokens, draw, None, "float32")
+    assert len(seen) > 2
+    assert all(batch.tokens.numel() <= 200 for batch in seen)
 
 
 def test_draws_are_parts_of_the_fold_and_follow_the_seed(files):

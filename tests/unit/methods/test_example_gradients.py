@@ -7,6 +7,7 @@ import pytest
 import torch
 from exact_gradients import exact_gradients
 from transformers import GPT2Config, GPT2LMHeadModel
+from workflow_scripts.lib import example_gradients
 
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.language_model.losses import example_losses, load_language_model, summed_losses, use_packing
@@ -20,6 +21,7 @@ from workflow_scripts.methods.projected_gradients import (
     principal_projections,
     random_projections,
 )
+from workflow_scripts.models.packing import pack
 from workflow_scripts.targets.run_cache import read_examples
 
 BATCH = {"batch_tokens": 300, "precision": "float32"}
@@ -152,6 +154,35 @@ def test_principal_projections_are_the_largest_axes():
     moment = axes @ torch.diag(torch.tensor([5.0, 1.0, 4.0, 2.0, 3.0])) @ axes.T
     found = principal_projections({"x": moment}, 2)["x"]
     torch.testing.assert_close((found @ axes[:, [0, 2]]).abs(), torch.eye(2), rtol=1e-4, atol=1e-4)
+
+
+def test_principal_projections_are_taken_on_the_device_one_at_a_time(monkeypatch):
+    """A stand-in for a GPU: what is sent there comes in float64, and is back on the CPU when the next one is sent."""
+    on_device, to, eigh, shapes = [], torch.Tensor.to, torch.linalg.eigh, []
+    monkeypatch.setattr(
+        torch.Tensor,
+        "to",
+        lambda self, place: (on_device.append(1), to(self, torch.float64))[1] if place == "gpu" else to(self, place),
+    )
+    monkeypatch.setattr(
+        torch.linalg, "eigh", lambda moment: (shapes.append((len(on_device), moment.dtype)), eigh(moment))[1]
+    )
+    generator = torch.Generator().manual_seed(0)
+    moments = {name: (rows := torch.randn(9, 4, generator=generator)).T @ rows for name in "ab"}
+    found = principal_projections(moments, 2, "gpu")
+    assert shapes == [(1, torch.float64), (2, torch.float64)]
+    for name, expected in principal_projections(moments, 2).items():
+        torch.testing.assert_close(found[name].float().abs(), expected.abs(), rtol=1e-3, atol=1e-4)
+
+
+def test_which_examples_a_bucket_has_is_sent_once_for_all_layers(lm, examples, monkeypatch):
+    sent = []
+    monkeypatch.setattr(
+        example_gradients, "to_device", lambda array, device: (sent.append(1), torch.from_numpy(array))[1]
+    )
+    layers = mlp_layers(lm)
+    read_gradients(lm, layers, examples)
+    assert 0 < len(sent) < len(layers) * len(pack([example.tokens for example in examples]).buckets)
 
 
 def test_kronecker_scores_are_those_of_the_dense_inverse(lm, examples):

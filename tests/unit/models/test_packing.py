@@ -1,5 +1,7 @@
 """Packed batches give the losses and gradients of one example at a time, for several architectures."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -369,3 +371,21 @@ def test_the_padded_way_computes_logits_of_response_tokens_alone(name):
 def test_token_losses_are_float32():
     logits = torch.randn(5, 7).bfloat16()
     assert token_losses(logits, torch.arange(5)).dtype == torch.float32
+
+
+def test_means_over_examples_are_the_same_bits_on_every_device():
+    """A GPU takes them by segment, which a CPU can do too."""
+    random = np.random.default_rng(0)
+    batch = pack([random.integers(0, 9, length) for length in (7, 3, 200, 3, 1)])
+    states = torch.randn(214, 5, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    ways = packing._means_by_index, packing._means_by_segment
+    by_index, by_segment = (way(states, batch) for way in ways)
+    assert torch.equal(by_index, by_segment)
+    gradients = [torch.autograd.grad(means.square().sum(), states)[0] for means in (by_index, by_segment)]
+    torch.testing.assert_close(*gradients)
+    starts = np.cumsum([0, *batch.lengths.tolist()])
+    packed = torch.stack([states[first:last].mean(0) for first, last in itertools.pairwise(starts)])
+    given = packing.example_means(states, batch)
+    torch.testing.assert_close(given[batch.order], packed)
+    assert packing.example_means(states.bfloat16(), batch).dtype == torch.float32
+    assert packing.example_means(states.double(), batch).dtype == torch.float64

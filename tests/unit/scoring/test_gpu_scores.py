@@ -83,3 +83,36 @@ def test_an_embedding_that_is_not_finite_is_an_error():
     examples[17, 2] = torch.inf
     with pytest.raises(StudyError, match="not a finite number"):
         score_on_device(tiles(examples, 50), queries, TOP, membership, CPU)
+
+
+def test_tiles_without_members_of_any_subset():
+    examples, queries, _ = study(3)
+    membership = Membership([np.array([290, 295]), np.array([291])])
+    found, expected = both(examples, queries, membership, 50)
+    np.testing.assert_allclose(found.groups("attention"), expected.groups("attention"), rtol=1e-5)
+
+
+def test_nothing_is_computed_in_tf32(monkeypatch):
+    examples, queries, membership = study(3)
+    seen = []
+
+    def watched():
+        for tile in tiles(examples, 100):
+            seen.append(torch.get_float32_matmul_precision())
+            yield tile
+
+    torch.set_float32_matmul_precision("high")
+    try:
+        score_on_device(watched(), queries, TOP, membership, CPU)
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert set(seen) == {"highest"}
+
+
+def test_deterministic_algorithms_are_all_that_is_used():
+    torch.use_deterministic_algorithms(True)
+    try:
+        both(*study(3), 50)
+    finally:
+        torch.use_deterministic_algorithms(False)
