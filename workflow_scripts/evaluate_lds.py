@@ -89,9 +89,7 @@ def evaluate_lds(
     StudyError: files don't belong together, or the LDS is undefined on every evaluation set.
     """
     scores_of = {(path.parent.name, path.stem): path for path in scores}
-    lds_frames: list[pd.DataFrame] = []
-    difference_frames: list[pd.DataFrame] = []
-    undefined: list[str] = []
+    lds_frames, difference_frames, undefined = [], [], []
     progress = Progress("evaluate_lds", len(targets), "evaluation sets")
     for path in targets:
         evaluation, measured = path.stem, read_losses(path)
@@ -144,22 +142,15 @@ def _lds_rows(
     draws: np.ndarray,
     confidence: float,
 ) -> pd.DataFrame:
-    agreement = seed_agreement(measured.by_seed)
-    rows = [
-        {
-            "method": one.method,
-            "pooling": one.pooling,
-            "lds": linear_datamodeling_score(one.scores, measured.mean),
-            **dict(zip(("ci_low", "ci_high"), interval(its_draws, confidence), strict=True)),
-            **one.cost,
-        }
-        for one, its_draws in zip(candidates, draws, strict=True)
-    ]
-    return pd.DataFrame(rows).assign(
+    agreement, losses = seed_agreement(measured.by_seed), measured.mean
+    scored = [(one.method, one.pooling, linear_datamodeling_score(one.scores, losses)) for one in candidates]
+    rows = pd.DataFrame(scored, columns=["method", "pooling", "lds"])
+    rows[["ci_low", "ci_high"]] = [interval(its_draws, confidence) for its_draws in draws]
+    return rows.join(pd.DataFrame([one.cost for one in candidates])).assign(
         evaluation=evaluation,
         ceiling=noise_ceiling(agreement, measured.by_seed.shape[2]),
         seed_agreement=agreement,
-        n_tests=(np.ptp(measured.mean, axis=1) > 0).sum(),
+        n_tests=(np.ptp(losses, axis=1) > 0).sum(),
         n_subsets=len(measured.subsets),
     )
 
@@ -170,17 +161,9 @@ def _best_first(rows: pd.DataFrame) -> pd.DataFrame:
 
 def _difference_rows(rows: pd.DataFrame, draws: np.ndarray, confidence: float) -> pd.DataFrame:
     main = int((rows["method"] == MAIN_METHOD).argmax())  # the first row where there is none
-    bounds = [paired_difference(draws[main], of_other, confidence) for of_other in draws]
-    main_row = rows.iloc[main]
-    differences = rows[["evaluation"]].assign(
-        method_a=main_row["method"],
-        pooling_a=main_row["pooling"],
-        method_b=rows["method"],
-        pooling_b=rows["pooling"],
-        difference=main_row["lds"] - rows["lds"],
-        ci_low=[low for low, _ in bounds],
-        ci_high=[high for _, high in bounds],
-    )
+    a, b = rows.iloc[main], rows.rename(columns={"method": "method_b", "pooling": "pooling_b"})
+    differences = b.assign(method_a=a["method"], pooling_a=a["pooling"], difference=a["lds"] - b["lds"])
+    differences[["ci_low", "ci_high"]] = [paired_difference(draws[main], other, confidence) for other in draws]
     return differences.drop(index=main)
 
 

@@ -51,14 +51,12 @@ def evaluate_transfer(
     keys = ["method", "pooling"]
     before = rows.loc[rows["evaluation"] == home, [*keys, "lds", "ceiling"]]
     judged = rows[rows["evaluation"] == evaluation].merge(before, on=keys, suffixes=("", "_home"))
-    comparable = (judged["lds_home"] > 0) & (judged[["ceiling", "ceiling_home"]].min(axis=1) > 0)
-    share, share_home = judged["lds"] / judged["ceiling"], judged["lds_home"] / judged["ceiling_home"]
-    judged = judged.assign(home=home, retained=(share / share_home).where(comparable))
+    shares = (judged["lds"] / judged["ceiling"]) / (judged["lds_home"] / judged["ceiling_home"])
+    comparable = (judged[["lds_home", "ceiling", "ceiling_home"]] > 0).all(axis=1)
+    judged = judged.assign(home=home, retained=shares.where(comparable))
     leads = leads[leads["evaluation"] == evaluation]
-    judged["advice"] = [
-        advice(retained, leads, trained) if of == method else None
-        for of, retained in zip(judged["method"], judged["retained"], strict=True)
-    ]
+    advised = judged["retained"].map(lambda retained: advice(retained, leads, trained)).astype("str")
+    judged["advice"] = advised.where(judged["method"] == method)
     for row in judged.itertuples():
         kept = "" if math.isnan(row.retained) else f", {row.retained:.0%} of it kept"
         said = f": {row.advice}" if row.method == method else ""

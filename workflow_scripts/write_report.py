@@ -3,10 +3,10 @@
 import base64
 import hashlib
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
@@ -127,8 +127,7 @@ def write_report(
     )
     write_csv(lds_table, read_table(lds) if lds else NOT_MEASURED)
     write_csv(training_table, _validations(training) if training else NOT_MEASURED)
-    of_stages = pd.DataFrame(costs.stages, columns=COSTS_SCHEMA.names)
-    write_csv(costs_table, pa.Table.from_pandas(of_stages, COSTS_SCHEMA, preserve_index=False))
+    write_csv(costs_table, pa.Table.from_pylist([asdict(cost) for cost in costs.stages], COSTS_SCHEMA))
     with atomic_path(report) as temporary:
         temporary.write_text(page, encoding="utf-8")
     say(f"{report}: {report_words.size(len(page.encode()))}\n{headlines[0]}")

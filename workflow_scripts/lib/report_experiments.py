@@ -118,11 +118,9 @@ def _table(
         Row(_name(row.method), getattr(row, value), row.ci_low, row.ci_high, _is_main(row.method), note(row))
         for row in rows.itertuples()
     ]
-    shown = np.array(
-        [0.0, *([] if ceiling is None else [ceiling]), *rows[[value, "ci_low", "ci_high"]].to_numpy().flat]
-    )
-    shown = shown[np.isfinite(shown)]
-    return ResultTable(title, column, digits, linear_axis(shown.min(), shown.max()), made, ceiling)
+    known = rows[[value, "ci_low", "ci_high"]].to_numpy()
+    shown = [0.0, ceiling or 0.0, *known[np.isfinite(known)]]
+    return ResultTable(title, column, digits, linear_axis(min(shown), max(shown)), made, ceiling)
 
 
 def _leave_out(rows: pd.DataFrame) -> Experiment:
@@ -152,27 +150,19 @@ def _removal(rows: pd.DataFrame) -> Experiment:
         for method, of_method in rises.groupby("method", sort=False)
     }
     figure = _figure("Rise of the test's loss, in nats per token", "examples removed", lines)
-    tables = [
-        _table(
-            f"Rise of the loss above a random removal, {count(largest)} examples removed",
-            "Above random",
-            over,
-            digits=3,
-        )
-    ]
+    title = f"Rise of the loss above a random removal, {count(largest)} examples removed"
+    tables = [_table(title, "Above random", over, digits=3)]
     return Experiment("Removal curve", question, tables=tables, figures=[figure])
 
 
 def _selection(rows: pd.DataFrame) -> Experiment:
     f1, losses = (rows[rows["metric"] == metric] for metric in ("f1", "loss"))
-    over = rows[rows["metric"] == "f1_over_random"].set_index("method")
+    over = rows[rows["metric"] == "f1_over_random"].set_index("method")[["value", "ci_low", "ci_high"]]
 
     def note(row: Any) -> str:
         if row.method not in over.index:
             return ""
-        value, low, high = (
-            decimal(over.at[row.method, column], signed=True) for column in ("value", "ci_low", "ci_high")
-        )
+        value, low, high = (decimal(number, signed=True) for number in over.loc[row.method])
         return f"{value} [{low}, {high}] against random"
 
     question = (

@@ -248,4 +248,4 @@ def _covered(seconds: pd.Series) -> float:
     ends = seconds.index.map(lambda path: path.stat().st_mtime)
     jobs = pd.DataFrame({"start": ends - seconds.to_numpy(), "end": ends}).sort_values(["start", "end"])
     before = jobs["end"].cummax().shift(fill_value=-math.inf)
-    return (jobs["end"] - jobs["start"].clip(lower=before)).clip(lower=0).sum()
+    return float((jobs["end"] - jobs["start"].clip(lower=before)).clip(lower=0).sum())
