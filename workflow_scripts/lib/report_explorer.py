@@ -165,7 +165,9 @@ def _lists(table: pa.Table, train_index: _Index) -> dict[int, dict[str, list[lis
 
 def _rows(corpus: Path, example_ids: list[int]) -> list[dict[str, Any]]:
     table = read_table(corpus, ["example_id", "source_row", "label", "prompt", "response"])
-    return table.take(pc.index_in(pa.array(example_ids, table["example_id"].type), table["example_id"])).to_pylist()
+    table = table.filter(pc.is_in(table["example_id"], pa.array(example_ids, table["example_id"].type)))
+    by_id = {row["example_id"]: row for row in table.to_pylist()}
+    return [by_id[example] for example in example_ids]
 
 
 def _texts(rows: Mapping[str, list[dict[str, Any]]], characters: int) -> dict[str, Any]:
