@@ -105,7 +105,8 @@ def _language_model(device: torch.device) -> PreTrainedModel:
         return copy.deepcopy(small_language_model(False))
     torch.manual_seed(0)
     with torch.device(device):
-        lm = Qwen2ForCausalLM(QWEN_05B).eval()
+        # A model writes its attention into its config, which the next one must not start with.
+        lm = Qwen2ForCausalLM(copy.deepcopy(QWEN_05B)).eval()
     lm.config.use_cache = False
     return lm
 

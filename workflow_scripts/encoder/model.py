@@ -21,7 +21,7 @@ from transformers import AutoModel, BertModel, PreTrainedModel, PreTrainedTokeni
 
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.parquet import file_hash
-from workflow_scripts.corpora.templates import EncoderText, View
+from workflow_scripts.corpora.templates import EncoderText
 from workflow_scripts.encoder.published_format import PROJECTOR, WEIGHTS, is_published_layout, published_config
 from workflow_scripts.language_model.losses import autocast, best_device, compile_layers
 from workflow_scripts.models.loading import atomic_folder, load_tokenizer, load_weights, model_folder
@@ -34,6 +34,7 @@ from workflow_scripts.models.packing import (
     to_device,
     token_budget,
 )
+from workflow_scripts.study.choices import View
 
 DENSE_FOLDERS = ("2_Dense", "3_Dense")  # without and with a Normalize module before it
 # Under the view `split`, each part is a model folder of its own, and an embedding is both vectors side by side.

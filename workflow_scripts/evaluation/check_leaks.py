@@ -4,11 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 from scipy import sparse
 
 from workflow_scripts.core.errors import StudyError
-from workflow_scripts.core.parquet import read_table, write_table
+from workflow_scripts.core.frames import write_frame
+from workflow_scripts.core.parquet import read_table
 from workflow_scripts.core.progress import Progress, say
 from workflow_scripts.core.stage import run_stage
 from workflow_scripts.corpora.near_duplicates import word_triples
@@ -42,27 +45,23 @@ def check_leaks(
     StudyError: a test example stands in `corpus` word for word.
     """
     seen = read_table(corpus, ["example_id", "prompt", "response", "hash"])
-    seen_ids = dict(zip(seen["hash"].to_pylist(), seen["example_id"].to_pylist(), strict=True))
     found = []
     for test_corpus, validation in zip(tests, validations, strict=True):
         evaluation = validation.name.removesuffix(".validation.parquet")
         chosen = read_table(validation)["example_ids"].combine_chunks().values
         table = read_table(test_corpus, ["example_id", "prompt", "response", "hash"]).take(chosen)
-        _refuse_exact(evaluation, table, seen_ids, corpus)
+        _refuse_exact(evaluation, table, seen, corpus)
         near = _near_duplicates(evaluation, table, seen, near_duplicate)
-        found += near
+        found.append(near)
         say(f"check_leaks {evaluation}: {len(near):,} of {table.num_rows:,} tests nearly stand in {corpus.stem}")
-    write_table(leaks, pa.Table.from_pylist(found, schema=SCHEMA))
+    write_frame(leaks, pd.concat(found), SCHEMA)
 
 
-def _refuse_exact(evaluation: str, tests: pa.Table, seen_ids: dict[str, int], corpus: Path) -> None:
-    leaked = [
-        (test_id, seen_ids[hash_])
-        for test_id, hash_ in zip(tests["example_id"].to_pylist(), tests["hash"].to_pylist(), strict=True)
-        if hash_ in seen_ids
-    ]
-    if leaked:
-        test_id, example_id = leaked[0]
+def _refuse_exact(evaluation: str, tests: pa.Table, seen: pa.Table, corpus: Path) -> None:
+    place = pc.index_in(tests["hash"], seen["hash"])
+    leaked = tests["example_id"].filter(pc.is_valid(place))
+    if len(leaked):
+        test_id, example_id = leaked[0], seen["example_id"][pc.drop_null(place)[0].as_py()]
         raise StudyError(
             f"{len(leaked):,} test examples of {evaluation!r} stand word for word in {corpus.stem!r}, which the "
             f"encoder is trained on (e.g. test {test_id} is its example {example_id}). Write parts that don't "
@@ -70,7 +69,7 @@ def _refuse_exact(evaluation: str, tests: pa.Table, seen_ids: dict[str, int], co
         )
 
 
-def _near_duplicates(evaluation: str, tests: pa.Table, seen: pa.Table, smallest: float) -> list[dict[str, object]]:
+def _near_duplicates(evaluation: str, tests: pa.Table, seen: pa.Table, smallest: float) -> pd.DataFrame:
     test_grams = word_triples(tests)
     test_sizes = np.asarray(test_grams.sum(axis=1)).ravel()
     best = np.zeros(tests.num_rows, np.float32)
@@ -87,16 +86,15 @@ def _near_duplicates(evaluation: str, tests: pa.Table, seen: pa.Table, smallest:
         best[better] = highest[better]
         nearest[better] = start + np.asarray(similarity.argmax(axis=1)).ravel()[better]
         progress.advance(part.num_rows)
-    ids = seen["example_id"].to_numpy()
-    return [
+    close = best >= smallest
+    return pd.DataFrame(
         {
             "evaluation": evaluation,
-            "test_id": tests["example_id"][int(row)].as_py(),
-            "example_id": int(ids[nearest[row]]),
-            "similarity": float(best[row]),
+            "test_id": tests["example_id"].to_numpy()[close],
+            "example_id": seen["example_id"].to_numpy()[nearest[close]],
+            "similarity": best[close],
         }
-        for row in np.flatnonzero(best >= smallest)
-    ]
+    )
 
 
 if __name__ == "__main__":

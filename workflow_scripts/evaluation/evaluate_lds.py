@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 
 from workflow_scripts.core.errors import StudyError
-from workflow_scripts.core.parquet import read_metadata, write_table
+from workflow_scripts.core.frames import write_frame
+from workflow_scripts.core.parquet import read_metadata
 from workflow_scripts.core.progress import Progress, say
 from workflow_scripts.core.seeds import generator
 from workflow_scripts.core.stage import run_stage
@@ -88,9 +89,7 @@ def evaluate_lds(
     StudyError: files don't belong together, or the LDS is undefined on every evaluation set.
     """
     scores_of = {(path.parent.name, path.stem): path for path in scores}
-    lds_rows: list[dict[str, Any]] = []
-    difference_rows: list[dict[str, Any]] = []
-    undefined: list[str] = []
+    lds_frames, difference_frames, undefined = [], [], []
     progress = Progress("evaluate_lds", len(targets), "evaluation sets")
     for path in targets:
         evaluation, measured = path.stem, read_losses(path)
@@ -110,12 +109,12 @@ def evaluate_lds(
             say(f"\n{undefined[-1]} It is left out.")
             continue
         _show(rows, measured, confidence)
-        lds_rows += sorted(rows, key=lambda row: -row["lds"])
-        difference_rows += _difference_rows(rows, draws, confidence)
-    if not lds_rows:
+        lds_frames.append(_best_first(rows))
+        difference_frames.append(_difference_rows(rows, draws, confidence))
+    if not lds_frames:
         raise StudyError("\n".join(undefined))
-    write_table(differences, pa.Table.from_pylist(difference_rows, DIFFERENCE_SCHEMA))
-    write_table(lds, pa.Table.from_pylist(lds_rows, LDS_SCHEMA))
+    write_frame(differences, pd.concat(difference_frames), DIFFERENCE_SCHEMA)
+    write_frame(lds, pd.concat(lds_frames), LDS_SCHEMA)
 
 
 @dataclass(frozen=True)
@@ -142,48 +141,34 @@ def _lds_rows(
     measured: MeasuredLosses,
     draws: np.ndarray,
     confidence: float,
-) -> list[dict[str, Any]]:
-    agreement = seed_agreement(measured.by_seed)
-    shared = {
-        "evaluation": evaluation,
-        "ceiling": noise_ceiling(agreement, measured.by_seed.shape[2]),
-        "seed_agreement": agreement,
-        "n_tests": int((np.ptp(measured.mean, axis=1) > 0).sum()),
-        "n_subsets": len(measured.subsets),
-    }
-    rows = []
-    for one, its_draws in zip(candidates, draws, strict=True):
-        score = linear_datamodeling_score(one.scores, measured.mean)
-        low, high = interval(its_draws, confidence)
-        judged = {"method": one.method, "pooling": one.pooling, "lds": score, "ci_low": low, "ci_high": high}
-        rows.append({**shared, **judged, **one.cost})
-    return rows
+) -> pd.DataFrame:
+    agreement, losses = seed_agreement(measured.by_seed), measured.mean
+    scored = [(one.method, one.pooling, linear_datamodeling_score(one.scores, losses)) for one in candidates]
+    rows = pd.DataFrame(scored, columns=["method", "pooling", "lds"])
+    rows[["ci_low", "ci_high"]] = [interval(its_draws, confidence) for its_draws in draws]
+    return rows.join(pd.DataFrame([one.cost for one in candidates])).assign(
+        evaluation=evaluation,
+        ceiling=noise_ceiling(agreement, measured.by_seed.shape[2]),
+        seed_agreement=agreement,
+        n_tests=(np.ptp(losses, axis=1) > 0).sum(),
+        n_subsets=len(measured.subsets),
+    )
 
 
-def _difference_rows(rows: Sequence[dict[str, Any]], draws: np.ndarray, confidence: float) -> list[dict[str, Any]]:
-    main = next((number for number, row in enumerate(rows) if row["method"] == MAIN_METHOD), 0)
-    differences = []
-    for number, other in enumerate(rows):
-        if number == main:
-            continue
-        low, high = paired_difference(draws[main], draws[number], confidence)
-        differences.append(
-            {
-                "method_a": rows[main]["method"],
-                "pooling_a": rows[main]["pooling"],
-                "method_b": other["method"],
-                "pooling_b": other["pooling"],
-                "evaluation": other["evaluation"],
-                "difference": rows[main]["lds"] - other["lds"],
-                "ci_low": low,
-                "ci_high": high,
-            }
-        )
-    return differences
+def _best_first(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows.sort_values("lds", ascending=False, kind="stable")
 
 
-def _show(rows: Sequence[dict[str, Any]], measured: MeasuredLosses, confidence: float) -> None:
-    first = rows[0]
+def _difference_rows(rows: pd.DataFrame, draws: np.ndarray, confidence: float) -> pd.DataFrame:
+    main = int((rows["method"] == MAIN_METHOD).argmax())  # the first row where there is none
+    a, b = rows.iloc[main], rows.rename(columns={"method": "method_b", "pooling": "pooling_b"})
+    differences = b.assign(method_a=a["method"], pooling_a=a["pooling"], difference=a["lds"] - b["lds"])
+    differences[["ci_low", "ci_high"]] = [paired_difference(draws[main], other, confidence) for other in draws]
+    return differences.drop(index=main)
+
+
+def _show(rows: pd.DataFrame, measured: MeasuredLosses, confidence: float) -> None:
+    first = rows.iloc[0]
     say(
         f"\nLDS on {first['evaluation']}: {first['n_tests']:,} tests, {first['n_subsets']:,} subsets, "
         f"{measured.by_seed.shape[2]} runs of each; seed agreement {first['seed_agreement']:.3f}, "
@@ -194,9 +179,9 @@ def _show(rows: Sequence[dict[str, Any]], measured: MeasuredLosses, confidence: 
     if measured.diverged:
         say(f"  left out: {measured.diverged:,} runs that diverged")
     say(f"  {'method':<16} {'pooling':<10} {'LDS':>7}   {f'{confidence:.0%} interval':<18} {'seconds':>9}")
-    for row in sorted(rows, key=lambda row: -row["lds"]):
-        spread = f"{row['ci_low']:.3f} to {row['ci_high']:.3f}"
-        say(f"  {row['method']:<16} {row['pooling']:<10} {row['lds']:>7.3f}   {spread:<18} {row['seconds']:>9.1f}")
+    for row in _best_first(rows).itertuples():
+        spread = f"{row.ci_low:.3f} to {row.ci_high:.3f}"
+        say(f"  {row.method:<16} {row.pooling:<10} {row.lds:>7.3f}   {spread:<18} {row.seconds:>9.1f}")
 
 
 if __name__ == "__main__":

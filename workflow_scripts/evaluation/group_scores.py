@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from workflow_scripts.core.errors import StudyError
+from workflow_scripts.core.frames import read_frame
 from workflow_scripts.core.parquet import read_table
 
 
@@ -65,18 +66,10 @@ def read_group_scores(groups: Path, measured: MeasuredLosses) -> dict[str, np.nd
     ------
     StudyError: the file lacks a test or a subset that was measured.
     """
-    table = read_table(groups)
     found = {}
-    for pooling in sorted(pc.unique(table["pooling"]).to_pylist()):
-        rows = table.filter(pc.equal(table["pooling"], pooling))
-        test, subset = rows["test_id"].to_numpy(), rows["subset"].to_numpy()
-        wanted = np.isin(test, measured.tests) & np.isin(subset, measured.subsets)
-        scores = np.full(measured.by_seed.shape[:2], np.nan, np.float32)
-        place = (
-            np.searchsorted(measured.tests, test[wanted]),
-            np.searchsorted(measured.subsets, subset[wanted]),
-        )
-        scores[place] = rows["score"].to_numpy()[wanted]
+    for pooling, rows in read_frame(groups).groupby("pooling"):
+        table = rows.pivot(index="test_id", columns="subset", values="score")
+        scores = table.reindex(index=measured.tests, columns=measured.subsets).to_numpy()
         if missing := int(np.isnan(scores).sum()):
             raise StudyError(
                 f"{groups}: {missing:,} of the {scores.size:,} pairs of test and subset whose losses were "

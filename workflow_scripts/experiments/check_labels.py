@@ -2,13 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from workflow_scripts.core.errors import StudyError
-from workflow_scripts.core.parquet import read_table, write_table
+from workflow_scripts.core.frames import read_frame, write_frame
 from workflow_scripts.core.progress import say
 from workflow_scripts.core.stage import run_stage
 
@@ -37,23 +36,21 @@ def check_labels(
     StudyError: no test of an evaluation has a label, or the training examples of a classified one are all alike.
     """
     corpus = {path.stem: path for path in corpora}
-    rows: list[dict[str, Any]] = []
+    counted = []
     for evaluation, (train, test) in evaluations.items():
-        train_labels, test_labels = (read_table(corpus[name], ["label"])["label"] for name in (train, test))
+        train_labels, test_labels = (read_frame(corpus[name], ["label"])["label"] for name in (train, test))
         _refuse_none(evaluation, test, test_labels)
         if evaluation in classified:
             _refuse_alike(evaluation, train, train_labels)
         for role, values in (("train", train_labels), ("test", test_labels)):
-            counts = values.value_counts().to_pylist()
-            rows += [
-                {"evaluation": evaluation, "role": role, "label": c["values"], "examples": c["counts"]} for c in counts
-            ]
+            counts = values.groupby(values, sort=False, dropna=False).size().rename("examples").reset_index()
+            counted.append(counts.assign(evaluation=evaluation, role=role))
             say(f"check_labels {evaluation}: {len(counts):,} labels among {len(values):,} {role} examples")
-    write_table(labels, pa.Table.from_pylist(rows, SCHEMA))
+    write_frame(labels, pd.concat(counted), SCHEMA)
 
 
-def _refuse_none(evaluation: str, corpus: str, labels: pa.ChunkedArray) -> None:
-    if labels.null_count == len(labels):
+def _refuse_none(evaluation: str, corpus: str, labels: pd.Series) -> None:
+    if labels.isna().all():
         raise StudyError(
             f"no test of {evaluation} has a label, so there is nothing to classify and no task to select data for. "
             f"Name the column under corpora.{corpus}.columns, e.g. {{label: task}}, or leave {evaluation} out of "
@@ -61,11 +58,10 @@ def _refuse_none(evaluation: str, corpus: str, labels: pa.ChunkedArray) -> None:
         )
 
 
-def _refuse_alike(evaluation: str, corpus: str, labels: pa.ChunkedArray) -> None:
-    distinct = pc.unique(labels)
+def _refuse_alike(evaluation: str, corpus: str, labels: pd.Series) -> None:
+    distinct = labels.unique()
     if len(distinct) == 1:
-        label = distinct[0].as_py()
-        found = "have no label" if label is None else f"have the label {label!r}"
+        found = "have no label" if pd.isna(distinct[0]) else f"have the label {distinct[0]!r}"
         raise StudyError(
             f"all examples of the corpus {corpus} {found}, so every method is right about the same tests. Name another "
             f"column under corpora.{corpus}.columns, or leave {evaluation} out of "

@@ -44,7 +44,7 @@ def draw_removal(
     for path in groups:
         scores = read_base_scores(path, base_ids)
         for test_id in chosen.tolist():
-            ranked = most_helpful(base_ids, scores.of_test(test_id))
+            ranked = most_helpful(base_ids, scores.loc[test_id].to_numpy())
             for size in sizes:
                 purpose = {"method": path.parent.name, "size": size, "test_id": test_id, "draw": 0}
                 rows.append((purpose, ListedRun(base_ids, ranked[:size], np.array([test_id], np.int32))))

@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from workflow_scripts.core.errors import StudyError
+from workflow_scripts.core.frames import read_frame
 from workflow_scripts.core.parquet import read_table
 from workflow_scripts.core.seeds import generator
 from workflow_scripts.core.stage import run_stage
@@ -87,25 +89,20 @@ def group_by_task(corpus: Path, test_ids: np.ndarray, tasks: int | None) -> dict
     ------
     StudyError: no test has a label.
     """
-    labels = read_table(corpus, ["label"])["label"].to_pylist()
-    tests_of: dict[str, list[int]] = {}
-    for test_id in sorted(test_ids.tolist()):
-        if labels[test_id] is not None:
-            tests_of.setdefault(labels[test_id], []).append(test_id)
-    if not tests_of:
+    # The ids of a corpus are its row numbers.
+    labels = read_frame(corpus, ["label"])["label"].iloc[np.sort(test_ids)].dropna()
+    if labels.empty:
         raise StudyError(
             f"none of the chosen tests of {corpus} has a label, so there is no task to select data for. Raise the "
             "evaluation's `tests`, or drop experiments.selection."
         )
-    largest = sorted(tests_of, key=lambda task: (-len(tests_of[task]), task))[:tasks]
-    return {task: np.array(tests_of[task], np.int32) for task in largest}
+    largest = labels.value_counts().sort_index().sort_values(ascending=False, kind="stable").index[:tasks]
+    return {task: labels.index[labels == task].to_numpy(np.int32) for task in largest}
 
 
 def best_ranked(example_ids: np.ndarray, ranks: np.ndarray) -> np.ndarray:
     """Return the distinct examples by their best rank; ties go to the lower id."""
-    order = np.lexsort((example_ids, ranks))
-    _, first = np.unique(example_ids[order], return_index=True)
-    return example_ids[order][np.sort(first)]
+    return pd.Series(ranks, example_ids).groupby(level=0).min().sort_values(kind="stable").index.to_numpy()
 
 
 if __name__ == "__main__":

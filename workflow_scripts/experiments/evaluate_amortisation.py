@@ -1,17 +1,21 @@
 """From measured seconds: the corpus size from which on an encoder has paid for its training."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import astuple
 from pathlib import Path
-from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from workflow_scripts.core.parquet import read_metadata, write_table
+from workflow_scripts.core.benchmark_files import benchmark_seconds
+from workflow_scripts.core.frames import write_frame
+from workflow_scripts.core.parquet import read_metadata
 from workflow_scripts.core.progress import say
 from workflow_scripts.core.stage import run_stage
-from workflow_scripts.study.break_even import Cost, benchmark_seconds, crossover
+from workflow_scripts.study.break_even import Cost, crossover
 
 SCHEMA = pa.schema(
     [
@@ -50,7 +54,7 @@ def evaluate_amortisation(
 
     Raises
     ------
-    StudyError: a benchmark file is missing.
+    StudyError: a benchmark file is missing, or says no seconds.
     """
     examples = pq.read_metadata(train).num_rows
     costs = {}
@@ -59,25 +63,14 @@ def evaluate_amortisation(
         seconds = float(metadata["seconds"]) + float(metadata["embedding_seconds"])
         method = path.parent.name
         costs[method] = Cost(benchmark_seconds(Path(benchmarks), fixed[method]), seconds / examples)
-    rows: list[dict[str, Any]] = []
-    for method in trained:
-        for rival in (name for name in costs if name not in trained):
-            ours, theirs = costs[method], costs[rival]
-            size = crossover(ours, theirs)
-            rows.append(
-                {
-                    "method": method,
-                    "evaluation": evaluation,
-                    "rival": rival,
-                    "fixed_seconds": ours.fixed,
-                    "seconds_per_example": ours.per_example,
-                    "rival_fixed_seconds": theirs.fixed,
-                    "rival_seconds_per_example": theirs.per_example,
-                    "crossover_examples": size if math.isfinite(size) else None,
-                }
-            )
-            say(f"  {method} {_meets(size)} {rival}")
-    write_table(table, pa.Table.from_pylist(rows, SCHEMA))
+    rows = []
+    for method, rival in itertools.product(trained, [name for name in costs if name not in trained]):
+        ours, theirs = costs[method], costs[rival]
+        size = crossover(ours, theirs)
+        known = size if math.isfinite(size) else None
+        rows.append((method, evaluation, rival, *astuple(ours), *astuple(theirs), known))
+        say(f"  {method} {_meets(size)} {rival}")
+    write_frame(table, pd.DataFrame(rows, columns=SCHEMA.names), SCHEMA)
 
 
 def _meets(size: float) -> str:

@@ -2,15 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from scipy.stats import binomtest
 
 from workflow_scripts.core.errors import StudyError
-from workflow_scripts.core.parquet import read_table, write_table
+from workflow_scripts.core.frames import write_frame
+from workflow_scripts.core.parquet import read_table
 from workflow_scripts.core.progress import say
 from workflow_scripts.core.stage import run_stage
 from workflow_scripts.experiments.tables import KEYS, VALUES
@@ -34,7 +35,7 @@ def evaluate_classification(
     evaluations: names of the training and the test corpus of each evaluation, whose labels `check_labels` has seen.
     """
     corpus = {path.stem: path for path in corpora}
-    rows: list[dict[str, Any]] = []
+    rows = []
     for path in scores:
         train, test = (corpus[name] for name in evaluations[path.stem])
         hits = top_example_has_label(path, train, test)
@@ -44,7 +45,7 @@ def evaluate_classification(
         row = {"method": method, "evaluation": evaluation, "metric": "accuracy", "value": right / tests}
         rows.append({**row, "ci_low": wilson.low, "ci_high": wilson.high, "n_tests": tests})
         say(f"  {method:<20} {evaluation:<12} {right / tests:.3f}   {wilson.low:.3f} to {wilson.high:.3f}")
-    write_table(table, pa.Table.from_pylist(rows, SCHEMA))
+    write_frame(table, pd.DataFrame(rows), SCHEMA)
 
 
 def top_example_has_label(scores: Path, train: Path, test: Path) -> np.ndarray:
@@ -56,15 +57,15 @@ def top_example_has_label(scores: Path, train: Path, test: Path) -> np.ndarray:
     """
     table = read_table(scores, ["test_id", "sign", "rank", "example_id"])
     table = table.filter(pc.and_(pc.equal(table["sign"], "helpful"), pc.equal(table["rank"], 1)))
-    test_labels = read_table(test, ["label"])["label"].take(table["test_id"]).to_pylist()
-    train_labels = read_table(train, ["label"])["label"].take(table["example_id"]).to_pylist()
-    hits = [ours == theirs for ours, theirs in zip(test_labels, train_labels, strict=True) if ours is not None]
-    if not hits:
+    test_labels = read_table(test, ["label"])["label"].take(table["test_id"])
+    train_labels = read_table(train, ["label"])["label"].take(table["example_id"])
+    hits = pc.fill_null(pc.equal(test_labels, train_labels), False).filter(pc.is_valid(test_labels))
+    if not len(hits):
         raise StudyError(
             f"none of the chosen tests of {scores.stem} has a label. Raise evaluations.{scores.stem}.tests, or leave "
             "it out of experiments.classification.evaluations."
         )
-    return np.array(hits)
+    return hits.to_numpy()
 
 
 if __name__ == "__main__":

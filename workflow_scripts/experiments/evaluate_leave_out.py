@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 
 from workflow_scripts.core.errors import StudyError
-from workflow_scripts.core.parquet import read_table, write_table
+from workflow_scripts.core.frames import write_frame
 from workflow_scripts.core.progress import say
 from workflow_scripts.core.seeds import generator
 from workflow_scripts.core.stage import run_stage
@@ -22,7 +22,7 @@ from workflow_scripts.evaluation.lds import (
     seed_agreement,
 )
 from workflow_scripts.experiments.base_set import read_base, read_base_scores
-from workflow_scripts.experiments.runs import MeasuredRuns, read_measured
+from workflow_scripts.experiments.runs import loss_rises, read_measured
 from workflow_scripts.experiments.tables import KEYS, VALUES
 
 SCHEMA = pa.schema([*KEYS, *VALUES, ("ceiling", pa.float64()), ("seed_agreement", pa.float64())])
@@ -56,17 +56,16 @@ def evaluate_leave_out(
     ------
     StudyError: too many runs diverged, or too few groups are left.
     """
-    plan = read_table(runs, ["size", "group", "run", "seed", "left_out", "test_ids"]).to_pylist()
-    seeds = 1 + max(row["seed"] for row in plan)
-    results = read_measured(measured, max_diverged_share)
-    whole = next(row for row in plan if row["size"] == 0)
+    by_run = read_measured(runs, ["size", "group", "left_out"], measured, max_diverged_share)
+    rises = loss_rises(by_run, by_run["size"] == 0)
     base_ids = read_base(base)
     scores = {path.parent.name: read_base_scores(path, base_ids) for path in groups}
-    tests = next(iter(scores.values())).test_ids
-    rows: list[dict[str, Any]] = []
-    for size in sorted({row["size"] for row in plan} - {0}):
-        left_out = [row for row in plan if row["size"] == size and row["seed"] == 0]
-        effects = _effects(results, whole["run"], [row["run"] for row in left_out], seeds, tests)
+    tests = next(iter(scores.values())).index
+    rows = []
+    for size, of_size in rises.groupby("size"):
+        of_size = of_size[of_size["test_id"].isin(tests)].sort_values(["test_id", "group", "seed"])
+        left_out = of_size.drop_duplicates("group")["left_out"]
+        effects = of_size["rise"].to_numpy().reshape(len(tests), len(left_out), -1)
         known = np.isfinite(effects).any(axis=2).all(axis=0)
         if known.sum() < SMALLEST_NUMBER_OF_SUBSETS:
             raise StudyError(
@@ -74,8 +73,11 @@ def evaluate_leave_out(
                 f"and {SMALLEST_NUMBER_OF_SUBSETS} are needed. Raise `groups`, or lower finetuning.learning_rate."
             )
         effects = effects[:, known]
-        members = [np.array(row["left_out"]) for row, kept in zip(left_out, known, strict=True) if kept]
-        by_method = {method: one.summed(members) for method, one in scores.items()}
+        members = left_out[known]
+        by_method = {
+            method: np.stack([one[group].to_numpy().sum(axis=1, dtype=np.float64) for group in members], axis=1)
+            for method, one in scores.items()
+        }
         # The loss falls where the effect rises, so minus the effect takes the place of a subset's loss.
         losses = -np.nanmean(effects, axis=2)
         agreement = seed_agreement(-effects)
@@ -91,18 +93,12 @@ def evaluate_leave_out(
                 "value": linear_datamodeling_score(values, losses),
                 "ci_low": low,
                 "ci_high": high,
-                "ceiling": noise_ceiling(agreement, seeds),
+                "ceiling": noise_ceiling(agreement, effects.shape[2]),
                 "seed_agreement": agreement,
             }
             say(f"  {method:<20} {row['value']:>7.3f}   {low:.3f} to {high:.3f}")
             rows.append(row)
-    write_table(table, pa.Table.from_pylist(rows, SCHEMA))
-
-
-def _effects(results: MeasuredRuns, whole: str, without: Sequence[str], seeds: int, tests: Sequence[int]) -> np.ndarray:
-    """Return the rise of each test's loss without each group, float64 [tests, groups, seeds]; NaN if a run diverged."""
-    base = results.losses_of(whole, seeds, tests)
-    return np.stack([(results.losses_of(run, seeds, tests) - base).T for run in without], axis=1)
+    write_frame(table, pd.DataFrame(rows), SCHEMA)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
 """Judge selected training data by the answers of the LM that was fine-tuned on it (paper, section 4.1)."""
 
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 
-from workflow_scripts.core.parquet import read_table, write_table
+from workflow_scripts.core.frames import write_frame
+from workflow_scripts.core.parquet import read_table
 from workflow_scripts.core.progress import say
 from workflow_scripts.core.seeds import generator
 from workflow_scripts.core.stage import run_stage
@@ -38,39 +38,25 @@ def evaluate_selection(
     A task's value is the mean over its tests, of the mean over seeds. `f1_over_random` is the difference to random
     examples. Intervals: bootstrap over tasks and over the tests of each, the same draws for all rows.
     """
-    plan = read_table(runs, ["method", "task", "run", "seed", "test_ids"]).to_pylist()
-    seeds = 1 + max(row["seed"] for row in plan)
-    results = read_measured(measured, max_diverged_share)
-    responses = read_table(test, ["response"])["response"].to_pylist()
-    labelled = np.unique(np.concatenate([row["test_ids"] for row in plan]))
-    tests_of = group_by_task(test, labelled, None)
-    f1: dict[str, dict[int, float]] = defaultdict(dict)
-    loss: dict[str, dict[int, float]] = defaultdict(dict)
-    for row in plan:
-        if row["seed"] != 0:
-            continue
-        for test_id in row["test_ids"]:
-            keys = [(row["run"], number, test_id) for number in range(seeds)]
-            values = [unigram_f1(results.answers[key], responses[test_id]) for key in keys if key in results.answers]
-            f1[row["method"]][test_id] = float(np.mean(values)) if values else np.nan
-            losses = [results.losses[key] for key in keys]
-            loss[row["method"]][test_id] = float(np.nanmean(losses)) if values else np.nan
+    answers = read_measured(runs, ["method"], measured, max_diverged_share)
+    responses = read_table(test, ["response"])["response"].take(pa.array(answers["test_id"])).to_pylist()
+    pairs = zip(answers["answer"], responses, strict=True)
+    answers["f1"] = [np.nan if pd.isna(answer) else unigram_f1(answer, response) for answer, response in pairs]
+    by_test = answers.groupby(["method", "test_id"], sort=False)[["f1", "loss"]].mean()
+    by_test["f1_over_random"] = by_test["f1"].sub(by_test.loc[RANDOM, "f1"], level="test_id")
+    tests_of = group_by_task(test, answers["test_id"].unique().to_numpy(), None)
     means = TaskMeans(list(tests_of.values()), bootstrap, generator(seed, "bootstrap", "selection"))
-    rows: list[dict[str, Any]] = []
-    for method in f1:
-        for metric, values in {
-            "f1": f1[method],
-            "f1_over_random": {test_id: f1[method][test_id] - f1[RANDOM][test_id] for test_id in f1[method]},
-            "loss": loss[method],
-        }.items():
+    rows = []
+    for method, values in by_test.groupby("method", sort=False):
+        for metric in ("f1", "f1_over_random", "loss"):
             if metric == "f1_over_random" and method == RANDOM:
                 continue
-            value, draws = means(values)
+            value, draws = means(values.loc[method, metric])
             low, high = interval(draws, confidence)
             row = {"method": method, "evaluation": evaluation, "metric": metric}
             rows.append({**row, "value": value, "ci_low": low, "ci_high": high})
             say(f"  {method:<20} {metric:<15} {value:>7.3f}   {low:.3f} to {high:.3f}")
-    write_table(table, pa.Table.from_pylist(rows, SCHEMA))
+    write_frame(table, pd.DataFrame(rows), SCHEMA)
 
 
 class TaskMeans:
@@ -86,9 +72,9 @@ class TaskMeans:
         self.tasks = random.multinomial(len(tests_of), np.full(len(tests_of), 1 / len(tests_of)), size=draws)
         self.tests = [random.multinomial(len(one), np.full(len(one), 1 / len(one)), size=draws) for one in tests_of]
 
-    def __call__(self, values: dict[int, float]) -> tuple[float, np.ndarray]:
+    def __call__(self, values: pd.Series) -> tuple[float, np.ndarray]:
         """Return the mean and its resamples, float64 [draws], of values by test id; NaN values are left out."""
-        by_task = [np.array([values[int(test)] for test in tests]) for tests in self.tests_of]
+        by_task = [values.loc[tests].to_numpy() for tests in self.tests_of]
         draws = np.stack([_weighted_mean(one, counts) for one, counts in zip(by_task, self.tests, strict=True)], axis=1)
         return float(np.nanmean([np.nanmean(one) for one in by_task])), _weighted_mean(draws, self.tasks)
 

@@ -1,11 +1,12 @@
 """Judge an encoder trained on one LM's targets by another LM's subsets, and say what to do with it."""
 
+import math
 from pathlib import Path
-from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 
-from workflow_scripts.core.parquet import read_table, write_table
+from workflow_scripts.core.frames import read_frame, write_frame
 from workflow_scripts.core.progress import say
 from workflow_scripts.core.stage import run_stage
 
@@ -46,35 +47,35 @@ def evaluate_transfer(
     ----------
     differences: paired differences between `method` and every other row. trained: methods that read a trained encoder.
     """
-    rows = read_table(lds).to_pylist()
-    at_home = {(row["method"], row["pooling"]): row for row in rows if row["evaluation"] == home}
-    leads = [row for row in read_table(differences).to_pylist() if row["evaluation"] == evaluation]
-    written: list[dict[str, Any]] = []
-    for row in (row for row in rows if row["evaluation"] == evaluation):
-        before = at_home.get((row["method"], row["pooling"]))
-        if before is None:
-            continue
-        retained = None
-        if before["lds"] > 0 and min(before["ceiling"], row["ceiling"]) > 0:
-            retained = (row["lds"] / row["ceiling"]) / (before["lds"] / before["ceiling"])
-        kept = {name: row[name] for name in ("method", "pooling", "lds", "ci_low", "ci_high", "ceiling")}
-        judged = {"home": home, "evaluation": evaluation, "lds_home": before["lds"], "retained": retained}
-        what = advice(retained, leads, trained) if row["method"] == method else None
-        written.append({**kept, **judged, "advice": what})
-        share = "" if retained is None else f", {retained:.0%} of it kept"
-        say(f"  {row['method']:<20} {before['lds']:.3f} -> {row['lds']:.3f}{share}{f': {what}' if what else ''}")
-    write_table(table, pa.Table.from_pylist(written, SCHEMA))
+    rows, leads = read_frame(lds), read_frame(differences)
+    keys = ["method", "pooling"]
+    before = rows.loc[rows["evaluation"] == home, [*keys, "lds", "ceiling"]]
+    judged = rows[rows["evaluation"] == evaluation].merge(before, on=keys, suffixes=("", "_home"))
+    shares = (judged["lds"] / judged["ceiling"]) / (judged["lds_home"] / judged["ceiling_home"])
+    comparable = (judged[["lds_home", "ceiling", "ceiling_home"]] > 0).all(axis=1)
+    judged = judged.assign(home=home, retained=shares.where(comparable))
+    leads = leads[leads["evaluation"] == evaluation]
+    advised = judged["retained"].map(lambda retained: advice(retained, leads, trained)).astype("str")
+    judged["advice"] = advised.where(judged["method"] == method)
+    for row in judged.itertuples():
+        kept = "" if math.isnan(row.retained) else f", {row.retained:.0%} of it kept"
+        said = f": {row.advice}" if row.method == method else ""
+        say(f"  {row.method:<20} {row.lds_home:.3f} -> {row.lds:.3f}{kept}{said}")
+    write_frame(table, judged, SCHEMA)
 
 
-def advice(retained: float | None, leads: list[dict[str, Any]], trained: list[str]) -> str:
+def advice(retained: float, leads: pd.DataFrame, trained: list[str]) -> str:
     """Return what to do with an encoder, as `evaluate_transfer` says."""
-    rivals = [row for row in leads if row["method_b"] not in trained]
-    if (retained is not None and retained >= ENOUGH) or (rivals and all(row["ci_low"] > 0 for row in rivals)):
+    rivals = leads[~leads["method_b"].isin(trained)]
+    before_training = rivals[rivals["method_b"].str.startswith("untrained")]
+    if retained >= ENOUGH or _is_above(rivals):
         return "reuse"
-    before_training = [row for row in rivals if row["method_b"].startswith("untrained")]
-    if before_training and all(row["ci_low"] > 0 for row in before_training):
-        return "fine-tune"
-    return "retrain"
+    return "fine-tune" if _is_above(before_training) else "retrain"
+
+
+def _is_above(rivals: pd.DataFrame) -> bool:
+    """Return whether the paired intervals say so of each rival, of which there is one at least."""
+    return not rivals.empty and bool((rivals["ci_low"] > 0).all())
 
 
 if __name__ == "__main__":

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from workflow_scripts.core.errors import StudyError
-from workflow_scripts.core.parquet import read_table, spec_hash, write_table
+from workflow_scripts.core.frames import read_frame, write_frame
+from workflow_scripts.core.parquet import read_table, spec_hash
 from workflow_scripts.core.progress import say
 
 RUN_FIELDS = [
@@ -59,21 +60,9 @@ def write_runs(
     seeds: int,
 ) -> None:
     """Write one row per run and seed; each begins with the columns `fields`, which say what the run is for."""
-    named = [(purpose, run, run.name) for purpose, run in rows]
-    columns: dict[str, list[Any]] = {name: [] for name, _ in [*fields, *RUN_FIELDS]}
-    for seed in range(seeds):
-        for purpose, run, name in named:
-            values = {
-                **purpose,
-                "run": name,
-                "seed": seed,
-                "example_ids": run.example_ids,
-                "left_out": run.left_out,
-                "test_ids": run.test_ids,
-            }
-            for column, value in values.items():
-                columns[column].append(value)
-    write_table(path, pa.table(columns, schema=pa.schema([*fields, *RUN_FIELDS])))
+    listed = pd.DataFrame([{**purpose, "run": run.name, **vars(run)} for purpose, run in rows])
+    every_seed = pd.DataFrame({"seed": range(seeds)}).merge(listed, how="cross")
+    write_frame(path, every_seed, pa.schema([*fields, *RUN_FIELDS]))
 
 
 def read_share(path: Path, job: int, jobs: int) -> dict[tuple[str, int], ListedRun]:
@@ -91,36 +80,47 @@ def read_share(path: Path, job: int, jobs: int) -> dict[tuple[str, int], ListedR
     return share
 
 
-@dataclass(frozen=True)
-class MeasuredRuns:
-    """What the runs of an experiment measured, by (run, number of the seed, test id)."""
+def read_measured(runs: Path, fields: Sequence[str], paths: Sequence[Path], max_diverged_share: float) -> pd.DataFrame:
+    """Return what the runs of an experiment measured, one row per row of `runs` and test, in the order of `runs`.
 
-    losses: Mapping[tuple[str, int, int], float]
-    answers: Mapping[tuple[str, int, int], str]
+    Columns are `fields` and those of `MEASURED_SCHEMA`; `loss` is float64, NaN where a run diverged.
 
-    def losses_of(self, run: str, seeds: int, tests: Sequence[int]) -> np.ndarray:
-        """Return the losses of a run, float64 [seeds, tests]; NaN where it diverged."""
-        return np.array([[self.losses[run, seed, int(test)] for test in tests] for seed in range(seeds)])
-
-
-def read_measured(paths: Sequence[Path], max_diverged_share: float) -> MeasuredRuns:
-    """Read the files of all jobs of an experiment.
+    Parameters
+    ----------
+    runs: as `write_runs` wrote it. fields: further columns of it. paths: files of all jobs.
 
     Raises
     ------
-    StudyError: more than `max_diverged_share` of the runs diverged.
+    StudyError: more than `max_diverged_share` of the runs diverged, or a run wasn't measured.
     """
-    table = pa.concat_tables([read_table(path) for path in paths])
-    runs = table.group_by(["run", "seed", "status"]).aggregate([])
-    diverged = int(pc.sum(pc.equal(runs["status"], "diverged")).as_py() or 0)
-    if diverged > max_diverged_share * runs.num_rows:
+    keys = ["run", "seed", "test_id"]
+    measured = pd.concat([read_frame(path) for path in paths]).drop_duplicates(keys)
+    status = measured.drop_duplicates(["run", "seed"])["status"]
+    diverged = (status == "diverged").sum()
+    if diverged > max_diverged_share * len(status):
         raise StudyError(
-            f"{paths[0].parent}: {diverged:,} of {runs.num_rows:,} fine-tuning runs diverged, more than "
+            f"{paths[0].parent}: {diverged:,} of {len(status):,} fine-tuning runs diverged, more than "
             f"finetuning.max_diverged_share ({max_diverged_share:g}). Lower finetuning.learning_rate."
         )
     if diverged:
         say(f"left out: {diverged:,} runs that diverged")
-    keys = list(zip(*(table[name].to_pylist() for name in ("run", "seed", "test_id")), strict=True))
-    losses = table["loss"].to_numpy(zero_copy_only=False).astype(np.float64)
-    answers = {key: answer for key, answer in zip(keys, table["answer"].to_pylist(), strict=True) if answer is not None}
-    return MeasuredRuns(dict(zip(keys, losses.tolist(), strict=True)), answers)
+    listed = read_frame(runs, [*fields, "run", "seed", "test_ids"]).rename(columns={"test_ids": "test_id"})
+    found = listed.explode("test_id").merge(measured, "left", keys)
+    if missing := found["status"].isna().sum():
+        raise StudyError(
+            f"{paths[0].parent}: {missing:,} of the {len(found):,} losses that {runs} asks for are missing. Delete the "
+            "folder and run again."
+        )
+    return found.astype({"loss": "float64"})
+
+
+def loss_rises(measured: pd.DataFrame, whole: pd.Series) -> pd.DataFrame:
+    """Return the rows that aren't `whole`, with `rise`: the loss less that of `whole` for the same seed and test.
+
+    Parameters
+    ----------
+    measured: as of `read_measured`. whole: bool, the rows of the run that leaves nothing out.
+    """
+    keys = ["seed", "test_id"]
+    rises = measured[~whole].merge(measured.loc[whole, [*keys, "loss"]], "left", keys, suffixes=("", "_whole"))
+    return rises.assign(rise=rises["loss"] - rises["loss_whole"])

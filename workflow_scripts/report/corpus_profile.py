@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.compute as pc
 
+from workflow_scripts.core.frames import read_frame
 from workflow_scripts.core.parquet import read_table
 from workflow_scripts.study.config import Study
 
@@ -108,8 +109,7 @@ def _profile(
     corpus: Path, rejected: Path | None, tokens: Path | None, without_response: Path | None, roles: list[str]
 ) -> CorpusProfile:
     table = read_table(corpus, ["prompt", "response", "label"])
-    labels = [(entry["values"], entry["counts"]) for entry in pc.value_counts(table["label"].drop_null()).to_pylist()]
-    labels.sort(key=lambda label: (-label[1], label[0]))
+    labels = table["label"].to_pandas().value_counts().sort_index().sort_values(ascending=False, kind="stable")
     tokenised, shortened = 0, 0
     if tokens:
         read = read_table(tokens, ["input_ids", "cut_tokens"])
@@ -128,16 +128,14 @@ def _profile(
         shortened=shortened,
         without_response=read_table(without_response, ["reason"]).num_rows if without_response else 0,
         lengths=lengths,
-        labels=labels[:LABELS_SHOWN],
+        labels=list(labels.head(LABELS_SHOWN).items()),
         distinct_labels=len(labels),
     )
 
 
 def _rejects(path: Path) -> list[Reject]:
-    rows_by_reason: dict[str, list[int]] = {}
-    for row in read_table(path, ["source_row", "reason"]).to_pylist():
-        rows_by_reason.setdefault(row["reason"], []).append(row["source_row"])
-    rejects = [Reject(reason, len(rows), rows[:REJECTS_SHOWN]) for reason, rows in rows_by_reason.items()]
+    by_reason = read_frame(path, ["source_row", "reason"]).groupby("reason", sort=False)["source_row"]
+    rejects = [Reject(reason, len(rows), rows.head(REJECTS_SHOWN).tolist()) for reason, rows in by_reason]
     return sorted(rejects, key=lambda reject: -reject.rows)
 
 

@@ -8,7 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from workflow_scripts.core.parquet import read_table
+import numpy as np
+import pandas as pd
+
+from workflow_scripts.core.frames import read_frame
 from workflow_scripts.report.charts import Axis, Tick, linear_axis
 from workflow_scripts.report.formatting import count, decimal, duration
 from workflow_scripts.report.results import MAIN_METHOD, method_name
@@ -79,7 +82,7 @@ class Experiment:
 
 def gather_experiments(tables: Sequence[Path]) -> list[Experiment]:
     """Return the experiments whose tables are given, `evaluation/<name>.parquet`; a table without a row is left out."""
-    makers: dict[str, Callable[[list[dict[str, Any]]], Experiment]] = {
+    makers: dict[str, Callable[[pd.DataFrame], Experiment]] = {
         "loo": _leave_out,
         "removal": _removal,
         "selection": _selection,
@@ -87,8 +90,8 @@ def gather_experiments(tables: Sequence[Path]) -> list[Experiment]:
         "amortisation": _amortisation,
         "transfer": _transfer,
     }
-    read = {path.stem: read_table(path).to_pylist() for path in tables}
-    return [make(read[name]) for name, make in makers.items() if read.get(name)]
+    read = {path.stem: read_frame(path) for path in tables}
+    return [make(read[name]) for name, make in makers.items() if name in read and not read[name].empty]
 
 
 def _name(method: str) -> str:
@@ -102,32 +105,31 @@ def _is_main(method: str) -> bool:
 def _table(
     title: str,
     column: str,
-    rows: Sequence[dict[str, Any]],
+    rows: pd.DataFrame,
     *,
     value: str = "value",
     digits: int = 2,
     ceiling: float | None = None,
     lowest_first: bool = False,
-    note: Callable[[dict[str, Any]], str] = lambda row: "",
+    note: Callable[[Any], str] = lambda row: "",
 ) -> ResultTable:
+    rows = rows.sort_values(value, ascending=lowest_first, kind="stable")
     made = [
-        Row(_name(row["method"]), row[value], row["ci_low"], row["ci_high"], _is_main(row["method"]), note(row))
-        for row in rows
+        Row(_name(row.method), getattr(row, value), row.ci_low, row.ci_high, _is_main(row.method), note(row))
+        for row in rows.itertuples()
     ]
-    made.sort(key=lambda row: row.value if lowest_first else -row.value)
-    shown = [0.0, *([ceiling] if ceiling is not None else [])]
-    shown += [one for row in made for one in (row.value, row.low, row.high) if one is not None and math.isfinite(one)]
+    known = rows[[value, "ci_low", "ci_high"]].to_numpy()
+    shown = [0.0, ceiling or 0.0, *known[np.isfinite(known)]]
     return ResultTable(title, column, digits, linear_axis(min(shown), max(shown)), made, ceiling)
 
 
-def _leave_out(rows: list[dict[str, Any]]) -> Experiment:
+def _leave_out(rows: pd.DataFrame) -> Experiment:
     tables = []
-    for metric in dict.fromkeys(row["metric"] for row in rows):
-        chosen = [row for row in rows if row["metric"] == metric]
-        size = int(metric.split("_")[1])
-        ceiling, agreement = chosen[0]["ceiling"], chosen[0]["seed_agreement"]
-        title = f"{count(size)} left out on “{chosen[0]['evaluation']}”, agreement between seeds {decimal(agreement)}"
-        tables.append(_table(title, "Correlation", chosen, ceiling=ceiling))
+    for metric, chosen in rows.groupby("metric", sort=False):
+        size, first = int(metric.split("_")[1]), chosen.iloc[0]
+        agreement = decimal(first["seed_agreement"])
+        title = f"{count(size)} left out on “{first['evaluation']}”, agreement between seeds {agreement}"
+        tables.append(_table(title, "Correlation", chosen, ceiling=first["ceiling"]))
     question = (
         "Fine-tune once with a set of examples and once without some of them: does the loss of a test example rise as "
         "the scores of those say? Rank correlation over the groups that were left out, mean over test examples."
@@ -135,72 +137,64 @@ def _leave_out(rows: list[dict[str, Any]]) -> Experiment:
     return Experiment("Leave one out", question, tables=tables)
 
 
-def _removal(rows: list[dict[str, Any]]) -> Experiment:
-    rises = [row for row in rows if row["metric"] == "loss_rise"]
-    over = [row for row in rows if row["metric"] == "loss_rise_over_random"]
-    largest = max(row["removed"] for row in rises)
+def _removal(rows: pd.DataFrame) -> Experiment:
+    rises = rows[rows["metric"] == "loss_rise"]
+    largest = rises["removed"].max()
+    over = rows[(rows["metric"] == "loss_rise_over_random") & (rows["removed"] == largest)]
     question = (
         "Fine-tune without the examples that a method holds to be a test's most helpful ones: the more the loss "
         "rises, the better the method found them. Random examples show what any removal does."
     )
     lines = {
-        method: [(row["removed"], row["value"]) for row in rises if row["method"] == method]
-        for method in dict.fromkeys(row["method"] for row in rises)
+        method: list(zip(of_method["removed"], of_method["value"], strict=True))
+        for method, of_method in rises.groupby("method", sort=False)
     }
     figure = _figure("Rise of the test's loss, in nats per token", "examples removed", lines)
-    tables = [
-        _table(
-            f"Rise of the loss above a random removal, {count(largest)} examples removed",
-            "Above random",
-            [row for row in over if row["removed"] == largest],
-            digits=3,
-        )
-    ]
+    title = f"Rise of the loss above a random removal, {count(largest)} examples removed"
+    tables = [_table(title, "Above random", over, digits=3)]
     return Experiment("Removal curve", question, tables=tables, figures=[figure])
 
 
-def _selection(rows: list[dict[str, Any]]) -> Experiment:
-    f1 = [row for row in rows if row["metric"] == "f1"]
-    over = {row["method"]: row for row in rows if row["metric"] == "f1_over_random"}
+def _selection(rows: pd.DataFrame) -> Experiment:
+    f1, losses = (rows[rows["metric"] == metric] for metric in ("f1", "loss"))
+    over = rows[rows["metric"] == "f1_over_random"].set_index("method")[["value", "ci_low", "ci_high"]]
 
-    def note(row: dict[str, Any]) -> str:
-        found = over.get(row["method"])
-        if found is None:
+    def note(row: Any) -> str:
+        if row.method not in over.index:
             return ""
-        bounds = f"[{decimal(found['ci_low'], signed=True)}, {decimal(found['ci_high'], signed=True)}]"
-        return f"{decimal(found['value'], signed=True)} {bounds} against random"
+        value, low, high = (decimal(number, signed=True) for number in over.loc[row.method])
+        return f"{value} [{low}, {high}] against random"
 
     question = (
         "For each task, fine-tune on the examples that a method ranks first, and let the language model answer the "
         "task's tests. Unigram F1 of answer and response: mean over a task's tests, then over tasks."
     )
-    losses = [row for row in rows if row["metric"] == "loss"]
     tables = [
-        _table(f"F1 on “{f1[0]['evaluation']}”", "F1", f1, note=note),
+        _table(f"F1 on “{f1['evaluation'].iloc[0]}”", "F1", f1, note=note),
         _table("Loss of the tests' responses (lower is better)", "Loss", losses, digits=3, lowest_first=True),
     ]
     return Experiment("Data selection", question, tables=tables)
 
 
-def _classification(rows: list[dict[str, Any]]) -> Experiment:
+def _classification(rows: pd.DataFrame) -> Experiment:
     tables = []
-    for evaluation in dict.fromkeys(row["evaluation"] for row in rows):
-        chosen = [row for row in rows if row["evaluation"] == evaluation]
-        title = f"Accuracy on “{evaluation}”, {count(chosen[0]['n_tests'])} labelled tests"
+    for evaluation, chosen in rows.groupby("evaluation", sort=False):
+        title = f"Accuracy on “{evaluation}”, {count(chosen['n_tests'].iloc[0])} labelled tests"
         tables.append(_table(title, "Accuracy", chosen, digits=3))
     question = "Does the training example that a method ranks first carry the test example's label?"
     return Experiment("Data classification", question, tables=tables)
 
 
-def _amortisation(rows: list[dict[str, Any]]) -> Experiment:
-    main = next((row["method"] for row in rows if _is_main(row["method"])), rows[0]["method"])
-    rows = [row for row in rows if row["method"] == main]
-    sentences = [_overtakes(row) for row in rows]
-    ours = (rows[0]["fixed_seconds"], rows[0]["seconds_per_example"])
-    costs = {main: ours} | {
-        row["rival"]: (row["rival_fixed_seconds"], row["rival_seconds_per_example"]) for row in rows
+def _amortisation(rows: pd.DataFrame) -> Experiment:
+    methods = rows["method"].unique()
+    main = MAIN_METHOD if MAIN_METHOD in methods else methods[0]
+    rows = rows[rows["method"] == main]
+    sentences = [_overtakes(row) for row in rows.itertuples()]
+    first = rows.iloc[0]
+    costs = {main: (first["fixed_seconds"], first["seconds_per_example"])} | {
+        row.rival: (row.rival_fixed_seconds, row.rival_seconds_per_example) for row in rows.itertuples()
     }
-    met = [row["crossover_examples"] for row in rows if row["crossover_examples"]]
+    met = rows["crossover_examples"].dropna()
     last = math.ceil(math.log10(max([*met, 1e5]))) + 1
     sizes = [10 ** (power / 4) for power in range(8, 4 * last + 1)]
     lines = {method: [(size, fixed + each * size) for size in sizes] for method, (fixed, each) in costs.items()}
@@ -212,31 +206,32 @@ def _amortisation(rows: list[dict[str, Any]]) -> Experiment:
     return Experiment("Amortisation", question, sentences, figures=[figure])
 
 
-def _overtakes(row: dict[str, Any]) -> str:
-    ours, theirs = _name(row["method"]), _name(row["rival"])
+def _overtakes(row: Any) -> str:
+    ours, theirs = _name(row.method), _name(row.rival)
     each = (
-        f"{duration(row['seconds_per_example'])} an example after {duration(row['fixed_seconds'])}, against "
-        f"{duration(row['rival_seconds_per_example'])} after {duration(row['rival_fixed_seconds'])}"
+        f"{duration(row.seconds_per_example)} an example after {duration(row.fixed_seconds)}, against "
+        f"{duration(row.rival_seconds_per_example)} after {duration(row.rival_fixed_seconds)}"
     )
-    if row["crossover_examples"] is None:
+    if math.isnan(row.crossover_examples):
         return f"{ours} never becomes cheaper than {theirs}: {each}."
-    return f"{ours} is cheaper than {theirs} from {count(math.ceil(row['crossover_examples']))} examples on: {each}."
+    return f"{ours} is cheaper than {theirs} from {count(math.ceil(row.crossover_examples))} examples on: {each}."
 
 
-def _transfer(rows: list[dict[str, Any]]) -> Experiment:
+def _transfer(rows: pd.DataFrame) -> Experiment:
     words = {
         "reuse": "Reuse the encoder for the other language model.",
         "fine-tune": "Go on from the encoder with some targets of the other language model: part of it carries over.",
         "retrain": "Train an encoder anew for the other language model: nothing shows that this one carries over.",
     }
-    sentences = [words[row["advice"]] for row in rows if row["advice"]][:1]
+    sentences = [words[advice] for advice in rows["advice"].dropna()][:1]
 
-    def note(row: dict[str, Any]) -> str:
-        kept = "" if row["retained"] is None else f", {100 * row['retained']:.0f} % of its share of the ceiling kept"
-        return f"{decimal(row['lds_home'])} at home{kept}"
+    def note(row: Any) -> str:
+        kept = "" if math.isnan(row.retained) else f", {100 * row.retained:.0f} % of its share of the ceiling kept"
+        return f"{decimal(row.lds_home)} at home{kept}"
 
-    title = f"LDS on “{rows[0]['evaluation']}”, beside “{rows[0]['home']}”"
-    table = _table(title, "LDS", rows, value="lds", ceiling=rows[0]["ceiling"], note=note)
+    first = rows.iloc[0]
+    title = f"LDS on “{first['evaluation']}”, beside “{first['home']}”"
+    table = _table(title, "LDS", rows, value="lds", ceiling=first["ceiling"], note=note)
     question = "What is an encoder that learned from one language model's targets worth for another language model?"
     return Experiment("Transfer", question, sentences, tables=[table])
 

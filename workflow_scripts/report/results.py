@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
-from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workflow_scripts.core.parquet import read_metadata, read_table
+import pandas as pd
+
+from workflow_scripts.core.benchmark_files import read_benchmarks
+from workflow_scripts.core.frames import read_frame
+from workflow_scripts.core.parquet import read_metadata
 from workflow_scripts.study.config import Study
 
 METHOD_NAMES = {
@@ -143,86 +145,60 @@ def method_name(method: str) -> str:
 
 def gather_results(lds: Path, differences: Path, study: Study) -> list[EvaluationResult]:
     """Return the LDS of every evaluation, in the order of the config."""
-    by_evaluation = defaultdict(list)
-    for row in read_table(lds).to_pylist():
-        by_evaluation[row["evaluation"]].append(row)
-    leads = read_table(differences).to_pylist()
-    order = [*study.evaluations, *(name for name in by_evaluation if name not in study.evaluations)]
+    by_evaluation = dict(list(read_frame(lds).groupby("evaluation", sort=False)))
+    leads = read_frame(differences)
     return [
-        _evaluation(
-            name,
-            by_evaluation[name],
-            [row for row in leads if row["evaluation"] == name],
-            study.encoder_training.pooling,
-        )
-        for name in order
+        _evaluation(name, by_evaluation[name], leads[leads["evaluation"] == name], study.encoder_training.pooling)
+        for name in dict.fromkeys([*study.evaluations, *by_evaluation])
         if name in by_evaluation
     ]
 
 
-def _evaluation(
-    name: str, rows: list[dict[str, Any]], differences: list[dict[str, Any]], pooling: str
-) -> EvaluationResult:
-    main = _main_key(rows, pooling)
+def _evaluation(name: str, rows: pd.DataFrame, differences: pd.DataFrame, pooling: str) -> EvaluationResult:
+    ours = rows.loc[rows["method"] == MAIN_METHOD, "pooling"].tolist()
+    main = (MAIN_METHOD, pooling if pooling in ours else ours[0]) if ours else None
     leads = _leads(differences, main)
-    poolings = Counter(row["method"] for row in rows)
-    made = [_row(row, poolings[row["method"]] > 1, leads) for row in rows]
-    made.sort(key=lambda row: -math.inf if math.isnan(row.lds) else row.lds, reverse=True)
+    rows = rows.assign(tell_pooling=rows.duplicated("method", keep=False))
+    made = [_row(row, leads) for row in rows.sort_values("lds", ascending=False, kind="stable").itertuples()]
     return EvaluationResult(
         name=name,
-        n_tests=max(row["n_tests"] for row in rows),
-        n_subsets=max(row["n_subsets"] for row in rows),
-        ceiling=_first_known(row.get("ceiling") for row in rows),
-        seed_agreement=_first_known(row.get("seed_agreement") for row in rows),
+        n_tests=rows["n_tests"].max(),
+        n_subsets=rows["n_subsets"].max(),
+        ceiling=next(iter(rows["ceiling"].dropna()), None),
+        seed_agreement=next(iter(rows["seed_agreement"].dropna()), None),
         rows=made,
         main=next((row for row in made if (row.method, row.pooling) == main), None),
     )
 
 
-def _main_key(rows: list[dict[str, Any]], pooling: str) -> tuple[str, str] | None:
-    ours = [row["pooling"] for row in rows if row["method"] == MAIN_METHOD]
-    if not ours:
-        return None
-    return MAIN_METHOD, pooling if pooling in ours else ours[0]
-
-
-def _leads(differences: list[dict[str, Any]], main: tuple[str, str] | None) -> dict[tuple[str, str], Difference]:
+def _leads(differences: pd.DataFrame, main: tuple[str, str] | None) -> dict[tuple[str, str], Difference]:
     leads = {}
-    for row in differences:
-        a, b = (row["method_a"], row["pooling_a"]), (row["method_b"], row["pooling_b"])
-        low, high = _known(row["ci_low"]), _known(row["ci_high"])
+    for row in differences.itertuples():
+        a, b = (row.method_a, row.pooling_a), (row.method_b, row.pooling_b)
         if a == main:
-            leads[b] = Difference(row["difference"], low, high)
+            leads[b] = Difference(row.difference, _known(row.ci_low), _known(row.ci_high))
         elif b == main:
-            leads[a] = Difference(-row["difference"], _negated(high), _negated(low))
+            leads[a] = Difference(-row.difference, _known(-row.ci_high), _known(-row.ci_low))
     return leads
 
 
-def _row(row: dict[str, Any], tell_pooling: bool, leads: Mapping[tuple[str, str], Difference]) -> LdsRow:
-    name = method_name(row["method"])
+def _row(row: Any, leads: Mapping[tuple[str, str], Difference]) -> LdsRow:
+    name = method_name(row.method)
     return LdsRow(
-        method=row["method"],
-        pooling=row["pooling"],
-        name=f"{name}, {row['pooling']} pooling" if tell_pooling else name,
-        lds=math.nan if row["lds"] is None else row["lds"],
-        ci_low=_known(row["ci_low"]),
-        ci_high=_known(row["ci_high"]),
-        seconds=_known(row["seconds"]),
-        bytes_per_example=_known(row["bytes_per_example"]),
-        lead=leads.get((row["method"], row["pooling"])),
+        method=row.method,
+        pooling=row.pooling,
+        name=f"{name}, {row.pooling} pooling" if row.tell_pooling else name,
+        lds=row.lds,
+        ci_low=_known(row.ci_low),
+        ci_high=_known(row.ci_high),
+        seconds=_known(row.seconds),
+        bytes_per_example=_known(row.bytes_per_example),
+        lead=leads.get((row.method, row.pooling)),
     )
 
 
-def _known(value: float | None) -> float | None:
-    return None if value is None or math.isnan(value) else value
-
-
-def _negated(value: float | None) -> float | None:
-    return None if value is None else -value
-
-
-def _first_known(values: Iterable[float | None]) -> float | None:
-    return next((value for value in map(_known, values) if value is not None), None)
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
 def gather_runs(targets: Iterable[Path]) -> list[FinetuningRuns]:
@@ -233,9 +209,8 @@ def gather_runs(targets: Iterable[Path]) -> list[FinetuningRuns]:
 
 def gather_training(training: Path) -> tuple[list[tuple[int, float]], list[tuple[int, float]]]:
     """Return the (step, loss) points and the (step, validation LDS) points of the encoder's training."""
-    rows = read_table(training, ["step", "loss", "validation_lds"]).to_pylist()
-    losses = [(row["step"], row["loss"]) for row in rows if _known(row["loss"]) is not None]
-    validations = [(row["step"], row["validation_lds"]) for row in rows if _known(row["validation_lds"]) is not None]
+    steps = read_frame(training, ["step", "loss", "validation_lds"]).set_index("step")
+    losses, validations = (list(steps[name].dropna().items()) for name in ("loss", "validation_lds"))
     return losses, validations
 
 
@@ -247,48 +222,30 @@ def gather_costs(benchmarks: Path, plan: Path) -> RunCost:
     """
     planned = json.loads(plan.read_text(encoding="utf-8")) if plan.exists() else {"stages": [], "total": {}}
     seconds = {stage["stage"]: stage["seconds"] for stage in planned["stages"]}
-    by_stage, intervals = defaultdict(list), []
-    for path in sorted(benchmarks.rglob("*.tsv")):
-        place = path.relative_to(benchmarks)
-        stage = place.parts[0] if len(place.parts) > 1 else place.stem
-        with open(path, encoding="utf-8", newline="") as file:
-            # A file may hold several repeats; a job's cost is all of them.
-            jobs = list(csv.DictReader(file, delimiter="\t"))
-        by_stage[stage].extend(jobs)
-        end = path.stat().st_mtime
-        intervals.append((end - sum(_number(job.get("s")) or 0.0 for job in jobs), end))
-    costs = [_cost(stage, jobs, seconds.get(stage)) for stage, jobs in by_stage.items() if jobs]
+    jobs = read_benchmarks(sorted(benchmarks.rglob("*.tsv")))
+    costs = jobs.groupby(jobs["path"].map(lambda path: _stage(path.relative_to(benchmarks)))).agg(
+        jobs=("s", "size"), seconds=("s", "sum"), cpu_seconds=("cpu_time", "sum"), peak_mib=("max_rss", "max")
+    )
+    # Snakemake writes MiB
     return RunCost(
-        stages=sorted(costs, key=lambda cost: -cost.seconds),
-        wall_seconds=_covered(intervals),
+        stages=[
+            StageCost(
+                row.Index, row.jobs, row.seconds, row.cpu_seconds, _known(row.peak_mib * 2**20), seconds.get(row.Index)
+            )
+            for row in costs.sort_values("seconds", ascending=False, kind="stable").itertuples()
+        ],
+        wall_seconds=_covered(jobs.groupby("path")["s"].sum()),
         planned_wall_seconds=planned["total"].get("wall_seconds"),
     )
 
 
-def _covered(intervals: list[tuple[float, float]]) -> float:
-    """Return the length of the union of intervals."""
-    covered, last = 0.0, -math.inf
-    for start, end in sorted(intervals):
-        covered += max(end - max(start, last), 0.0)
-        last = max(last, end)
-    return covered
+def _stage(benchmark: Path) -> str:
+    return benchmark.parts[0] if len(benchmark.parts) > 1 else benchmark.stem
 
 
-def _cost(stage: str, jobs: list[dict[str, str]], planned_seconds: float | None) -> StageCost:
-    memory = [value for job in jobs if (value := _number(job.get("max_rss"))) is not None]
-    return StageCost(
-        stage=stage,
-        jobs=len(jobs),
-        seconds=sum(_number(job.get("s")) or 0.0 for job in jobs),
-        cpu_seconds=sum(_number(job.get("cpu_time")) or 0.0 for job in jobs),
-        peak_bytes=max(memory) * 2**20 if memory else None,  # Snakemake writes MiB
-        planned_seconds=planned_seconds,
-    )
-
-
-def _number(text: str | None) -> float | None:
-    # Snakemake writes "-" or "NA" for a job that ended before it could be measured.
-    try:
-        return _known(float(text)) if text else None
-    except ValueError:
-        return None
+def _covered(seconds: pd.Series) -> float:
+    """Return how long at least one job was running, from the seconds of each benchmark file, written at its end."""
+    ends = seconds.index.map(lambda path: path.stat().st_mtime)
+    jobs = pd.DataFrame({"start": ends - seconds.to_numpy(), "end": ends}).sort_values(["start", "end"])
+    before = jobs["end"].cummax().shift(fill_value=-math.inf)
+    return float((jobs["end"] - jobs["start"].clip(lower=before)).clip(lower=0).sum())

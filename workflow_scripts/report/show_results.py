@@ -3,16 +3,20 @@
 Run: python -m workflow_scripts.report.show_results CONFIG
 """
 
+import itertools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import yaml
 
 from workflow_scripts.core.errors import StudyError
+from workflow_scripts.core.frames import read_frame
 from workflow_scripts.core.parquet import read_table
-from workflow_scripts.core.progress import one_line
+from workflow_scripts.corpora.templates import one_line
 from workflow_scripts.study.config import Study, load_study
 
 TESTS_SHOWN = 5
@@ -26,7 +30,7 @@ def results_text(results: Path, study: Study) -> str:
     That is its LDS table, or, where no LM was fine-tuned to judge methods, some tests with their best examples.
     """
     judged = any(evaluation.subsets for evaluation in study.evaluations.values())
-    rows = read_table(results / "evaluation" / "lds.parquet").to_pylist() if judged else []
+    rows = read_frame(results / "evaluation" / "lds.parquet") if judged else pd.DataFrame()
     lines = [
         line
         for name, evaluation in study.evaluations.items()
@@ -38,10 +42,9 @@ def results_text(results: Path, study: Study) -> str:
 def _best_examples(results: Path, study: Study, evaluation: str) -> Iterator[str]:
     method = study.scoring.methods[0]
     path = results / "scores" / method / f"{evaluation}.parquet"
-    best: dict[int, list[dict]] = {}
-    for row in read_table(path).to_pylist():
-        if row["sign"] == "helpful":
-            best.setdefault(row["test_id"], []).append(row)
+    table = read_table(path)
+    table = table.filter(pc.and_(pc.equal(table["sign"], "helpful"), pc.less_equal(table["rank"], EXAMPLES_SHOWN)))
+    best = table.to_pandas().sort_values(["test_id", "rank"]).groupby("test_id")
     corpora = study.evaluations[evaluation]
     tests, examples = (
         read_table(results / "corpora" / f"{corpus}.parquet", ["prompt", "response"])
@@ -49,10 +52,10 @@ def _best_examples(results: Path, study: Study, evaluation: str) -> Iterator[str
     )
     yield ""
     yield f"Most helpful training examples on {evaluation} by {method} ({len(best):,} tests; all scores: {path})"
-    for test in sorted(best)[:TESTS_SHOWN]:
+    for test, rows in itertools.islice(best, TESTS_SHOWN):
         yield f"  test {test}: {_example(tests, test)}"
-        for row in best[test][:EXAMPLES_SHOWN]:
-            yield f"  {row['score']:>9.4f}  example {row['example_id']}: {_example(examples, row['example_id'])}"
+        for row in rows.itertuples():
+            yield f"  {row.score:>9.4f}  example {row.example_id}: {_example(examples, row.example_id)}"
     if len(best) > TESTS_SHOWN:
         yield f"  ... and {len(best) - TESTS_SHOWN:,} tests more"
 
@@ -70,19 +73,17 @@ def _near_duplicates(results: Path, study: Study) -> Iterator[str]:
         yield f"{found:,} tests nearly stand in the corpus that the encoder is trained on: {path}"
 
 
-def _lds_table(evaluation: str, rows: list[dict]) -> Iterator[str]:
-    rows = [row for row in rows if row["evaluation"] == evaluation]
-    first = rows[0]
+def _lds_table(evaluation: str, rows: pd.DataFrame) -> Iterator[str]:
+    rows = rows[rows["evaluation"] == evaluation].sort_values("lds", ascending=False, kind="stable")
+    first = rows.iloc[0]
     yield ""
     yield (
         f"LDS on {evaluation} ({first['n_tests']:,} tests, {first['n_subsets']:,} subsets, "
         f"noise ceiling {first['ceiling']:.3f})"
     )
     yield f"  {'method':<14}{'pooling':<11}{'LDS':>6}   interval"
-    for row in sorted(rows, key=lambda row: -row["lds"]):
-        yield (
-            f"  {row['method']:<14}{row['pooling']:<11}{row['lds']:>6.3f}   {row['ci_low']:.3f} to {row['ci_high']:.3f}"
-        )
+    for row in rows.itertuples():
+        yield f"  {row.method:<14}{row.pooling:<11}{row.lds:>6.3f}   {row.ci_low:.3f} to {row.ci_high:.3f}"
 
 
 def main() -> None:

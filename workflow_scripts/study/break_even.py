@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-
-from workflow_scripts.core.errors import StudyError
 
 
 @dataclass(frozen=True)
@@ -30,24 +25,3 @@ def crossover(ours: Cost, theirs: Cost) -> float:
     if dearer_at_first <= 0:
         return 0.0 if saved >= 0 else math.inf
     return dearer_at_first / saved if saved > 0 else math.inf
-
-
-def benchmark_seconds(benchmarks: Path, patterns: Sequence[str]) -> float:
-    """Return the seconds of all jobs whose benchmark files match, in Snakemake's folder of benchmarks.
-
-    Raises
-    ------
-    StudyError: a pattern matches no file.
-    """
-    seconds = 0.0
-    for pattern in patterns:
-        paths = sorted(benchmarks.glob(pattern))
-        if not paths:
-            raise StudyError(
-                f"{benchmarks}/{pattern}: no such benchmark file, so what that stage cost isn't known. Run it again "
-                "with this workflow, or drop experiments.amortisation."
-            )
-        for path in paths:
-            with open(path, encoding="utf-8", newline="") as file:
-                seconds += sum(float(row["s"]) for row in csv.DictReader(file, delimiter="\t"))
-    return seconds

@@ -1,6 +1,7 @@
 """Selection by ranks, and F1 of answers, against numbers made by hand."""
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 
@@ -124,7 +125,7 @@ def test_f1_is_the_mean_over_tasks_of_the_mean_over_tests(files):
 
 def test_a_test_that_is_not_known_is_left_out():
     means = TaskMeans([np.array([0, 1]), np.array([2])], 20, np.random.default_rng(0))
-    value, draws = means({0: 1.0, 1: np.nan, 2: 0.0})
+    value, draws = means(pd.Series({0: 1.0, 1: np.nan, 2: 0.0}))
     assert value == 0.5
     assert draws.shape == (20,)
     assert set(np.round(draws[np.isfinite(draws)], 6)) <= {0.0, 0.5, 1.0}

@@ -1,12 +1,14 @@
 """Runs on written lists: what is left out takes no part, each list is fine-tuned once, a kill costs nothing."""
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 from tiny_study import FINETUNING
 
 from workflow_scripts.core.errors import StudyError
-from workflow_scripts.core.parquet import read_table, write_table
+from workflow_scripts.core.frames import write_frame
+from workflow_scripts.core.parquet import read_table
 from workflow_scripts.experiments.finetune_runs import finetune_runs
 from workflow_scripts.experiments.runs import MEASURED_SCHEMA, ListedRun, read_measured, read_share, write_runs
 from workflow_scripts.language_model.finetuner import Finetuner
@@ -143,13 +145,17 @@ def test_answers_are_written_where_asked_for(tiny, listed, tmp_path):
 
 
 def test_runs_that_diverge_are_told_or_stop_the_study(tmp_path):
-    rows_ = [("a", 0, 1, 2.0, None, "ok"), ("b", 0, 1, None, None, "diverged")]
-    names = MEASURED_SCHEMA.names
-    table = pa.Table.from_pylist([dict(zip(names, row, strict=True)) for row in rows_], schema=MEASURED_SCHEMA)
-    path = tmp_path / "measured" / "0.parquet"
-    write_table(path, table)
-    measured = read_measured([path], 0.5)
-    np.testing.assert_array_equal(measured.losses_of("a", 1, [1]), [[2.0]])
-    assert np.isnan(measured.losses_of("b", 1, [1])).all()
+    runs, path = tmp_path / "runs.parquet", tmp_path / "measured" / "0.parquet"
+    one, other = (ListedRun(np.array([example]), np.array([], int), np.array([1])) for example in (5, 6))
+    write_runs(runs, rows(one, other, one), FIELDS, seeds=1)
+    rows_ = [(one.name, 0, 1, 2.0, None, "ok"), (other.name, 0, 1, None, None, "diverged")]
+    measured = pd.DataFrame(rows_, columns=MEASURED_SCHEMA.names)
+    write_frame(path, measured, MEASURED_SCHEMA)
+    found = read_measured(runs, ["purpose"], [path], 0.5)
+    assert found["purpose"].tolist() == ["run 0", "run 1", "run 2"]
+    np.testing.assert_array_equal(found["loss"], [2.0, np.nan, 2.0])
     with pytest.raises(StudyError, match=r"1 of 2 fine-tuning runs diverged, more than .* \(0.4\)"):
-        read_measured([path], 0.4)
+        read_measured(runs, [], [path], 0.4)
+    write_frame(path, measured[:1], MEASURED_SCHEMA)
+    with pytest.raises(StudyError, match=r"1 of the 3 losses that .*runs\.parquet asks for are missing"):
+        read_measured(runs, [], [path], 0.5)

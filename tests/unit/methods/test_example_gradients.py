@@ -7,10 +7,10 @@ import pytest
 import torch
 from exact_gradients import exact_gradients
 from transformers import GPT2Config, GPT2LMHeadModel
-from workflow_scripts.lib import example_gradients
 
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.language_model.losses import example_losses, load_language_model, summed_losses, use_packing
+from workflow_scripts.methods import example_gradients
 from workflow_scripts.methods.example_gradients import ExampleGradients, mlp_layers, outer_sums
 from workflow_scripts.methods.projected_gradients import (
     DAMPING,

@@ -109,5 +109,13 @@ def test_the_advice_is_a_sentence(experiments):
     assert experiments["Transfer"].tables[0].rows[0].note == "0.50 at home, 85 % of its share of the ceiling kept"
 
 
+def test_a_value_that_is_not_known_stands_last(tmp_path):
+    rows = [value("full_data", "f1", 0.6), value("airrep", "f1", 0.5), value("random_selection", "f1", 0.4)]
+    rows[0] |= {"value": None, "ci_low": None, "ci_high": None}  # all of its runs diverged
+    write_table(tmp_path / "selection.parquet", pa.Table.from_pylist([*rows, value("airrep", "loss", 1.0)]))
+    (experiment,) = gather_experiments([tmp_path / "selection.parquet"])
+    assert [row.name for row in experiment.tables[0].rows] == ["AirRep", "Random examples", "All data"]
+
+
 def test_a_study_without_experiments_has_no_section():
     assert gather_experiments([]) == []

@@ -5,10 +5,11 @@ import math
 import pyarrow as pa
 import pytest
 
+from workflow_scripts.core.benchmark_files import benchmark_seconds
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.parquet import read_table, write_table
 from workflow_scripts.experiments.evaluate_amortisation import evaluate_amortisation
-from workflow_scripts.study.break_even import Cost, benchmark_seconds, crossover
+from workflow_scripts.study.break_even import Cost, crossover
 
 
 @pytest.mark.parametrize(
@@ -44,6 +45,9 @@ def test_seconds_of_jobs_add_up(tmp_path):
     assert benchmark_seconds(tmp_path, patterns) == 14.0
     with pytest.raises(StudyError, match="no such benchmark file"):
         benchmark_seconds(tmp_path, ["warmup_lm/*.tsv"])
+    benchmark(tmp_path / "fit_method" / "less.tsv", "-")
+    with pytest.raises(StudyError, match=r"fit_method/less\.tsv: .* without seconds"):
+        benchmark_seconds(tmp_path, ["fit_method/less.tsv"])
 
 
 def test_the_table_holds_both_lines_and_where_they_meet(tmp_path):

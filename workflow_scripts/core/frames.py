@@ -1,0 +1,32 @@
+"""Parquet tables as pandas data frames: results, runs and plans, up to some hundred thousand rows.
+
+Targets, embeddings and scores have millions and stay Arrow and NumPy (`lib.tables`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+
+from workflow_scripts.core.parquet import read_table, write_table
+
+
+def read_frame(path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """Read a Parquet file into Arrow-backed columns, floats into NumPy's. Errors as `read_table`.
+
+    A missing float is NaN, whether the file has null or NaN there; any other missing value is `pd.NA`.
+    """
+    return read_table(path, columns).to_pandas(types_mapper=_dtype)
+
+
+def _dtype(column: pa.DataType) -> pd.ArrowDtype | None:
+    # Arrow-backed floats would have two missing values, NaN and NA, and count the first as a number.
+    return None if pa.types.is_floating(column) else pd.ArrowDtype(column)
+
+
+def write_frame(path: Path, frame: pd.DataFrame, schema: pa.Schema, **metadata: str) -> None:
+    """Write the columns of `schema` to `path` as `write_table` does; a missing value, NaN among them, is null there."""
+    write_table(path, pa.Table.from_pandas(frame, schema, preserve_index=False), **metadata)
