@@ -61,7 +61,7 @@ def one_by_one(folder: str, vocabulary: int, examples: int, models: int, change:
 def fused_losses(lm: PreTrainedModel, examples: Sequence[TokenizedExample]) -> tuple[torch.Tensor, torch.Tensor]:
     """As `language_model.summed_losses`, with PyTorch's own function for head and cross-entropy."""
     batch = language_model.pack([example.tokens for example in examples], lm.device)
-    judged = language_model._judged_tokens(batch.order, examples)
+    judged = language_model.response_positions(batch.order, examples)
     places, owner, counts = (language_model.to_device(array, lm.device) for array in judged)
     states = lm.model(input_ids=batch.tokens, position_ids=batch.positions, packing=batch, use_cache=False)
     hidden = states.last_hidden_state[0, places - 1]

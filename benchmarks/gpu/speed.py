@@ -49,12 +49,16 @@ class SubsetWay:
     fresh_gradients: bool = False
     bfloat16_weights: bool = False
     compiled: bool = False
+    # Which need weights in bfloat16 and variable lengths.
+    cuda_graphs: bool = False
 
 
 SUBSET_WAYS = {
     "old": SubsetWay(),
     "all": SubsetWay(*[True] * len(fields(SubsetWay))),
-    **{field.name: SubsetWay(**{field.name: True}) for field in fields(SubsetWay)},
+    **{field.name: SubsetWay(**{field.name: True}) for field in fields(SubsetWay) if field.name != "cuda_graphs"},
+    "not_compiled": SubsetWay(varlen=True, fresh_gradients=True, bfloat16_weights=True, cuda_graphs=True),
+    "no_graphs": SubsetWay(varlen=True, fresh_gradients=True, bfloat16_weights=True, compiled=True),
 }
 
 
@@ -70,7 +74,7 @@ def subset(case: Case, device: torch.device, way: str) -> None:
     tuner = _tuner(lm, chosen)
     if large:
         torch.cuda.reset_peak_memory_stats()
-    if way in ("old", "all"):
+    if way in ("old", "all", "not_compiled"):
         test = make(seed=9)
         for number in (1, 2, 3):
             train = make(seed=number)
@@ -78,7 +82,7 @@ def subset(case: Case, device: torch.device, way: str) -> None:
             measuring = timed(partial(tuner.losses, test), device)
             if number == 2:
                 continue
-            goal = SUBSET_GOAL if large and (way, number) == ("all", 3) else None
+            goal = SUBSET_GOAL if large and number == 3 and way != "old" else None
             name = {1: "first", 3: "third"}[number]
             case.figure(f"{name} subset", training + measuring, "s", goal)
             case.figure(f"{name} subset: of which training", training, "s")
@@ -126,6 +130,7 @@ def _tuner(lm: PreTrainedModel, way: SubsetWay) -> Finetuner:
         evaluation_tokens=65_536,
         bfloat16_weights=way.bfloat16_weights,
         compile=way.compiled,
+        cuda_graphs=way.cuda_graphs,
     )
     if not way.fresh_gradients:
         clear = tuner.optimizer.zero_grad
@@ -153,12 +158,15 @@ class StepWay:
 
     varlen: bool = False
     long_chunks: bool = False
+    bfloat16_weights: bool = False
     compiled: bool = False
 
 
 STEP_WAYS = {
     "old": StepWay(),
     "all": StepWay(*[True] * len(fields(StepWay))),
+    "not_compiled": StepWay(varlen=True, long_chunks=True, bfloat16_weights=True),
+    "autocast": StepWay(varlen=True, long_chunks=True, compiled=True),
     **{field.name: StepWay(**{field.name: True}) for field in fields(StepWay)},
 }
 
@@ -172,6 +180,9 @@ def encoder_step(case: Case, device: torch.device, way: str) -> None:
     subsets, size = (32, 1000) if large else (4, 6)
     encoder = random_encoder(GTE_SMALL if large else SMALL_BERT, 512, 30_522 if large else 200).to(device)
     encoder.transformer.set_attn_implementation(ATTENTION if chosen.varlen else BUCKETS)
+    encoder.bfloat16_weights = chosen.bfloat16_weights and large
+    if chosen.compiled:
+        encoder.compile_layers()
     examples = encoder_examples((subsets + 1) * size, 200, 150 if large else 16, 6)
     tokens = dict(enumerate(examples))
     members = size + np.arange(subsets * size).reshape(subsets, size)

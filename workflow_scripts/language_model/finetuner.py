@@ -9,10 +9,13 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from workflow_scripts.core.errors import lacks_memory
+from workflow_scripts.core.progress import say
 from workflow_scripts.core.seeds import generator
+from workflow_scripts.language_model.cuda_graphs import GraphedPasses
 from workflow_scripts.language_model.losses import TokenizedExample, autocast, compile_layers, evaluate, summed_losses
 from workflow_scripts.language_model.oom_retry import explained_lack_of_memory, with_fewer_tokens
-from workflow_scripts.models.packing import token_budget
+from workflow_scripts.models.packing import ATTENTION, token_budget
 
 
 class Finetuner:
@@ -30,6 +33,7 @@ class Finetuner:
     bfloat16_weights: in bfloat16, compute with a copy of the weights in bfloat16, renewed after each step, and not by
         autocast, which casts them in every pass. None: on a GPU.
     compile: compile the LM's layers and the loss with `torch.compile`.
+    cuda_graphs: replay forward and backward passes as CUDA graphs where the LM's copy in bfloat16 is packed on a GPU.
 
     Raises
     ------
@@ -49,6 +53,7 @@ class Finetuner:
         evaluation_tokens: int,
         bfloat16_weights: bool | None = None,
         compile: bool = False,
+        cuda_graphs: bool = True,
     ):
         self.lm = lm
         self.batch_examples, self.epochs = batch_examples, epochs
@@ -73,6 +78,11 @@ class Finetuner:
         self.autocast_precision = "float32" if copied else precision
         if compile:
             compile_layers(self.working_lm)
+        # Buckets have shapes of their own in each batch, and deterministic algorithms want buckets.
+        packed = getattr(lm, "airrep_packed", False) and lm.config._attn_implementation == ATTENTION
+        graphed = cuda_graphs and copied and packed and lm.device.type == "cuda"
+        graphed = graphed and not torch.are_deterministic_algorithms_enabled()
+        self.graphs = GraphedPasses(self.working_lm) if graphed else None
 
     def _allocate_optimizer_state(self) -> None:
         """Make AdamW allocate its moments now: where memory is short, no optimiser step may fail half-way."""
@@ -121,13 +131,26 @@ class Finetuner:
         response_tokens = max(sum(len(example.tokens) - example.prompt_tokens for example in batch), 1)
         total = torch.zeros((), device=self.lm.device)
         for chosen in token_budget(lengths, step_tokens):
-            with autocast(self.lm.device, self.autocast_precision):
-                losses, _ = summed_losses(self.working_lm, [batch[i] for i in chosen])
-            loss = losses.sum() / response_tokens
-            loss.backward()
+            total += self._backpropagate([batch[i] for i in chosen], response_tokens)
             self._take_gradients()
-            total += loss.detach()
         return total
+
+    def _backpropagate(self, examples: Sequence[TokenizedExample], response_tokens: int) -> torch.Tensor:
+        """Add the gradient of one forward pass; return its part of the batch's loss, a scalar."""
+        if self.graphs is not None:
+            try:
+                return self.graphs.backpropagate(examples, 1 / response_tokens)
+            except RuntimeError as error:
+                self.graphs.clear()
+                if lacks_memory(error):
+                    raise
+                say(f"{type(self.lm).__name__}: passes aren't recorded as CUDA graphs: {str(error).splitlines()[0]}")
+                self.graphs = None
+        with autocast(self.lm.device, self.autocast_precision):
+            losses, _ = summed_losses(self.working_lm, examples)
+        loss = losses.sum() / response_tokens
+        loss.backward()
+        return loss.detach()
 
     @torch.no_grad()
     def _take_gradients(self) -> None:
@@ -144,8 +167,9 @@ class Finetuner:
                 put([total for _, _, total in some], [gradient for _, gradient, _ in some])
         for parameter, _, total in parts:
             parameter.grad = total
-        for working in self.working_parameters:
-            working.grad = None
+        if self.graphs is None:
+            for working in self.working_parameters:
+                working.grad = None
 
     def losses(self, examples: Sequence[TokenizedExample]) -> np.ndarray:
         """Return the loss of each example under the current weights, float32 [examples]."""

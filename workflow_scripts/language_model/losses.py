@@ -78,7 +78,7 @@ def example_losses(lm: PreTrainedModel, examples: Sequence[TokenizedExample]) ->
 def summed_losses(lm: PreTrainedModel, examples: Sequence[TokenizedExample]) -> tuple[torch.Tensor, torch.Tensor]:
     """Return each example's summed cross-entropy of response tokens and their number, float32 [examples]."""
     batch = pack([example.tokens for example in examples], lm.device)
-    places, owner, counts = _judged_tokens(batch.order, examples)
+    places, owner, counts = response_positions(batch.order, examples)
     logits = (_packed_logits if lm.airrep_packed else _padded_logits)(lm, batch, places - 1)
     targets = batch.tokens[0, to_device(places, lm.device)]
     losses = torch.zeros(len(examples), device=lm.device)
@@ -105,7 +105,7 @@ def compile_layers(lm: PreTrainedModel) -> None:
     lm.airrep_token_losses = torch.compile(token_losses, dynamic=True)
 
 
-def _judged_tokens(order: np.ndarray, examples: Sequence[TokenizedExample]) -> tuple[np.ndarray, ...]:
+def response_positions(order: np.ndarray, examples: Sequence[TokenizedExample]) -> tuple[np.ndarray, ...]:
     """Return what is known of response tokens without asking the GPU, which would have to be waited for.
 
     Their places in a row packed in `order` and the example of each, int64 [response tokens]; and their number,

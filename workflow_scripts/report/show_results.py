@@ -16,7 +16,7 @@ import yaml
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.frames import read_frame
 from workflow_scripts.core.parquet import read_table
-from workflow_scripts.corpora.templates import one_line
+from workflow_scripts.core.progress import one_line
 from workflow_scripts.study.config import Study, load_study
 
 TESTS_SHOWN = 5

@@ -6,10 +6,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from workflow_scripts import embed_corpus as stage
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.parquet import read_metadata, read_table, table_metadata, write_batches, write_table
 from workflow_scripts.corpora.templates import encoder_texts
+from workflow_scripts.embeddings import embed_corpus as stage
 from workflow_scripts.embeddings import store as embedding_files
 from workflow_scripts.encoder.model import AttributionEncoder, load_encoder
 from workflow_scripts.study.specs import STAGE_VERSIONS

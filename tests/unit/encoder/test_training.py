@@ -5,9 +5,9 @@ import pytest
 import torch
 from tiny_study import TRAINING
 
-from workflow_scripts import train_encoder as stage
 from workflow_scripts.core.parquet import read_table
 from workflow_scripts.encoder import model as encoder_module
+from workflow_scripts.encoder import train_encoder as stage
 from workflow_scripts.encoder.model import AttributionEncoder, load_encoder
 from workflow_scripts.encoder.objective import group_scores, ranking_loss
 from workflow_scripts.encoder.training import Draw, Objective, backpropagate_step, draw_step

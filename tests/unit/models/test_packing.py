@@ -135,45 +135,6 @@ def test_token_budget_is_kept_and_every_example_comes_once():
     assert [lengths[batch].tolist() for batch in batches] == [[1, 3, 4, 4], [9], [10], [50]]
 
 
-class PlainVarlen:
-    """`torch.nn.attention.varlen.varlen_attn` in plain PyTorch, which counts its calls."""
-
-    def __init__(self):
-        self.calls = 0
-        self.dtypes = set()
-
-    def __call__(
-        self, query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window_size=(-1, -1), **grouped
-    ):
-        self.calls += 1
-        self.dtypes |= {query.dtype, key.dtype, value.dtype}
-        assert cu_seq_q is cu_seq_k
-        assert cu_seq_q.dtype == torch.int32
-        lengths = cu_seq_q.diff().tolist()
-        assert max_q == max_k == max(lengths)
-        groups = query.shape[1] // key.shape[1]
-        assert grouped == ({"enable_gqa": True} if groups > 1 else {})
-        outputs = []
-        for q, k, v in zip(*(tensor.split(lengths) for tensor in (query, key, value)), strict=True):
-            k, v = (tensor.repeat_interleave(groups, 1) for tensor in (k, v))
-            weights = torch.einsum("qhd,khd->hqk", q, k).float() * (q.shape[-1] ** -0.5 if scale is None else scale)
-            distance = torch.arange(len(q))[:, None] - torch.arange(len(q))
-            back, ahead = (window if window >= 0 else len(q) for window in window_size)
-            weights = weights.masked_fill((distance > back) | (distance < -ahead), -torch.inf)
-            outputs.append(torch.einsum("hqk,khd->qhd", weights.softmax(-1).to(v.dtype), v))
-        return torch.cat(outputs)
-
-
-@pytest.fixture
-def varlen(monkeypatch):
-    """A kernel for variable lengths that runs here, where it would run on a GPU."""
-    kernel = PlainVarlen()
-    monkeypatch.setattr(packing, "varlen_attn", kernel)
-    monkeypatch.setattr(packing, "_TAKES_ENABLE_GQA", True)
-    monkeypatch.setattr(packing, "_runs_varlen", lambda device: True)
-    return kernel
-
-
 @pytest.mark.parametrize("name", sorted(ARCHITECTURES.keys() - PADDED))
 def test_varlen_gives_the_losses_and_gradients_of_buckets_and_of_padded_batches(name, varlen, monkeypatch):
     lm, batch = made(name), examples()
