@@ -113,8 +113,8 @@ class AttributionEncoder(nn.Module):
 
         if not self.tokenizer.is_fast or not parts:
             return ids_of(parts) if parts else []
-        # That `transformers` wraps each result keeps one Python thread busier than all others that tokenise. Its call
-        # also sets the truncation, and tells whether a tokenizer's class does more than to pass texts on.
+        # Wrapping each result, as a call of the tokenizer does, costs more of the one Python thread than all else. The
+        # call for a word sets the truncation, and tells whether the tokenizer's class does more than pass texts on.
         word = ids_of([A_WORD])
         encode = self.tokenizer.backend_tokenizer.encode_batch_fast
         if [encoding.ids for encoding in encode([A_WORD])] != word:
