@@ -38,6 +38,7 @@ def cases() -> list[tuple[str, str, CaseFunction, float]]:
         ("finetuner", "reset", lm_checks.finetuner_reset, 10),
         ("finetuner", "memory", lm_checks.finetuner_memory, 10),
         ("finetuner", "devices", lm_checks.finetuner_devices, 20),
+        ("finetuner", "graphs", lm_checks.finetuner_graphs, 15),
         ("finetuner", "deterministic", lm_checks.finetuner_deterministic, 10),
         ("encoder", "embeddings", encoder_checks.encoder_embeddings, 15),
         ("encoder", "gradient", encoder_checks.encoder_gradient, 10),
@@ -57,10 +58,15 @@ def cases() -> list[tuple[str, str, CaseFunction, float]]:
 def main(arguments: list[str] | None = None) -> int:
     """Run the cases asked for; return the exit code."""
     parts = list(dict.fromkeys(part for part, *_ in cases()))
-    names = partial(_names, parts)
+    names = partial(_names, [*parts, *(f"{part} {name}" for part, name, *_ in cases())])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="JSON file for all that is printed, and tracebacks")
-    parser.add_argument("--only", type=names, default=parts, help=f"parts to run, of {','.join(parts)}")
+    parser.add_argument(
+        "--only",
+        type=names,
+        default=parts,
+        help=f"parts to run, of {','.join(parts)}, or single cases, e.g. 'step all'",
+    )
     parser.add_argument("--skip", type=names, default=[], help="parts to leave out")
     parser.add_argument("--seconds", type=float, default=480.0, help="what doesn't fit into them is skipped")
     parser.add_argument("--device", choices=["cuda", "cpu"], help="default: a GPU if there is one")
@@ -70,7 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.disable_progress_bar()
     record = Record(given.out, given.seconds, given.resume)
     for part, name, function, seconds in cases():
-        if part not in given.only or part in given.skip:
+        if not {part, f"{part} {name}"} & set(given.only) or {part, f"{part} {name}"} & set(given.skip):
             continue
         record.run(name if name == part else f"{part} {name}", partial(function, device=device), seconds)
         _free(device)

@@ -139,6 +139,25 @@ def finetuner_reset(case: Case, device: torch.device) -> None:
         case.figure(f"A, B, A in {precision}: largest spread", float(np.abs(again - a).max()), "nats")
 
 
+def finetuner_graphs(case: Case, device: torch.device) -> None:
+    """Replayed CUDA graphs train what passes without them train, in bfloat16."""
+    first, second, test = _sets(device.type == "cuda")
+    losses, tuners = [], [make_tuner(device, "bfloat16", cuda_graphs=graphs) for graphs in (False, True)]
+    if tuners[1].graphs is None:
+        case.skip("no CUDA graphs on this device")
+        return
+    for tuner in tuners:
+        losses.append([_run(tuner, examples, test) for examples in (first, second)])
+    (a, b), (graphed_a, graphed_b) = losses
+    if tuners[1].graphs is None:
+        raise RuntimeError("the passes could not be recorded, see what was said")
+    effect = float(np.abs(a - b).mean())
+    difference = max(float(np.abs(graphed_a - a).max()), float(np.abs(graphed_b - b).max()))
+    case.check("graphs against none: share of another subset's effect", difference / effect, 0.1)
+    case.figure("graphs against none: largest difference", difference, "nats")
+    case.figure("graphs recorded", len(tuners[1].graphs.graphs), "")
+
+
 def _run(tuner: Finetuner, examples: list[TokenizedExample], test: list[TokenizedExample]) -> np.ndarray:
     if not tuner.finetune(examples, 0, "acceptance"):
         raise RuntimeError("the run diverged")

@@ -74,7 +74,7 @@ def subset(case: Case, device: torch.device, way: str) -> None:
     tuner = _tuner(lm, chosen)
     if large:
         torch.cuda.reset_peak_memory_stats()
-    if way in ("old", "all", "not_compiled"):
+    if way in ("all", "not_compiled"):
         test = make(seed=9)
         for number in (1, 2, 3):
             train = make(seed=number)

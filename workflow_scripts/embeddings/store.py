@@ -25,7 +25,7 @@ from workflow_scripts.models.packing import to_host
 
 # Blocks that wait between two steps of the work.
 BLOCKS_AHEAD = 2
-# A larger block (of gradients) is written before the next one is embedded, so that memory holds one of them.
+# A larger block (of gradients) is written before the next one is begun, so that memory holds one of them.
 MOST_BYTES_WAITING = 1 << 26
 
 
@@ -124,12 +124,12 @@ def write_embeddings(
     writer = table_writer(embeddings, schema, measured, key=key, **metadata) if is_first() else _writing_nothing()
     with writer as write, _thread() as writing, _thread(cancel=True) as preparing:
         pending: deque[Future[None]] = deque()
-        for number, work in enumerate(_ahead(started(), BLOCKS_AHEAD)):
+        for number, work in enumerate(_ahead(started())):
             fetch = _fetching(work.block.embed(work.prepared.result())) if work.prepared else None
             # A thread knows nothing of `table_metadata` by itself.
             context = contextvars.copy_context()
             pending.append(writing.submit(context.run, finish, number, work, fetch, write))
-            while len(pending) > (BLOCKS_AHEAD if work.vectors.nbytes <= MOST_BYTES_WAITING else 0):
+            while len(pending) > work.blocks_beside:
                 pending.popleft().result()
         for written in pending:
             written.result()
@@ -150,13 +150,18 @@ class _Work:
     new: np.ndarray
     prepared: Future[Any] | None
 
+    @property
+    def blocks_beside(self) -> int:
+        """How many blocks of this size may wait beside the one that is worked on."""
+        return BLOCKS_AHEAD if self.vectors.nbytes <= MOST_BYTES_WAITING else 0
 
-def _ahead(items: Iterator[_Work], number: int) -> Iterator[_Work]:
-    """Yield `items` in their order, so many of them later than they are asked for."""
+
+def _ahead(items: Iterator[_Work]) -> Iterator[_Work]:
+    """Yield `items` in their order, and begin the next ones before."""
     waiting: deque[_Work] = deque()
     for item in items:
         waiting.append(item)
-        if len(waiting) > number:
+        while len(waiting) > item.blocks_beside:
             yield waiting.popleft()
     yield from waiting
 

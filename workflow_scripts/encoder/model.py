@@ -39,6 +39,8 @@ from workflow_scripts.study.choices import View
 DENSE_FOLDERS = ("2_Dense", "3_Dense")  # without and with a Normalize module before it
 # Under the view `split`, each part is a model folder of its own, and an embedding is both vectors side by side.
 SPLIT_FOLDERS = ("prompt", "response")
+# Short enough to be cut nowhere.
+A_WORD = "a"
 # Most tokens in one forward pass, where nobody says otherwise.
 CHUNK_TOKENS = {"cpu": 16_384, "cuda": 65_536}
 
@@ -112,11 +114,13 @@ class AttributionEncoder(nn.Module):
 
         if not self.tokenizer.is_fast or not parts:
             return ids_of(parts) if parts else []
-        # That `transformers` wraps each result keeps one Python thread busier than all others that tokenise. Its call
-        # also sets the truncation, and tells whether a tokenizer's class does more than to pass texts on.
-        first = ids_of(parts[:1])
-        encodings = self.tokenizer.backend_tokenizer.encode_batch_fast(parts)
-        return (encoding.ids for encoding in encodings) if encodings[0].ids == first[0] else ids_of(parts)
+        # Wrapping each result, as a call of the tokenizer does, costs more of the one Python thread than all else. The
+        # call for a word sets the truncation, and tells whether the tokenizer's class does more than pass texts on.
+        word = ids_of([A_WORD])
+        encode = self.tokenizer.backend_tokenizer.encode_batch_fast
+        if [encoding.ids for encoding in encode([A_WORD])] != word:
+            return ids_of(parts)
+        return (encoding.ids for encoding in encode(parts))
 
     def pack(self, examples: Sequence[EncoderTokens]) -> PackedBatch:
         """Return the parts of tokenised texts as one packed batch on the encoder's device, for `embed`."""

@@ -71,7 +71,7 @@ def run_pilot(
     training: dict[str, Any] | None,
     encoder: dict[str, Any],
     prompt_words: int,
-    chunk_tokens: int,
+    chunk_tokens: int | None,
     precision: str,
     tests_only: dict[str, bool],
     seed: int,
@@ -341,7 +341,7 @@ def _time_encoder(
     typical: _Sample,
     prompt_words: int,
     training: Mapping[str, Any] | None,
-    chunk_tokens: int,
+    chunk_tokens: int | None,
     precision: str,
 ) -> dict[str, float]:
     """Return the seconds of an embedded token, and where it is trained, of a step and of a fold that is validated on.
@@ -373,6 +373,8 @@ def _time_encoder(
         optimizer.zero_grad(set_to_none=True)
         backpropagate_step(model, ranking, tokens, draw, chunk_tokens, precision)
         optimizer.step()
+        if model.device.type == "cuda":
+            torch.cuda.synchronize()
 
     train()  # warm-up
     scale = {name: whole / _fold_tokens(sizes, embedded / len(examples))[name] for name, whole in fold_tokens.items()}

@@ -240,7 +240,9 @@ def test_an_error_in_a_thread_is_the_stage_s_own(tiny, tmp_path, monkeypatch, st
     assert not (tmp_path / "e.parquet").exists()
 
 
-def test_few_blocks_are_in_memory_at_once(tiny, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("bytes_waiting", "allowed"), [(0, 1), (1 << 26, 2 * embedding_files.BLOCKS_AHEAD + 2)])
+def test_few_blocks_are_in_memory_at_once(tiny, tmp_path, monkeypatch, bytes_waiting, allowed):
+    monkeypatch.setattr(embedding_files, "MOST_BYTES_WAITING", bytes_waiting)
     monkeypatch.setattr(stage, "ROWS_AT_ONCE", 3)
     waiting, most = [0], [0]
     tokenize, write_table = AttributionEncoder.tokenize, embedding_files.write_table
@@ -258,4 +260,4 @@ def test_few_blocks_are_in_memory_at_once(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(embedding_files, "write_table", end)
     embed(tiny, tiny.corpus, tmp_path / "e.parquet")
     assert waiting == [0]
-    assert most[0] <= 2 * embedding_files.BLOCKS_AHEAD + 2
+    assert most[0] <= allowed
