@@ -15,7 +15,7 @@ from workflow_scripts.corpora.templates import EncoderText, encoder_texts
 from workflow_scripts.embeddings.store import EmbeddingBlock, part_of_rows, write_embeddings
 from workflow_scripts.encoder.model import CHUNK_TOKENS, AttributionEncoder, EncoderTokens, load_encoder
 from workflow_scripts.models.loading import folder_hash
-from workflow_scripts.study.specs import STAGE_VERSIONS
+from workflow_scripts.study.stage_versions import STAGE_VERSIONS
 
 ROWS_AT_ONCE = 16_384
 # On a CPU, what a longer forward pass computes no longer fits the cache (15 % slower at 16,384 tokens).

@@ -30,7 +30,7 @@ from workflow_scripts.encoder.training import (
 )
 from workflow_scripts.models.loading import folder_hash
 from workflow_scripts.models.packing import to_device
-from workflow_scripts.study.specs import STAGE_VERSIONS
+from workflow_scripts.study.stage_versions import STAGE_VERSIONS
 from workflow_scripts.targets.labels import pooled_labels
 
 LOG_SCHEMA = pa.schema(

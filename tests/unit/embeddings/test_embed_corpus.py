@@ -12,7 +12,7 @@ from workflow_scripts.corpora.templates import encoder_texts
 from workflow_scripts.embeddings import embed_corpus as stage
 from workflow_scripts.embeddings import store as embedding_files
 from workflow_scripts.encoder.model import AttributionEncoder, load_encoder
-from workflow_scripts.study.specs import STAGE_VERSIONS
+from workflow_scripts.study.stage_versions import STAGE_VERSIONS
 
 SPEC = {
     "prompt_words": 256,
