@@ -417,11 +417,16 @@ Numbers = tuple[torch.Tensor, torch.Tensor | None]
 def _numbers(
     model: PreTrainedModel, read: Callable[[bool, str], torch.Tensor], packed: bool, precision: str, gradients: bool
 ) -> Numbers:
-    """Return the output, and the gradient that its sum has at the input embeddings unless these are frozen."""
+    """Return the output, and the gradient that it has at the input embeddings unless these are frozen.
+
+    Its numbers are summed with different weights: the plain sum of what leaves a layer norm is the same for any input,
+    and its gradient is rounding alone.
+    """
     weight = model.get_input_embeddings().weight
     with torch.set_grad_enabled(gradients and weight.requires_grad):
         output = read(packed, precision)
-        gradient = torch.autograd.grad(output.sum(), weight)[0] if output.requires_grad else None
+        weights = torch.arange(1, output.numel() + 1, device=output.device).sin().view_as(output)
+        gradient = torch.autograd.grad((output * weights).sum(), weight)[0] if output.requires_grad else None
     return output.detach(), gradient
 
 

@@ -1,6 +1,7 @@
 """Packed batches give the losses and gradients of one example at a time, for several architectures."""
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
+from workflow_scripts.encoder.model import AttributionEncoder
 from workflow_scripts.language_model.losses import (
     TokenizedExample,
     autocast,
@@ -155,6 +157,18 @@ def test_varlen_gives_the_losses_and_gradients_of_buckets_and_of_padded_batches(
 def made_bert() -> torch.nn.Module:
     torch.manual_seed(0)
     return transformers.BertModel(transformers.BertConfig(**SIZES, hidden_act="gelu")).eval()
+
+
+def test_the_gradient_of_an_encoder_that_ends_in_a_layer_norm_is_more_than_rounding(monkeypatch):
+    """The plain sum of its output has no gradient: any two ways of rounding are 100 % apart."""
+    distances = packing._distances
+    found = []
+    monkeypatch.setattr(packing, "_distances", lambda *numbers: found.append(distances(*numbers)) or found[-1])
+    torch.manual_seed(0)
+    bert = transformers.BertModel(transformers.BertConfig(**SIZES, hidden_act="gelu"), add_pooling_layer=False).eval()
+    encoder = AttributionEncoder(bert, SimpleNamespace(model_max_length=512), [torch.nn.Linear(32, 8)], 64)
+    assert encoder.use_packing("bfloat16")
+    assert max(gradient for _, gradient in found) < 0.01
 
 
 def test_varlen_reads_both_directions_in_an_encoder(varlen, monkeypatch):
