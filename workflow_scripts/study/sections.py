@@ -133,8 +133,8 @@ class Finetuning(Section):
     evaluation_tokens: Positive = Field(16384, description="Most tokens in one forward pass of evaluation.")
     compile: bool = Field(
         False,
-        description="`native` only: `torch.compile` the LM's layers and the loss, which takes a minute or more at the "
-        "start of each job. Results change by rounding only.",
+        description="`native` only: `torch.compile` the LM's layers and the loss. On a GPU it pays off in jobs of more "
+        "than about twenty subsets of the paper's size (docs/results/gpu.md). Results change by rounding only.",
     )
     max_diverged_share: Share = Field(0.05, description="Stop when more runs than this share diverge.")
     engine: Literal["native", "deepspeed"] = Field(

@@ -168,7 +168,8 @@ def test_the_gradient_of_an_encoder_that_ends_in_a_layer_norm_is_more_than_round
     bert = transformers.BertModel(transformers.BertConfig(**SIZES, hidden_act="gelu"), add_pooling_layer=False).eval()
     encoder = AttributionEncoder(bert, SimpleNamespace(model_max_length=512), [torch.nn.Linear(32, 8)], 64)
     assert encoder.use_packing("bfloat16")
-    assert max(gradient for _, gradient in found) < 0.01
+    # The first ones are of the attempt in float32 alone, when the encoder is made.
+    assert max(distances[1] for distances in found if len(distances) == 2) < 0.01
 
 
 def test_varlen_reads_both_directions_in_an_encoder(varlen, monkeypatch):
