@@ -4,6 +4,8 @@ rule fetch_model:
         snapshot=directory(f"{RESULTS}/models/{{snapshot}}"),
     log:
         f"{RESULTS}/logs/fetch_model/{{snapshot}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/fetch_model/{{snapshot}}.tsv"
     # All jobs that load the model wait for it.
     priority: 100
     localrule: True
