@@ -39,21 +39,30 @@ class ModelHub:
     def _answer(self, path: str) -> tuple[int, dict[str, str], bytes]:
         if self.is_down:
             return 503, {}, b""
-        is_info = path.startswith("/api/models/")
-        owner, name, _, revision, *file = path.removeprefix("/api/models/").lstrip("/").split("/")
+        is_api = path.startswith("/api/models/")
+        # <owner>/<name>/revision/<revision>, .../tree/<revision>, or .../resolve/<revision>/<file>
+        owner, name, kind, revision, *file = path.removeprefix("/api/models/").lstrip("/").split("/")
         commits = self.commits.get(f"{owner}/{name}", {})
         commit = list(commits)[-1] if commits and revision == "main" else revision
         if commit not in commits:
             return 404, {"X-Error-Code": "RevisionNotFound" if commits else "RepoNotFound"}, b""
-        if is_info:
-            files = [{"rfilename": one} for one in commits[commit]]
+        if is_api and kind == "tree":
+            files = [
+                {"type": "file", "path": path, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+                for path, data in commits[commit].items()
+            ]
+            return 200, {}, json.dumps(files).encode()
+        if is_api:
+            files = [{"rfilename": path} for path in commits[commit]]
             return 200, {}, json.dumps({"id": f"{owner}/{name}", "sha": commit, "siblings": files}).encode()
         data = commits[commit].get("/".join(file))
         if data is None:
             return 404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit}, b""
-        return 200, {"X-Repo-Commit": commit, "ETag": f'"{hashlib.sha256(data).hexdigest()}"'}, data
+        return 200, {"X-Repo-Commit": commit, "ETag": f'"{hashlib.sha1(data).hexdigest()}"'}, data
 
-    def _handler(hub) -> type[BaseHTTPRequestHandler]:
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        hub = self
+
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 path = unquote(self.path.partition("?")[0])
@@ -66,7 +75,7 @@ class ModelHub:
                 if self.command == "GET":
                     self.wfile.write(body)
 
-            do_HEAD = do_GET
+            do_HEAD = do_GET  # noqa: N815
 
             def log_message(self, *_: object) -> None:
                 pass

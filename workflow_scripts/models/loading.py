@@ -105,15 +105,16 @@ def model_folder(model: str | Path, revision: str | None = None) -> Path:
     """
     if Path(model).is_dir():
         return Path(model)
-    from httpx import HTTPError
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
+
+    # Of the HTTP library that the hub's client uses, which differs between its versions.
+    from huggingface_hub.errors import HTTPError
 
     try:
         return Path(
             snapshot_download(str(model), revision=revision, allow_patterns=MODEL_FILES, ignore_patterns=UNUSED_FILES)
         )
-    except (OSError, ValueError, HfHubHTTPError, HTTPError) as error:
+    except (OSError, ValueError, HTTPError) as error:
         raise _cant_be_loaded(model, error) from error
 
 

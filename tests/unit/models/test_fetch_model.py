@@ -29,6 +29,9 @@ def hub(tmp_path, monkeypatch):
     """A hub with nothing on it, an empty cache, and the network switched on."""
     with ModelHub() as made:
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", made.url)
+        files = made.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", files)
+        monkeypatch.setattr("huggingface_hub.file_download.HUGGINGFACE_CO_URL_TEMPLATE", files, raising=False)
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
         yield made
@@ -148,7 +151,7 @@ def test_a_shard_that_is_missing_is_named(hub, lm, tmp_path):
     index = {"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}}
     (lm / "model.safetensors.index.json").write_text(json.dumps(index))
     hub.commit(MODEL, lm)
-    with pytest.raises(StudyError, match="model-00002-of-00002.safetensors is missing"):
+    with pytest.raises(StudyError, match=r"model-00002-of-00002\.safetensors is missing"):
         fetch(tmp_path / "snapshot")
 
 
