@@ -1,5 +1,6 @@
 # The study, and what every rule file needs of it. No rules here.
 import os
+import re
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.gpus import limit_gpu_jobs
 from workflow_scripts.study.jobs import EXPERIMENT_TABLES
@@ -34,6 +35,7 @@ wildcard_constraints:
     evaluation="|".join(study.evaluations),
     encoder="(trained|untrained)(" + "|".join(plan_of_study.variants) + ")",
     variant="(" + "|".join(plan_of_study.variants) + ")",
+    snapshot="|".join(map(re.escape, plan_of_study.hub_models)) or "(?!)",
     lm="(" + "|".join(plan_of_study.language_models) + ")",
     experiment="|".join(EXPERIMENT_TABLES),
     # Empty where a corpus is embedded and scored in one piece.

@@ -19,12 +19,28 @@ def tokens_of(pool, role):
 
 
 def language_model(lm=""):
-    """The LM's folder as a named input, where the workflow makes it; a hub model is no file."""
-    return {"language_model": language_model_folder(lm)} if plan_of_study.is_builtin(lm) else {}
+    """The LM's folder as a named input, where the workflow makes or fetches it."""
+    folder = language_model_folder(lm)
+    return {"language_model": folder} if folder else {}
 
 
 def language_model_folder(lm):
-    return f"{RESULTS}/language_model{lm}" if plan_of_study.is_builtin(lm) else []
+    if plan_of_study.is_builtin(lm):
+        return f"{RESULTS}/language_model{lm}"
+    return snapshot_folder(plan_of_study.snapshot_of_lm(lm))
+
+
+def snapshot_folder(name):
+    return f"{RESULTS}/models/{name}" if name else []
+
+
+def snapshot(name):
+    """The folder of a hub model as a named input; nothing for other models."""
+    return {"snapshot": snapshot_folder(name)} if name else {}
+
+
+def snapshots():
+    return [snapshot_folder(name) for name, one in plan_of_study.hub_models.items() if one.is_loaded]
 
 
 def language_model_of_tokens(wildcards):
@@ -54,7 +70,8 @@ def blocks(wildcards):
 
 def inputs_of_untrained_encoder(wildcards):
     corpus = f"{RESULTS}/corpora/{study.targets.corpus}.parquet"
-    return {"corpus": corpus} | (language_model() if plan_of_study.reads_tokens_of_lm(wildcards.variant) else {})
+    read = language_model() if plan_of_study.reads_tokens_of_lm(wildcards.variant) else {}
+    return {"corpus": corpus} | read | snapshot(plan_of_study.snapshot_of_encoder(wildcards.variant))
 
 
 def untrained_encoder(wildcards):
@@ -86,7 +103,7 @@ def embeddings_of(wildcards, role, parts=None):
 
 
 def language_model_of(own):
-    """The LM that a method reads, as a named input, where the workflow makes it."""
+    """The LM that a method reads, as a named input, where the workflow makes or fetches it."""
     if own.language_model == "warm":
         return {"language_model": f"{RESULTS}/language_model_warm"}
     return language_model() if own.language_model else {}
@@ -102,7 +119,8 @@ def inputs_of_own_embeddings(wildcards):
     folder = "tokens" if own.language_model else "corpora"
     examples = f"{RESULTS}/{folder}/{wildcards.corpus}.parquet"
     fitted = f"{RESULTS}/fitted/{plan_of_study.method_of(wildcards.embedding)}.safetensors"
-    return {"examples": examples} | ({"fitted": fitted} if own.fitted else {}) | language_model_of(own)
+    inputs = {"examples": examples} | ({"fitted": fitted} if own.fitted else {}) | language_model_of(own)
+    return inputs | snapshot(plan_of_study.snapshot_of_embeddings(wildcards.embedding))
 
 
 def of_every_part(folder):

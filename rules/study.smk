@@ -2,6 +2,7 @@ rule resolve_config:
     """Write every value in force, the versions, the hardware and the hashes of the data."""
     input:
         corpora=expand(f"{RESULTS}/corpora/{{corpus}}.parquet", corpus=study.corpora),
+        snapshots=snapshots(),
     output:
         config=f"{RESULTS}/config.resolved.yaml",
         provenance=f"{RESULTS}/provenance.json",

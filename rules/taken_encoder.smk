@@ -3,6 +3,7 @@ rule take_encoder:
     input:
         # Not read by these names: their age tells whether a local encoder has changed.
         plan_of_study.encoder_files(),
+        **snapshot(plan_of_study.snapshot_of_encoder("")),
     output:
         encoder=directory(f"{RESULTS}/encoder"),
     log:

@@ -97,7 +97,7 @@ def tiny_tokenizer(**special: str) -> None:
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
-    words = Tokenizer(models.WordLevel({"a": 0, "b": 1}, "a"))
+    words = Tokenizer(models.WordLevel({"a": 0, "b": 1, "c": 2}, "a"))
     PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained("lm")
 
 

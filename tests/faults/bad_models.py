@@ -61,6 +61,22 @@ def small_lm() -> None:
     Qwen2ForCausalLM(Qwen2Config(vocab_size=8, num_key_value_heads=1, **sizes)).save_pretrained("lm")
 
 
+def lm_without_tokenizer() -> None:
+    from workflow_scripts.models.loading import load_tokenizer
+
+    small_lm()
+    load_tokenizer("lm")
+
+
+def encoder_without_tokenizer() -> None:
+    from workflow_scripts.encoder.model import load_encoder
+
+    small_bert()
+    for file in Path("bert").glob("*token*"):
+        file.unlink()
+    load_encoder("bert", 64)
+
+
 def half_copied_lm() -> None:
     from workflow_scripts.language_model.losses import load_language_model
 
@@ -95,6 +111,8 @@ MODELS = section_of(
         "a model that isn't there": missing_model,
         "a tokenizer without an end-of-text token": tokenized(),
         "a chat template asked of a tokenizer without one": tokenized(chat_template=True, eos_token="b"),
+        "a LM's folder without the files of its tokenizer": lm_without_tokenizer,
+        "an encoder's folder without the files of its tokenizer": encoder_without_tokenizer,
         "weights in a pickle file": pickled_weights,
         "a LM of which a part is missing": half_copied_lm,
         "weights of another size than the LM's config.json says": lm_of_another_size,

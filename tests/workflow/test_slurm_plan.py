@@ -16,6 +16,8 @@ import yaml
 
 SLURM = Path(__file__).parents[2] / "slurm"
 README = (SLURM / "README.md").read_text(encoding="utf-8")
+# What runs beside Snakemake, without a job.
+NOT_SENT = ("all", "fetch_model")
 AT_A_TIME = int(re.search(r"^jobs: (\d+)$", (SLURM / "config.yaml").read_text(), re.MULTILINE).group(1))
 
 
@@ -52,7 +54,7 @@ def planned_jobs(folder: Path, preset: str) -> list[Job]:
     screen = done.stdout + done.stderr
     jobs = [Job.of_text(text) for text in re.findall(r"^rule \w+:\n(?:    .*\n)+", screen, re.MULTILINE)]
     assert len(jobs) == int(re.search(r"^total +(\d+)$", screen, re.MULTILINE).group(1))
-    return [job for job in jobs if job.rule != "all"]
+    return [job for job in jobs if job.rule not in NOT_SENT]
 
 
 def minutes_at_most(jobs: list[Job], at_a_time: int) -> int:

@@ -41,6 +41,7 @@ def init_encoder(
     *,
     language_model: Path | None = None,
     lm_source: Mapping[str, Any] | None = None,
+    snapshot: Path | None = None,
     model: str,
     revision: str | None,
     trust_remote_code: bool,
@@ -67,11 +68,12 @@ def init_encoder(
 
     Parameters
     ----------
-    language_model: folder of the LM, where the workflow made it.
+    language_model: folder of the LM, where the workflow made or fetched it.
     lm_source: `model`, `revision` and `trust_remote_code` of the LM, if its tokens are read.
+    snapshot: folder of `model`, where it was fetched from the hub.
     """
     table = read_table(corpus, ["prompt", "response"])
-    brought = model != BUILTIN and stored_projection(model_parts(model_folder(model, revision))[0])
+    brought = model != BUILTIN and stored_projection(model_parts(model_folder(snapshot or model, revision))[0])
     if model == BUILTIN:
         if tokenizer == "language_model":
             words = tokens_of_lm(load_tokenizer(**{**lm_source, "model": language_model or lm_source["model"]}))
@@ -80,7 +82,7 @@ def init_encoder(
         made = small_encoder(words, view, dimension, max_tokens, hidden, layers, seed, normalized)
     else:
         made = load_encoder(
-            model,
+            snapshot or model,
             max_tokens,
             view=view,
             normalized=normalized,

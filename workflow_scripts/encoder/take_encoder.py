@@ -6,8 +6,18 @@ from workflow_scripts.core.stage import run_stage
 from workflow_scripts.encoder.model import load_trained_encoder
 
 
-def take_encoder(encoder: Path, *, model: str, revision: str | None, trust_remote_code: bool, max_tokens: int) -> None:
+def take_encoder(
+    encoder: Path,
+    *,
+    snapshot: Path | None = None,
+    model: str,
+    revision: str | None,
+    trust_remote_code: bool,
+    max_tokens: int,
+) -> None:
     """Write the trained encoder `model` to the folder `encoder`, in the layout of sentence-transformers.
+
+    Of a model of the hub, `snapshot` is the folder that it was fetched to.
 
     Texts are cut at `max_tokens`, or earlier where the model's own tokenizer says so.
 
@@ -15,7 +25,8 @@ def take_encoder(encoder: Path, *, model: str, revision: str | None, trust_remot
     ------
     StudyError: the model can't be loaded, or wasn't trained for attribution.
     """
-    load_trained_encoder(model, max_tokens, revision=revision, trust_remote_code=trust_remote_code).save(encoder)
+    options = {"revision": revision, "trust_remote_code": trust_remote_code}
+    load_trained_encoder(snapshot or model, max_tokens, **options).save(encoder)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ def embed_by_method(
     *,
     fitted: Path | None = None,
     language_model: Path | None = None,
+    snapshot: Path | None = None,
     lm_source: Mapping[str, Any] | None,
     module: str,
     settings: dict[str, Any],
@@ -48,7 +49,8 @@ def embed_by_method(
     ----------
     examples: `tokens/<corpus>.parquet` for a method that reads a LM, else `corpora/<corpus>.parquet`.
     fitted: what `fit_method` wrote, for a method that is fitted.
-    language_model: folder of the LM, where the workflow made it.
+    language_model: folder of the LM, where the workflow made or fetched it.
+    snapshot: folder of the model that `settings` names, where it was fetched from the hub.
     lm_source: `model`, `revision` and `trust_remote_code` of the LM; None for a method of texts.
     module, settings: as in `study.methods.OwnEmbeddings`.
     for_tests: embed as a test is, for a method that tells them from training examples.
@@ -61,15 +63,16 @@ def embed_by_method(
     if lm_source:
         source = {**lm_source, "model": language_model or lm_source["model"]}
         reader = LanguageModelReader(load_language_model(**source, precision=precision), batch_tokens, precision)
+    loaded = {**settings, "model": str(snapshot)} if snapshot else settings
     tensors = load_file(fitted) if fitted else {}
-    embedder = load_module(module).open_embedder(reader, tensors, for_tests, **settings)
+    embedder = load_module(module).open_embedder(reader, tensors, for_tests, **loaded)
     key = spec_hash(
         {
             "version": STAGE_VERSIONS["embed_by_method"],
             "language_model": folder_hash(language_model) if language_model else lm_source,
             "fitted": file_hash(fitted) if fitted else None,
             "module": module,
-            "settings": settings,
+            "settings": {**settings, "model": folder_hash(snapshot)} if snapshot else settings,
             "for_tests": for_tests,
             "prompt_words": prompt_words,
             "precision": precision,

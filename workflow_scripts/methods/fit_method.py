@@ -34,7 +34,7 @@ def fit_method(
     Parameters
     ----------
     tokens: of the warm-up's corpus.
-    language_model: folder of the LM that the method reads; None for the hub model `model`.
+    language_model: folder of the LM that the method reads; None where `model` is a local folder.
     module, settings: as in `study.methods.OwnEmbeddings`.
     examples, measured_examples, finetuning, seed: see `WarmupExamples`.
     """

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 from sentence_transformers import SentenceTransformer
+from transformers import PreTrainedTokenizerBase
 
 from workflow_scripts.language_model.losses import best_device
 from workflow_scripts.methods.embedder import Embedder, unit_length
-from workflow_scripts.models.loading import model_folder
+from workflow_scripts.models.loading import model_folder, require_words
 
 
 def open_embedder(reader: None, fitted: dict[str, torch.Tensor], for_tests: bool, *, model: str) -> Embedder:
@@ -15,10 +16,12 @@ def open_embedder(reader: None, fitted: dict[str, torch.Tensor], for_tests: bool
 
     Raises
     ------
-    StudyError: the model can't be loaded.
+    StudyError: the model can't be loaded, or its tokenizer can't tell words apart.
     """
     folder, device = str(model_folder(model)), str(best_device())
     encoder = SentenceTransformer(folder, device=device, model_kwargs={"use_safetensors": True})
+    if isinstance(encoder.tokenizer, PreTrainedTokenizerBase):
+        require_words(encoder.tokenizer, model)
     by_inner_product = encoder.similarity_fn_name == "dot"
 
     def embed(texts: list[str]):

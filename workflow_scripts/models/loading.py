@@ -13,21 +13,43 @@ from typing import TYPE_CHECKING, Any
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.parquet import file_hash
 from workflow_scripts.core.progress import say
+from workflow_scripts.study.sources import SNAPSHOT
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-MODEL_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.py"]
+MODEL_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.tiktoken", "*.jinja", "*.py"]
+# The same weights once more, for other programs than transformers.
+UNUSED_FILES = ["original/*", "metal/*", "consolidated*"]
+# Of a tokenizer whose files are missing, a single piece (T5's space) is left at most.
+FEWEST_WORDS = 2
 
 
 def load_tokenizer(
     model: str | Path, revision: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a hub id or folder; raises `StudyError` if it can't be had."""
+    """Load the tokenizer of a hub id or folder; raises `StudyError` if it can't be had, or knows no words."""
     # Imported here: it costs seconds, and most users of this module need no tokenizer.
     from transformers import AutoTokenizer
 
-    return load_pretrained(AutoTokenizer, model, revision, trust_remote_code)
+    tokenizer = load_pretrained(AutoTokenizer, model, revision, trust_remote_code)
+    require_words(tokenizer, model)
+    return tokenizer
+
+
+def require_words(tokenizer: PreTrainedTokenizerBase, model: str | Path) -> None:
+    """Raise `StudyError` if a tokenizer knows special tokens alone.
+
+    That is what transformers returns for many kinds of models where the files of the tokenizer are missing: every
+    text becomes the same tokens, or none.
+    """
+    words = tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys() - set(tokenizer.all_special_tokens)
+    if len(words) < FEWEST_WORDS:
+        raise StudyError(
+            f"the tokenizer of {str(model)!r} has special tokens alone and can't tell words apart: its files are "
+            "missing (tokenizer.json; or vocab.txt, vocab.json and merges.txt, *.model). Take a whole copy of the "
+            "model; if it comes from the hub, run the same command again when this machine can reach the hub."
+        )
 
 
 def load_pretrained(
@@ -38,7 +60,10 @@ def load_pretrained(
         say(f"trust_remote_code is on: Python code that comes with {str(model)!r} may run here. Did you read it?")
     try:
         return loader.from_pretrained(str(model), revision=revision, trust_remote_code=trust_remote_code, **options)
-    except (OSError, ValueError) as error:
+    except Exception as error:
+        # The library `tokenizers` raises plain exceptions, e.g. where a vocabulary is empty.
+        if not isinstance(error, OSError | ValueError) and type(error) is not Exception:
+            raise
         raise _cant_be_loaded(model, error) from error
 
 
@@ -81,11 +106,15 @@ def model_folder(model: str | Path, revision: str | None = None) -> Path:
     if Path(model).is_dir():
         return Path(model)
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
+
+    # Of the HTTP library that the hub's client uses, which differs between its versions.
+    from huggingface_hub.errors import HTTPError
 
     try:
-        return Path(snapshot_download(str(model), revision=revision, allow_patterns=MODEL_FILES))
-    except (OSError, ValueError, HfHubHTTPError) as error:
+        return Path(
+            snapshot_download(str(model), revision=revision, allow_patterns=MODEL_FILES, ignore_patterns=UNUSED_FILES)
+        )
+    except (OSError, ValueError, HTTPError) as error:
         raise _cant_be_loaded(model, error) from error
 
 
@@ -129,6 +158,8 @@ def publish_folder(temporary: Path, folder: Path) -> None:
 
 
 def folder_hash(folder: Path) -> str:
-    """Return 16 hex digits of a model folder's weights, config and tokenizer."""
+    """Return 16 hex digits of a model folder's weights, config and tokenizer; of a snapshot's, its commit's."""
+    if (snapshot := Path(folder) / SNAPSHOT).exists():
+        return file_hash(snapshot)
     files = sorted(path for path in Path(folder).rglob("*") if path.suffix in {".safetensors", ".json", ".txt"})
     return file_hash(*files)

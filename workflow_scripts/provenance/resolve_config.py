@@ -14,6 +14,7 @@ import yaml
 from workflow_scripts.core.hardware import hardware
 from workflow_scripts.core.parquet import atomic_path, file_hash
 from workflow_scripts.core.stage import run_stage
+from workflow_scripts.study.sources import SNAPSHOT
 
 VERSIONS = (
     "airrep-workflow",
@@ -30,11 +31,14 @@ VERSIONS = (
 )
 
 
-def resolve_config(corpora: Sequence[Path], config: Path, provenance: Path, *, study: dict[str, Any]) -> None:
+def resolve_config(
+    corpora: Sequence[Path], config: Path, provenance: Path, *, snapshots: Sequence[Path] = (), study: dict[str, Any]
+) -> None:
     """Write the study's values to `config` (YAML), and what they met to `provenance` (JSON).
 
     The provenance holds the time, the git commit (with `+changes` if the tree was not clean), versions of
-    Python and of the libraries, the hardware, and a hash of every prepared corpus.
+    Python and of the libraries, the hardware, a hash of every prepared corpus, and of every model of the hub the
+    commit: id, revision and commit, as they stand in its folder of `snapshots`.
     """
     with atomic_path(config) as temporary:
         temporary.write_text(yaml.safe_dump(study, sort_keys=False, allow_unicode=True), encoding="utf-8")
@@ -49,6 +53,8 @@ def resolve_config(corpora: Sequence[Path], config: Path, provenance: Path, *, s
         "hardware": hardware(),
         "data": {path.stem: file_hash(path) for path in corpora},
     }
+    if snapshots:
+        facts["models"] = [json.loads((folder / SNAPSHOT).read_text(encoding="utf-8")) for folder in snapshots]
     with atomic_path(provenance) as temporary:
         temporary.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 import glob
 import math
 import os
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from workflow_scripts.study.config import Study
 from workflow_scripts.study.methods import METHODS, Method, OwnEmbeddings, find_method, sentence_encoder_method
 from workflow_scripts.study.sections import Encoder, EncoderTraining, LanguageModel
-from workflow_scripts.study.sources import local_files
+from workflow_scripts.study.sources import is_hub_id, local_files, snapshot_name
 
 TRAIN_POOL = "train"
 # Ends the name of the folder of a method's embeddings of tests, where they are made otherwise.
@@ -28,6 +30,16 @@ EXPERIMENT_TABLES = {
     "amortisation": "amortisation",
     "transfer": "transfer",
 }
+
+
+@dataclass(frozen=True)
+class HubModel:
+    """A model of the hub that a study names, and whether any of its jobs loads it."""
+
+    model: str
+    revision: str | None
+    trust_remote_code: bool
+    is_loaded: bool
 
 
 class StudyJobs:
@@ -75,6 +87,53 @@ class StudyJobs:
     def is_builtin(self, lm: str) -> bool:
         """Return whether the workflow makes a LM itself."""
         return self.language_model(lm).model == "builtin:tiny"
+
+    @cached_property
+    def hub_models(self) -> dict[str, HubModel]:
+        """The models that the study names by a hub id, by the name of the folder of their snapshot."""
+        methods = [self.method(name) for name in self.study.scoring.methods]
+        read_by_methods = any(method.own and method.own.language_model for method in methods)
+        variants = {"", *(f"@{name}" for method in methods if (name := (method.encoder or "").partition("@")[2]))}
+        lms = {self.language_model_of(pool) for pool in self.pools}
+        if read_by_methods or any(self.reads_tokens_of_lm(variant) for variant in variants):
+            lms.add("")
+        named = [(self.language_model(lm), lm in lms) for lm in self.language_models]
+        named += [(self._encoder(variant), variant in variants) for variant in self.variants]
+        found = [HubModel(one.model, one.revision, one.trust_remote_code, is_loaded) for one, is_loaded in named]
+        found += [
+            HubModel(model, None, False, name in self.study.scoring.methods)
+            for name, model in self.study.scoring.sentence_encoders.items()
+        ]
+        models: dict[str, HubModel] = {}
+        for one in found:
+            if is_hub_id(one.model):
+                name = snapshot_name(one.model, one.revision)
+                known = models.get(name, one)
+                models[name] = replace(
+                    one,
+                    trust_remote_code=one.trust_remote_code or known.trust_remote_code,
+                    is_loaded=one.is_loaded or known.is_loaded,
+                )
+        return models
+
+    def snapshot(self, model: str, revision: str | None = None) -> str | None:
+        """Return the name of the folder of a model's snapshot; None for a model that isn't one of the hub."""
+        return snapshot_name(model, revision) if is_hub_id(model) else None
+
+    def snapshot_of_lm(self, lm: str) -> str | None:
+        """Return the name of the folder of a LM's snapshot, if it is one of the hub."""
+        settings = self.language_model(lm)
+        return self.snapshot(settings.model, settings.revision)
+
+    def snapshot_of_encoder(self, variant: str) -> str | None:
+        """Return the name of the folder of the snapshot that an encoder starts from, if it is one of the hub."""
+        encoder = self._encoder(variant)
+        return self.snapshot(encoder.model, encoder.revision)
+
+    def snapshot_of_embeddings(self, embedding: str) -> str | None:
+        """Return the name of the folder of the snapshot of a sentence encoder, if it is one of the hub."""
+        model = self.study.scoring.sentence_encoders.get(self.method_of(embedding))
+        return self.snapshot(model) if model else None
 
     def source_files(self, corpus: str) -> list[str]:
         """Return the local files of a corpus: their age decides whether it is read again."""

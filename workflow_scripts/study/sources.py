@@ -1,10 +1,20 @@
-"""Which local files a corpus source names. Read while Snakemake parses, so nothing heavy is imported here."""
+"""Which local files a corpus source names, and which models lie on the hub.
+
+Read while Snakemake parses, so nothing heavy is imported here.
+"""
 
 from __future__ import annotations
 
 import glob
 import os
+import re
 from pathlib import Path
+
+# A name, or owner/name; what a path begins with (/, ~, .) never begins an id.
+HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?", re.ASCII)
+
+# Written beside the files of a model that was fetched from the hub: `model`, `revision`, `commit`.
+SNAPSHOT = "snapshot.json"
 
 
 def local_files(source: str) -> list[Path]:
@@ -16,3 +26,13 @@ def local_files(source: str) -> list[Path]:
     if path.is_file():
         return [path]
     return sorted(Path(name) for name in glob.glob(str(path), recursive=True) if os.path.isfile(name))
+
+
+def is_hub_id(model: str) -> bool:
+    """Return whether a model is one of the hub: it is written as an id, and no local folder has that name."""
+    return bool(HUB_ID.fullmatch(model)) and not os.path.isdir(model)
+
+
+def snapshot_name(model: str, revision: str | None) -> str:
+    """Return the name of the folder that holds a hub model at one commit: `Qwen--Qwen2.5-0.5B@main`."""
+    return f"{model}@{revision}".replace("/", "--") if revision else model.replace("/", "--")

@@ -75,6 +75,10 @@ class StageSpecs(StudyJobs):
     def _prepare_corpus(self, corpus: str) -> dict[str, Any]:
         return self.study.corpora[corpus].model_dump(mode="json", exclude={"without"})
 
+    def _fetch_model(self, snapshot: str) -> dict[str, Any]:
+        one = self.hub_models[snapshot]
+        return {"model": one.model, "revision": one.revision, "trust_remote_code": one.trust_remote_code}
+
     def _pretrain_base_lm(self, lm: str = "") -> dict[str, Any]:
         settings = self.language_model(lm)
         values = settings.pretraining.model_dump(exclude={"corpus"})

@@ -5,6 +5,7 @@
 STAGE_VERSIONS = {
     "resolve_config": 1,
     "prepare_corpus": 1,
+    "fetch_model": 1,
     "pretrain_base_lm": 1,
     "tokenize_corpus": 1,
     "sample_subsets": 1,

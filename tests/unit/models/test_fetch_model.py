@@ -1,0 +1,175 @@
+"""Models of the hub: fetched once a study at one commit, read offline, and named in the provenance."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pyarrow.parquet as pq
+import pytest
+from model_hub import ModelHub
+from safetensors.torch import load_file, save_file
+from tiny_study import ENCODER
+from transformers import AutoTokenizer, BertConfig, GPT2Config, Qwen2Config, T5Config
+
+from workflow_scripts.core.errors import StudyError
+from workflow_scripts.encoder.init_encoder import init_encoder
+from workflow_scripts.language_model.losses import load_language_model
+from workflow_scripts.language_model.tokenize_corpus import tokenize_corpus
+from workflow_scripts.methods.sentence_encoder import open_embedder
+from workflow_scripts.models.fetch_model import fetch_model
+from workflow_scripts.models.loading import folder_hash, load_tokenizer
+from workflow_scripts.provenance.resolve_config import resolve_config
+
+MODEL = "owner/lm"
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A hub with nothing on it, an empty cache, and the network switched on."""
+    with ModelHub() as made:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", made.url)
+        files = made.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", files)
+        monkeypatch.setattr("huggingface_hub.file_download.HUGGINGFACE_CO_URL_TEMPLATE", files, raising=False)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+        yield made
+
+
+@pytest.fixture
+def lm(tiny, tmp_path):
+    """A copy of the tiny LM, to change."""
+    return shutil.copytree(tiny.language_model, tmp_path / "lm")
+
+
+def fetch(snapshot, model=MODEL, revision="main"):
+    fetch_model(snapshot, model=model, revision=revision, trust_remote_code=False)
+    return snapshot
+
+
+def commit_of(snapshot):
+    return json.loads((snapshot / "snapshot.json").read_text())["commit"]
+
+
+def move_main(hub, lm):
+    weights = load_file(lm / "model.safetensors")
+    save_file({name: tensor + 1 for name, tensor in weights.items()}, lm / "model.safetensors", {"format": "pt"})
+    return hub.commit(MODEL, lm)
+
+
+def test_a_snapshot_is_read_without_any_request(hub, lm, tiny, tmp_path):
+    (lm / "chat_template.jinja").write_text("{{ messages }}")
+    commit = hub.commit(MODEL, lm)
+    snapshot = fetch(tmp_path / "models" / "owner--lm@main")
+    assert json.loads((snapshot / "snapshot.json").read_text()) == {
+        "model": MODEL,
+        "revision": "main",
+        "commit": commit,
+    }
+    for file in lm.iterdir():
+        assert (snapshot / file.name).read_bytes() == file.read_bytes(), file.name
+    hub.requests.clear()
+    # The cache may go: the folder is whole by itself.
+    shutil.rmtree(tmp_path / "cache")
+    source = {"model": MODEL, "revision": "main", "trust_remote_code": False}
+    settings = {"max_tokens": 64, "chat_template": False}
+    files = tmp_path / "tokens.parquet", tmp_path / "rejected.parquet"
+    tokenize_corpus(tiny.corpus, *files, language_model=snapshot, **source, **settings)
+    assert pq.read_table(files[0]) == pq.read_table(tiny.tokens)
+    load_language_model(snapshot, "main", False)
+    assert hub.requests == []
+
+
+def test_an_encoder_and_a_sentence_encoder_start_from_their_snapshot(hub, tiny, tmp_path):
+    hub.commit("owner/encoder", tiny.untrained)
+    snapshot = fetch(tmp_path / "snapshot", "owner/encoder")
+    hub.requests.clear()
+    shutil.rmtree(tmp_path / "cache")
+    values = {**ENCODER, "model": "owner/encoder", "revision": "main", "projection": "random"}
+    init_encoder(tiny.corpus, tmp_path / "encoder", snapshot=snapshot, **values)
+    assert folder_hash(tmp_path / "encoder") == folder_hash(tiny.untrained)
+    assert open_embedder(None, {}, False, model=str(snapshot)).embed(["some words"]).shape == (1, ENCODER["dimension"])
+    assert hub.requests == []
+
+
+def test_a_moved_main_does_not_change_a_snapshot(hub, lm, tmp_path):
+    before = hub.commit(MODEL, lm)
+    snapshot = fetch(tmp_path / "snapshot")
+    content = (snapshot / "model.safetensors").read_bytes(), folder_hash(snapshot)
+    after = move_main(hub, lm)
+    assert ((snapshot / "model.safetensors").read_bytes(), folder_hash(snapshot)) == content
+    # Another study that starts now gets the new weights, and its runs have another key; by the commit's id it
+    # gets the old ones.
+    later, pinned = fetch(tmp_path / "later"), fetch(tmp_path / "pinned", revision=before)
+    assert [commit_of(one) for one in (snapshot, later, pinned)] == [before, after, before]
+    assert folder_hash(later) != folder_hash(snapshot)
+    assert (pinned / "model.safetensors").read_bytes() == content[0]
+
+
+def test_the_provenance_names_the_commit(hub, lm, tiny, tmp_path):
+    commit = hub.commit(MODEL, lm)
+    snapshot = fetch(tmp_path / "snapshot", revision=None)
+    for name, snapshots in (("with", [snapshot]), ("without", [])):
+        resolve_config([tiny.corpus], tmp_path / "c.yaml", tmp_path / f"{name}.json", snapshots=snapshots, study={})
+    found = json.loads((tmp_path / "with.json").read_text())["models"]
+    assert found == [{"model": MODEL, "revision": None, "commit": commit}]
+    assert "models" not in json.loads((tmp_path / "without.json").read_text())
+
+
+def test_a_hub_that_is_down_leaves_what_was_fetched_before(hub, lm, tmp_path, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    hub.is_down = True
+    with pytest.raises(StudyError, match=f"the model '{MODEL}' can't be loaded"):
+        fetch(tmp_path / "snapshot")
+    assert not (tmp_path / "snapshot").exists()
+    hub.is_down = False
+    commit = hub.commit(MODEL, lm)
+    fetch(tmp_path / "snapshot")
+    hub.is_down = True
+    assert commit_of(fetch(tmp_path / "again")) == commit
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        (["tokenizer.json", "tokenizer_config.json"], "special tokens alone and can't tell words apart"),
+        (["model.safetensors"], f"{MODEL}: .*safetensors is missing"),
+    ],
+    ids=["tokenizer", "weights"],
+)
+def test_a_part_of_a_model_is_no_snapshot(hub, lm, tmp_path, missing, message):
+    for name in missing:
+        (lm / name).unlink()
+    hub.commit(MODEL, lm)
+    with pytest.raises(StudyError, match=message):
+        fetch(tmp_path / "snapshot")
+    assert not (tmp_path / "snapshot").exists()
+
+
+def test_a_shard_that_is_missing_is_named(hub, lm, tmp_path):
+    index = {"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (lm / "model.safetensors.index.json").write_text(json.dumps(index))
+    hub.commit(MODEL, lm)
+    with pytest.raises(StudyError, match=r"model-00002-of-00002\.safetensors is missing"):
+        fetch(tmp_path / "snapshot")
+
+
+@pytest.mark.parametrize("config", [Qwen2Config, GPT2Config, BertConfig, T5Config])
+def test_a_tokenizer_without_words_is_refused(tmp_path, config):
+    config().save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(tmp_path)  # transformers finds nothing wrong
+    with pytest.raises(StudyError, match="can't tell words apart"):
+        load_tokenizer(tmp_path)
+
+
+def test_an_encoder_without_words_is_refused(tiny, tmp_path):
+    folder = shutil.copytree(tiny.untrained, tmp_path / "encoder")
+    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
+        (folder / name).unlink(missing_ok=True)
+    for load in (
+        lambda: init_encoder(tiny.corpus, tmp_path / "new", **{**ENCODER, "model": str(folder)}),
+        lambda: open_embedder(None, {}, False, model=str(folder)),
+    ):
+        with pytest.raises(StudyError, match="can't tell words apart"):
+            load()
