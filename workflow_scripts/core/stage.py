@@ -35,8 +35,13 @@ _MEMORY_KEYS = {
 }
 
 
-def run_stage(smk: Any, stage: Callable[..., object]) -> None:
-    """Call `stage` with the named inputs and outputs of the job and the values of its spec.
+def run_stage(stage: Callable[..., object]) -> None:
+    """Run `stage` as the job whose script defines it: Snakemake puts the job there as the global `snakemake`."""
+    run_job(stage.__globals__["snakemake"], stage)
+
+
+def run_job(smk: Any, stage: Callable[..., object]) -> None:
+    """Call `stage` with the named inputs and outputs of the job `smk` and the values of its spec.
 
     A job whose resources name `processes` calls it in so many processes, see `core.distributed`. It sees the GPUs that
     its resources ask for and no other, and where its spec says `deterministic`, torch adds in a fixed order.

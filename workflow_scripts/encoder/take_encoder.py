@@ -19,4 +19,4 @@ def take_encoder(encoder: Path, *, model: str, revision: str | None, trust_remot
 
 
 if __name__ == "__main__":
-    run_stage(snakemake, take_encoder)  # noqa: F821
+    run_stage(take_encoder)

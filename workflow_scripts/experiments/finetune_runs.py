@@ -102,4 +102,4 @@ def _taking_part(train: dict[int, TokenizedExample], lists: Any) -> list[Tokeniz
 
 
 if __name__ == "__main__":
-    run_stage(snakemake, finetune_runs)  # noqa: F821
+    run_stage(finetune_runs)

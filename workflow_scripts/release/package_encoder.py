@@ -49,4 +49,4 @@ def package_encoder(
 
 
 if __name__ == "__main__":
-    run_stage(snakemake, package_encoder)  # noqa: F821
+    run_stage(package_encoder)

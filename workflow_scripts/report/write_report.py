@@ -182,4 +182,4 @@ def _content_hash(script: str) -> str:
 
 
 if __name__ == "__main__":
-    run_stage(snakemake, write_report)  # noqa: F821
+    run_stage(write_report)

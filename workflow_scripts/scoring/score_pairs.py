@@ -163,4 +163,4 @@ def _open_texts(method: str, train: Path, test: Path, test_ids: np.ndarray, seed
 
 
 if __name__ == "__main__":
-    run_stage(snakemake, score_pairs)  # noqa: F821
+    run_stage(score_pairs)

@@ -54,4 +54,4 @@ def score_part(
 
 
 if __name__ == "__main__":
-    run_stage(snakemake, score_part)  # noqa: F821
+    run_stage(score_part)
