@@ -24,7 +24,7 @@ def finetune_runs(
     test_tokens: Path,
     measured: Path,
     *,
-    language_model: Path | list[Path] | None = None,
+    language_model: Path | None = None,
     model: str,
     revision: str | None,
     trust_remote_code: bool,

@@ -13,7 +13,7 @@ def score_part(
     subsets: Path,
     validation: Path,
     train_embeddings: Path,
-    test_embeddings: Path | list[Path],
+    test_embeddings: list[Path],
     scores: Path,
     sums: Path,
     *,

@@ -1,17 +1,21 @@
 """The bridge from a job to a stage: names, specs, log, errors."""
 
 import os
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args, get_type_hints
 
 import pyarrow as pa
 import pytest
 import torch
 
+import workflow_scripts
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.parquet import read_metadata, spec_hash, write_table
 from workflow_scripts.core.progress import say
 from workflow_scripts.core.stage import run_job, run_stage
+from workflow_scripts.study.stage_versions import STAGE_VERSIONS
 
 
 def job(folder, spec, **inputs):
@@ -47,6 +51,27 @@ def test_names_become_arguments_and_files_carry_the_spec(tmp_path, capsys):
     assert metadata["spec"] == spec_hash(spec)
     assert "half way" in capsys.readouterr().err
     assert "half way" in (tmp_path / "logs" / "stage.log").read_text()
+
+
+def test_an_empty_list_is_none_where_a_file_may_be_absent(tmp_path):
+    seen = {}
+
+    def stage(maybe: Path | None, absent: Path | None, several: list[Path], untyped, table: Path) -> None:
+        seen.update(maybe=maybe, absent=absent, several=several, untyped=untyped)
+
+    run_job(job(tmp_path, {"version": 1}, maybe="a", absent=[], several=[], untyped=[]), stage)
+    assert seen == {"maybe": Path("a"), "absent": None, "several": [], "untyped": []}
+
+
+@pytest.mark.parametrize("stage", STAGE_VERSIONS)
+def test_no_stage_takes_a_file_or_a_list(stage):
+    """`Path | None` is a file that may be absent, `list[Path]` are several; run_job tells them apart by the types."""
+    (file,) = Path(workflow_scripts.__file__).parent.rglob(f"{stage}.py")
+    module = ".".join(
+        ["workflow_scripts", *file.relative_to(Path(workflow_scripts.__file__).parent).with_suffix("").parts]
+    )
+    kinds = [get_args(kind) for kind in get_type_hints(getattr(import_module(module), stage)).values()]
+    assert not [kind for kind in kinds if Path in kind and list[Path] in kind]
 
 
 def test_a_script_runs_its_stage_as_the_job_that_snakemake_put_into_it(tmp_path):
