@@ -12,31 +12,20 @@ if not workflow.overwrite_configfiles:
 
 include: "rules/common.smk"
 include: "rules/inputs.smk"
-include: "rules/environment.smk"
-include: "rules/study.smk"
+include: "rules/provenance.smk"
 include: "rules/corpora.smk"
 include: "rules/models.smk"
 include: "rules/language_model.smk"
 include: "rules/targets.smk"
-include: "rules/encoder.smk" if study.targets else "rules/taken_encoder.smk"
+include: "rules/encoder.smk"
 include: "rules/methods.smk"
 include: "rules/scores.smk"
-
-
-if plan_of_study.judged:
-
-    include: "rules/evaluation.smk"
+include: "rules/evaluation.smk"
 
 
 if study.targets:
 
-    include: "rules/leaks.smk"
     include: "rules/release.smk"
-
-
-if plan_of_study.labelled():
-
-    include: "rules/labels.smk"
 
 
 include: "rules/experiments.smk"

@@ -167,9 +167,9 @@ def score_in_parts(folder: Path) -> dict[str, Any]:
     return {"timing": timing, "largest_difference": largest}
 
 
-def inputs(folder: Path, train: str) -> list[Path]:
+def inputs(folder: Path, train: str) -> tuple[Path, Path, Path, list[Path]]:
     """Return the files that scoring reads: subsets, validation, embeddings of the training corpus and the tests."""
-    return [folder / name for name in ("subsets.parquet", "validation.parquet", train, "test.parquet")]
+    return folder / "subsets.parquet", folder / "validation.parquet", folder / train, [folder / "test.parquet"]
 
 
 def write_inputs(folder: Path, tests: int, examples: int, parts: int) -> None:

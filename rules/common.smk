@@ -66,22 +66,19 @@ def plan_spec(wildcards):
     return {**plan_of_study.spec("write_plan", {}), "cores": workflow.cores, "jobs": jobs}
 
 
-def memory(stage):
-    """MiB that a job asks for; a retry asks for half as much again."""
+def resources_for(stage):
+    """What a stage's jobs ask for; a retry asks for half as much memory (MiB) again, and for twice the minutes."""
 
     def mebibytes(wildcards, attempt):
         return int(plan_of_study.memory_mb(stage) * (1 + 0.5 * (attempt - 1)))
 
-    return mebibytes
-
-
-def runtime(stage):
-    """Minutes that a job asks for; a retry asks for twice as many."""
-
     def minutes(wildcards, attempt):
         return plan_of_study.runtime_minutes(stage) * attempt
 
-    return minutes
+    gpus = plan_of_study.gpus(stage)
+    # One process for each GPU: where this machine has none, as many on its cores.
+    on_gpus = {"gpu": gpus, "processes": gpus} if gpus else {}
+    return {**on_gpus, "mem_mb": mebibytes, "runtime": minutes}
 
 
 def threads_of_gpu_job(gpus, on_cpu=None):

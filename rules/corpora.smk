@@ -15,8 +15,7 @@ rule prepare_corpus:
     conda:
         "../envs/airrep.yaml"
     resources:
-        mem_mb=memory("prepare_corpus"),
-        runtime=runtime("prepare_corpus"),
+        **resources_for("prepare_corpus"),
     params:
         spec=spec("prepare_corpus"),
     script:

@@ -1,6 +1,31 @@
 # The paper's experiments beside the LDS. A study has those that its `experiments` names.
 
 
+if plan_of_study.labelled():
+
+    rule check_labels:
+        """Refuse experiments that ask for labels which the corpora don't have."""
+        input:
+            # Corpora alone: the chosen tests wait for every LM's tokens.
+            corpora=labelled_corpora,
+        output:
+            labels=f"{RESULTS}/evaluation/labels.parquet",
+        log:
+            f"{RESULTS}/logs/check_labels.log",
+        benchmark:
+            f"{RESULTS}/benchmarks/check_labels/study.tsv"
+        # A lack of labels is worth knowing before hours are spent.
+        priority: 100
+        conda:
+            "../envs/airrep.yaml"
+        resources:
+            **resources_for("check_labels"),
+        params:
+            spec=spec("check_labels"),
+        script:
+            "../workflow_scripts/experiments/check_labels.py"
+
+
 rule draw_base:
     """Draw the examples that an experiment fine-tunes on before it leaves some out."""
     input:
@@ -16,8 +41,7 @@ rule draw_base:
     conda:
         "../envs/airrep.yaml"
     resources:
-        mem_mb=memory("draw_base"),
-        runtime=runtime("draw_base"),
+        **resources_for("draw_base"),
     params:
         spec=spec("draw_base"),
     script:
@@ -60,8 +84,7 @@ rule draw_leave_out:
     conda:
         "../envs/airrep.yaml"
     resources:
-        mem_mb=memory("draw_leave_out"),
-        runtime=runtime("draw_leave_out"),
+        **resources_for("draw_leave_out"),
     params:
         spec=spec("draw_leave_out"),
     script:
@@ -83,8 +106,7 @@ rule draw_removal:
     conda:
         "../envs/airrep.yaml"
     resources:
-        mem_mb=memory("draw_removal"),
-        runtime=runtime("draw_removal"),
+        **resources_for("draw_removal"),
     params:
         spec=spec("draw_removal"),
     script:
@@ -109,8 +131,7 @@ rule draw_selection:
     conda:
         "../envs/airrep.yaml"
     resources:
-        mem_mb=memory("draw_selection"),
-        runtime=runtime("draw_selection"),
+        **resources_for("draw_selection"),
     params:
         spec=spec("draw_selection"),
     script:
@@ -135,10 +156,7 @@ rule finetune_runs:
         "../envs/airrep.yaml"
     threads: threads_of_gpu_job(plan_of_study.finetuning_processes(), on_cpu=plan_of_study.finetuning_processes())
     resources:
-        gpu=plan_of_study.finetuning_processes(),
-        processes=plan_of_study.finetuning_processes(),
-        mem_mb=memory("finetune_runs"),
-        runtime=runtime("finetune_runs"),
+        **resources_for("finetune_runs"),
     params:
         spec=spec("finetune_runs"),
     script:
@@ -163,8 +181,7 @@ rule evaluate_leave_out:
     conda:
         "../envs/airrep.yaml"
     resources:
-        mem_mb=memory("evaluate_leave_out"),
-        runtime=runtime("evaluate_leave_out"),
+        **resources_for("evaluate_leave_out"),
     params:
         spec=spec("evaluate_leave_out"),
     script:
@@ -186,8 +203,7 @@ rule evaluate_removal:
     conda:
         "../envs/airrep.yaml"
     resources:
-        mem_mb=memory("evaluate_removal"),
-        runtime=runtime("evaluate_removal"),
+        **resources_for("evaluate_removal"),
     params:
         spec=spec("evaluate_removal"),
     script:
@@ -210,8 +226,7 @@ rule evaluate_selection:
     conda:
         "../envs/airrep.yaml"
     resources:
-        mem_mb=memory("evaluate_selection"),
-        runtime=runtime("evaluate_selection"),
+        **resources_for("evaluate_selection"),
     params:
         spec=spec("evaluate_selection"),
     script:
@@ -234,8 +249,7 @@ rule evaluate_classification:
     conda:
         "../envs/airrep.yaml"
     resources:
-        mem_mb=memory("evaluate_classification"),
-        runtime=runtime("evaluate_classification"),
+        **resources_for("evaluate_classification"),
     params:
         spec=spec("evaluate_classification"),
     script:
@@ -256,8 +270,7 @@ rule evaluate_amortisation:
     conda:
         "../envs/airrep.yaml"
     resources:
-        mem_mb=memory("evaluate_amortisation"),
-        runtime=runtime("evaluate_amortisation"),
+        **resources_for("evaluate_amortisation"),
     params:
         spec=spec("evaluate_amortisation"),
     script:
@@ -278,8 +291,7 @@ rule evaluate_transfer:
     conda:
         "../envs/airrep.yaml"
     resources:
-        mem_mb=memory("evaluate_transfer"),
-        runtime=runtime("evaluate_transfer"),
+        **resources_for("evaluate_transfer"),
     params:
         spec=spec("evaluate_transfer"),
     script:

@@ -84,22 +84,18 @@ def encoder_folder(wildcards):
 
 
 def train_embeddings(wildcards):
-    return embeddings_of(wildcards, "train", [wildcards.get("part", "")])
+    """Embeddings of the training corpus or of a part of it; none for a method that doesn't embed."""
+    embedding = plan_of_study.embedding_of(wildcards.method, for_tests=False)
+    corpus = study.evaluations[wildcards.evaluation].train
+    return f"{RESULTS}/embeddings/{embedding}/{corpus}{wildcards.get('part', '')}.parquet" if embedding else []
 
 
 def test_embeddings(wildcards):
-    return embeddings_of(wildcards, "test")
-
-
-def embeddings_of(wildcards, role, parts=None):
-    """Files of a corpus's embeddings: of these parts, or of all; none for a method that doesn't embed."""
-    embedding = plan_of_study.embedding_of(wildcards.method, for_tests=role == "test")
-    corpus = getattr(study.evaluations[wildcards.evaluation], role)
-    names = [
-        f"{RESULTS}/embeddings/{embedding}/{corpus}{part}.parquet" for part in parts or plan_of_study.parts_of(corpus)
-    ]
-    # One file by itself: stages tell one from several.
-    return [] if not embedding else names[0] if len(names) == 1 else names
+    """Embeddings of the test corpus, of all parts; none for a method that doesn't embed."""
+    embedding = plan_of_study.embedding_of(wildcards.method, for_tests=True)
+    corpus = study.evaluations[wildcards.evaluation].test
+    parts = plan_of_study.parts_of(corpus) if embedding else []
+    return [f"{RESULTS}/embeddings/{embedding}/{corpus}{part}.parquet" for part in parts]
 
 
 def language_model_of(own):

@@ -12,9 +12,7 @@ rule pretrain_base_lm:
         "../envs/airrep.yaml"
     threads: threads_of_gpu_job(1)
     resources:
-        gpu=1,
-        mem_mb=memory("pretrain_base_lm"),
-        runtime=runtime("pretrain_base_lm"),
+        **resources_for("pretrain_base_lm"),
     params:
         spec=spec("pretrain_base_lm"),
     script:
@@ -38,8 +36,7 @@ rule tokenize_corpus:
     conda:
         "../envs/airrep.yaml"
     resources:
-        mem_mb=memory("tokenize_corpus"),
-        runtime=runtime("tokenize_corpus"),
+        **resources_for("tokenize_corpus"),
     params:
         spec=spec("tokenize_corpus"),
     script:

@@ -13,9 +13,7 @@ rule warmup_lm:
         "../envs/airrep.yaml"
     threads: threads_of_gpu_job(1)
     resources:
-        gpu=1,
-        mem_mb=memory("warmup_lm"),
-        runtime=runtime("warmup_lm"),
+        **resources_for("warmup_lm"),
     params:
         spec=spec("warmup_lm"),
     script:
@@ -38,9 +36,7 @@ rule fit_method:
         "../envs/airrep.yaml"
     threads: threads_of_gpu_job(1)
     resources:
-        gpu=1,
-        mem_mb=memory("fit_method"),
-        runtime=runtime("fit_method"),
+        **resources_for("fit_method"),
     params:
         spec=spec("fit_method"),
     script:
@@ -63,9 +59,7 @@ rule embed_by_method:
         "../envs/airrep.yaml"
     threads: threads_of_gpu_job(1)
     resources:
-        gpu=1,
-        mem_mb=memory("embed_by_method"),
-        runtime=runtime("embed_by_method"),
+        **resources_for("embed_by_method"),
     params:
         spec=spec("embed_by_method"),
     script:

@@ -10,9 +10,7 @@ rule run_pilot:
         "../envs/airrep.yaml"
     threads: threads_of_gpu_job(1)
     resources:
-        gpu=1,
-        mem_mb=memory("finetune_shard"),
-        runtime=30,
+        **resources_for("run_pilot"),
     params:
         spec=spec("run_pilot"),
     script:

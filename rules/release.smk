@@ -14,8 +14,7 @@ rule package_encoder:
     conda:
         "../envs/airrep.yaml"
     resources:
-        mem_mb=memory("package_encoder"),
-        runtime=runtime("package_encoder"),
+        **resources_for("package_encoder"),
     params:
         spec=spec("package_encoder"),
     script:

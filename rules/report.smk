@@ -47,8 +47,7 @@ rule write_report:
     conda:
         "../envs/airrep.yaml"
     resources:
-        mem_mb=memory("write_report"),
-        runtime=runtime("write_report"),
+        **resources_for("write_report"),
     params:
         spec=spec("write_report"),
     script:

@@ -13,10 +13,7 @@ rule embed_corpus:
         "../envs/airrep.yaml"
     threads: threads_of_gpu_job(plan_of_study.encoder_processes())
     resources:
-        gpu=plan_of_study.encoder_processes(),
-        processes=plan_of_study.encoder_processes(),
-        mem_mb=memory("embed_corpus"),
-        runtime=runtime("embed_corpus"),
+        **resources_for("embed_corpus"),
     params:
         spec=spec("embed_corpus"),
     script:
@@ -44,8 +41,7 @@ rule score_pairs:
     conda:
         "../envs/airrep.yaml"
     resources:
-        mem_mb=memory("score_pairs"),
-        runtime=runtime("score_pairs"),
+        **resources_for("score_pairs"),
     params:
         spec=spec("score_pairs"),
     script:
@@ -71,8 +67,7 @@ rule score_part:
     conda:
         "../envs/airrep.yaml"
     resources:
-        mem_mb=memory("score_part"),
-        runtime=runtime("score_part"),
+        **resources_for("score_part"),
     params:
         spec=spec("score_part"),
     script:
@@ -98,8 +93,7 @@ rule merge_scores:
     conda:
         "../envs/airrep.yaml"
     resources:
-        mem_mb=memory("merge_scores"),
-        runtime=runtime("merge_scores"),
+        **resources_for("merge_scores"),
     params:
         spec=spec("merge_scores"),
     script:

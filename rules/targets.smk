@@ -15,8 +15,7 @@ rule sample_subsets:
     conda:
         "../envs/airrep.yaml"
     resources:
-        mem_mb=memory("sample_subsets"),
-        runtime=runtime("sample_subsets"),
+        **resources_for("sample_subsets"),
     params:
         spec=spec("sample_subsets"),
     script:
@@ -40,10 +39,7 @@ rule finetune_shard:
         "../envs/airrep.yaml"
     threads: threads_of_gpu_job(plan_of_study.finetuning_processes(), on_cpu=plan_of_study.finetuning_processes())
     resources:
-        gpu=plan_of_study.finetuning_processes(),
-        processes=plan_of_study.finetuning_processes(),
-        mem_mb=memory("finetune_shard"),
-        runtime=runtime("finetune_shard"),
+        **resources_for("finetune_shard"),
     params:
         spec=spec("finetune_shard"),
     script:
@@ -63,8 +59,7 @@ rule collect_targets:
     conda:
         "../envs/airrep.yaml"
     resources:
-        mem_mb=memory("collect_targets"),
-        runtime=runtime("collect_targets"),
+        **resources_for("collect_targets"),
     params:
         spec=spec("collect_targets"),
     script:

@@ -15,7 +15,7 @@ from tiny_study import FINETUNING
 
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.parquet import read_metadata, read_table, write_table
-from workflow_scripts.core.stage import run_stage
+from workflow_scripts.core.stage import run_job
 from workflow_scripts.language_model import finetuner as finetuning
 from workflow_scripts.language_model import losses as language_model
 from workflow_scripts.language_model.finetuner import Finetuner
@@ -252,7 +252,7 @@ def test_a_full_disk_is_one_message_and_costs_no_finished_run(tiny, tmp_path, st
             log=[str(log)],
             rule="finetune_shard",
         )
-        run_stage(smk, job)
+        run_job(smk, job)
 
     assert in_twin(limited) == 1
     said = log.read_text()

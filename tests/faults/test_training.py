@@ -12,7 +12,7 @@ from faults import FLIP_SEED, changed_bytes, flipped, in_twin, killed
 from tiny_study import TRAINING
 from torch import nn
 
-from workflow_scripts.core.stage import run_stage
+from workflow_scripts.core.stage import run_job
 from workflow_scripts.encoder import checkpoint as training_state
 from workflow_scripts.encoder import train_encoder as stage
 from workflow_scripts.encoder.checkpoint import TrainingState
@@ -120,7 +120,7 @@ def test_out_of_memory_is_one_message_and_a_smaller_chunk_gives_the_same(
         rule="train_encoder",
     )
     with pytest.raises(SystemExit):
-        run_stage(job, train)
+        run_job(job, train)
     told = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("error in"))
     assert "Lower encoder_training.chunk_tokens" in told
     monkeypatch.setitem(TRAINING, "chunk_tokens", 400)

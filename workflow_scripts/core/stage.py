@@ -6,9 +6,10 @@ import contextlib
 import errno
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from types import NoneType
+from typing import Any, TextIO, get_args, get_type_hints
 
 from workflow_scripts.core.errors import StudyError, lacks_memory
 from workflow_scripts.core.gpus import gpus_asked_for, pinned, require_promised_gpus, use_deterministic_algorithms
@@ -35,8 +36,16 @@ _MEMORY_KEYS = {
 }
 
 
-def run_stage(smk: Any, stage: Callable[..., object]) -> None:
-    """Call `stage` with the named inputs and outputs of the job and the values of its spec.
+def run_stage(stage: Callable[..., object]) -> None:
+    """Run `stage` as the job whose script defines it: Snakemake puts the job there as the global `snakemake`."""
+    run_job(stage.__globals__["snakemake"], stage)
+
+
+def run_job(smk: Any, stage: Callable[..., object]) -> None:
+    """Call `stage` with the named inputs and outputs of the job `smk` and the values of its spec.
+
+    A rule says by an empty list that a file is absent: a parameter annotated `Path | None` gets None for it, and a
+    `list[Path]` stays empty.
 
     A job whose resources name `processes` calls it in so many processes, see `core.distributed`. It sees the GPUs that
     its resources ask for and no other, and where its spec says `deterministic`, torch adds in a fixed order.
@@ -47,7 +56,7 @@ def run_stage(smk: Any, stage: Callable[..., object]) -> None:
     spec.pop("version")
     deterministic = spec.pop("deterministic", False)
     gpus = gpus_asked_for(smk.resources)
-    arguments = {**_paths(smk.input), **_paths(smk.output), **spec}
+    arguments = {**_paths(smk.input, stage), **_paths(smk.output, stage), **spec}
     _use_threads(smk.threads)
     with _log_to(smk.log[0]):
         try:
@@ -103,10 +112,16 @@ def _call(stage: Callable[..., object], processes: int, arguments: dict[str, Any
     run_in_processes(stage, processes, **arguments)
 
 
-def _paths(names: Any) -> dict[str, Path | list[Path]]:
-    return {
-        name: Path(value) if isinstance(value, str) else [Path(item) for item in value] for name, value in names.items()
-    }
+def _paths(names: Any, stage: Callable[..., object]) -> dict[str, Path | list[Path] | None]:
+    types = get_type_hints(stage)
+    return {name: _as_paths(files, may_be_none=NoneType in get_args(types.get(name))) for name, files in names.items()}
+
+
+def _as_paths(files: str | Iterable[str], *, may_be_none: bool) -> Path | list[Path] | None:
+    if isinstance(files, str):
+        return Path(files)
+    paths = [Path(file) for file in files]
+    return None if may_be_none and not paths else paths
 
 
 def _use_threads(threads: int) -> None:

@@ -211,4 +211,4 @@ def _shown_map(columns: Mapping[str, str], unseen: set[str]) -> str:
 
 
 if __name__ == "__main__":
-    run_stage(snakemake, prepare_corpus)  # noqa: F821
+    run_stage(prepare_corpus)

@@ -112,4 +112,4 @@ def embed_share(model: AttributionEncoder, part: TextShare, chunk_tokens: int | 
 
 
 if __name__ == "__main__":
-    run_stage(snakemake, embed_corpus)  # noqa: F821
+    run_stage(embed_corpus)

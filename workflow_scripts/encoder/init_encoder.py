@@ -173,4 +173,4 @@ def wordpieces(texts: Sequence[str], vocabulary: int) -> dict[str, int]:
 
 
 if __name__ == "__main__":
-    run_stage(snakemake, init_encoder)  # noqa: F821
+    run_stage(init_encoder)

@@ -30,4 +30,4 @@ def take_encoder(
 
 
 if __name__ == "__main__":
-    run_stage(snakemake, take_encoder)  # noqa: F821
+    run_stage(take_encoder)

@@ -226,4 +226,4 @@ def _fold_scale(model: AttributionEncoder, objective: Objective) -> None:
 
 
 if __name__ == "__main__":
-    run_stage(snakemake, train_encoder)  # noqa: F821
+    run_stage(train_encoder)

@@ -98,4 +98,4 @@ def _near_duplicates(evaluation: str, tests: pa.Table, seen: pa.Table, smallest:
 
 
 if __name__ == "__main__":
-    run_stage(snakemake, check_leaks)  # noqa: F821
+    run_stage(check_leaks)

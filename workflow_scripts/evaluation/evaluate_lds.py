@@ -185,4 +185,4 @@ def _show(rows: pd.DataFrame, measured: MeasuredLosses, confidence: float) -> No
 
 
 if __name__ == "__main__":
-    run_stage(snakemake, evaluate_lds)  # noqa: F821
+    run_stage(evaluate_lds)

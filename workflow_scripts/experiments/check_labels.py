@@ -70,4 +70,4 @@ def _refuse_alike(evaluation: str, corpus: str, labels: pd.Series) -> None:
 
 
 if __name__ == "__main__":
-    run_stage(snakemake, check_labels)  # noqa: F821
+    run_stage(check_labels)

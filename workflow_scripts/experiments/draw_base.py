@@ -32,4 +32,4 @@ def draw_base(train_tokens: Path, base: Path, *, seed: int, experiment: str, bas
 
 
 if __name__ == "__main__":
-    run_stage(snakemake, draw_base)  # noqa: F821
+    run_stage(draw_base)

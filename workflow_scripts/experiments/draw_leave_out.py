@@ -40,4 +40,4 @@ def draw_group(base_ids: np.ndarray, size: int, group: int, seed: int) -> np.nda
 
 
 if __name__ == "__main__":
-    run_stage(snakemake, draw_leave_out)  # noqa: F821
+    run_stage(draw_leave_out)

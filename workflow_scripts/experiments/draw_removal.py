@@ -57,4 +57,4 @@ def most_helpful(example_ids: np.ndarray, scores: np.ndarray) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    run_stage(snakemake, draw_removal)  # noqa: F821
+    run_stage(draw_removal)

@@ -106,4 +106,4 @@ def best_ranked(example_ids: np.ndarray, ranks: np.ndarray) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    run_stage(snakemake, draw_selection)  # noqa: F821
+    run_stage(draw_selection)

@@ -80,4 +80,4 @@ def _meets(size: float) -> str:
 
 
 if __name__ == "__main__":
-    run_stage(snakemake, evaluate_amortisation)  # noqa: F821
+    run_stage(evaluate_amortisation)

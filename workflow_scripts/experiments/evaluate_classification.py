@@ -69,4 +69,4 @@ def top_example_has_label(scores: Path, train: Path, test: Path) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    run_stage(snakemake, evaluate_classification)  # noqa: F821
+    run_stage(evaluate_classification)

@@ -102,4 +102,4 @@ def evaluate_leave_out(
 
 
 if __name__ == "__main__":
-    run_stage(snakemake, evaluate_leave_out)  # noqa: F821
+    run_stage(evaluate_leave_out)

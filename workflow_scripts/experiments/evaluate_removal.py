@@ -67,4 +67,4 @@ def evaluate_removal(
 
 
 if __name__ == "__main__":
-    run_stage(snakemake, evaluate_removal)  # noqa: F821
+    run_stage(evaluate_removal)

@@ -87,4 +87,4 @@ def _weighted_mean(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    run_stage(snakemake, evaluate_selection)  # noqa: F821
+    run_stage(evaluate_selection)

@@ -79,4 +79,4 @@ def _is_above(rivals: pd.DataFrame) -> bool:
 
 
 if __name__ == "__main__":
-    run_stage(snakemake, evaluate_transfer)  # noqa: F821
+    run_stage(evaluate_transfer)

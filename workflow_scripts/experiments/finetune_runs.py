@@ -24,7 +24,7 @@ def finetune_runs(
     test_tokens: Path,
     measured: Path,
     *,
-    language_model: Path | list[Path] | None = None,
+    language_model: Path | None = None,
     model: str,
     revision: str | None,
     trust_remote_code: bool,
@@ -102,4 +102,4 @@ def _taking_part(train: dict[int, TokenizedExample], lists: Any) -> list[Tokeniz
 
 
 if __name__ == "__main__":
-    run_stage(snakemake, finetune_runs)  # noqa: F821
+    run_stage(finetune_runs)

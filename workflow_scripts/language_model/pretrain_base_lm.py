@@ -132,4 +132,4 @@ def _train(
 
 
 if __name__ == "__main__":
-    run_stage(snakemake, pretrain_base_lm)  # noqa: F821
+    run_stage(pretrain_base_lm)

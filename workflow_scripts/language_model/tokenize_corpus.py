@@ -107,4 +107,4 @@ def _tokenized(tokenizer: Any, rows: list[dict], max_tokens: int, chat_template:
 
 
 if __name__ == "__main__":
-    run_stage(snakemake, tokenize_corpus)  # noqa: F821
+    run_stage(tokenize_corpus)

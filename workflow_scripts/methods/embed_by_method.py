@@ -121,4 +121,4 @@ def _content_hash(example: TokenizedExample) -> str:
 
 
 if __name__ == "__main__":
-    run_stage(snakemake, embed_by_method)  # noqa: F821
+    run_stage(embed_by_method)

@@ -47,4 +47,4 @@ def fit_method(
 
 
 if __name__ == "__main__":
-    run_stage(snakemake, fit_method)  # noqa: F821
+    run_stage(fit_method)

@@ -53,4 +53,4 @@ def warmup_sample(examples: Mapping[int, TokenizedExample], number: int, seed: i
 
 
 if __name__ == "__main__":
-    run_stage(snakemake, warmup_lm)  # noqa: F821
+    run_stage(warmup_lm)

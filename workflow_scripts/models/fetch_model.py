@@ -76,4 +76,4 @@ def _link_or_copy(source: Path, target: Path) -> None:
 
 
 if __name__ == "__main__":
-    run_stage(snakemake, fetch_model)  # noqa: F821
+    run_stage(fetch_model)

@@ -447,4 +447,4 @@ def _assumptions(missing: list[str], lm_parameters: float, encoder_parameters: f
 
 
 if __name__ == "__main__":
-    run_stage(snakemake, run_pilot)  # noqa: F821
+    run_stage(run_pilot)

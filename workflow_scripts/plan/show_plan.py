@@ -99,4 +99,4 @@ def _job_size_line(pool: str, sizes: Mapping[str, int]) -> str:
 
 
 if __name__ == "__main__":
-    run_stage(snakemake, show_plan)  # noqa: F821
+    run_stage(show_plan)

@@ -98,4 +98,4 @@ def _cheaper(study: Study, pilot: Pilot, concurrency: Concurrency) -> Iterator[d
 
 
 if __name__ == "__main__":
-    run_stage(snakemake, write_plan)  # noqa: F821
+    run_stage(write_plan)

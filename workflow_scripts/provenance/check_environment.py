@@ -111,4 +111,4 @@ def folder_warnings(facts: dict[str, Any]) -> list[str]:
 
 
 if __name__ == "__main__":
-    run_stage(snakemake, check_environment)  # noqa: F821
+    run_stage(check_environment)

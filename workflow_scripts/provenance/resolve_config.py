@@ -72,4 +72,4 @@ def git_commit() -> str | None:
 
 
 if __name__ == "__main__":
-    run_stage(snakemake, resolve_config)  # noqa: F821
+    run_stage(resolve_config)

@@ -17,14 +17,14 @@ from workflow_scripts.study.config import load_study
 
 
 def package_encoder(
-    encoder: Path, config: Path, provenance: Path, lds: Path | list[Path], release: Path, *, layout: str
+    encoder: Path, config: Path, provenance: Path, lds: Path | None, release: Path, *, layout: str
 ) -> None:
     """Write the folder `release`: the encoder in `layout`, and its card `README.md`.
 
     Parameters
     ----------
     config, provenance: `config.resolved.yaml` and `provenance.json`.
-    lds: table of the evaluation; [] where nothing was judged.
+    lds: table of the evaluation; None where nothing was judged.
     layout: `sentence_transformers`, a copy of `encoder` byte by byte, or `published`, the one of the paper's authors.
 
     Raises
@@ -49,4 +49,4 @@ def package_encoder(
 
 
 if __name__ == "__main__":
-    run_stage(snakemake, package_encoder)  # noqa: F821
+    run_stage(package_encoder)

@@ -38,4 +38,4 @@ def push_encoder(release: Path, pushed: Path, *, hub: str) -> None:
 
 
 if __name__ == "__main__":
-    run_stage(snakemake, push_encoder)  # noqa: F821
+    run_stage(push_encoder)

@@ -42,9 +42,9 @@ COSTS_SCHEMA = pa.schema(
 def write_report(
     config: Path,
     provenance: Path,
-    lds: Path | list[Path],
-    differences: Path | list[Path],
-    training: Path | list[Path],
+    lds: Path | None,
+    differences: Path | None,
+    training: Path | None,
     targets: list[Path],
     scores: list[Path],
     corpora: list[Path],
@@ -68,8 +68,8 @@ def write_report(
     Parameters
     ----------
     config, provenance: `config.resolved.yaml` and `provenance.json`.
-    lds, differences: tables of the evaluation; [] where no LM was fine-tuned to judge methods.
-    training: table of the encoder's training; [] where it was trained elsewhere.
+    lds, differences: tables of the evaluation; None where no LM was fine-tuned to judge methods.
+    training: table of the encoder's training; None where it was trained elsewhere.
     targets: `targets/<pool>.parquet`, whose metadata count the fine-tuning runs.
     scores: `scores/<method>/<evaluation>.parquet`; method and evaluation are read from the path.
     corpora, rejected, tokens, rejected_tokens: tables of the corpora, matched by their names; every corpus
@@ -91,7 +91,7 @@ def write_report(
     """
     study = load_study(yaml.safe_load(config.read_text(encoding="utf-8")), origin=str(config))
     _check_corpora(study, corpora)
-    results = gather_results(lds, differences, study) if lds else []
+    results = gather_results(lds, differences, study) if lds and differences else []
     if lds and not results:
         raise StudyError(f"{lds} has no row, so there is nothing to report. Delete it and run again.")
     headlines = [report_words.headline(result) for result in results] or [report_words.unjudged_headline(study)]
@@ -182,4 +182,4 @@ def _content_hash(script: str) -> str:
 
 
 if __name__ == "__main__":
-    run_stage(snakemake, write_report)  # noqa: F821
+    run_stage(write_report)

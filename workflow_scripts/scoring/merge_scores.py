@@ -55,4 +55,4 @@ def merge_scores(
 
 
 if __name__ == "__main__":
-    run_stage(snakemake, merge_scores)  # noqa: F821
+    run_stage(merge_scores)

@@ -25,8 +25,8 @@ def score_pairs(
     test: Path,
     subsets: Path,
     validation: Path,
-    train_embeddings: Path | list[Path],
-    test_embeddings: Path | list[Path],
+    train_embeddings: Path | None,
+    test_embeddings: list[Path],
     scores: Path,
     groups: Path,
     *,
@@ -44,8 +44,8 @@ def score_pairs(
     train, test: corpora of the evaluation.
     subsets: the evaluation's subsets of the training corpus.
     validation: the test examples, as the one row of the evaluation's validation table.
-    train_embeddings, test_embeddings: that the method compares; [] for methods that score texts. Those of the test
-        corpus are several files where it is split.
+    train_embeddings: those of the training corpus; None for methods that score texts.
+    test_embeddings: those of the test corpus, several files where it is split; [] for methods that score texts.
     method: its name, which is that of its module if it scores texts.
     poolings: how scores of examples become scores of subsets, of `group_scores.POOLINGS`.
     evaluation: name of the evaluation set, for the progress display.
@@ -116,21 +116,20 @@ def score_source(
     return result
 
 
-def open_embeddings(train: Path, test: Path | Sequence[Path], test_ids: np.ndarray, tile_examples: int) -> Source:
-    """Return a source of inner products of stored embeddings; those of the tests are one file or several."""
+def open_embeddings(train: Path, test: Sequence[Path], test_ids: np.ndarray, tile_examples: int) -> Source:
+    """Return a source of inner products of stored embeddings; those of the tests may be in several files."""
     # Imported here: torch takes seconds to load, and methods that score texts do without.
     from workflow_scripts.embeddings.tiles import embedding_tiles, inner_products, read_embeddings
     from workflow_scripts.language_model.losses import best_device
     from workflow_scripts.scoring.gpu_scores import score_on_device
 
-    test_files = [test] if isinstance(test, Path) else test
     seconds = _seconds(train)
-    tests = read_embeddings(test_files, test_ids)
+    tests = read_embeddings(test, test_ids)
     schema, examples = read_schema(train)
     embedding = schema.field("embedding").type
     if embedding.list_size != tests.shape[1]:
         raise StudyError(
-            f"{train} has embeddings of {embedding.list_size} numbers and {test_files[0]} of {tests.shape[1]}: they "
+            f"{train} has embeddings of {embedding.list_size} numbers and {test[0]} of {tests.shape[1]}: they "
             "come from two encoders. Delete both and run again."
         )
     tiles, device = embedding_tiles(train, tile_examples), best_device()
@@ -140,7 +139,7 @@ def open_embeddings(train: Path, test: Path | Sequence[Path], test_ids: np.ndarr
         examples=examples,
         bytes_per_example=embedding.list_size * embedding.value_type.bit_width / 8,
         embedding_seconds=seconds,
-        test_embedding_seconds=sum(map(_seconds, test_files)),
+        test_embedding_seconds=sum(map(_seconds, test)),
         on_device=None if device.type == "cpu" else partial(score_on_device, tiles, tests, device=device),
     )
 
@@ -163,4 +162,4 @@ def _open_texts(method: str, train: Path, test: Path, test_ids: np.ndarray, seed
 
 
 if __name__ == "__main__":
-    run_stage(snakemake, score_pairs)  # noqa: F821
+    run_stage(score_pairs)

@@ -13,7 +13,7 @@ def score_part(
     subsets: Path,
     validation: Path,
     train_embeddings: Path,
-    test_embeddings: Path | list[Path],
+    test_embeddings: list[Path],
     scores: Path,
     sums: Path,
     *,
@@ -54,4 +54,4 @@ def score_part(
 
 
 if __name__ == "__main__":
-    run_stage(snakemake, score_part)  # noqa: F821
+    run_stage(score_part)

@@ -11,13 +11,15 @@ import re
 from functools import cached_property
 
 from workflow_scripts.study.costs import Concurrency, Pilot, estimate, parameters_in_name
-from workflow_scripts.study.specs import StageSpecs
+from workflow_scripts.study.specs import COMPUTED_ON_GPUS, StageSpecs
 from workflow_scripts.study.stage_versions import STAGE_VERSIONS
 
 FILE_NAME = re.compile(r"\.(jsonl|ndjson|json|csv|tsv|parquet|pq)(\.gz|\.zst)?$", re.IGNORECASE)
 # Of a job's expected seconds to its time limit, and the shortest limit worth asking for.
 RUNTIME_MARGIN = 2.0
 SHORTEST_RUNTIME_MINUTES = 15
+# A GPU is no gain to them by default, but `--set-resources score_part:gpu=1` gives them one.
+GPU_ON_REQUEST = ("score_pairs", "score_part")
 
 
 class StudyPlan(StageSpecs):
@@ -32,6 +34,7 @@ class StudyPlan(StageSpecs):
         lm = (20 + 4 * (self.finetuning_processes() - 1)) * parameters / 2**20
         encoder = self.encoder_processes()
         return {
+            "run_pilot": 4000 + int(lm),
             "finetune_shard": 4000 + int(lm),
             "warmup_lm": 4000 + int(lm),
             "fit_method": 8000 + int(lm),
@@ -52,9 +55,13 @@ class StudyPlan(StageSpecs):
 
     def processes(self, stage: str) -> int:
         """Return how many processes, and so GPUs or cores, share a job of `stage`."""
-        if stage == "finetune_shard":
+        if stage in ("finetune_shard", "finetune_runs"):
             return self.finetuning_processes()
         return self.encoder_processes() if stage in ("train_encoder", "embed_corpus") else 1
+
+    def gpus(self, stage: str) -> int:
+        """Return how many GPUs a job of `stage` asks for: one for each process, 0 for stages that need none."""
+        return self.processes(stage) if stage in COMPUTED_ON_GPUS and stage not in GPU_ON_REQUEST else 0
 
     def runtime_minutes(self, stage: str) -> int:
         """Return the minutes that a job of `stage` asks for: twice what the pilot expects of the longest one.
@@ -65,7 +72,7 @@ class StudyPlan(StageSpecs):
             minutes = math.ceil(RUNTIME_MARGIN * self._expected_seconds[stage] / 60)
             return max(minutes, SHORTEST_RUNTIME_MINUTES)
         minutes = {"finetune_shard": 120, "finetune_runs": 120, "train_encoder": 720, "embed_corpus": 120}
-        minutes |= {"warmup_lm": 720, "fit_method": 720, "embed_by_method": 720}
+        minutes |= {"warmup_lm": 720, "fit_method": 720, "embed_by_method": 720, "run_pilot": 30}
         return minutes.get(stage, 60)
 
     @cached_property

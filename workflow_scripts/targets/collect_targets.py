@@ -109,4 +109,4 @@ def _fold_targets(table: pa.Table, fold: int, shape: tuple[int, int, int]) -> pa
 
 
 if __name__ == "__main__":
-    run_stage(snakemake, collect_targets)  # noqa: F821
+    run_stage(collect_targets)

@@ -109,4 +109,4 @@ def _run_table(run: Run, drawn: Fold, base: np.ndarray, measured: np.ndarray) ->
 
 
 if __name__ == "__main__":
-    run_stage(snakemake, finetune_shard)  # noqa: F821
+    run_stage(finetune_shard)

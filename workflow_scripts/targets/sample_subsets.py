@@ -75,4 +75,4 @@ def _refuse_equal_examples(pool: str, train_tokens: Path) -> None:
 
 
 if __name__ == "__main__":
-    run_stage(snakemake, sample_subsets)  # noqa: F821
+    run_stage(sample_subsets)

@@ -17,4 +17,4 @@ def hold(seen: Path, seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    run_stage(snakemake, hold)  # noqa: F821
+    run_stage(hold)

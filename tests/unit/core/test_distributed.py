@@ -27,7 +27,7 @@ from workflow_scripts.core.distributed import (
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.parquet import metadata_in_force, table_metadata
 from workflow_scripts.core.progress import say
-from workflow_scripts.core.stage import run_stage
+from workflow_scripts.core.stage import run_job
 
 
 @pytest.fixture(autouse=True)
@@ -230,7 +230,7 @@ def test_a_job_with_processes_runs_its_stage_in_them(monkeypatch, tmp_path):
         log=[tmp_path / "log"],
         resources={"processes": 2},
     )
-    run_stage(job, wait)
+    run_job(job, wait)
     assert asked == [(wait, 2, {"folder": Path("a/folder"), "value": 5})]
 
 

@@ -1,17 +1,21 @@
 """The bridge from a job to a stage: names, specs, log, errors."""
 
 import os
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args, get_type_hints
 
 import pyarrow as pa
 import pytest
 import torch
 
+import workflow_scripts
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.parquet import read_metadata, spec_hash, write_table
 from workflow_scripts.core.progress import say
-from workflow_scripts.core.stage import run_stage
+from workflow_scripts.core.stage import run_job, run_stage
+from workflow_scripts.study.stage_versions import STAGE_VERSIONS
 
 
 def job(folder, spec, **inputs):
@@ -40,7 +44,7 @@ def test_names_become_arguments_and_files_carry_the_spec(tmp_path, capsys):
         write_table(table, pa.table({"x": [1]}))
 
     spec = {"rate": 0.5, "version": 3}
-    run_stage(job(tmp_path, spec, one="a/b.parquet", many=["c", "d"]), stage)
+    run_job(job(tmp_path, spec, one="a/b.parquet", many=["c", "d"]), stage)
     assert seen == {"one": Path("a/b.parquet"), "many": [Path("c"), Path("d")], "rate": 0.5}
     metadata = read_metadata(tmp_path / "table.parquet")
     assert metadata["stage"] == "some_stage"
@@ -49,12 +53,40 @@ def test_names_become_arguments_and_files_carry_the_spec(tmp_path, capsys):
     assert "half way" in (tmp_path / "logs" / "stage.log").read_text()
 
 
+def test_an_empty_list_is_none_where_a_file_may_be_absent(tmp_path):
+    seen = {}
+
+    def stage(maybe: Path | None, absent: Path | None, several: list[Path], untyped, table: Path) -> None:
+        seen.update(maybe=maybe, absent=absent, several=several, untyped=untyped)
+
+    run_job(job(tmp_path, {"version": 1}, maybe="a", absent=[], several=[], untyped=[]), stage)
+    assert seen == {"maybe": Path("a"), "absent": None, "several": [], "untyped": []}
+
+
+@pytest.mark.parametrize("stage", STAGE_VERSIONS)
+def test_no_stage_takes_a_file_or_a_list(stage):
+    """`Path | None` is a file that may be absent, `list[Path]` are several; run_job tells them apart by the types."""
+    (file,) = Path(workflow_scripts.__file__).parent.rglob(f"{stage}.py")
+    module = ".".join(
+        ["workflow_scripts", *file.relative_to(Path(workflow_scripts.__file__).parent).with_suffix("").parts]
+    )
+    kinds = [get_args(kind) for kind in get_type_hints(getattr(import_module(module), stage)).values()]
+    assert not [kind for kind in kinds if Path in kind and list[Path] in kind]
+
+
+def test_a_script_runs_its_stage_as_the_job_that_snakemake_put_into_it(tmp_path):
+    script = "def stage(table, *, rate):\n    table.write_text(str(rate))\n\n\nrun_stage(stage)\n"
+    smk = job(tmp_path, {"version": 1, "rate": 0.5})
+    exec(script, {"run_stage": run_stage, "snakemake": smk})
+    assert (tmp_path / "table.parquet").read_text() == "0.5"
+
+
 def test_a_study_error_is_its_message_alone(tmp_path, capsys):
     def stage(table):
         raise StudyError("the corpus is empty. Write another one.")
 
     with pytest.raises(SystemExit) as ended:
-        run_stage(job(tmp_path, {"version": 1}), stage)
+        run_job(job(tmp_path, {"version": 1}), stage)
     assert ended.value.code == 1
     said = capsys.readouterr().err
     assert "error in some_stage: the corpus is empty. Write another one." in said
@@ -81,7 +113,7 @@ def test_a_lack_of_memory_is_one_message(tmp_path, capsys, error, said, stage, a
     lacking = job(tmp_path, {"version": 1})
     lacking.rule = stage
     with pytest.raises(SystemExit):
-        run_stage(lacking, work)
+        run_job(lacking, work)
     told = capsys.readouterr().err
     assert "Traceback" not in told
     assert said in told
@@ -93,7 +125,7 @@ def test_a_fault_of_ours_keeps_its_traceback(tmp_path):
         raise ZeroDivisionError("ours")
 
     with pytest.raises(ZeroDivisionError):
-        run_stage(job(tmp_path, {"version": 1}), stage)
+        run_job(job(tmp_path, {"version": 1}), stage)
     assert "ZeroDivisionError: ours" in (tmp_path / "logs" / "stage.log").read_text()
 
 
@@ -106,7 +138,7 @@ def job_that_sees(tmp_path, **resources):
 
     made = job(tmp_path, {"version": 1})
     made.resources = resources
-    run_stage(made, stage)
+    run_job(made, stage)
     return seen["gpus"]
 
 
@@ -136,9 +168,9 @@ def test_deterministic_is_not_a_value_of_the_stage_but_how_torch_computes(tmp_pa
 
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
     try:
-        run_stage(job(tmp_path, {"version": 1, "rate": 0.5}), stage)
+        run_job(job(tmp_path, {"version": 1, "rate": 0.5}), stage)
         assert seen == {"torch": False, "cublas": ""}
-        run_stage(job(tmp_path, {"version": 1, "rate": 0.5, "deterministic": True}), stage)
+        run_job(job(tmp_path, {"version": 1, "rate": 0.5, "deterministic": True}), stage)
         assert seen == {"torch": True, "cublas": ":4096:8"}
     finally:
         torch.use_deterministic_algorithms(False)

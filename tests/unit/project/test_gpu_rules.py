@@ -5,18 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 from snakemake.api import SnakemakeApi
 from snakemake.profiles import ProfileConfigFileParser
 from snakemake.settings.types import ConfigSettings, OutputSettings, Quietness, ResourceSettings
 
 from workflow_scripts.core import gpus
+from workflow_scripts.study.config import load_study
+from workflow_scripts.study.resources import GPU_ON_REQUEST, StudyPlan
 from workflow_scripts.study.specs import COMPUTED_ON_GPUS
 
 ROOT = Path(__file__).parents[3]
 # Together they have every rule.
 STUDIES = ("tests/configs/experiments.yaml", "configs/score_only.yaml")
-# A GPU is no gain by default, but `--set-resources score_part:gpu=1` gives one.
-BY_REQUEST = {"score_pairs", "score_part"}
 WITHOUT_NUMBERS = {"check_environment"}
 
 
@@ -59,7 +60,7 @@ def test_the_slurm_profile_lists_the_rules_that_ask_for_a_gpu(read_workflow, mon
 
 def test_what_computes_on_a_gpu_asks_for_one(read_workflow):
     asking = set().union(*(of_rules(read_workflow(study), "gpu") for study in STUDIES))
-    assert asking - WITHOUT_NUMBERS == set(COMPUTED_ON_GPUS) - BY_REQUEST
+    assert asking - WITHOUT_NUMBERS == set(COMPUTED_ON_GPUS) - set(GPU_ON_REQUEST)
 
 
 def test_a_machine_without_gpus_limits_nothing_and_gives_all_its_cores(read_workflow):
@@ -94,3 +95,11 @@ def test_a_job_over_several_gpus_has_the_cores_of_all(read_workflow):
     workflow = read_workflow("configs/large_lm.yaml", cores=33, gpus_here=8)
     assert of_rules(workflow, "_cores")["finetune_shard"] == 16
     assert of_rules(read_workflow("configs/large_lm.yaml", cores=33), "_cores")["finetune_shard"] == 4
+
+
+def test_rules_ask_for_as_many_gpus_as_the_plan_counts(read_workflow):
+    """Or the estimate of the cost is that of another study: a job over four GPUs takes the place of four."""
+    counts = of_rules(read_workflow("configs/large_lm.yaml"), "gpu")
+    plan = StudyPlan(load_study(yaml.safe_load((ROOT / "configs/large_lm.yaml").read_text(encoding="utf-8"))))
+    assert {name: plan.processes(name) for name in counts} == counts
+    assert counts["finetune_shard"] == counts["finetune_runs"] == 4

@@ -34,7 +34,7 @@ def packaged(tmp_path):
     def package(encoder, layout="sentence_transformers", judged=True):
         run = make_run(tmp_path / "run", tests=5, train=20, examples=2)
         release = tmp_path / "release"
-        lds = run["lds"] if judged else []
+        lds = run["lds"] if judged else None
         package_encoder(encoder, run["config"], run["provenance"], lds, release, layout=layout)
         return release, (release / "README.md").read_text(encoding="utf-8")
 

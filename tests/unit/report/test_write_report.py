@@ -183,7 +183,7 @@ def test_a_study_without_lds_shows_its_explorer_and_claims_nothing(tmp_path):
     study["evaluations"]["heldout"]["subsets"] = 0
     study |= {"encoder": {"model": "some/encoder"}, "scoring": {"methods": ["airrep", "tfidf"]}}
     run["config"].write_text(yaml.safe_dump(study))
-    page = written_with(run | {"lds": [], "differences": [], "training": [], "tokens": [], "rejected_tokens": []})
+    page = written_with(run | {"lds": None, "differences": None, "training": None, "tokens": [], "rejected_tokens": []})
     assert (
         "training examples for “heldout”, as AirRep and TF-IDF have it. How right that is was not measured"
         in page.words

@@ -58,9 +58,14 @@ def files(tmp_path):
     return {name: tmp_path / f"{name}.parquet" for name in names}
 
 
+def _as_given(paths):
+    """Embeddings as the rules give them: those of the tests are a list."""
+    return {**paths, "test_embeddings": [paths["test_embeddings"]]}
+
+
 def _run(files, method, **changes):
     values = {"evaluation": "mini", "seed": 0, "top": TOP, "tile_examples": 16}
-    files = {"train_embeddings": [], "test_embeddings": [], **files}
+    files = {"train_embeddings": None, "test_embeddings": [], **files}
     values["poolings"] = METHODS[method].poolings
     score_pairs(**{**files, **values, "method": method, **changes})
     return read_table(files["scores"]), read_table(files["groups"])
@@ -70,7 +75,7 @@ def test_embeddings_give_the_dense_numbers(files, tmp_path):
     paths = {name: tmp_path / f"{name}.parquet" for name in ("train_embeddings", "test_embeddings")}
     examples = _embeddings(paths["train_embeddings"], EXAMPLES, 1, 2.5)
     tests = _embeddings(paths["test_embeddings"], TESTS, 2, 0.25)[TEST_IDS]
-    scores, groups = _run(files | paths, "untrained")
+    scores, groups = _run(files | _as_given(paths), "untrained")
     dense = tests @ examples.T
 
     assert scores.schema.names == ["test_id", "sign", "rank", "example_id", "score"]
@@ -106,7 +111,7 @@ def test_parts_give_the_same_files(files, tmp_path, method, sizes):
     paths = {name: tmp_path / f"{name}.parquet" for name in ("train_embeddings", "test_embeddings")}
     _embeddings(paths["train_embeddings"], EXAMPLES, 1, 2.5)
     _embeddings(paths["test_embeddings"], TESTS, 2, 0.25)
-    scores, groups = _run(files | paths, method)
+    scores, groups = _run(files | _as_given(paths), method)
 
     table = read_table(paths["train_embeddings"])
     part_scores, part_sums = [], []
@@ -121,7 +126,7 @@ def test_parts_give_the_same_files(files, tmp_path, method, sizes):
             files["subsets"],
             files["validation"],
             path,
-            paths["test_embeddings"],
+            [paths["test_embeddings"]],
             part_scores[-1],
             part_sums[-1],
             method=method,
@@ -156,11 +161,11 @@ def test_parts_without_subsets_give_top_scores(files, tmp_path):
     for seed, (name, rows) in enumerate({"train_embeddings": EXAMPLES, "test_embeddings": TESTS}.items()):
         _embeddings(paths[name], rows, seed, 0)
     write_table(files["subsets"], read_table(files["subsets"]).slice(0, 0))
-    expected, _ = _run(files | paths, "airrep")
+    expected, _ = _run(files | _as_given(paths), "airrep")
     outputs = [tmp_path / f"{name}.parquet" for name in ("part_scores", "part_sums")]
     ours = files["subsets"], files["validation"]
     settings = {"method": "airrep", "poolings": ["attention"], "top": TOP}
-    score_part(*ours, *paths.values(), *outputs, part="1", tile_examples=16, **settings)
+    score_part(*ours, *_as_given(paths).values(), *outputs, part="1", tile_examples=16, **settings)
     merged = [[outputs[0]], [outputs[1]], files["scores"], files["groups"]]
     merge_scores(*ours, *merged, evaluation="mini", **settings)
     assert read_table(files["scores"]).equals(expected)
@@ -174,7 +179,14 @@ def test_a_part_that_is_missing_is_noticed(files, tmp_path):
     outputs = [tmp_path / f"{name}.parquet" for name in ("part_scores", "part_sums")]
     ours = files["subsets"], files["validation"]
     score_part(
-        *ours, *paths.values(), *outputs, method="airrep", poolings=["attention"], part="1", top=TOP, tile_examples=16
+        *ours,
+        *_as_given(paths).values(),
+        *outputs,
+        method="airrep",
+        poolings=["attention"],
+        part="1",
+        top=TOP,
+        tile_examples=16,
     )
     merged = [[outputs[0]], [outputs[1]], files["scores"], files["groups"]]
     with pytest.raises(StudyError, match="2 members of subsets"):
@@ -185,7 +197,7 @@ def test_embeddings_of_the_tests_may_stand_in_several_files(files, tmp_path):
     train, test = tmp_path / "a.parquet", tmp_path / "b.parquet"
     _embeddings(train, EXAMPLES, 1, 0)
     _embeddings(test, TESTS, 2, 1)
-    expected, _ = _run(files, "airrep", train_embeddings=train, test_embeddings=test)
+    expected, _ = _run(files, "airrep", train_embeddings=train, test_embeddings=[test])
     halves = [tmp_path / "b1.parquet", tmp_path / "b2.parquet"]
     for half, rows in zip(halves, ([0, 1, 4, 5], [2, 3, 6, 7]), strict=True):
         write_table(half, read_table(test).take(pa.array(rows)), seconds="0.5")
@@ -211,7 +223,7 @@ def test_two_encoders_are_refused(files, tmp_path):
     values = pa.FixedSizeListArray.from_arrays(pa.array(np.ones(TESTS * 3, np.float32)), 3)
     write_table(test, pa.table({"example_id": pa.array(range(TESTS), pa.int32()), "embedding": values}))
     with pytest.raises(StudyError, match="two encoders"):
-        _run(files, "airrep", train_embeddings=train, test_embeddings=test)
+        _run(files, "airrep", train_embeddings=train, test_embeddings=[test])
 
 
 def test_a_missing_test_embedding_is_refused(files, tmp_path):
@@ -219,7 +231,7 @@ def test_a_missing_test_embedding_is_refused(files, tmp_path):
     _embeddings(train, EXAMPLES, 1, 0)
     _embeddings(test, 5, 1, 0)
     with pytest.raises(StudyError, match=r"lacks 1 of the test examples, e.g. example_id 6"):
-        _run(files, "airrep", train_embeddings=train, test_embeddings=test)
+        _run(files, "airrep", train_embeddings=train, test_embeddings=[test])
 
 
 def test_subsets_of_a_longer_corpus_are_refused(files, tmp_path):
@@ -227,7 +239,7 @@ def test_subsets_of_a_longer_corpus_are_refused(files, tmp_path):
     _embeddings(train, EXAMPLES - 5, 1, 0)
     _embeddings(test, TESTS, 1, 0)
     with pytest.raises(StudyError, match="1 members of subsets"):
-        _run(files, "airrep", train_embeddings=train, test_embeddings=test)
+        _run(files, "airrep", train_embeddings=train, test_embeddings=[test])
 
 
 def test_damaged_embeddings_are_refused(files, tmp_path):
@@ -240,10 +252,10 @@ def test_damaged_embeddings_are_refused(files, tmp_path):
     write_table(train, table.set_column(2, "embedding", broken))
     _embeddings(test, TESTS, 1, 0)
     with pytest.raises(StudyError, match="not a finite number"):
-        _run(files, "airrep", train_embeddings=train, test_embeddings=test)
+        _run(files, "airrep", train_embeddings=train, test_embeddings=[test])
     train.write_bytes(b"PAR1 cut off")
     with pytest.raises(StudyError, match=r"a\.parquet can't be read"):
-        _run(files, "airrep", train_embeddings=train, test_embeddings=test)
+        _run(files, "airrep", train_embeddings=train, test_embeddings=[test])
 
 
 def test_embeddings_out_of_order_are_refused(files, tmp_path):
@@ -252,7 +264,7 @@ def test_embeddings_out_of_order_are_refused(files, tmp_path):
     write_table(train, read_table(train).take(pa.array(range(EXAMPLES - 1, -1, -1))))
     _embeddings(test, TESTS, 1, 0)
     with pytest.raises(StudyError, match="doesn't ascend"):
-        _run(files, "airrep", train_embeddings=train, test_embeddings=test)
+        _run(files, "airrep", train_embeddings=train, test_embeddings=[test])
 
 
 @pytest.mark.parametrize("method", ["untrained", "tfidf"])
@@ -260,9 +272,9 @@ def test_without_subsets_the_same_scores_and_no_groups(files, tmp_path, method):
     paths = {name: tmp_path / f"{name}.parquet" for name in ("train_embeddings", "test_embeddings")}
     for seed, (name, rows) in enumerate(zip(paths, (EXAMPLES, TESTS), strict=True)):
         _embeddings(paths[name], rows, seed, 0)
-    with_subsets, groups = _run(files | paths, method)
+    with_subsets, groups = _run(files | _as_given(paths), method)
     write_table(files["subsets"], read_table(files["subsets"]).slice(0, 0))
-    scores, none = _run(files | paths, method)
+    scores, none = _run(files | _as_given(paths), method)
     assert scores.equals(with_subsets)
     assert none.num_rows == 0
     assert none.schema.equals(groups.schema)

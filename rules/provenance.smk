@@ -1,3 +1,19 @@
+rule check_environment:
+    """What a job finds on its machine: GPU, driver, torch, free disk, speed of the shared folder."""
+    output:
+        environment=f"{RESULTS}/environment.json",
+    log:
+        f"{RESULTS}/logs/check_environment.log",
+    conda:
+        "../envs/airrep.yaml"
+    resources:
+        gpu=1,
+    params:
+        spec=environment_spec,
+    script:
+        "../workflow_scripts/provenance/check_environment.py"
+
+
 rule resolve_config:
     """Write every value in force, the versions, the hardware and the hashes of the data."""
     input:
@@ -13,8 +29,7 @@ rule resolve_config:
     conda:
         "../envs/airrep.yaml"
     resources:
-        mem_mb=memory("resolve_config"),
-        runtime=runtime("resolve_config"),
+        **resources_for("resolve_config"),
     params:
         spec=spec("resolve_config"),
     script:
