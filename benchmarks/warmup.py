@@ -20,7 +20,7 @@ from workflow_scripts.language_model.finetuner import Finetuner
 from workflow_scripts.language_model.losses import TokenizedExample, load_language_model
 from workflow_scripts.methods.embedder import LanguageModelReader, WarmupExamples
 from workflow_scripts.methods.loading import load_module
-from workflow_scripts.methods.warmup_lm import warmup_sample
+from workflow_scripts.methods.warmup import warmup_sample
 from workflow_scripts.study.config import load_study
 from workflow_scripts.study.methods import METHODS
 from workflow_scripts.study.resources import StudyPlan

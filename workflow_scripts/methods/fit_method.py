@@ -10,7 +10,7 @@ from workflow_scripts.core.stage import run_stage
 from workflow_scripts.language_model.losses import load_language_model
 from workflow_scripts.methods.embedder import LanguageModelReader, WarmupExamples
 from workflow_scripts.methods.loading import load_module
-from workflow_scripts.methods.warmup_lm import warmup_sample
+from workflow_scripts.methods.warmup import warmup_sample
 from workflow_scripts.targets.run_cache import read_examples
 
 

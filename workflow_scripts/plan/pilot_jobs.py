@@ -19,9 +19,9 @@ import torch
 
 from workflow_scripts.core.gpus import use_deterministic_algorithms
 from workflow_scripts.core.parquet import read_table, write_table
+from workflow_scripts.corpora.near_duplicates import word_triples
 from workflow_scripts.corpora.prepare_corpus import prepare_corpus
 from workflow_scripts.embeddings.tiles import inner_products
-from workflow_scripts.evaluation.check_leaks import word_triples
 from workflow_scripts.evaluation.lds import Bootstrap, bootstrap_lds
 from workflow_scripts.language_model.finetuner import Finetuner
 from workflow_scripts.language_model.losses import TokenizedExample, autocast, example_losses, load_language_model

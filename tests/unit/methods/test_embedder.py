@@ -14,7 +14,8 @@ from workflow_scripts.methods.embed_by_method import embed_by_method
 from workflow_scripts.methods.example_gradients import mlp_layers
 from workflow_scripts.methods.fit_method import fit_method
 from workflow_scripts.methods.less import ADAPTER, adamw_step, add_adapters
-from workflow_scripts.methods.warmup_lm import warmup_lm, warmup_sample
+from workflow_scripts.methods.warmup import warmup_sample
+from workflow_scripts.methods.warmup_lm import warmup_lm
 from workflow_scripts.study.methods import METHODS
 from workflow_scripts.targets.run_cache import read_examples
 
