@@ -17,14 +17,14 @@ from workflow_scripts.encoder.train_encoder import read_folds
 from workflow_scripts.encoder.training import FoldTargets
 from workflow_scripts.evaluation.lds import linear_datamodeling_score
 from workflow_scripts.language_model.finetuner import Finetuner
-from workflow_scripts.language_model.losses import TokenizedExample, load_language_model
+from workflow_scripts.language_model.losses import load_language_model
+from workflow_scripts.language_model.tokens import TokenizedExample, read_examples
 from workflow_scripts.methods.embedder import LanguageModelReader, WarmupExamples
 from workflow_scripts.methods.loading import load_module
 from workflow_scripts.methods.warmup import warmup_sample
 from workflow_scripts.study.config import load_study
 from workflow_scripts.study.methods import METHODS
 from workflow_scripts.study.resources import StudyPlan
-from workflow_scripts.targets.run_cache import read_examples
 
 
 def judge(

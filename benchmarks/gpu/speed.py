@@ -31,7 +31,8 @@ from workflow_scripts.embeddings.embed_corpus import embed_corpus
 from workflow_scripts.encoder.model import token_counts
 from workflow_scripts.encoder.training import Draw, Objective, backpropagate_step
 from workflow_scripts.language_model.finetuner import Finetuner
-from workflow_scripts.language_model.losses import TokenizedExample, use_packing
+from workflow_scripts.language_model.losses import use_packing
+from workflow_scripts.language_model.tokens import TokenizedExample
 from workflow_scripts.models.packing import ATTENTION, BUCKETS
 
 BATCH, EPOCHS = 32, 2

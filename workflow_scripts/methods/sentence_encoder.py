@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from sentence_transformers import SentenceTransformer
 
-from workflow_scripts.language_model.losses import best_device
 from workflow_scripts.methods.embedder import Embedder, unit_length
+from workflow_scripts.models.device import best_device
 from workflow_scripts.models.loading import model_folder
 
 

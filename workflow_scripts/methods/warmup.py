@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from workflow_scripts.core.seeds import generator
-from workflow_scripts.language_model.losses import TokenizedExample
+from workflow_scripts.language_model.tokens import TokenizedExample
 
 
 def warmup_sample(examples: Mapping[int, TokenizedExample], number: int, seed: int) -> list[TokenizedExample]:

@@ -8,9 +8,9 @@ from workflow_scripts.core.progress import say
 from workflow_scripts.core.stage import run_stage
 from workflow_scripts.language_model.finetuner import Finetuner
 from workflow_scripts.language_model.losses import load_language_model
+from workflow_scripts.language_model.tokens import read_examples
 from workflow_scripts.methods.warmup import warmup_sample
 from workflow_scripts.models.loading import load_tokenizer, save_folder
-from workflow_scripts.targets.run_cache import read_examples
 
 
 def warmup_lm(

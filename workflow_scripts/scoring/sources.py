@@ -58,7 +58,7 @@ def open_embeddings(train: Path, test: Path | Sequence[Path], test_ids: np.ndarr
     """Return a source of inner products of stored embeddings; those of the tests are one file or several."""
     # Imported here: torch takes seconds to load, and methods that score texts do without.
     from workflow_scripts.embeddings.tiles import embedding_tiles, inner_products, read_embeddings
-    from workflow_scripts.language_model.losses import best_device
+    from workflow_scripts.models.device import best_device
     from workflow_scripts.scoring.gpu_scores import score_on_device
 
     test_files = [test] if isinstance(test, Path) else test
