@@ -20,12 +20,12 @@ from torch.func import functional_call
 from transformers import AutoModel, BertModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from workflow_scripts.core.errors import StudyError
-from workflow_scripts.core.parquet import file_hash
+from workflow_scripts.core.files import atomic_folder, file_hash
 from workflow_scripts.corpora.templates import EncoderText
 from workflow_scripts.encoder.published_format import PROJECTOR, WEIGHTS, is_published_layout, published_config
 from workflow_scripts.language_model.losses import compile_layers
 from workflow_scripts.models.device import autocast, best_device
-from workflow_scripts.models.loading import atomic_folder, load_tokenizer, load_weights, model_folder
+from workflow_scripts.models.loading import load_tokenizer, load_weights, model_folder
 from workflow_scripts.models.packing import (
     ATTENTION,
     PackedBatch,

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import torch
 
 from workflow_scripts.core.distributed import agreed, is_first
-from workflow_scripts.core.parquet import file_hash, read_table, spec_hash, write_table
+from workflow_scripts.core.files import file_hash, folder_hash
+from workflow_scripts.core.parquet import read_table, spec_hash, write_table
 from workflow_scripts.core.progress import Progress, say
 from workflow_scripts.core.seeds import generator
 from workflow_scripts.core.stage import run_stage
@@ -28,7 +29,6 @@ from workflow_scripts.encoder.training import (
     encode_together,
     validation_lds,
 )
-from workflow_scripts.models.loading import folder_hash
 from workflow_scripts.models.packing import to_device
 from workflow_scripts.study.stage_versions import STAGE_VERSIONS
 from workflow_scripts.targets.labels import pooled_labels

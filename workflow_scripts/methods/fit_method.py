@@ -5,7 +5,7 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from workflow_scripts.core.parquet import atomic_path
+from workflow_scripts.core.files import atomic_path
 from workflow_scripts.core.stage import run_stage
 from workflow_scripts.language_model.losses import load_language_model
 from workflow_scripts.language_model.tokens import read_examples

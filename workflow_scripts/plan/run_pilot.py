@@ -20,9 +20,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from workflow_scripts.core.distributed import run_in_new_processes
 from workflow_scripts.core.errors import StudyError
+from workflow_scripts.core.files import atomic_path
 from workflow_scripts.core.gpus import visible_gpus
 from workflow_scripts.core.hardware import hardware
-from workflow_scripts.core.parquet import atomic_path, read_table, write_table
+from workflow_scripts.core.parquet import read_table, write_table
 from workflow_scripts.core.progress import say
 from workflow_scripts.core.seeds import generator
 from workflow_scripts.core.stage import run_stage

@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
+from workflow_scripts.core.files import atomic_path, file_hash
 from workflow_scripts.core.hardware import hardware
-from workflow_scripts.core.parquet import atomic_path, file_hash
 from workflow_scripts.core.stage import run_stage
 
 VERSIONS = (
