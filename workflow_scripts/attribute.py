@@ -24,7 +24,8 @@ from workflow_scripts.corpora.tables import CORPUS_SCHEMA
 from workflow_scripts.corpora.templates import encoder_text
 from workflow_scripts.embeddings.embed_corpus import embed_corpus
 from workflow_scripts.embeddings.tiles import embedding_tiles, inner_products
-from workflow_scripts.encoder.model import AttributionEncoder, load_trained_encoder
+from workflow_scripts.encoder.loading import load_trained_encoder
+from workflow_scripts.encoder.model import AttributionEncoder
 from workflow_scripts.models.loading import model_folder
 from workflow_scripts.scoring.top_k import Sign, TopScores
 from workflow_scripts.study.sections import Corpus, Encoder, EncoderTraining, Scoring

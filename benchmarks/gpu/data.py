@@ -20,7 +20,8 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from workflow_scripts.encoder.model import AttributionEncoder, EncoderTokens, random_projections
+from workflow_scripts.encoder.initialization import random_projections
+from workflow_scripts.encoder.model import AttributionEncoder, EncoderTokens
 from workflow_scripts.language_model.tokens import TokenizedExample
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"

@@ -30,15 +30,11 @@ from workflow_scripts.core.stage import run_stage
 from workflow_scripts.corpora.builtin import mini_rows
 from workflow_scripts.corpora.templates import encoder_texts
 from workflow_scripts.encoder.init_encoder import init_encoder
-from workflow_scripts.encoder.model import AttributionEncoder, load_encoder, token_counts
+from workflow_scripts.encoder.loading import load_encoder
+from workflow_scripts.encoder.model import AttributionEncoder, token_counts
+from workflow_scripts.encoder.objective import Objective
 from workflow_scripts.encoder.take_encoder import take_encoder
-from workflow_scripts.encoder.training import (
-    FoldTargets,
-    Objective,
-    backpropagate_step,
-    draw_step,
-    validation_lds,
-)
+from workflow_scripts.encoder.training import backpropagate_step, draw_step, validation_lds
 from workflow_scripts.language_model.pretrain_base_lm import pretrain_base_lm
 from workflow_scripts.language_model.tokenize_corpus import tokenize_corpus
 from workflow_scripts.models.loading import load_pretrained, load_tokenizer
@@ -47,6 +43,7 @@ from workflow_scripts.plan.pilot_processes import side_by_side, time_starts
 from workflow_scripts.study.costs import CorpusFacts, Pilot, distinct_examples, parameters_in_name
 from workflow_scripts.study.sections import Encoder, Pretraining
 from workflow_scripts.study.stage_versions import STAGE_VERSIONS
+from workflow_scripts.targets.tables import FoldTargets
 
 SAMPLE_ROWS = 2000
 STEP_SECONDS = 5.0
