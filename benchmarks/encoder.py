@@ -24,15 +24,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from workflow_scripts.embeddings.embed_corpus import embed_share, tokenize_share
-from workflow_scripts.encoder.model import (
-    AttributionEncoder,
-    EncoderTokens,
-    load_encoder,
-    random_projections,
-    token_counts,
-)
-from workflow_scripts.encoder.objective import ranking_loss
-from workflow_scripts.encoder.training import Draw, Objective, backpropagate_step
+from workflow_scripts.encoder.initialization import random_projections
+from workflow_scripts.encoder.loading import load_encoder
+from workflow_scripts.encoder.model import AttributionEncoder, EncoderTokens, token_counts
+from workflow_scripts.encoder.objective import Objective, ranking_loss
+from workflow_scripts.encoder.training import Draw, backpropagate_step
 
 SHAPES = {
     "no layers": {"hidden_size": 384, "num_hidden_layers": 0, "intermediate_size": 1, "num_attention_heads": 1},

@@ -23,7 +23,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config, Qwe
 
 from workflow_scripts.core.seeds import generator
 from workflow_scripts.language_model.finetuner import Finetuner
-from workflow_scripts.language_model.losses import TokenizedExample, best_device, load_language_model, use_packing
+from workflow_scripts.language_model.losses import load_language_model, use_packing
+from workflow_scripts.language_model.tokens import TokenizedExample
+from workflow_scripts.models.device import best_device
 from workflow_scripts.models.packing import ATTENTION, BUCKETS
 
 BATCH, EPOCHS, LEARNING_RATE = 32, 2, 1e-3

@@ -26,9 +26,9 @@ import torch
 from gpu.study import EVALUATION, SEED, TINY, Sizes, Study, prepared_stages, stages
 from transformers.utils import logging
 
+from workflow_scripts.core.files import folder_hash
 from workflow_scripts.core.parquet import read_metadata, read_table
 from workflow_scripts.evaluation.evaluate_lds import evaluate_lds
-from workflow_scripts.models.loading import folder_hash
 
 
 class OutOfTime(BaseException):

@@ -22,8 +22,8 @@ from workflow_scripts.core.parquet import read_table, write_batches
 from workflow_scripts.corpora.prepare_corpus import prepare_corpus
 from workflow_scripts.embeddings.cache import StoredEmbeddings
 from workflow_scripts.scoring.corpus_scores import CorpusScores
-from workflow_scripts.scoring.score_pairs import read_evaluation
 from workflow_scripts.scoring.score_part import score_part
+from workflow_scripts.scoring.sources import read_evaluation
 from workflow_scripts.scoring.tables import read_part
 from workflow_scripts.study.sections import Corpus
 

@@ -18,10 +18,10 @@ import pyarrow as pa
 from harness import alternate, in_fresh_process, report
 
 from workflow_scripts.core.parquet import write_batches, write_table
-from workflow_scripts.encoder.train_encoder import read_folds
 from workflow_scripts.targets.collect_targets import collect_targets
 from workflow_scripts.targets.finetune_shard import SCHEMA as LOSSES_SCHEMA
 from workflow_scripts.targets.sample_subsets import SCHEMA as SUBSETS_SCHEMA
+from workflow_scripts.targets.tables import read_folds
 
 # The paper's: folds x subsets x judged examples; and a tenth and a hundredth of them.
 SUBSETS, JUDGED, SUBSET_EXAMPLES, POOL = 100, 1000, 1000, 100_000

@@ -26,7 +26,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from workflow_scripts.language_model import finetuner as engine
 from workflow_scripts.language_model import losses as language_model
-from workflow_scripts.language_model.losses import TokenizedExample, autocast, best_device, load_language_model
+from workflow_scripts.language_model.losses import load_language_model
+from workflow_scripts.language_model.tokens import TokenizedExample
+from workflow_scripts.models.device import autocast, best_device
 from workflow_scripts.models.packing import token_budget
 
 # Rows of a stacked batch that are padded to one length: a batch is cut into so many, by length.

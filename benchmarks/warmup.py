@@ -13,18 +13,17 @@ import numpy as np
 import yaml
 from harness import report
 
-from workflow_scripts.encoder.train_encoder import read_folds
-from workflow_scripts.encoder.training import FoldTargets
 from workflow_scripts.evaluation.lds import linear_datamodeling_score
 from workflow_scripts.language_model.finetuner import Finetuner
-from workflow_scripts.language_model.losses import TokenizedExample, load_language_model
+from workflow_scripts.language_model.losses import load_language_model
+from workflow_scripts.language_model.tokens import TokenizedExample, read_examples
 from workflow_scripts.methods.embedder import LanguageModelReader, WarmupExamples
 from workflow_scripts.methods.loading import load_module
-from workflow_scripts.methods.warmup_lm import warmup_sample
+from workflow_scripts.methods.warmup import warmup_sample
 from workflow_scripts.study.config import load_study
 from workflow_scripts.study.methods import METHODS
 from workflow_scripts.study.resources import StudyPlan
-from workflow_scripts.targets.run_cache import read_examples
+from workflow_scripts.targets.tables import FoldTargets, read_folds
 
 
 def judge(

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import transformers
 
 from workflow_scripts.core.errors import StudyError
+from workflow_scripts.core.files import folder_hash
 from workflow_scripts.core.parquet import read_metadata, read_table, write_table
 from workflow_scripts.core.progress import one_line
 from workflow_scripts.corpora.prepare_corpus import prepare_corpus
@@ -23,8 +24,9 @@ from workflow_scripts.corpora.tables import CORPUS_SCHEMA
 from workflow_scripts.corpora.templates import encoder_text
 from workflow_scripts.embeddings.embed_corpus import embed_corpus
 from workflow_scripts.embeddings.tiles import embedding_tiles, inner_products
-from workflow_scripts.encoder.model import AttributionEncoder, load_trained_encoder
-from workflow_scripts.models.loading import folder_hash, model_folder
+from workflow_scripts.encoder.loading import load_trained_encoder
+from workflow_scripts.encoder.model import AttributionEncoder
+from workflow_scripts.models.loading import model_folder
 from workflow_scripts.scoring.top_k import Sign, TopScores
 from workflow_scripts.study.sections import Corpus, Encoder, EncoderTraining, Scoring
 

@@ -20,8 +20,9 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from workflow_scripts.encoder.model import AttributionEncoder, EncoderTokens, random_projections
-from workflow_scripts.language_model.losses import TokenizedExample
+from workflow_scripts.encoder.initialization import random_projections
+from workflow_scripts.encoder.model import AttributionEncoder, EncoderTokens
+from workflow_scripts.language_model.tokens import TokenizedExample
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 # The shapes of Qwen2.5-0.5B and of GTE-small.

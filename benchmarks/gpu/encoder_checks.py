@@ -20,7 +20,8 @@ from workflow_scripts.core.distributed import agreed, gather_rows, own_share, su
 from workflow_scripts.embeddings.tiles import inner_products
 from workflow_scripts.encoder.checkpoint import TrainingState
 from workflow_scripts.encoder.model import AttributionEncoder, EncoderTokens, token_counts
-from workflow_scripts.encoder.training import Draw, Objective, backpropagate_step
+from workflow_scripts.encoder.objective import Objective
+from workflow_scripts.encoder.training import Draw, backpropagate_step
 from workflow_scripts.language_model.losses import use_packing
 from workflow_scripts.methods.embedder import LanguageModelReader, WarmupExamples
 from workflow_scripts.methods.loading import load_module

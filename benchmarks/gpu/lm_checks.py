@@ -26,7 +26,9 @@ from gpu.data import (
 from gpu.record import Case
 from gpu.reference import distance, exact_float32, flat_gradient, padded_embeddings, padded_losses
 from workflow_scripts.language_model.finetuner import Finetuner
-from workflow_scripts.language_model.losses import TokenizedExample, autocast, example_losses, use_packing
+from workflow_scripts.language_model.losses import example_losses, use_packing
+from workflow_scripts.language_model.tokens import TokenizedExample
+from workflow_scripts.models.device import autocast
 from workflow_scripts.models.packing import ATTENTION, BUCKETS, attention_kernel
 
 # Of a share: float32 differs by the order of sums alone. In bfloat16 the padded way is itself away from float32; the

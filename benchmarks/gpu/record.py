@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from workflow_scripts.core.parquet import atomic_path
+from workflow_scripts.core.files import atomic_path
 
 LINE = 118
 

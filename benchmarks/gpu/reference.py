@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from workflow_scripts.encoder.model import AttributionEncoder, EncoderTokens
-from workflow_scripts.language_model.losses import TokenizedExample
+from workflow_scripts.language_model.tokens import TokenizedExample
 
 
 def padded(rows: Sequence[np.ndarray], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -29,9 +29,11 @@ from gpu.record import Case
 from workflow_scripts.core.parquet import write_table
 from workflow_scripts.embeddings.embed_corpus import embed_corpus
 from workflow_scripts.encoder.model import token_counts
-from workflow_scripts.encoder.training import Draw, Objective, backpropagate_step
+from workflow_scripts.encoder.objective import Objective
+from workflow_scripts.encoder.training import Draw, backpropagate_step
 from workflow_scripts.language_model.finetuner import Finetuner
-from workflow_scripts.language_model.losses import TokenizedExample, use_packing
+from workflow_scripts.language_model.losses import use_packing
+from workflow_scripts.language_model.tokens import TokenizedExample
 from workflow_scripts.models.packing import ATTENTION, BUCKETS
 
 BATCH, EPOCHS = 32, 2

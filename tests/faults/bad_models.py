@@ -30,7 +30,7 @@ def foreign_projection() -> None:
     import torch
     from safetensors.torch import save_file
 
-    from workflow_scripts.encoder.model import load_encoder
+    from workflow_scripts.encoder.loading import load_encoder
 
     small_bert()
     Path("bert/2_Dense").mkdir()
@@ -47,7 +47,7 @@ def without_weight(folder: str, name: str) -> None:
 
 
 def half_copied_encoder() -> None:
-    from workflow_scripts.encoder.model import load_encoder
+    from workflow_scripts.encoder.loading import load_encoder
 
     small_bert()
     without_weight("bert", "encoder.layer.0.attention.self.query.weight")

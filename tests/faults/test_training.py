@@ -16,7 +16,7 @@ from workflow_scripts.core.stage import run_job
 from workflow_scripts.encoder import checkpoint as training_state
 from workflow_scripts.encoder import train_encoder as stage
 from workflow_scripts.encoder.checkpoint import TrainingState
-from workflow_scripts.encoder.model import load_encoder
+from workflow_scripts.encoder.loading import load_encoder
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from workflow_scripts.attribute import Query, as_text, attribute, main, prepared
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.corpora.templates import encoder_text
 from workflow_scripts.encoder.init_encoder import small_encoder, wordpiece_tokenizer
-from workflow_scripts.encoder.model import load_encoder
+from workflow_scripts.encoder.loading import load_encoder
 
 ROWS = [
     {"prompt": f"What is the {thing} of {number}?", "response": f"It is {number + 1}."}

@@ -10,7 +10,7 @@ import yaml
 from sentence_transformers import SentenceTransformer
 from workspace import TOKEN
 
-from workflow_scripts.models.loading import folder_hash
+from workflow_scripts.core.files import folder_hash
 
 METHODS = ("airrep", "airrep_mean", "untrained", "tfidf", "bm25", "length", "random")
 CONTRACT = {

@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import re
-import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
@@ -19,6 +17,7 @@ import pyarrow.parquet as pq
 from pyarrow import csv
 
 from workflow_scripts.core.errors import StudyError
+from workflow_scripts.core.files import atomic_path
 
 SCHEMA_VERSION = "1"
 SEAL = "seal"
@@ -34,16 +33,6 @@ def spec_hash(spec: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def file_hash(*paths: Path) -> str:
-    """Return 16 hex digits of the bytes of the files, in the order given."""
-    digest = hashlib.sha256()
-    for path in paths:
-        with open(path, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()[:16]
-
-
 @contextlib.contextmanager
 def table_metadata(**entries: str) -> Iterator[None]:
     """Stamp every table written inside the block with `entries` (stage, spec hash)."""
@@ -57,24 +46,6 @@ def table_metadata(**entries: str) -> Iterator[None]:
 def metadata_in_force() -> Mapping[str, str]:
     """Return the entries that tables written now are stamped with."""
     return _metadata_in_force.get()
-
-
-@contextlib.contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary sibling of `path`; it takes the name `path` only if the block ends well.
-
-    The name is unique to the host and process, so that a twin of a job never writes into the same file.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _seal(schema: pa.Schema, rows: int, entries: Mapping[str, str]) -> str:

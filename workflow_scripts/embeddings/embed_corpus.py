@@ -9,12 +9,13 @@ import pyarrow as pa
 import torch
 
 from workflow_scripts.core.distributed import gather_rows, in_group, own_share
+from workflow_scripts.core.files import folder_hash
 from workflow_scripts.core.parquet import read_batches, spec_hash
 from workflow_scripts.core.stage import run_stage
 from workflow_scripts.corpora.templates import EncoderText, encoder_texts
 from workflow_scripts.embeddings.store import EmbeddingBlock, part_of_rows, write_embeddings
-from workflow_scripts.encoder.model import CHUNK_TOKENS, AttributionEncoder, EncoderTokens, load_encoder
-from workflow_scripts.models.loading import folder_hash
+from workflow_scripts.encoder.loading import load_encoder
+from workflow_scripts.encoder.model import CHUNK_TOKENS, AttributionEncoder, EncoderTokens
 from workflow_scripts.study.stage_versions import STAGE_VERSIONS
 
 ROWS_AT_ONCE = 16_384

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from workflow_scripts.core.distributed import agreed
-from workflow_scripts.core.parquet import atomic_path
+from workflow_scripts.core.files import atomic_path
 from workflow_scripts.core.progress import say
 
 

@@ -17,15 +17,13 @@ from workflow_scripts.core.parquet import read_table
 from workflow_scripts.core.seeds import derive_seed
 from workflow_scripts.core.stage import run_stage
 from workflow_scripts.corpora.templates import EncoderText, encoder_texts
-from workflow_scripts.encoder.model import (
-    AttributionEncoder,
-    load_encoder,
-    model_parts,
+from workflow_scripts.encoder.initialization import (
     random_projections,
     start_at_principal_axes,
     start_words_at_principal_axes,
-    stored_projection,
 )
+from workflow_scripts.encoder.loading import load_encoder, model_parts, stored_projection
+from workflow_scripts.encoder.model import AttributionEncoder
 from workflow_scripts.models.loading import load_tokenizer, model_folder
 from workflow_scripts.study.choices import View
 
@@ -63,8 +61,8 @@ def init_encoder(
 
     `builtin:small` is a BERT of `layers` layers with random weights, which reads word pieces of `corpus`, or with the
     tokenizer `language_model` the LM's tokens; any other `model` is loaded. Its projection to `dimension` starts at
-    random, or with `principal` at the principal axes of texts of `corpus` (`encoder.model.start_at_principal_axes`);
-    so do its word embeddings (`encoder.model.start_words_at_principal_axes`).
+    random, or with `principal` at the principal axes of texts of `corpus`; so do its word embeddings
+    (see `encoder.initialization`).
 
     Parameters
     ----------

@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
 from safetensors.torch import save_file
-from scipy import sparse
-from sklearn.preprocessing import normalize
-from sklearn.utils.extmath import randomized_svd
 from torch import nn
 from torch.func import functional_call
-from transformers import AutoModel, BertModel, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from workflow_scripts.core.errors import StudyError
-from workflow_scripts.core.parquet import file_hash
+from workflow_scripts.core.files import atomic_folder
 from workflow_scripts.corpora.templates import EncoderText
-from workflow_scripts.encoder.published_format import PROJECTOR, WEIGHTS, is_published_layout, published_config
-from workflow_scripts.language_model.losses import autocast, best_device, compile_layers
-from workflow_scripts.models.loading import atomic_folder, load_tokenizer, load_weights, model_folder
+from workflow_scripts.language_model.losses import compile_layers
+from workflow_scripts.models.device import autocast
 from workflow_scripts.models.packing import (
     ATTENTION,
     PackedBatch,
@@ -274,176 +267,3 @@ class AttributionEncoder(nn.Module):
 def token_counts(examples: Sequence[EncoderTokens]) -> np.ndarray:
     """Return the tokens of each example, all parts together, int64 [examples]."""
     return np.fromiter((sum(map(len, example)) for example in examples), np.int64, len(examples))
-
-
-def load_encoder(
-    model: str | Path,
-    max_tokens: int,
-    *,
-    view: View = "joint",
-    normalized: bool = False,
-    dimension: int = 384,
-    seed: int = 0,
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-    precision: str = "float32",
-) -> AttributionEncoder:
-    """Load an encoder from a folder or hub id, onto the job's GPU if it has one.
-
-    `precision` is that of the forward passes to come, in which a GPU's packed attention is tried.
-
-    A model that has projections keeps them, its view, and whether they read means of length 1. For one without,
-    random projections to `dimension` are made from `seed` (paper, section 3.2).
-
-    Raises
-    ------
-    StudyError: the model can't be loaded, or its weights aren't whole.
-    """
-    folder = model_folder(model, revision)
-    parts = model_parts(folder)
-    if len({file_hash(*sorted(part.glob("*.safetensors"))) for part in parts}) > 1:
-        raise StudyError(
-            f"{model}: {' and '.join(SPLIT_FOLDERS)} have different transformers. Take a whole copy of it."
-        )
-    tokenizer = load_tokenizer(parts[0], trust_remote_code=trust_remote_code)
-    loader, options = AutoModel, {}
-    if is_published_layout(folder):
-        loader, options = BertModel, {"config": published_config(folder)}
-    transformer = load_weights(loader, parts[0], None, trust_remote_code, unused="pooler.", **options)
-    transformer.pooler = None
-    projections = [projection for part in parts if (projection := stored_projection(part))]
-    if projections:
-        normalized = (parts[0] / DENSE_FOLDERS[True]).is_dir()
-    else:
-        projections = random_projections(transformer.config.hidden_size, dimension, view, seed)
-    if {projection.in_features for projection in projections} != {transformer.config.hidden_size}:
-        raise StudyError(
-            f"{model}: its projection reads vectors of {projections[0].in_features} numbers, and its transformer makes "
-            f"those of {transformer.config.hidden_size}: they come from two models. Take a whole copy of one."
-        )
-    encoder = AttributionEncoder(transformer, tokenizer, projections, max_tokens, normalized).to(best_device())
-    if encoder.device.type == "cuda":
-        # Other kernels than on the CPU, where it was made.
-        encoder.use_packing(precision)
-    return encoder
-
-
-def load_trained_encoder(
-    model: str | Path, max_tokens: int | None = None, *, revision: str | None = None, trust_remote_code: bool = False
-) -> AttributionEncoder:
-    """Load an encoder that was trained for attribution; texts are cut where its tokenizer says, or at `max_tokens`.
-
-    Raises
-    ------
-    StudyError: the model can't be loaded, or has no projection of its own.
-    """
-    folder = model_folder(model, revision)
-    if stored_projection(model_parts(folder)[0]) is None:
-        raise StudyError(
-            f"{model} has no projection (2_Dense/model.safetensors), so it wasn't trained for attribution. Name "
-            "the `encoder` folder of a study's results, or a published AirRep encoder."
-        )
-    return load_encoder(folder, max_tokens or sys.maxsize, trust_remote_code=trust_remote_code)
-
-
-def model_parts(folder: Path) -> list[Path]:
-    """Return the model folders that an encoder's folder consists of: itself, or one for each part of its view."""
-    return [folder / part for part in SPLIT_FOLDERS if (folder / part).is_dir()] or [folder]
-
-
-def random_projections(hidden: int, dimension: int, view: View, seed: int) -> list[nn.Linear]:
-    """Return the linear layers of a view's parts, started at random from `seed`; bias zero.
-
-    They map [hidden] to an equal share of `dimension` each.
-    """
-    parts = 1 if view == "joint" else len(SPLIT_FOLDERS)
-    random = torch.Generator().manual_seed(seed)
-    layers = [nn.Linear(hidden, dimension // parts) for _ in range(parts)]
-    with torch.no_grad():
-        for layer in layers:
-            layer.weight.normal_(std=dimension**-0.5, generator=random)
-            layer.bias.zero_()
-    return layers
-
-
-@torch.no_grad()
-def start_at_principal_axes(
-    encoder: AttributionEncoder,
-    examples: Sequence[EncoderTokens],
-    most_tokens: int,
-    prompt_scale: float | None = None,
-) -> None:
-    """Start the projections from texts themselves: centred, along the principal axes, large ones scaled down.
-
-    Means over the tokens of real text differ most along a few directions (frequent words, length), which say
-    little and drown all others in an inner product. Each axis is scaled by (its variance + a hundredth of the
-    mean variance) ** -1/4, half of the way to equal variances.
-
-    Parameters
-    ----------
-    examples: tokenised texts, more than the hidden size has numbers.
-    prompt_scale: under the view `split`, the root mean square length of the prompts' vectors in that of the responses'
-        (None: as it comes).
-    """
-    means = torch.cat(
-        [encoder.means([examples[i] for i in chosen]) for chosen in token_budget(token_counts(examples), most_tokens)]
-    ).double()
-    for part, layer in enumerate(encoder.projections):
-        values = means[:, part]
-        center = values.mean(0)
-        variances, axes = torch.linalg.eigh((values - center).T @ (values - center) / len(values))
-        floor = variances.mean() / 100
-        # Largest variance first.
-        variances, axes = variances.flip(0)[: layer.out_features], axes.flip(1)[:, : layer.out_features]
-        weight = (axes * (variances.clamp(min=0) + floor) ** -0.25).T
-        layer.weight[: len(weight)] = weight.to(layer.weight)
-        layer.bias[: len(weight)] = -(weight @ center).to(layer.bias)
-    if prompt_scale and encoder.view == "split":
-        prompts, responses = (
-            layer(means[:, part].float()).square().sum(1).mean().sqrt()
-            for part, layer in enumerate(encoder.projections)
-        )
-        for parameter in encoder.projections[0].parameters():
-            parameter.mul_(prompt_scale * responses / prompts)
-
-
-@torch.no_grad()
-def start_words_at_principal_axes(encoder: AttributionEncoder, examples: Sequence[EncoderTokens], seed: int) -> None:
-    """Start the word embeddings from texts themselves, and those of positions and segments at zero.
-
-    Each part of an example counts its words, scaled to length 1. Along the principal axes of these vectors, as many as
-    the hidden size has numbers, texts differ most; a word's embedding is its place on them (latent semantic analysis).
-    Random embeddings mix all words alike instead, and random positions add to the mean over a text what says little
-    but its length.
-    """
-    embeddings = encoder.transformer.embeddings
-    words, hidden = embeddings.word_embeddings.weight.shape
-    parts = [part for example in examples for part in example]
-    rows = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
-    counts = sparse.csr_matrix((np.ones(len(rows), np.float32), (rows, np.concatenate(parts))), (len(parts), words))
-    _, _, axes = randomized_svd(normalize(counts), hidden, random_state=seed % 2**32)
-    for table in (embeddings.word_embeddings, embeddings.position_embeddings, embeddings.token_type_embeddings):
-        table.weight.zero_()
-    # A few short texts have fewer axes.
-    embeddings.word_embeddings.weight[:, : len(axes)] = F.layer_norm(torch.from_numpy(axes.T.copy()), (len(axes),))
-
-
-def stored_projection(folder: Path) -> nn.Linear | None:
-    """Return the projection that lies in a model folder, or None.
-
-    It is the Dense module of sentence-transformers, or `projector` among the model's weights, as in the
-    checkpoint that the paper's authors published.
-    """
-    dense = [("linear.", folder / name / "model.safetensors") for name in DENSE_FOLDERS]
-    for prefix, file in [*dense, (PROJECTOR, folder / WEIGHTS)]:
-        if not file.exists():
-            continue
-        with safe_open(file, "pt") as tensors:
-            names = [name for name in tensors.keys() if name.startswith(prefix)]  # noqa: SIM118
-            weights = {name.removeprefix(prefix): tensors.get_tensor(name).float() for name in names}
-        if weights:
-            outputs, inputs = weights["weight"].shape
-            layer = nn.Linear(inputs, outputs, bias="bias" in weights)
-            layer.load_state_dict(weights)
-            return layer
-    return None

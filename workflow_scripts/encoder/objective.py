@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 
 def group_scores(tests: torch.Tensor, examples: torch.Tensor, members: torch.Tensor, pooling: str) -> torch.Tensor:
@@ -39,3 +40,43 @@ def ranking_loss(
     weights = torch.where(counted, difference.clamp(max=largest_weight), 0.0)
     penalties = F.softplus(group[:, None, :] - group[:, :, None])
     return (weights * penalties).sum() / counted.sum().clamp(min=1)
+
+
+class Objective(nn.Module):
+    """The ranking loss of group scores, with the scale of the scores learned or fixed at 1.
+
+    The scale multiplies every score, so under attention pooling it is an inverse temperature. It starts
+    where pooling is near uniform, and is folded into the projection when the encoder is saved, so that the
+    saved encoder's plain inner products are what was trained. `steepness` only sets how fast the loss
+    saturates, and is not saved.
+    """
+
+    def __init__(self, pooling: str, smallest_difference: float, largest_weight: float, learned_scale: bool):
+        super().__init__()
+        self.pooling = pooling
+        self.smallest_difference, self.largest_weight = smallest_difference, largest_weight
+        self.log_scale = nn.Parameter(torch.zeros(()), requires_grad=learned_scale)
+        self.log_steepness = nn.Parameter(torch.zeros(()), requires_grad=learned_scale)
+
+    @torch.no_grad()
+    def start_scales(self, tests: torch.Tensor, examples: torch.Tensor, members: torch.Tensor) -> None:
+        """Set both scales so that the scores' root mean square is 1/4 and group scores spread by 1."""
+        root_mean_square = (tests @ examples.T).square().mean().sqrt()
+        self.log_scale.copy_(-torch.log(4 * root_mean_square))
+        spread = self.groups(tests, examples, members).std(dim=1).mean()
+        self.log_steepness.copy_(-torch.log(spread))
+
+    def groups(self, tests: torch.Tensor, examples: torch.Tensor, members: torch.Tensor) -> torch.Tensor:
+        """Return the group scores under the current scale, float [tests, subsets]."""
+        return group_scores(tests * self.log_scale.exp(), examples, members, self.pooling)
+
+    def forward(
+        self,
+        tests: torch.Tensor,
+        examples: torch.Tensor,
+        members: torch.Tensor,
+        labels: torch.Tensor,
+    ) -> torch.Tensor:
+        """Return the loss; shapes as in `group_scores` and `ranking_loss`."""
+        group = self.groups(tests, examples, members) * self.log_steepness.exp()
+        return ranking_loss(group, labels, self.smallest_difference, self.largest_weight)

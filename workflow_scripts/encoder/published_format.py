@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from transformers import BertConfig
 
 from workflow_scripts.core.errors import StudyError
-from workflow_scripts.models.loading import publish_folder
+from workflow_scripts.core.files import publish_folder
 
 if TYPE_CHECKING:
     from workflow_scripts.encoder.model import AttributionEncoder

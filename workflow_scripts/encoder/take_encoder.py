@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from workflow_scripts.core.stage import run_stage
-from workflow_scripts.encoder.model import load_trained_encoder
+from workflow_scripts.encoder.loading import load_trained_encoder
 
 
 def take_encoder(

@@ -1,37 +1,28 @@
 """Train the encoder to rank a fold's subsets by their measured effect (paper, section 3.3)."""
 
-import itertools
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 
 from workflow_scripts.core.distributed import agreed, is_first
-from workflow_scripts.core.parquet import file_hash, read_table, spec_hash, write_table
+from workflow_scripts.core.files import file_hash, folder_hash
+from workflow_scripts.core.parquet import read_table, spec_hash, write_table
 from workflow_scripts.core.progress import Progress, say
 from workflow_scripts.core.seeds import generator
 from workflow_scripts.core.stage import run_stage
 from workflow_scripts.corpora.templates import encoder_texts
 from workflow_scripts.encoder.checkpoint import TrainingState
-from workflow_scripts.encoder.model import AttributionEncoder, EncoderTokens, load_encoder
-from workflow_scripts.encoder.training import (
-    FoldTargets,
-    Objective,
-    backpropagate_step,
-    draw_step,
-    encode_together,
-    validation_lds,
-)
-from workflow_scripts.models.loading import folder_hash
+from workflow_scripts.encoder.loading import load_encoder
+from workflow_scripts.encoder.model import AttributionEncoder, EncoderTokens
+from workflow_scripts.encoder.objective import Objective
+from workflow_scripts.encoder.training import backpropagate_step, draw_step, encode_together, validation_lds
 from workflow_scripts.models.packing import to_device
 from workflow_scripts.study.stage_versions import STAGE_VERSIONS
-from workflow_scripts.targets.labels import pooled_labels
+from workflow_scripts.targets.tables import FoldTargets, read_folds
 
 LOG_SCHEMA = pa.schema(
     [
@@ -149,44 +140,6 @@ def _fold_of_step(step: int, folds: int, seed: int) -> int:
     """Return the fold of a step (from 1): each fold once in every round, in an order drawn per round."""
     round_, place = divmod(step - 1, folds)
     return int(generator(seed, "fold order", round_).permutation(folds)[place])
-
-
-def read_folds(
-    subsets: Path, targets: Path, label_spread: str = "fold", label_clip: float | None = None
-) -> list[FoldTargets]:
-    """Return the folds of a pool, in order, from its subsets and targets.
-
-    Labels with the spread of a `fold` are those of the targets; `pooled` ones are made of the losses. `label_clip`
-    cuts them off at plus and minus itself.
-    """
-    members_table = read_table(subsets, ["fold", "example_ids"])
-    members_fold = members_table["fold"].to_numpy()
-    ids = members_table["example_ids"].combine_chunks()
-    members = ids.values.to_numpy().reshape(len(members_fold), -1)
-    table = read_table(targets, ["fold", "subset", "seed", "example_id", "label"])
-    table = table.filter(pc.equal(table["seed"], 0))
-    target_fold = table["fold"].to_numpy()
-    starts = np.searchsorted(target_fold, np.arange(target_fold.max() + 2))
-    folds = []
-    for fold, (first, last) in enumerate(itertools.pairwise(starts)):
-        part = table.slice(first, last - first)
-        fold_members = members[members_fold == fold]
-        labels = part["label"].to_numpy().reshape(len(fold_members), -1).astype(np.float32)
-        tests = part["example_id"].to_numpy()[: labels.shape[1]]
-        folds.append(FoldTargets(tests=tests, members=fold_members, labels=labels))
-    if label_spread == "pooled":
-        losses = read_table(targets, ["loss"])["loss"].to_numpy().reshape(len(folds), *_runs(folds, targets))
-        labels = pooled_labels(losses, [fold.tests for fold in folds])
-        folds = [replace(fold, labels=one.astype(np.float32)) for fold, one in zip(folds, labels, strict=True)]
-    if label_clip is not None:
-        folds = [replace(fold, labels=fold.labels.clip(-label_clip, label_clip)) for fold in folds]
-    return folds
-
-
-def _runs(folds: list[FoldTargets], targets: Path) -> tuple[int, int, int]:
-    """Return (subsets, seeds, examples) of a fold, in the order of the rows of its targets."""
-    subsets, examples = folds[0].labels.shape
-    return subsets, pq.read_metadata(targets).num_rows // (len(folds) * subsets * examples), examples
 
 
 def tokenize(

@@ -7,23 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
 
 from workflow_scripts.core.distributed import gather_rows, in_group, is_first, own_share, sum_gradients
 from workflow_scripts.core.seeds import generator
 from workflow_scripts.core.statistics import spearman_by_column
 from workflow_scripts.encoder.model import CHUNK_TOKENS, AttributionEncoder, EncoderTokens, token_counts
-from workflow_scripts.encoder.objective import group_scores, ranking_loss
+from workflow_scripts.encoder.objective import Objective
 from workflow_scripts.models.packing import to_device, token_budget
-
-
-@dataclass(frozen=True)
-class FoldTargets:
-    """What is known of one fold: `tests` int [V], `members` int [M, n] (example ids), `labels` float [M, V]."""
-
-    tests: np.ndarray
-    members: np.ndarray
-    labels: np.ndarray
+from workflow_scripts.targets.tables import FoldTargets
 
 
 @dataclass(frozen=True)
@@ -41,46 +32,6 @@ def draw_step(fold: FoldTargets, subsets: int, examples: int, *seed: int | str) 
     columns = random.permutation(len(fold.tests))[:examples]
     rows = random.permutation(len(fold.members))[:subsets]
     return Draw(fold.tests[columns], fold.members[rows], fold.labels[np.ix_(rows, columns)])
-
-
-class Objective(nn.Module):
-    """The ranking loss of group scores, with the scale of the scores learned or fixed at 1.
-
-    The scale multiplies every score, so under attention pooling it is an inverse temperature. It starts
-    where pooling is near uniform, and is folded into the projection when the encoder is saved, so that the
-    saved encoder's plain inner products are what was trained. `steepness` only sets how fast the loss
-    saturates, and is not saved.
-    """
-
-    def __init__(self, pooling: str, smallest_difference: float, largest_weight: float, learned_scale: bool):
-        super().__init__()
-        self.pooling = pooling
-        self.smallest_difference, self.largest_weight = smallest_difference, largest_weight
-        self.log_scale = nn.Parameter(torch.zeros(()), requires_grad=learned_scale)
-        self.log_steepness = nn.Parameter(torch.zeros(()), requires_grad=learned_scale)
-
-    @torch.no_grad()
-    def start_scales(self, tests: torch.Tensor, examples: torch.Tensor, members: torch.Tensor) -> None:
-        """Set both scales so that the scores' root mean square is 1/4 and group scores spread by 1."""
-        root_mean_square = (tests @ examples.T).square().mean().sqrt()
-        self.log_scale.copy_(-torch.log(4 * root_mean_square))
-        spread = self.groups(tests, examples, members).std(dim=1).mean()
-        self.log_steepness.copy_(-torch.log(spread))
-
-    def groups(self, tests: torch.Tensor, examples: torch.Tensor, members: torch.Tensor) -> torch.Tensor:
-        """Return the group scores under the current scale, float [tests, subsets]."""
-        return group_scores(tests * self.log_scale.exp(), examples, members, self.pooling)
-
-    def forward(
-        self,
-        tests: torch.Tensor,
-        examples: torch.Tensor,
-        members: torch.Tensor,
-        labels: torch.Tensor,
-    ) -> torch.Tensor:
-        """Return the loss; shapes as in `ranking.group_scores` and `ranking.ranking_loss`."""
-        group = self.groups(tests, examples, members) * self.log_steepness.exp()
-        return ranking_loss(group, labels, self.smallest_difference, self.largest_weight)
 
 
 def backpropagate_step(

@@ -10,11 +10,10 @@ from workflow_scripts.core.parquet import read_table
 from workflow_scripts.core.seeds import generator
 from workflow_scripts.core.stage import run_stage
 from workflow_scripts.experiments.base_set import read_base, read_base_scores
+from workflow_scripts.experiments.removal import RANDOM, WHOLE, most_helpful
 from workflow_scripts.experiments.runs import ListedRun, write_runs
 
 FIELDS = [("method", pa.string()), ("size", pa.int32()), ("test_id", pa.int32()), ("draw", pa.int32())]
-RANDOM = "random_removal"
-WHOLE = "whole"
 
 
 def draw_removal(
@@ -49,11 +48,6 @@ def draw_removal(
                 purpose = {"method": path.parent.name, "size": size, "test_id": test_id, "draw": 0}
                 rows.append((purpose, ListedRun(base_ids, ranked[:size], np.array([test_id], np.int32))))
     write_runs(runs, rows, FIELDS, seeds)
-
-
-def most_helpful(example_ids: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Return the ids by falling score; of equal scores the lower id comes first."""
-    return example_ids[np.lexsort((example_ids, -scores))]
 
 
 if __name__ == "__main__":

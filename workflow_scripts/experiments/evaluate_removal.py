@@ -12,7 +12,7 @@ from workflow_scripts.core.progress import say
 from workflow_scripts.core.seeds import generator
 from workflow_scripts.core.stage import run_stage
 from workflow_scripts.evaluation.lds import interval
-from workflow_scripts.experiments.draw_removal import RANDOM, WHOLE
+from workflow_scripts.experiments.removal import RANDOM, WHOLE
 from workflow_scripts.experiments.runs import loss_rises, read_measured
 from workflow_scripts.experiments.tables import KEYS, VALUES
 

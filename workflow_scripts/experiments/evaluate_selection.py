@@ -13,8 +13,8 @@ from workflow_scripts.core.progress import say
 from workflow_scripts.core.seeds import generator
 from workflow_scripts.core.stage import run_stage
 from workflow_scripts.evaluation.lds import interval
-from workflow_scripts.experiments.draw_selection import RANDOM, group_by_task
 from workflow_scripts.experiments.runs import read_measured
+from workflow_scripts.experiments.selection import RANDOM, group_by_task
 from workflow_scripts.experiments.tables import KEYS, VALUES
 from workflow_scripts.experiments.unigram_f1 import unigram_f1
 

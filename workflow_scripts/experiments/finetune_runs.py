@@ -7,15 +7,17 @@ import numpy as np
 import pyarrow as pa
 
 from workflow_scripts.core.distributed import agreed
-from workflow_scripts.core.parquet import file_hash, spec_hash
+from workflow_scripts.core.files import file_hash, folder_hash
+from workflow_scripts.core.parquet import spec_hash
 from workflow_scripts.core.progress import Progress
 from workflow_scripts.core.stage import run_stage
 from workflow_scripts.experiments.runs import MEASURED_SCHEMA, read_share
+from workflow_scripts.language_model.engine import open_tuner
 from workflow_scripts.language_model.generation import greedy_answers
-from workflow_scripts.language_model.losses import TokenizedExample
-from workflow_scripts.models.loading import folder_hash, load_tokenizer
+from workflow_scripts.language_model.tokens import TokenizedExample, read_examples
+from workflow_scripts.models.loading import load_tokenizer
 from workflow_scripts.study.stage_versions import STAGE_VERSIONS
-from workflow_scripts.targets.run_cache import FinishedRuns, open_tuner, read_examples
+from workflow_scripts.targets.run_cache import FinishedRuns
 
 
 def finetune_runs(

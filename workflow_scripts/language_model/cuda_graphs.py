@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from workflow_scripts.language_model.losses import TokenizedExample, response_positions, token_losses
+from workflow_scripts.language_model.losses import response_positions, token_losses
+from workflow_scripts.language_model.tokens import TokenizedExample
 from workflow_scripts.models.packing import to_device
 
 TOKENS_MULTIPLE = 512

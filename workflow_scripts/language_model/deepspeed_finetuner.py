@@ -20,8 +20,9 @@ from deepspeed.accelerator import get_accelerator
 
 from workflow_scripts.core.distributed import gather_rows, in_group, own_share
 from workflow_scripts.language_model.finetuner import batches
-from workflow_scripts.language_model.losses import TokenizedExample, example_losses, summed_losses
+from workflow_scripts.language_model.losses import example_losses, summed_losses
 from workflow_scripts.language_model.oom_retry import explained_lack_of_memory
+from workflow_scripts.language_model.tokens import TokenizedExample
 from workflow_scripts.models.packing import token_budget
 
 

@@ -13,8 +13,10 @@ from workflow_scripts.core.errors import lacks_memory
 from workflow_scripts.core.progress import say
 from workflow_scripts.core.seeds import generator
 from workflow_scripts.language_model.cuda_graphs import GraphedPasses
-from workflow_scripts.language_model.losses import TokenizedExample, autocast, compile_layers, evaluate, summed_losses
+from workflow_scripts.language_model.losses import compile_layers, evaluate, summed_losses
 from workflow_scripts.language_model.oom_retry import explained_lack_of_memory, with_fewer_tokens
+from workflow_scripts.language_model.tokens import TokenizedExample
+from workflow_scripts.models.device import autocast
 from workflow_scripts.models.packing import ATTENTION, token_budget
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
-from workflow_scripts.language_model.losses import autocast
+from workflow_scripts.models.device import autocast
 from workflow_scripts.models.packing import token_budget
 
 

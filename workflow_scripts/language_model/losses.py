@@ -1,9 +1,8 @@
-"""Causal LMs: loading, tokenising, and exact per-example losses of response tokens."""
+"""Causal LMs: loading, and exact per-example losses of response tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +11,10 @@ import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from workflow_scripts.language_model.tokens import TokenizedExample
+from workflow_scripts.models.device import autocast, best_device
 from workflow_scripts.models.loading import load_weights
 from workflow_scripts.models.packing import ATTENTION, PackedBatch, pack, switch_to_packing, to_device, token_budget
-
-
-def best_device() -> torch.device:
-    """Return the job's GPU, or the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def load_language_model(
@@ -56,14 +52,6 @@ def use_packing(lm: PreTrainedModel, precision: str = "float32", attention: str 
 
     lm.airrep_packed = switch_to_packing(lm, losses, precision, attention)
     return lm.airrep_packed
-
-
-@dataclass(frozen=True)
-class TokenizedExample:
-    """One example: `tokens` 1-D integers, of which the first `prompt_tokens` (at least 1) are not judged."""
-
-    tokens: np.ndarray
-    prompt_tokens: int
 
 
 def example_losses(lm: PreTrainedModel, examples: Sequence[TokenizedExample]) -> torch.Tensor:
@@ -186,8 +174,3 @@ def evaluate(
         with autocast(lm.device, precision):
             losses[to_device(chosen, lm.device)] = example_losses(lm, [examples[i] for i in chosen]).float()
     return losses.cpu().numpy()
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Return the context of a forward pass in `precision`, `float32` or `bfloat16`."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")

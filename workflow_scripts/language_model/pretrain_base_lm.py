@@ -21,7 +21,9 @@ from workflow_scripts.core.progress import Progress
 from workflow_scripts.core.seeds import derive_seed, generator
 from workflow_scripts.core.stage import run_stage
 from workflow_scripts.corpora.templates import language_model_prompt
-from workflow_scripts.language_model.losses import TokenizedExample, best_device, summed_losses, use_packing
+from workflow_scripts.language_model.losses import summed_losses, use_packing
+from workflow_scripts.language_model.tokens import TokenizedExample
+from workflow_scripts.models.device import best_device
 from workflow_scripts.models.loading import save_folder
 
 END = "<|endoftext|>"

@@ -9,14 +9,15 @@ import numpy as np
 import pyarrow as pa
 from safetensors.torch import load_file
 
-from workflow_scripts.core.parquet import file_hash, read_batches, spec_hash
+from workflow_scripts.core.files import file_hash, folder_hash
+from workflow_scripts.core.parquet import read_batches, spec_hash
 from workflow_scripts.core.stage import run_stage
 from workflow_scripts.corpora.templates import encoder_texts
 from workflow_scripts.embeddings.store import EmbeddingBlock, part_of_rows, write_embeddings
-from workflow_scripts.language_model.losses import TokenizedExample, load_language_model
+from workflow_scripts.language_model.losses import load_language_model
+from workflow_scripts.language_model.tokens import TokenizedExample
 from workflow_scripts.methods.embedder import Embedder, LanguageModelReader
 from workflow_scripts.methods.loading import load_module
-from workflow_scripts.models.loading import folder_hash
 from workflow_scripts.study.stage_versions import STAGE_VERSIONS
 
 ROWS_AT_ONCE = 16_384

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from workflow_scripts.language_model.losses import TokenizedExample
+from workflow_scripts.language_model.tokens import TokenizedExample
 from workflow_scripts.methods.example_gradients import mlp_layers
 from workflow_scripts.methods.projected_gradients import ProjectedGradients
 

@@ -17,7 +17,9 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from workflow_scripts.core.errors import StudyError
-from workflow_scripts.language_model.losses import TokenizedExample, autocast, summed_losses
+from workflow_scripts.language_model.losses import summed_losses
+from workflow_scripts.language_model.tokens import TokenizedExample
+from workflow_scripts.models.device import autocast
 from workflow_scripts.models.packing import Bucket, pack, to_device
 
 MLP = re.compile(r"(^|\.)(mlp|ffn|feed_forward|fc1|fc2|fc_in|fc_out)(\.|$)")

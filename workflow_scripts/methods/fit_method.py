@@ -5,13 +5,13 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from workflow_scripts.core.parquet import atomic_path
+from workflow_scripts.core.files import atomic_path
 from workflow_scripts.core.stage import run_stage
 from workflow_scripts.language_model.losses import load_language_model
+from workflow_scripts.language_model.tokens import read_examples
 from workflow_scripts.methods.embedder import LanguageModelReader, WarmupExamples
 from workflow_scripts.methods.loading import load_module
-from workflow_scripts.methods.warmup_lm import warmup_sample
-from workflow_scripts.targets.run_cache import read_examples
+from workflow_scripts.methods.warmup import warmup_sample
 
 
 def fit_method(

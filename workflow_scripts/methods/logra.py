@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from workflow_scripts.language_model.losses import TokenizedExample
+from workflow_scripts.language_model.tokens import TokenizedExample
 from workflow_scripts.methods.embedder import (
     Embedder,
     LanguageModelReader,

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from workflow_scripts.core.seeds import derive_seed
-from workflow_scripts.language_model.losses import TokenizedExample
+from workflow_scripts.language_model.tokens import TokenizedExample
 from workflow_scripts.methods.example_gradients import ExampleGradients, outer_sums
 from workflow_scripts.models.packing import to_host, token_budget
 

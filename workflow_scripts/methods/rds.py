@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from workflow_scripts.language_model.losses import TokenizedExample, autocast
+from workflow_scripts.language_model.tokens import TokenizedExample
 from workflow_scripts.methods.embedder import Embedder, LanguageModelReader, unit_length
+from workflow_scripts.models.device import autocast
 from workflow_scripts.models.packing import PackedBatch, example_means, pack, token_budget
 
 

@@ -6,8 +6,8 @@ import torch
 from sentence_transformers import SentenceTransformer
 from transformers import PreTrainedTokenizerBase
 
-from workflow_scripts.language_model.losses import best_device
 from workflow_scripts.methods.embedder import Embedder, unit_length
+from workflow_scripts.models.device import best_device
 from workflow_scripts.models.loading import model_folder, require_words
 
 

@@ -1,17 +1,16 @@
 """Warm the base LM up on a sample of a corpus: what gradient methods read (paper, section 4.1)."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.progress import say
-from workflow_scripts.core.seeds import generator
 from workflow_scripts.core.stage import run_stage
 from workflow_scripts.language_model.finetuner import Finetuner
-from workflow_scripts.language_model.losses import TokenizedExample, load_language_model
+from workflow_scripts.language_model.losses import load_language_model
+from workflow_scripts.language_model.tokens import read_examples
+from workflow_scripts.methods.warmup import warmup_sample
 from workflow_scripts.models.loading import load_tokenizer, save_folder
-from workflow_scripts.targets.run_cache import read_examples
 
 
 def warmup_lm(
@@ -43,13 +42,6 @@ def warmup_lm(
         raise StudyError("the warm-up diverged. Lower warmup.learning_rate.")
     say(f"warmup_lm: mean loss {before:.3f} before, {tuner.losses(chosen).mean():.3f} after")
     save_folder(warm, tuner.lm, load_tokenizer(*source))
-
-
-def warmup_sample(examples: Mapping[int, TokenizedExample], number: int, seed: int) -> list[TokenizedExample]:
-    """Return `number` of `examples`, or all if there are fewer, in random order."""
-    ids = sorted(examples)
-    order = generator(seed, "warmup sample").permutation(len(ids))
-    return [examples[ids[place]] for place in order[:number]]
 
 
 if __name__ == "__main__":

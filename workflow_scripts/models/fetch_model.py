@@ -8,6 +8,7 @@ from pathlib import Path
 from huggingface_hub.utils import filter_repo_objects
 
 from workflow_scripts.core.errors import StudyError
+from workflow_scripts.core.files import SNAPSHOT
 from workflow_scripts.core.progress import say
 from workflow_scripts.core.stage import run_stage
 from workflow_scripts.models.loading import (
@@ -17,7 +18,6 @@ from workflow_scripts.models.loading import (
     load_tokenizer,
     model_folder,
 )
-from workflow_scripts.study.sources import SNAPSHOT
 
 
 def fetch_model(snapshot: Path, *, model: str, revision: str | None, trust_remote_code: bool) -> None:

@@ -1,19 +1,14 @@
-"""Models by name or folder: loading, whole folders, and the hash that names their content."""
+"""Models by name or folder: loading and saving."""
 
 from __future__ import annotations
 
-import contextlib
 import os
-import shutil
-import socket
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workflow_scripts.core.errors import StudyError
-from workflow_scripts.core.parquet import file_hash
+from workflow_scripts.core.files import atomic_folder
 from workflow_scripts.core.progress import say
-from workflow_scripts.study.sources import SNAPSHOT
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -134,32 +129,3 @@ def save_folder(folder: Path, *parts: Any) -> None:
     with atomic_folder(folder) as temporary:
         for part in parts:
             part.save_pretrained(temporary)
-
-
-@contextlib.contextmanager
-def atomic_folder(folder: Path) -> Iterator[Path]:
-    """Yield an empty sibling of `folder`; it takes the name `folder`, in the place of what stood there, only if the
-    block ends well."""
-    folder = Path(folder)
-    temporary = folder.with_name(f".{folder.name}.{socket.gethostname()}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        publish_folder(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def publish_folder(temporary: Path, folder: Path) -> None:
-    """Give the finished folder `temporary` the name `folder`, in the place of what stood there."""
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(temporary, folder)
-
-
-def folder_hash(folder: Path) -> str:
-    """Return 16 hex digits of a model folder's weights, config and tokenizer; of a snapshot's, its commit's."""
-    if (snapshot := Path(folder) / SNAPSHOT).exists():
-        return file_hash(snapshot)
-    files = sorted(path for path in Path(folder).rglob("*") if path.suffix in {".safetensors", ".json", ".txt"})
-    return file_hash(*files)

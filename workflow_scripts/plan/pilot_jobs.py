@@ -19,17 +19,18 @@ import torch
 
 from workflow_scripts.core.gpus import use_deterministic_algorithms
 from workflow_scripts.core.parquet import read_table, write_table
+from workflow_scripts.corpora.near_duplicates import word_triples
 from workflow_scripts.corpora.prepare_corpus import prepare_corpus
 from workflow_scripts.embeddings.tiles import inner_products
-from workflow_scripts.evaluation.check_leaks import word_triples
 from workflow_scripts.evaluation.lds import Bootstrap, bootstrap_lds
 from workflow_scripts.language_model.finetuner import Finetuner
-from workflow_scripts.language_model.losses import TokenizedExample, autocast, example_losses, load_language_model
+from workflow_scripts.language_model.losses import example_losses, load_language_model
 from workflow_scripts.language_model.tokenize_corpus import tokenize_corpus
+from workflow_scripts.language_model.tokens import TokenizedExample, read_examples
+from workflow_scripts.models.device import autocast
 from workflow_scripts.scoring.corpus_scores import CorpusScores
 from workflow_scripts.scoring.group_scores import Membership
 from workflow_scripts.study.sections import Corpus
-from workflow_scripts.targets.finetune_shard import read_examples
 
 TIMED_SECONDS = 3.0
 LONGEST_CALL_SECONDS = 15.0

@@ -20,24 +20,21 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from workflow_scripts.core.distributed import run_in_new_processes
 from workflow_scripts.core.errors import StudyError
+from workflow_scripts.core.files import atomic_path
 from workflow_scripts.core.gpus import visible_gpus
 from workflow_scripts.core.hardware import hardware
-from workflow_scripts.core.parquet import atomic_path, read_table, write_table
+from workflow_scripts.core.parquet import read_table, write_table
 from workflow_scripts.core.progress import say
 from workflow_scripts.core.seeds import generator
 from workflow_scripts.core.stage import run_stage
 from workflow_scripts.corpora.builtin import mini_rows
 from workflow_scripts.corpora.templates import encoder_texts
 from workflow_scripts.encoder.init_encoder import init_encoder
-from workflow_scripts.encoder.model import AttributionEncoder, load_encoder, token_counts
+from workflow_scripts.encoder.loading import load_encoder
+from workflow_scripts.encoder.model import AttributionEncoder, token_counts
+from workflow_scripts.encoder.objective import Objective
 from workflow_scripts.encoder.take_encoder import take_encoder
-from workflow_scripts.encoder.training import (
-    FoldTargets,
-    Objective,
-    backpropagate_step,
-    draw_step,
-    validation_lds,
-)
+from workflow_scripts.encoder.training import backpropagate_step, draw_step, validation_lds
 from workflow_scripts.language_model.pretrain_base_lm import pretrain_base_lm
 from workflow_scripts.language_model.tokenize_corpus import tokenize_corpus
 from workflow_scripts.models.loading import load_pretrained, load_tokenizer
@@ -46,6 +43,7 @@ from workflow_scripts.plan.pilot_processes import side_by_side, time_starts
 from workflow_scripts.study.costs import CorpusFacts, Pilot, distinct_examples, parameters_in_name
 from workflow_scripts.study.sections import Encoder, Pretraining
 from workflow_scripts.study.stage_versions import STAGE_VERSIONS
+from workflow_scripts.targets.tables import FoldTargets
 
 SAMPLE_ROWS = 2000
 STEP_SECONDS = 5.0

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from workflow_scripts.core.parquet import atomic_path
+from workflow_scripts.core.files import atomic_path
 from workflow_scripts.core.stage import run_stage
 from workflow_scripts.study.config import Study, load_study
 from workflow_scripts.study.costs import (

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from workflow_scripts.core.errors import StudyError
+from workflow_scripts.core.files import atomic_path
 from workflow_scripts.core.gpus import gpu_problem, torch_facts
-from workflow_scripts.core.parquet import atomic_path
 from workflow_scripts.core.progress import say
 from workflow_scripts.core.stage import run_stage
 

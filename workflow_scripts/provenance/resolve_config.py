@@ -11,10 +11,9 @@ from typing import Any
 
 import yaml
 
+from workflow_scripts.core.files import SNAPSHOT, atomic_path, file_hash
 from workflow_scripts.core.hardware import hardware
-from workflow_scripts.core.parquet import atomic_path, file_hash
 from workflow_scripts.core.stage import run_stage
-from workflow_scripts.study.sources import SNAPSHOT
 
 VERSIONS = (
     "airrep-workflow",

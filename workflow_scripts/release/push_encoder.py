@@ -7,7 +7,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
 from workflow_scripts.core.errors import StudyError
-from workflow_scripts.core.parquet import atomic_path
+from workflow_scripts.core.files import atomic_path
 from workflow_scripts.core.progress import say
 from workflow_scripts.core.stage import run_stage
 

@@ -14,7 +14,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from workflow_scripts.core.errors import StudyError
-from workflow_scripts.core.parquet import atomic_path, read_table, write_csv
+from workflow_scripts.core.files import atomic_path
+from workflow_scripts.core.parquet import read_table, write_csv
 from workflow_scripts.core.progress import say
 from workflow_scripts.core.stage import run_stage
 from workflow_scripts.report import charts as report_charts

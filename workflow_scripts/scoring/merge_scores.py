@@ -7,7 +7,7 @@ from workflow_scripts.core.parquet import read_metadata
 from workflow_scripts.core.progress import Progress
 from workflow_scripts.core.stage import run_stage
 from workflow_scripts.scoring.corpus_scores import CorpusScores
-from workflow_scripts.scoring.score_pairs import read_evaluation
+from workflow_scripts.scoring.sources import read_evaluation
 from workflow_scripts.scoring.tables import read_part, write_scores
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from workflow_scripts.core.stage import run_stage
-from workflow_scripts.scoring.score_pairs import open_embeddings, read_evaluation, score_source
+from workflow_scripts.scoring.sources import open_embeddings, read_evaluation, score_source
 from workflow_scripts.scoring.tables import write_part
 
 

@@ -13,9 +13,6 @@ from pathlib import Path
 # A name, or owner/name; what a path begins with (/, ~, .) never begins an id.
 HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?", re.ASCII)
 
-# Written beside the files of a model that was fetched from the hub: `model`, `revision`, `commit`.
-SNAPSHOT = "snapshot.json"
-
 
 def local_files(source: str) -> list[Path]:
     """Return the files of a path or pattern, in the order of their paths; none where none is there.

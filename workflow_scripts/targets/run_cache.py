@@ -1,11 +1,10 @@
-"""What all jobs that fine-tune a LM many times share: the engine, the examples, and runs that survive a kill."""
+"""Finished runs of the jobs that fine-tune a LM many times: they survive a kill."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,45 +13,8 @@ from workflow_scripts.core.distributed import is_first
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.parquet import read_metadata, read_table, write_table
 from workflow_scripts.core.progress import say
-from workflow_scripts.language_model.finetuner import Finetuner
-from workflow_scripts.language_model.losses import TokenizedExample, load_language_model
-
-if TYPE_CHECKING:
-    from workflow_scripts.language_model.deepspeed_finetuner import ZeroFinetuner
 
 Run = tuple[int | str, ...]
-
-
-def open_tuner(
-    source: Sequence[Any], *, zero: Mapping[str, Any] | None = None, **settings: Any
-) -> Finetuner | ZeroFinetuner:
-    """Return the engine that fine-tunes: native, or DeepSpeed with its own settings `zero`.
-
-    `source` is what `load_language_model` takes: folder or hub id, revision, whether remote code is trusted.
-    """
-    if zero is None:
-        return Finetuner(load_language_model(*source, precision=settings["precision"]), **settings)
-    try:
-        from workflow_scripts.language_model.deepspeed_finetuner import ZeroFinetuner
-    except ModuleNotFoundError as error:
-        raise StudyError(
-            f"finetuning.engine is deepspeed, but {error.name} is not installed: run "
-            "`pip install -r envs/requirements-deepspeed.lock` in the workflow's environment, or write engine: native."
-        ) from None
-    return ZeroFinetuner(load_language_model(*source, device="cpu"), **zero, **settings)
-
-
-def read_examples(tokens: Path) -> Mapping[int, TokenizedExample]:
-    """Return the examples of a `tokens/` file by example id; their tokens share one memory block."""
-    table = read_table(tokens, ["example_id", "input_ids", "prompt_tokens"]).combine_chunks()
-    column = table["input_ids"].combine_chunks()
-    flat, offsets = column.values.to_numpy(), column.offsets.to_numpy()
-    return {
-        int(example_id): TokenizedExample(flat[offsets[row] : offsets[row + 1]], int(prompt_tokens))
-        for row, (example_id, prompt_tokens) in enumerate(
-            zip(table["example_id"].to_numpy(), table["prompt_tokens"].to_numpy(), strict=True)
-        )
-    }
 
 
 class FinishedRuns:

@@ -8,7 +8,7 @@ import torch
 from tiny_study import FINETUNING
 
 from workflow_scripts.core.parquet import read_table
-from workflow_scripts.encoder.model import load_encoder
+from workflow_scripts.encoder.loading import load_encoder
 from workflow_scripts.encoder.objective import group_scores
 from workflow_scripts.scoring.group_scores import GroupScores, Membership
 

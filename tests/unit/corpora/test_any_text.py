@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from workflow_scripts.core.parquet import read_table, spec_hash, write_table
 from workflow_scripts.core.progress import one_line
 from workflow_scripts.corpora.templates import encoder_text
-from workflow_scripts.encoder.model import load_encoder
+from workflow_scripts.encoder.loading import load_encoder
 from workflow_scripts.language_model.tokenize_corpus import _tokenized
 from workflow_scripts.targets.labels import standardised_labels
 

@@ -11,7 +11,8 @@ from workflow_scripts.core.parquet import read_metadata, read_table, table_metad
 from workflow_scripts.corpora.templates import encoder_texts
 from workflow_scripts.embeddings import embed_corpus as stage
 from workflow_scripts.embeddings import store as embedding_files
-from workflow_scripts.encoder.model import AttributionEncoder, load_encoder
+from workflow_scripts.encoder.loading import load_encoder
+from workflow_scripts.encoder.model import AttributionEncoder
 from workflow_scripts.study.stage_versions import STAGE_VERSIONS
 
 SPEC = {

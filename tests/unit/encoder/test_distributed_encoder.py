@@ -13,7 +13,7 @@ from workflow_scripts.core.distributed import run_in_processes
 from workflow_scripts.core.parquet import read_table, write_table
 from workflow_scripts.embeddings.embed_corpus import embed_corpus
 from workflow_scripts.encoder.checkpoint import TrainingState
-from workflow_scripts.encoder.model import load_encoder
+from workflow_scripts.encoder.loading import load_encoder
 from workflow_scripts.encoder.train_encoder import train_encoder
 from workflow_scripts.study.config import load_study
 from workflow_scripts.study.resources import StudyPlan

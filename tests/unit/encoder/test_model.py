@@ -15,7 +15,9 @@ from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.parquet import read_table, write_table
 from workflow_scripts.corpora.templates import encoder_text, encoder_texts
 from workflow_scripts.encoder.init_encoder import init_encoder, tokens_of_lm
-from workflow_scripts.encoder.model import AttributionEncoder, load_encoder, random_projections
+from workflow_scripts.encoder.initialization import random_projections
+from workflow_scripts.encoder.loading import load_encoder
+from workflow_scripts.encoder.model import AttributionEncoder
 from workflow_scripts.models.packing import BUCKETS
 
 

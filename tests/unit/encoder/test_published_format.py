@@ -16,7 +16,7 @@ from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.parquet import read_table
 from workflow_scripts.corpora.templates import encoder_texts
 from workflow_scripts.encoder.init_encoder import small_encoder, wordpiece_tokenizer
-from workflow_scripts.encoder.model import load_encoder, load_trained_encoder
+from workflow_scripts.encoder.loading import load_encoder, load_trained_encoder
 from workflow_scripts.encoder.published_format import save_published
 from workflow_scripts.encoder.take_encoder import take_encoder
 

@@ -8,9 +8,11 @@ from tiny_study import TRAINING
 from workflow_scripts.core.parquet import read_table
 from workflow_scripts.encoder import model as encoder_module
 from workflow_scripts.encoder import train_encoder as stage
-from workflow_scripts.encoder.model import AttributionEncoder, load_encoder
-from workflow_scripts.encoder.objective import group_scores, ranking_loss
-from workflow_scripts.encoder.training import Draw, Objective, backpropagate_step, draw_step
+from workflow_scripts.encoder.loading import load_encoder
+from workflow_scripts.encoder.model import AttributionEncoder
+from workflow_scripts.encoder.objective import Objective, group_scores, ranking_loss
+from workflow_scripts.encoder.training import Draw, backpropagate_step, draw_step
+from workflow_scripts.targets.tables import read_folds
 
 
 @pytest.fixture(scope="module")
@@ -37,13 +39,13 @@ def model(tiny):
 
 @pytest.fixture
 def tokens(model, files):
-    folds = stage.read_folds(files["subsets"], files["targets"])
+    folds = read_folds(files["subsets"], files["targets"])
     return stage.tokenize(model, files["corpus"], folds, 256)
 
 
 @pytest.fixture
 def draw(files):
-    fold = stage.read_folds(files["subsets"], files["targets"])[0]
+    fold = read_folds(files["subsets"], files["targets"])[0]
     return Draw(fold.tests, fold.members, fold.labels)
 
 
@@ -210,7 +212,7 @@ def test_without_a_number_chunks_suit_the_device(model, tokens, draw, monkeypatc
 
 
 def test_draws_are_parts_of_the_fold_and_follow_the_seed(files):
-    fold = stage.read_folds(files["subsets"], files["targets"])[1]
+    fold = read_folds(files["subsets"], files["targets"])[1]
     drawn = draw_step(fold, 2, 3, 1, "step", 5)
     assert drawn.members.shape == (2, 6)
     assert drawn.labels.shape == (2, 3)
@@ -224,7 +226,7 @@ def test_draws_are_parts_of_the_fold_and_follow_the_seed(files):
 
 
 def test_folds_line_up_with_their_files(files):
-    folds = stage.read_folds(files["subsets"], files["targets"])
+    folds = read_folds(files["subsets"], files["targets"])
     targets = read_table(files["targets"]).to_pandas().set_index(["subset", "example_id"])["label"]
     assert len(folds) == 3
     for number, fold in enumerate(folds):

@@ -8,8 +8,9 @@ from base_set_scores import TESTS, effect, write_scores
 from workflow_scripts.core.parquet import read_table, write_table
 from workflow_scripts.experiments.base_set import read_base
 from workflow_scripts.experiments.draw_base import draw_base
-from workflow_scripts.experiments.draw_removal import RANDOM, WHOLE, draw_removal, most_helpful
+from workflow_scripts.experiments.draw_removal import draw_removal
 from workflow_scripts.experiments.evaluate_removal import evaluate_removal
+from workflow_scripts.experiments.removal import RANDOM, WHOLE, most_helpful
 from workflow_scripts.experiments.runs import MEASURED_SCHEMA
 
 

@@ -7,9 +7,10 @@ import pytest
 
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.parquet import read_table, write_table
-from workflow_scripts.experiments.draw_selection import FULL, RANDOM, best_ranked, draw_selection, group_by_task
+from workflow_scripts.experiments.draw_selection import draw_selection
 from workflow_scripts.experiments.evaluate_selection import TaskMeans, evaluate_selection
 from workflow_scripts.experiments.runs import MEASURED_SCHEMA
+from workflow_scripts.experiments.selection import FULL, RANDOM, best_ranked, group_by_task
 from workflow_scripts.experiments.unigram_f1 import unigram_f1
 
 LABELS = ["a", "b", None, "a", "b", "b", "c"]

@@ -12,8 +12,8 @@ from workflow_scripts.core.parquet import read_table
 from workflow_scripts.experiments.finetune_runs import finetune_runs
 from workflow_scripts.experiments.runs import MEASURED_SCHEMA, ListedRun, read_measured, read_share, write_runs
 from workflow_scripts.language_model.finetuner import Finetuner
-from workflow_scripts.language_model.losses import TokenizedExample, load_language_model
-from workflow_scripts.targets.run_cache import read_examples
+from workflow_scripts.language_model.losses import load_language_model
+from workflow_scripts.language_model.tokens import TokenizedExample, read_examples
 
 FIELDS = [("purpose", pa.string())]
 

@@ -9,9 +9,9 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from workflow_scripts.language_model import cuda_graphs
 from workflow_scripts.language_model.cuda_graphs import Inputs, padded_inputs, weighted_loss
 from workflow_scripts.language_model.finetuner import Finetuner
-from workflow_scripts.language_model.losses import TokenizedExample, load_language_model, summed_losses, use_packing
+from workflow_scripts.language_model.losses import load_language_model, summed_losses, use_packing
+from workflow_scripts.language_model.tokens import TokenizedExample, read_examples
 from workflow_scripts.models.packing import to_device
-from workflow_scripts.targets.run_cache import read_examples
 
 VOCABULARY = 50
 

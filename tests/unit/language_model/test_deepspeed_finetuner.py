@@ -16,9 +16,10 @@ from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.parquet import read_table
 from workflow_scripts.language_model.finetuner import Finetuner
 from workflow_scripts.language_model.losses import load_language_model
+from workflow_scripts.language_model.tokens import read_examples
 from workflow_scripts.study.sections import Finetuning
 from workflow_scripts.targets.collect_targets import collect_targets
-from workflow_scripts.targets.run_cache import FinishedRuns, read_examples
+from workflow_scripts.targets.run_cache import FinishedRuns
 
 needs_deepspeed = pytest.mark.skipif(
     find_spec("deepspeed") is None, reason="DeepSpeed is not installed: pip install deepspeed==0.19.8"

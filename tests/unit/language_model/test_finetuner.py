@@ -10,7 +10,7 @@ from workflow_scripts.core.errors import StudyError, lacks_memory
 from workflow_scripts.core.seeds import generator
 from workflow_scripts.language_model.finetuner import Finetuner, bfloat16_copy
 from workflow_scripts.language_model.losses import load_language_model, summed_losses
-from workflow_scripts.targets.finetune_shard import read_examples
+from workflow_scripts.language_model.tokens import read_examples
 
 
 @pytest.fixture

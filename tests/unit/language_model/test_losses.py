@@ -7,12 +7,8 @@ import pytest
 import torch
 
 from workflow_scripts.core.errors import StudyError
-from workflow_scripts.language_model.losses import (
-    TokenizedExample,
-    evaluate,
-    example_losses,
-    load_language_model,
-)
+from workflow_scripts.language_model.losses import evaluate, example_losses, load_language_model
+from workflow_scripts.language_model.tokens import TokenizedExample
 
 
 class Unigrams(torch.nn.Module):
@@ -39,7 +35,7 @@ def test_loss_is_the_mean_over_response_tokens_by_hand():
 
 
 def test_evaluation_budget_changes_no_loss(tiny):
-    from workflow_scripts.targets.run_cache import read_examples
+    from workflow_scripts.language_model.tokens import read_examples
 
     lm = load_language_model(tiny.language_model)
     assert lm.airrep_packed

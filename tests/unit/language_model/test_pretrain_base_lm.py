@@ -4,7 +4,7 @@ from transformers import AutoTokenizer
 
 from workflow_scripts.language_model.losses import evaluate, load_language_model
 from workflow_scripts.language_model.pretrain_base_lm import pretrain_base_lm
-from workflow_scripts.targets.run_cache import read_examples
+from workflow_scripts.language_model.tokens import read_examples
 
 SPEC = {
     "vocabulary": 300,

@@ -10,13 +10,14 @@ from tiny_study import FINETUNING
 from workflow_scripts.core.parquet import read_metadata, read_table, write_table
 from workflow_scripts.corpora.templates import encoder_texts
 from workflow_scripts.language_model.losses import evaluate, load_language_model
+from workflow_scripts.language_model.tokens import read_examples
 from workflow_scripts.methods.embed_by_method import embed_by_method
 from workflow_scripts.methods.example_gradients import mlp_layers
 from workflow_scripts.methods.fit_method import fit_method
 from workflow_scripts.methods.less import ADAPTER, adamw_step, add_adapters
-from workflow_scripts.methods.warmup_lm import warmup_lm, warmup_sample
+from workflow_scripts.methods.warmup import warmup_sample
+from workflow_scripts.methods.warmup_lm import warmup_lm
 from workflow_scripts.study.methods import METHODS
-from workflow_scripts.targets.run_cache import read_examples
 
 SOURCE = {"model": "builtin:tiny", "revision": None, "trust_remote_code": False}
 EMBEDDING = {"for_tests": False, "prompt_words": 256, "batch_tokens": 512, "precision": "float32"}

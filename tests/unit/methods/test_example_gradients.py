@@ -10,6 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.language_model.losses import example_losses, load_language_model, summed_losses, use_packing
+from workflow_scripts.language_model.tokens import read_examples
 from workflow_scripts.methods import example_gradients
 from workflow_scripts.methods.example_gradients import ExampleGradients, mlp_layers, outer_sums
 from workflow_scripts.methods.projected_gradients import (
@@ -22,7 +23,6 @@ from workflow_scripts.methods.projected_gradients import (
     random_projections,
 )
 from workflow_scripts.models.packing import pack
-from workflow_scripts.targets.run_cache import read_examples
 
 BATCH = {"batch_tokens": 300, "precision": "float32"}
 

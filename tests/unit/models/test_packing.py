@@ -10,15 +10,10 @@ import transformers
 from transformers import AutoModelForCausalLM
 
 from workflow_scripts.encoder.model import AttributionEncoder
-from workflow_scripts.language_model.losses import (
-    TokenizedExample,
-    autocast,
-    example_losses,
-    summed_losses,
-    token_losses,
-    use_packing,
-)
+from workflow_scripts.language_model.losses import example_losses, summed_losses, token_losses, use_packing
+from workflow_scripts.language_model.tokens import TokenizedExample
 from workflow_scripts.models import packing
+from workflow_scripts.models.device import autocast
 from workflow_scripts.models.packing import ATTENTION, BUCKETS, attention_kernel, pack, switch_to_packing, token_budget
 
 VOCABULARY = 61

@@ -11,11 +11,11 @@ import yaml
 from report_run import METHOD_LDS, make_run
 
 from workflow_scripts.core.errors import StudyError
+from workflow_scripts.core.files import folder_hash
 from workflow_scripts.core.parquet import read_table
 from workflow_scripts.corpora.templates import encoder_text, encoder_texts
 from workflow_scripts.encoder.init_encoder import small_encoder, wordpiece_tokenizer
-from workflow_scripts.encoder.model import load_encoder, load_trained_encoder
-from workflow_scripts.models.loading import folder_hash
+from workflow_scripts.encoder.loading import load_encoder, load_trained_encoder
 from workflow_scripts.release.model_card import model_card
 from workflow_scripts.release.package_encoder import package_encoder
 from workflow_scripts.release.push_encoder import push_encoder

@@ -1,0 +1,35 @@
+"""Training data selected for tasks: what both its runs and their evaluation go by."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from workflow_scripts.core.errors import StudyError
+from workflow_scripts.core.frames import read_frame
+
+RANDOM = "random_selection"
+FULL = "full_data"
+
+
+def group_by_task(corpus: Path, test_ids: np.ndarray, tasks: int | None) -> dict[str, np.ndarray]:
+    """Return the tests of each task (label), int32: `tasks` of them, those with most tests first, or all.
+
+    Raises
+    ------
+    StudyError: no test has a label.
+    """
+    # The ids of a corpus are its row numbers.
+    labels = read_frame(corpus, ["label"])["label"].iloc[np.sort(test_ids)].dropna()
+    if labels.empty:
+        raise StudyError(
+            f"none of the chosen tests of {corpus} has a label, so there is no task to select data for. Raise the "
+            "evaluation's `tests`, or drop experiments.selection."
+        )
+    largest = labels.value_counts().sort_index().sort_values(ascending=False, kind="stable").index[:tasks]
+    return {task: labels.index[labels == task].to_numpy(np.int32) for task in largest}
+
+
+def best_ranked(example_ids: np.ndarray, ranks: np.ndarray) -> np.ndarray:
+    """Return the distinct examples by their best rank; ties go to the lower id."""
+    return pd.Series(ranks, example_ids).groupby(level=0).min().sort_values(kind="stable").index.to_numpy()

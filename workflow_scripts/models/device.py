@@ -1,0 +1,15 @@
+"""The device that a job computes on, and the precision that it computes in."""
+
+from __future__ import annotations
+
+import torch
+
+
+def best_device() -> torch.device:
+    """Return the job's GPU, or the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Return the context of a forward pass in `precision`, `float32` or `bfloat16`."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
