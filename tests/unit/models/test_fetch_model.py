@@ -13,12 +13,13 @@ from tiny_study import ENCODER
 from transformers import AutoTokenizer, BertConfig, GPT2Config, Qwen2Config, T5Config
 
 from workflow_scripts.core.errors import StudyError
+from workflow_scripts.core.files import folder_hash
 from workflow_scripts.encoder.init_encoder import init_encoder
 from workflow_scripts.language_model.losses import load_language_model
 from workflow_scripts.language_model.tokenize_corpus import tokenize_corpus
 from workflow_scripts.methods.sentence_encoder import open_embedder
 from workflow_scripts.models.fetch_model import fetch_model
-from workflow_scripts.models.loading import folder_hash, load_tokenizer
+from workflow_scripts.models.loading import load_tokenizer
 from workflow_scripts.provenance.resolve_config import resolve_config
 
 MODEL = "owner/lm"
