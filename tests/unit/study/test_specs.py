@@ -230,7 +230,7 @@ def test_each_model_of_the_hub_that_jobs_load_has_one_snapshot():
     )
     loaded = {name for name, one in plan.hub_models.items() if one.is_loaded}
     assert loaded == {"owner--lm@refs--pr--1", "owner--encoder", "owner--gte"}
-    assert plan.hub_models.keys() - loaded == {"owner--idle", "owner--idle-too"}
+    assert plan.hub_models.keys() - loaded == {"owner--idle@refs--pr--1", "owner--idle-too"}
     assert plan.spec("fetch_model", {"snapshot": "owner--lm@refs--pr--1"}) == {
         "model": "owner/lm",
         "revision": "refs/pr/1",
