@@ -106,9 +106,15 @@ class LanguageModel(Section):
 
     model: str = Field(
         "builtin:tiny",
-        description="`builtin:tiny`, a local folder, or a hub id of any causal LM.",
+        description="`builtin:tiny`, a local folder, or a hub id of any causal LM. A model of the hub is fetched once, "
+        "to `results/<run>/models/`; all jobs read that folder and ask nothing of the network, and `provenance.json` "
+        "names its commit.",
     )
-    revision: str | None = Field(None, description="Hub only: a commit or tag, to pin the weights.")
+    revision: str | None = Field(
+        None,
+        description="Hub only: a commit, tag or branch. A study keeps what it fetched first; a commit gives another "
+        "study the same weights.",
+    )
     max_tokens: Positive = Field(512, description="Longest example in tokens; the end is cut, and counted.")
     chat_template: bool = Field(False, description="Render prompts with the tokenizer's chat template.")
     trust_remote_code: bool = Field(False, description="Run code that comes with the model. Off is safe.")
@@ -194,7 +200,11 @@ class Encoder(Section):
     model: str = Field(
         "builtin:small", description="`builtin:small`, a local folder, or a hub id of a BERT-type encoder."
     )
-    revision: str | None = Field(None, description="Hub only: a commit or tag, to pin the weights.")
+    revision: str | None = Field(
+        None,
+        description="Hub only: a commit, tag or branch. A study keeps what it fetched first; a commit gives another "
+        "study the same weights.",
+    )
     view: View = Field(
         "joint",
         description="`joint`: prompt and response as one text, as in the paper. `split`: each is read and pooled "

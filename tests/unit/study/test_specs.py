@@ -17,6 +17,7 @@ import yaml
 from workflow_scripts.study.config import Study, load_study
 from workflow_scripts.study.methods import METHODS
 from workflow_scripts.study.resources import StudyPlan
+from workflow_scripts.study.sources import is_hub_id
 from workflow_scripts.study.stage_versions import STAGE_VERSIONS
 
 ROOT = Path(__file__).parents[3]
@@ -205,6 +206,46 @@ def test_memory_follows_the_size_in_the_models_name():
         for name in ("Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-7B")
     )
     assert small < 20_000 < 100_000 < large
+
+
+def test_models_are_of_the_hub_by_their_ids_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    of_the_hub = ["gpt2", "Qwen/Qwen2.5-0.5B", "models/theirs"]
+    others = ["builtin:tiny", "models/mine", "results/other/encoder", "/somewhere/lm", "./lm", "~/lm", "../lm", ""]
+    assert [name for name in [*of_the_hub, *others] if is_hub_id(name)] == of_the_hub
+
+
+def test_each_model_of_the_hub_that_jobs_load_has_one_snapshot():
+    plan = StudyPlan(
+        study(
+            language_model__model="owner/lm",
+            language_model__revision="refs/pr/1",
+            language_models={"idle": {"model": "owner/idle"}},
+            encoder__model="owner/encoder",
+            encoder_variants={"same": {"encoder": {"view": "split"}}},
+            scoring__methods=["airrep", "airrep@same", "gte"],
+            scoring__sentence_encoders={"gte": "owner/gte", "idle": "owner/idle-too"},
+        )
+    )
+    loaded = {name for name, one in plan.hub_models.items() if one.is_loaded}
+    assert loaded == {"owner--lm@refs--pr--1", "owner--encoder", "owner--gte"}
+    assert plan.hub_models.keys() - loaded == {"owner--idle@refs--pr--1", "owner--idle-too"}
+    assert plan.spec("fetch_model", {"snapshot": "owner--lm@refs--pr--1"}) == {
+        "model": "owner/lm",
+        "revision": "refs/pr/1",
+        "trust_remote_code": False,
+        "version": 1,
+    }
+    assert plan.snapshot_of_lm("") == "owner--lm@refs--pr--1"
+    assert plan.snapshot_of_encoder("@same") == "owner--encoder"
+    assert plan.snapshot_of_embeddings("gte") == "owner--gte"
+
+
+def test_a_study_without_models_of_the_hub_has_no_snapshots():
+    plan = StudyPlan(study())
+    assert plan.hub_models == {}
+    assert (plan.snapshot_of_lm(""), plan.snapshot_of_encoder(""), plan.snapshot_of_embeddings("tfidf")) == (None,) * 3
 
 
 if __name__ == "__main__":

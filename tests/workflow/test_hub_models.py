@@ -1,0 +1,60 @@
+"""A study that names its LM and its encoder by hub ids: one snapshot each, which all jobs read."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+from model_hub import ModelHub
+from safetensors.torch import load_file, save_file
+
+LM, ENCODER = "owner/lm", "owner/encoder"
+CHANGES = {
+    "language_model__model": LM,
+    "encoder__model": ENCODER,
+    "encoder__dimension": 32,
+    "scoring__methods": ["airrep", "untrained"],
+}
+SNAPSHOTS = ["results/smoke/models/owner--lm", "results/smoke/models/owner--encoder"]
+READERS = ["results/smoke/tokens/train.parquet", "results/smoke/encoder_untrained", "results/smoke/provenance.json"]
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    with ModelHub() as made:
+        monkeypatch.setenv("HF_ENDPOINT", made.url)
+        monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+        yield made
+
+
+def test_jobs_read_one_snapshot_whatever_becomes_of_main(finished, fresh, hub, tmp_path):
+    lm = shutil.copytree(finished.results / "language_model", tmp_path / "lm")
+    commits = [hub.commit(LM, lm), hub.commit(ENCODER, finished.results / "encoder_untrained")]
+    planned = fresh.planned(**CHANGES)
+    assert planned["fetch_model"] == 2
+    assert not planned["pretrain_base_lm"]
+    done = fresh.smoke(*SNAPSHOTS, **CHANGES)
+    assert done.returncode == 0, done.stdout
+    # From here on nothing is asked, and a new commit is no news.
+    hub.requests.clear()
+    weights = {name: tensor + 1 for name, tensor in load_file(lm / "model.safetensors").items()}
+    save_file(weights, lm / "model.safetensors", {"format": "pt"})
+    assert hub.commit(LM, lm) not in commits
+    done = fresh.smoke(*READERS, **CHANGES)
+    assert done.returncode == 0, done.stdout
+    assert hub.requests == []
+    models = json.loads((fresh.results / "provenance.json").read_text())["models"]
+    assert models == [
+        {"model": model, "revision": None, "commit": commit}
+        for model, commit in zip([LM, ENCODER], commits, strict=True)
+    ]
+    left = fresh.planned(**CHANGES)
+    assert not {"fetch_model", "init_encoder", "resolve_config"} & left.keys()
+
+
+def test_a_study_of_local_models_fetches_nothing(finished):
+    folder = str(finished.results / "language_model")
+    planned = finished.planned(language_model__model=folder)
+    assert "fetch_model" not in planned
