@@ -35,7 +35,8 @@ def inputs(tiny):
     folder = tiny.folder / "distributed"
     random = np.random.default_rng(0)
     members = np.stack([random.permutation(40)[:6] for _ in range(12)])
-    subsets = pa.table({"fold": np.repeat(np.arange(3), 4), "example_ids": members.tolist()})
+    drawn = {"fold": np.repeat(np.arange(3), 4), "subset": np.arange(12), "example_ids": members.tolist()}
+    subsets = pa.table(drawn)
     tests = np.arange(60, 66)
     targets = pa.table(
         {
