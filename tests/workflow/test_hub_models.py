@@ -7,6 +7,7 @@ import json
 import pytest
 from model_hub import ModelHub
 from safetensors.torch import load_file, save_file
+from tiny_study import make_tiny_study
 
 LM, ENCODER = "owner/lm", "owner/encoder"
 CHANGES = {
