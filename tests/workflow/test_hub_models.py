@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import shutil
 
 import pytest
 from model_hub import ModelHub
 from safetensors.torch import load_file, save_file
+from tiny_study import make_tiny_study
 
 LM, ENCODER = "owner/lm", "owner/encoder"
 CHANGES = {
     "language_model__model": LM,
     "encoder__model": ENCODER,
-    "encoder__dimension": 32,
+    "encoder__dimension": 16,
     "scoring__methods": ["airrep", "untrained"],
 }
 SNAPSHOTS = ["results/smoke/models/owner--lm", "results/smoke/models/owner--encoder"]
@@ -29,9 +29,10 @@ def hub(tmp_path, monkeypatch):
         yield made
 
 
-def test_jobs_read_one_snapshot_whatever_becomes_of_main(finished, fresh, hub, tmp_path):
-    lm = shutil.copytree(finished.results / "language_model", tmp_path / "lm")
-    commits = [hub.commit(LM, lm), hub.commit(ENCODER, finished.results / "encoder_untrained")]
+def test_jobs_read_one_snapshot_whatever_becomes_of_main(fresh, hub, tmp_path):
+    tiny = make_tiny_study(tmp_path)
+    lm = tiny.language_model
+    commits = [hub.commit(LM, lm), hub.commit(ENCODER, tiny.untrained)]
     planned = fresh.planned(**CHANGES)
     assert planned["fetch_model"] == 2
     assert not planned["pretrain_base_lm"]
@@ -54,7 +55,6 @@ def test_jobs_read_one_snapshot_whatever_becomes_of_main(finished, fresh, hub, t
     assert not {"fetch_model", "init_encoder", "resolve_config"} & left.keys()
 
 
-def test_a_study_of_local_models_fetches_nothing(finished):
-    folder = str(finished.results / "language_model")
-    planned = finished.planned(language_model__model=folder)
-    assert "fetch_model" not in planned
+def test_a_study_of_a_local_lm_fetches_nothing(unrun, tmp_path):
+    planned = unrun.planned(language_model__model=str(tmp_path))
+    assert not {"fetch_model", "pretrain_base_lm"} & planned.keys()
