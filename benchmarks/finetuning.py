@@ -50,7 +50,7 @@ MODELS = {
 
 
 def make_model(name: str, folder: str) -> None:
-    """Write a LM of this shape with random weights."""
+    """Write an LM of this shape with random weights."""
     torch.manual_seed(0)
     config = Qwen2Config(**MODELS[name], max_position_embeddings=1024, tie_word_embeddings=True)
     Qwen2ForCausalLM(config).save_pretrained(folder)

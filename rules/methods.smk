@@ -1,5 +1,5 @@
 rule warmup_lm:
-    """Warm the base LM up: gradient methods read a LM that knows the kind of text."""
+    """Warm the base LM up: gradient methods read an LM that knows the kind of text."""
     input:
         **language_model(),
         tokens=f"{RESULTS}/tokens/{plan_of_study.warmup_corpus()}.parquet",

@@ -45,7 +45,7 @@ _old: dict[str, float] = {}
 
 @dataclass(frozen=True)
 class SubsetWay:
-    """How a LM is fine-tuned; the values given here are the old way."""
+    """How an LM is fine-tuned; the values given here are the old way."""
 
     varlen: bool = False
     fresh_gradients: bool = False
@@ -65,7 +65,7 @@ SUBSET_WAYS = {
 
 
 def subset(case: Case, device: torch.device, way: str) -> None:
-    """Fine-tune a LM of 0.5B random weights on 1,000 examples of 150 tokens, and measure it on 1,000 others."""
+    """Fine-tune an LM of 0.5B random weights on 1,000 examples of 150 tokens, and measure it on 1,000 others."""
     chosen, large = SUBSET_WAYS[way], device.type == "cuda"
     if chosen.compiled and not large:
         case.skip("compiled on a GPU alone")

@@ -243,7 +243,7 @@ def _target_stages(study: Study, pool: str) -> list[Stage]:
 
 
 def _gradient_stages(study: Study) -> list[Stage]:
-    """LoGra of rank 16 on a LM that was warmed up on the pool."""
+    """LoGra of rank 16 on an LM that was warmed up on the pool."""
     own, warm, fitted = METHODS["logra_16"].own, study.at("warm"), study.at("fitted/logra_16.safetensors")
     lm = {"language_model": warm}
     tokens = study.table("tokens", "pool")

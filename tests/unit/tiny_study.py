@@ -60,7 +60,7 @@ TRAINING = {
 
 @dataclass(frozen=True)
 class TinyStudy:
-    """A corpus of 120 rows, its tokens, a LM and an untrained encoder, as files."""
+    """A corpus of 120 rows, its tokens, an LM and an untrained encoder, as files."""
 
     folder: Path
     corpus: Path

@@ -106,7 +106,7 @@ def mini_rows() -> Iterator[dict[str, str]]:
 def pretraining_rows() -> Iterator[dict[str, str]]:
     """Yield the rows of `builtin:mini-pretraining`: the same words and sentences, put together at random.
 
-    They teach a LM the language and none of the facts, nor which attribute is answered how.
+    They teach an LM the language and none of the facts, nor which attribute is answered how.
     """
     random = generator("builtin:mini-pretraining")
     names = list(ATTRIBUTES)

@@ -127,7 +127,7 @@ def small_encoder(
 
 
 def tokens_of_lm(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
-    """Return a LM's tokenizer for an encoder: every text ends with the end-of-text token, as the LM's responses do.
+    """Return an LM's tokenizer for an encoder: every text ends with the end-of-text token, as the LM's responses do.
 
     Raises
     ------

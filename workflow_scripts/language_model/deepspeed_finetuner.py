@@ -1,4 +1,4 @@
-"""Fine-tuning a LM that does not fit one GPU: DeepSpeed ZeRO over the processes of a group, one for each GPU."""
+"""Fine-tuning an LM that does not fit one GPU: DeepSpeed ZeRO over the processes of a group, one for each GPU."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ class ZeroFinetuner:
 
 
 def move_buffers(lm: PreTrainedModel, device: torch.device | str) -> None:
-    """Move what a LM has beside its weights, such as rotary frequencies, to `device`."""
+    """Move what an LM has beside its weights, such as rotary frequencies, to `device`."""
     for buffer in lm.buffers():
         buffer.data = buffer.data.to(device)
 

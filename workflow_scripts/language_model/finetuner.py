@@ -76,7 +76,7 @@ class Finetuner:
             self.gradients = [torch.empty_like(parameter) for parameter in self.parameters] if copied else []
             self.optimizer = torch.optim.AdamW(self.parameters, lr=learning_rate, weight_decay=weight_decay, fused=True)
             self._allocate_optimizer_state()
-        # A LM in bfloat16 needs no autocast.
+        # An LM in bfloat16 needs no autocast.
         self.autocast_precision = "float32" if copied else precision
         if compile:
             compile_layers(self.working_lm)

@@ -1,4 +1,4 @@
-"""Answers of a LM: greedy decoding, many prompts at once."""
+"""Answers of an LM: greedy decoding, many prompts at once."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def pretrain_base_lm(
     max_tokens: int,
     seed: int,
 ) -> None:
-    """Train a BPE tokenizer and a LM on the texts of `corpus` and write both to the folder `model`.
+    """Train a BPE tokenizer and an LM on the texts of `corpus` and write both to the folder `model`.
 
     Every token of an example is predicted, the prompt's too. One step reads about `batch_tokens` tokens;
     AdamW with a cosine decay from `learning_rate`.
@@ -81,7 +81,7 @@ def train_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenize
 def new_language_model(
     vocabulary: int, hidden: int, layers: int, max_tokens: int, seed: int, architecture: str = "qwen2"
 ) -> PreTrainedModel:
-    """Return a LM with random weights and tied embeddings, of the family `qwen2` or `gpt2`."""
+    """Return an LM with random weights and tied embeddings, of the family `qwen2` or `gpt2`."""
     torch.manual_seed(seed)
     heads = max(hidden // 32, 1)
     if architecture == "gpt2":

@@ -48,7 +48,7 @@ def embed_by_method(
 
     Parameters
     ----------
-    examples: `tokens/<corpus>.parquet` for a method that reads a LM, else `corpora/<corpus>.parquet`.
+    examples: `tokens/<corpus>.parquet` for a method that reads an LM, else `corpora/<corpus>.parquet`.
     fitted: what `fit_method` wrote, for a method that is fitted.
     language_model: folder of the LM, where the workflow made or fetched it.
     snapshot: folder of the model that `settings` names, where it was fetched from the hub.

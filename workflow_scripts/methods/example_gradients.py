@@ -29,7 +29,7 @@ Taker = Callable[[str, torch.Tensor, torch.Tensor, torch.Tensor], None]
 
 
 def mlp_layers(lm: PreTrainedModel) -> dict[str, nn.Module]:
-    """Return the linear layers of all MLPs of a LM, by name.
+    """Return the linear layers of all MLPs of an LM, by name.
 
     Raises
     ------
@@ -49,7 +49,7 @@ def mlp_layers(lm: PreTrainedModel) -> dict[str, nn.Module]:
 
 
 class ExampleGradients:
-    """Runs batches through a LM and hands out what per-example gradients of `layers` are made of.
+    """Runs batches through an LM and hands out what per-example gradients of `layers` are made of.
 
     The LM's weights are frozen: only gradients of activations are computed, which saves a third of the work.
     """

@@ -1,4 +1,4 @@
-"""Per-example gradients of a LM's linear layers as vectors: projected layer by layer, and preconditioned.
+"""Per-example gradients of an LM's linear layers as vectors: projected layer by layer, and preconditioned.
 
 A layer's gradient G [out, in] becomes P_out G P_in^T, a matrix of at most rank x rank numbers (LoGra, section 3).
 Preconditioners are split between both sides of the inner product: with H = L L^T, the inner product of L^-1 g and

@@ -47,7 +47,7 @@ class StudyJobs:
 
     def __init__(self, study: Study):
         self.study = study
-        # Evaluation sets with a LDS, and the pools that LMs are fine-tuned on.
+        # Evaluation sets with an LDS, and the pools that LMs are fine-tuned on.
         self.judged = [name for name, evaluation in study.evaluations.items() if evaluation.subsets]
         self.pools = [TRAIN_POOL, *self.judged] if study.targets else self.judged
         # Of the artifacts that several encoders or LMs have, a name begins with @; the study's own have none.
@@ -81,11 +81,11 @@ class StudyJobs:
         return f"@{name}" if name else ""
 
     def language_model(self, lm: str) -> LanguageModel:
-        """Return the settings of a LM of `language_models`."""
+        """Return the settings of an LM of `language_models`."""
         return self.study.language_model_named(lm.removeprefix("@") or None)
 
     def is_builtin(self, lm: str) -> bool:
-        """Return whether the workflow makes a LM itself."""
+        """Return whether the workflow makes an LM itself."""
         return self.language_model(lm).model == "builtin:tiny"
 
     @cached_property
@@ -121,7 +121,7 @@ class StudyJobs:
         return snapshot_name(model, revision) if is_hub_id(model) else None
 
     def snapshot_of_lm(self, lm: str) -> str | None:
-        """Return the name of the folder of a LM's snapshot, if it is one of the hub."""
+        """Return the name of the folder of an LM's snapshot, if it is one of the hub."""
         settings = self.language_model(lm)
         return self.snapshot(settings.model, settings.revision)
 

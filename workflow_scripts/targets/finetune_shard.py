@@ -53,7 +53,7 @@ def finetune_shard(
     seed) alone, so the cut into blocks changes no number. Finished runs are kept in a folder beside `losses`
     until the block is whole, and a block that grew keeps the runs it had; both only if they come from the
     same LM, tokens and settings. `finetuning` has the settings of `Finetuner`, and those of DeepSpeed under `zero`
-    where a LM needs several GPUs.
+    where an LM needs several GPUs.
     """
     draw = Sampling(**sampling)
     runs = [(fold, index, seed) for fold in range(*folds) for index in range(*indexes) for seed in range(seeds)]

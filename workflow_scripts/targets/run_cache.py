@@ -1,4 +1,4 @@
-"""Finished runs of the jobs that fine-tune a LM many times: they survive a kill."""
+"""Finished runs of the jobs that fine-tune an LM many times: they survive a kill."""
 
 from __future__ import annotations
 

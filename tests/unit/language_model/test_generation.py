@@ -11,7 +11,7 @@ from workflow_scripts.models.loading import save_folder
 
 @pytest.fixture(scope="module", params=["qwen2", "gpt2"])
 def lm(request, tmp_path_factory):
-    """A LM with random weights, whose answers differ from prompt to prompt."""
+    """An LM with random weights, whose answers differ from prompt to prompt."""
     folder = tmp_path_factory.mktemp(request.param) / "lm"
     save_folder(folder, new_language_model(64, 32, 2, 64, seed=3, architecture=request.param))
     return load_language_model(folder)

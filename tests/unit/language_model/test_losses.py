@@ -12,7 +12,7 @@ from workflow_scripts.language_model.tokens import TokenizedExample
 
 
 class Unigrams(torch.nn.Module):
-    """A LM that predicts token t with probability (t + 1) / 10, whatever stands before."""
+    """An LM that predicts token t with probability (t + 1) / 10, whatever stands before."""
 
     airrep_packed = False
     device = torch.device("cpu")

@@ -38,7 +38,7 @@ def examples(tiny):
 
 
 def gpt2():
-    """A LM whose MLP layers are no `nn.Linear`; it is packed as well."""
+    """An LM whose MLP layers are no `nn.Linear`; it is packed as well."""
     torch.manual_seed(0)
     lm = GPT2LMHeadModel(GPT2Config(vocab_size=400, n_positions=64, n_embd=32, n_layer=2, n_head=2)).eval()
     use_packing(lm)
