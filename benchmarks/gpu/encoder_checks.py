@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from gpu.data import GTE_SMALL, SMALL_BERT, encoder_examples, lm_examples, random_encoder, small_language_model
 from gpu.lm_checks import SETTINGS
 from gpu.record import Case
-from gpu.reference import distance, exact_float32, flat_gradient
+from gpu.reference import distance, flat_gradient
 from workflow_scripts.core.distributed import agreed, gather_rows, own_share, sum_gradients, wait_for_all
 from workflow_scripts.embeddings.tiles import inner_products
 from workflow_scripts.encoder.checkpoint import TrainingState
@@ -25,6 +25,7 @@ from workflow_scripts.encoder.training import Draw, backpropagate_step
 from workflow_scripts.language_model.losses import use_packing
 from workflow_scripts.methods.embedder import LanguageModelReader, WarmupExamples
 from workflow_scripts.methods.loading import load_module
+from workflow_scripts.models.packing import without_tf32
 from workflow_scripts.scoring.corpus_scores import CorpusScores
 from workflow_scripts.scoring.gpu_scores import score_on_device
 from workflow_scripts.scoring.group_scores import Membership
@@ -41,7 +42,7 @@ def encoder_embeddings(case: Case, device: torch.device) -> None:
     """Embeddings on this device and on the CPU in float32, and in bfloat16."""
     encoder, texts = _encoder(device.type == "cuda")
     texts = texts[:64]
-    with exact_float32():
+    with without_tf32():
         there = encoder.encode(texts, 4096)
         here = encoder.to(device).encode(texts, 4096)
         half = encoder.encode(texts, 4096, "bfloat16")
@@ -74,7 +75,7 @@ def encoder_gradient(case: Case, device: torch.device) -> None:
         loss = backpropagate_step(encoder, objective, tokens, step, chunk_tokens, precision)
         return torch.tensor(loss), torch.cat([flat_gradient(encoder), flat_gradient(objective)])
 
-    with exact_float32():
+    with without_tf32():
         whole = step_of(2 * total, "float32")
         loss, gradient = step_of(total // 4, "float32")
         case.check("cached against one graph, float32: loss", distance(loss, whole[0]), 2e-4)
@@ -114,7 +115,7 @@ def encoder_resume(case: Case, device: torch.device) -> None:
         return torch.cat([parameter.detach().reshape(-1).cpu() for parameter in encoder.parameters()])
 
     other = copy.deepcopy(encoder)
-    with exact_float32(), tempfile.TemporaryDirectory() as folder:
+    with without_tf32(), tempfile.TemporaryDirectory() as folder:
         state, objective = training(folder, encoder)
         for number in (1, 2):
             advance(state, objective, encoder, number)
@@ -152,7 +153,7 @@ def scores(case: Case, device: torch.device) -> None:
     for pooling in ("attention", "mean"):
         here, there = (CorpusScores(tests, top, membership, [pooling]) for _ in range(2))
         there.add_tiles(tiles, inner_products(queries))
-        with exact_float32():
+        with without_tf32():
             here.merge(score_on_device(tiles, queries, top, membership, device))
         (own_ids, own_scores), (ids_there, scores_there) = here.top("helpful"), there.top("helpful")
         found = torch.from_numpy(here.groups(pooling)), torch.from_numpy(there.groups(pooling))
@@ -186,7 +187,7 @@ def gradient_method(case: Case, device: torch.device, method: str) -> None:
 def _cosines(device: torch.device, large: bool, module: str, settings: dict[str, object], examples: list) -> np.ndarray:
     lm = copy.deepcopy(small_language_model(large)).to(device)
     lm.config.use_cache = False
-    with exact_float32():
+    with without_tf32():
         if not use_packing(lm):
             raise RuntimeError("the LM isn't packed")
         finetuning = {**SETTINGS, "precision": "float32", "step_tokens": 8192, "evaluation_tokens": 8192}

@@ -24,12 +24,12 @@ from gpu.data import (
     total_tokens,
 )
 from gpu.record import Case
-from gpu.reference import distance, exact_float32, flat_gradient, padded_embeddings, padded_losses
+from gpu.reference import distance, flat_gradient, padded_embeddings, padded_losses
 from workflow_scripts.language_model.finetuner import Finetuner
 from workflow_scripts.language_model.losses import example_losses, use_packing
 from workflow_scripts.language_model.tokens import TokenizedExample
 from workflow_scripts.models.device import autocast
-from workflow_scripts.models.packing import ATTENTION, BUCKETS, attention_kernel
+from workflow_scripts.models.packing import ATTENTION, BUCKETS, attention_kernel, without_tf32
 
 # Of a share: float32 differs by the order of sums alone. In bfloat16 the padded way is itself away from float32; the
 # packed ways may be twice as far, and this much further where it happens to be near.
@@ -85,7 +85,7 @@ def _compare(
         output.sum().backward()
         return output.detach(), flat_gradient(module)
 
-    with exact_float32():
+    with without_tf32():
         exact = numbers(plain, "float32")
         own = [distance(*pair) for pair in zip(numbers(plain, "bfloat16"), exact, strict=True)]
         bounds = [2 * of_plain + BFLOAT16_SLACK for of_plain in own]
@@ -169,7 +169,7 @@ def _run(tuner: Finetuner, examples: list[TokenizedExample], test: list[Tokenize
 def finetuner_memory(case: Case, device: torch.device) -> None:
     """Where memory does not suffice, passes get smaller and numbers stay."""
     first, _, test = _sets(device.type == "cuda")
-    with exact_float32():
+    with without_tf32():
         expected = _run(make_tuner(device, "float32"), first, test)
         tuner = make_tuner(device, "float32")
         with _lacking_memory(tuner.lm, max(len(example.tokens) for example in first + test)):
@@ -221,7 +221,7 @@ def finetuner_devices(case: Case, device: torch.device) -> None:
     """The same run on this device and on the CPU, in float32."""
     first, _, test = _sets(device.type == "cuda")
     first, test = first[:32], test[:32]
-    with exact_float32():
+    with without_tf32():
         here = _run(make_tuner(device, "float32"), first, test)
         there = _run(
             make_tuner(torch.device("cpu"), "float32", large=True)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -56,14 +55,3 @@ def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
     """Return how far `found` is from `expected`, as a share of the length of `expected`."""
     found, expected = found.detach().double().cpu(), expected.detach().double().cpu()
     return float((found - expected).norm() / expected.norm())
-
-
-@contextmanager
-def exact_float32() -> Iterator[None]:
-    """Compute products of float32 in float32, not in TF32, while the block runs."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
