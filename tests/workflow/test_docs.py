@@ -26,7 +26,7 @@ CONTRIBUTING = ROOT / "CONTRIBUTING.md"
 TARGETS = ("all", "targets", "encoder", "scores", "lds", "release", "report", "plan")
 PRESETS = ("paper_flan", "paper_ultrachat", "released_flan")
 # What these do is the shell's or Slurm's affair; the names in angle brackets are the reader's.
-SHELL = ("cp", "export", "mkdir", "cat", "find", "grep", "scancel", "source")
+SHELL = ("cp", "export", "mkdir", "cat", "find", "grep", "salloc", "scancel", "source")
 
 
 def _blocks(page: Path, language: str) -> list[str]:
@@ -40,6 +40,8 @@ def _commands() -> list[list[str]]:
         for block in _blocks(page, "bash"):
             lines += re.sub(r"<< 'END'\n.*?^END$", "", block, flags=re.DOTALL | re.MULTILINE).splitlines()
         lines += re.findall(r"`((?:snakemake|make|python -m) [^`…]*)`", page.read_text(encoding="utf-8"))
+    # A variable before a command is the shell's affair.
+    lines = [re.sub(r"^(\w+=\S* )+", "", line) for line in lines]
     commands = [shlex.split(line, comments=True) for line in lines]
     return [list(words) for words in dict.fromkeys(map(tuple, commands)) if words]
 

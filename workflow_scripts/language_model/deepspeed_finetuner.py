@@ -149,8 +149,9 @@ class ZeroFinetuner:
 
 def move_buffers(lm: PreTrainedModel, device: torch.device | str) -> None:
     """Move what an LM has beside its weights, such as rotary frequencies, to `device`."""
-    for buffer in lm.buffers():
-        buffer.data = buffer.data.to(device)
+    for module in lm.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(device))
 
 
 def _join_group() -> None:

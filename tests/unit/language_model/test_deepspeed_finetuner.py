@@ -169,6 +169,8 @@ def test_a_lack_of_memory_is_explained():
 
 def test_without_deepspeed_the_stage_says_what_to_install(tiny, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "deepspeed", None)
+    # Another test may have imported it.
+    monkeypatch.delitem(sys.modules, "workflow_scripts.language_model.deepspeed_finetuner", raising=False)
     with pytest.raises(StudyError, match=r"pip install -r envs/requirements-deepspeed\.lock"):
         tiny.block(tmp_path / "block.parquet", finetuning={**FINETUNING, "zero": ZERO["zero3"]})
 
