@@ -69,7 +69,7 @@ def lm_without_tokenizer() -> None:
 
 
 def encoder_without_tokenizer() -> None:
-    from workflow_scripts.encoder.model import load_encoder
+    from workflow_scripts.encoder.loading import load_encoder
 
     small_bert()
     for file in Path("bert").glob("*token*"):

@@ -191,7 +191,7 @@ def test_out_of_memory_gets_smaller_passes(tiny, block, tmp_path, monkeypatch, c
 
     monkeypatch.setattr(finetuning, "summed_losses", narrow(finetuning.summed_losses))
     monkeypatch.setattr(language_model, "example_losses", narrow(language_model.example_losses))
-    monkeypatch.setattr(language_model, "use_packing", lambda lm: setattr(lm, "airrep_packed", False))
+    monkeypatch.setattr(language_model, "use_packing", lambda lm, precision: setattr(lm, "airrep_packed", False))
     found = read_table(tiny.block(tmp_path / "block.parquet", folds=[0, 1]))
     differences = [np.abs(found[name].to_numpy() - expected[name].to_numpy()).max() for name in ("loss", "base_loss")]
     assert found.drop_columns(["loss", "base_loss"]).equals(expected.drop_columns(["loss", "base_loss"]))
