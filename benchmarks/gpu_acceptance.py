@@ -51,6 +51,7 @@ def cases() -> list[tuple[str, str, CaseFunction, float]]:
         ("nccl", "group", encoder_checks.process_group, 10),
         *(("subset", way, partial(speed.subset, way=way), 25) for way in speed.SUBSET_WAYS),
         *(("step", way, partial(speed.encoder_step, way=way), 20) for way in speed.STEP_WAYS),
+        ("step", "parts", speed.encoder_step_parts, 25),
         ("embedding", "embedding", speed.embedding, 30),
     ]
 

@@ -34,7 +34,7 @@ from workflow_scripts.encoder.training import Draw, backpropagate_step
 from workflow_scripts.language_model.finetuner import Finetuner
 from workflow_scripts.language_model.losses import use_packing
 from workflow_scripts.language_model.tokens import TokenizedExample
-from workflow_scripts.models.packing import ATTENTION, BUCKETS
+from workflow_scripts.models.packing import ATTENTION, BUCKETS, token_budget
 
 BATCH, EPOCHS = 32, 2
 # What one H100 is to reach (see docs/gpu.md).
@@ -217,6 +217,44 @@ def encoder_step(case: Case, device: torch.device, way: str) -> None:
         work = 2.0 * 3 * body * int(token_counts(examples).sum())
         case.figure(f"second step: share of the {known} rate", 100 * work / seconds / rate, "%")
         case.figure("peak of memory", torch.cuda.max_memory_allocated() / 2**30, "GiB")
+
+
+def encoder_step_parts(case: Case, device: torch.device) -> None:
+    """Take the same step apart: packing, the pass without a graph, loss and its gradient, the pass with one."""
+    large = device.type == "cuda"
+    subsets, size = (32, 1000) if large else (4, 6)
+    encoder = random_encoder(GTE_SMALL if large else SMALL_BERT, 512, 30_522 if large else 200).to(device)
+    encoder.transformer.set_attn_implementation(ATTENTION)
+    if large:
+        encoder.bfloat16_weights = True
+        encoder.compile_layers()
+    examples = encoder_examples((subsets + 1) * size, 200, 150 if large else 16, 6)
+    chunks = list(token_budget(token_counts(examples), 65_536 if large else 64))
+    precision = "bfloat16" if large else "float32"
+    objective = Objective("attention", 0.1, 5.0, learned_scale=True).to(device)
+    tests = torch.arange(size, device=device)
+    members = size + torch.arange(subsets * size, device=device).reshape(subsets, size)
+    labels = torch.randn(size, subsets, device=device)
+    found: dict[str, list[torch.Tensor]] = {}
+
+    def first_pass() -> None:
+        with torch.no_grad():
+            found["vectors"] = [encoder.embed(batch, precision) for batch in batches]
+
+    def loss() -> None:
+        embeddings = torch.cat(found["vectors"]).requires_grad_()
+        objective(embeddings[tests], embeddings, members, labels).backward()
+        found["gradients"] = list(embeddings.grad.split([len(chunk) for chunk in chunks]))
+
+    def second_pass() -> None:
+        for batch, gradient in zip(batches, found["gradients"], strict=True):
+            encoder.embed(batch, precision).backward(gradient)
+
+    batches = [encoder.pack([examples[i] for i in chunk]) for chunk in chunks]
+    case.figure("packing", timed(lambda: [encoder.pack([examples[i] for i in c]) for c in chunks], device), "s")
+    for name, part in (("first pass", first_pass), ("loss and gradient", loss), ("second pass", second_pass)):
+        part()
+        case.figure(name, timed(part, device), "s")
 
 
 def embedding(case: Case, device: torch.device) -> None:

@@ -104,14 +104,16 @@ def padded_step(model, objective, tokens, draw):
 
 @pytest.mark.parametrize("pooling", ["attention", "mean"])
 @pytest.mark.parametrize("chunk_tokens", [200, 10**6])
-def test_a_step_in_float32_is_the_padded_one(model, tokens, draw, tiny, pooling, chunk_tokens):
+# In float32 by rounding alone: 0.8e-5 to 2.5e-5 were seen, depending on the processor.
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-12), (torch.float32, 5e-5)])
+def test_a_step_is_the_padded_one(model, tokens, draw, tiny, pooling, chunk_tokens, dtype, bound):
     assert model.packed
     objective = Objective(pooling, 0.1, 5.0, learned_scale=False)
-    loss = backpropagate_step(model, objective, tokens, draw, chunk_tokens, "float32")
-    plain = load_encoder(tiny.untrained, 64)
+    loss = backpropagate_step(model.to(dtype), objective, tokens, draw, chunk_tokens, "float32")
+    plain = load_encoder(tiny.untrained, 64).to(dtype)
     expected = padded_step(plain, objective, tokens, draw)
-    assert loss == pytest.approx(expected, rel=1e-5)
-    assert (gradient(model) - gradient(plain)).norm() <= 1e-4 * gradient(plain).norm()
+    assert loss == pytest.approx(expected, rel=min(bound, 1e-5))
+    assert (gradient(model) - gradient(plain)).norm() <= bound * gradient(plain).norm()
 
 
 def backpropagate_in_double(model, objective, tokens, draw, chunk_tokens):

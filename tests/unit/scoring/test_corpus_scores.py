@@ -70,7 +70,9 @@ def test_parts_of_a_corpus_merge():
         merged.merge(_score(embeddings, queries, membership, 37, slice(rows[0], rows[-1] + 1)).part())
     for sign in ("helpful", "harmful"):
         np.testing.assert_array_equal(merged.top(sign)[0], whole.top(sign)[0])
-    np.testing.assert_allclose(merged.groups("attention"), whole.groups("attention"), rtol=1e-5, atol=1e-5)
+    expected = whole.groups("attention")
+    # Sums that nearly cancel keep the rounding of their terms.
+    np.testing.assert_allclose(merged.groups("attention"), expected, rtol=1e-5, atol=5e-7 * np.abs(expected).max())
 
 
 def test_counts_finished_examples():
