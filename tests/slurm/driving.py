@@ -21,7 +21,14 @@ from cluster import Cluster, output
 
 ROOT = Path(__file__).parents[2]
 LEFT_BEHIND = shutil.ignore_patterns(".git", ".venv", ".snakemake", "results", "shared", "__pycache__", ".*_cache")
-EDITS = {"AIRREP_ACCOUNT": "lab", "AIRREP_PARTITION": "cpu", "AIRREP_GPU_PARTITION": "gpu", "AIRREP_GPU_CPUS": "2"}
+GPU_CPUS = 2
+EDITS = {
+    "AIRREP_ACCOUNT": "lab",
+    "AIRREP_PARTITION": "cpu",
+    "AIRREP_GPU_PARTITION": "gpu",
+    "AIRREP_GPU_CPUS": str(GPU_CPUS),
+}
+GPU_RULES = {"pretrain_base_lm", "finetune_shard", "init_encoder", "train_encoder", "embed_corpus"}
 # The cluster's GPUs are made up.
 WITHOUT_GPUS = {"AIRREP_GPU_OPTIONAL": "yes"}
 SMOKE = ("--configfile", "configs/smoke.yaml")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import pytest
 from cluster import Cluster, output, wait_until
-from driving import SLOWER, Checkout, Driver, Job, finished_jobs, hold, job_state, running_jobs, stage_processes
+from driving import GPU_CPUS, GPU_RULES, SLOWER, Checkout, Driver, Job, finished_jobs, hold, job_state, running_jobs, stage_processes
 
 SHARDS = [f"f000{fold}_s0000" for fold in range(4)]
 SHARD = SHARDS[0]
@@ -23,8 +23,10 @@ ONE_SHARD = (*SLOWER, "--", f"results/smoke/{SHARD_FILE}")
 def undisturbed(smoke, tmp_path_factory):
     """The slower study, computed on this machine without Slurm while the tests break theirs."""
     checkout = smoke.checkout.copy(tmp_path_factory.mktemp("undisturbed") / "clone")
-    cores = f"--cores={min(8, os.cpu_count())}"
-    driver = checkout.start(*SLOWER, cores, "--", "targets", "lds", profile=())
+    # Another number of threads adds in another order: as many as the jobs have that the tests interrupt.
+    threads = (f"{rule}={GPU_CPUS}" for rule in sorted(GPU_RULES))
+    options = (f"--cores={min(8, os.cpu_count())}", "--set-threads", *threads)
+    driver = checkout.start(*SLOWER, *options, "--", "targets", "lds", profile=())
     yield checkout, driver
     driver.kill()
 

@@ -7,9 +7,7 @@ import json
 import re
 
 import pytest
-from driving import EDITS, SMOKE, finished_jobs
-
-GPU_RULES = {"pretrain_base_lm", "finetune_shard", "init_encoder", "train_encoder", "embed_corpus"}
+from driving import EDITS, GPU_RULES, SMOKE, finished_jobs
 
 
 def rule_of(purpose):
