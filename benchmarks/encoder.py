@@ -1,7 +1,7 @@
 """The encoder's training step and the embedding of a corpus, each beside the plain ways.
 
 Training step: distinct examples encoded once and packed, beside the gradient-cached step that pads each subset
-to its longest row and encodes every subset's examples anew. Embedding: beside `SentenceTransformer.encode` of
+to its longest row and encodes every subset's examples again. Embedding: beside `SentenceTransformer.encode` of
 the same folder, and beside padded batches in file order. Pages: a step of an encoder without layers, which moves
 memory more than it computes, with and without huge pages for torch's tensors.
 Run: python benchmarks/encoder.py [--model gte-small]  (the large one where a GPU is; else under five minutes)
@@ -36,7 +36,7 @@ SHAPES = {
     "minilm": {"hidden_size": 384, "num_hidden_layers": 6, "intermediate_size": 1536, "num_attention_heads": 12},
     "gte-small": {"hidden_size": 384, "num_hidden_layers": 12, "intermediate_size": 1536, "num_attention_heads": 12},
 }
-VOCABULARY, DIMENSION, MOST_TOKENS = 4096, 384, 512
+VOCABULARY, DIMENSION, MAX_TOKENS = 4096, 384, 512
 PLAIN_BATCH = 32
 
 
@@ -51,14 +51,14 @@ def make_encoder(shape: str, folder: str) -> None:
         BertConfig(
             **SHAPES[shape],
             vocab_size=VOCABULARY,
-            max_position_embeddings=MOST_TOKENS,
+            max_position_embeddings=MAX_TOKENS,
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
         ),
         add_pooling_layer=False,
     )
     projection = random_projections(SHAPES[shape]["hidden_size"], DIMENSION, "joint", 0)
-    AttributionEncoder(bert, fast, projection, MOST_TOKENS).save(Path(folder))
+    AttributionEncoder(bert, fast, projection, MAX_TOKENS).save(Path(folder))
 
 
 def corpus(examples: int) -> list[EncoderTokens]:
@@ -77,7 +77,7 @@ def fast_step(
     folder: str, pool: int, tests: int, subsets: int, size: int, chunk_tokens: int | None = None
 ) -> dict[str, Any]:
     """Time a training step as the stage runs it; return its timing, loss and gradient."""
-    encoder = load_encoder(folder, MOST_TOKENS, precision=precision())
+    encoder = load_encoder(folder, MAX_TOKENS, precision=precision())
     tokens = dict(enumerate(corpus(pool + tests)))
     objective = Objective("attention", 0.1, 5.0, learned_scale=False).to(encoder.device)
 
@@ -91,8 +91,8 @@ def fast_step(
 
 
 def plain_step(folder: str, pool: int, tests: int, subsets: int, size: int) -> dict[str, Any]:
-    """Time a gradient-cached step that encodes each subset anew, padded to its longest row."""
-    encoder = load_encoder(folder, MOST_TOKENS)
+    """Time a gradient-cached step that encodes each subset again, padded to its longest row."""
+    encoder = load_encoder(folder, MAX_TOKENS)
     encoder.transformer.set_attn_implementation("sdpa")
     tokens = corpus(pool + tests)
 
@@ -143,7 +143,7 @@ def padded_embeddings(encoder: AttributionEncoder, examples: list[EncoderTokens]
 
 def fast_embedding(folder: str, examples: int) -> dict[str, Any]:
     """Time embedding as the stage does it."""
-    encoder = load_encoder(folder, MOST_TOKENS, precision=precision())
+    encoder = load_encoder(folder, MAX_TOKENS, precision=precision())
     texts = sentences(examples)
     found: dict[str, np.ndarray] = {}
 
@@ -170,7 +170,7 @@ def library_embedding(folder: str, examples: int) -> dict[str, Any]:
 
 def file_order_embedding(folder: str, examples: int) -> dict[str, Any]:
     """Time padded batches in the order of the file."""
-    encoder = load_encoder(folder, MOST_TOKENS)
+    encoder = load_encoder(folder, MAX_TOKENS)
     encoder.transformer.set_attn_implementation("sdpa")
     texts = sentences(examples)
 

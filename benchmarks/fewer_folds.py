@@ -1,6 +1,6 @@
 """What fewer training folds cost in LDS: the encoder of a finished study, trained on shares of its folds.
 
-All are judged on the same held-back folds. It takes the targets of `snakemake --cores all targets encoder`.
+All are evaluated on the same held-back folds. It takes the targets of `snakemake --cores all targets encoder`.
 Run: python benchmarks/fewer_folds.py [--config config.yaml]
 """
 

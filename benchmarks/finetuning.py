@@ -56,7 +56,7 @@ def make_model(name: str, folder: str) -> None:
     Qwen2ForCausalLM(config).save_pretrained(folder)
 
 
-def most_tokens() -> int:
+def max_batch_tokens() -> int:
     """Return the tokens of one forward pass on this machine."""
     return 65_536 if torch.cuda.is_available() else 4096
 
@@ -70,8 +70,8 @@ def make_tuner(lm: PreTrainedModel, **choices: bool | None) -> Finetuner:
         batch_examples=BATCH,
         epochs=EPOCHS,
         precision=precision(),
-        step_tokens=most_tokens(),
-        evaluation_tokens=most_tokens(),
+        step_tokens=max_batch_tokens(),
+        evaluation_tokens=max_batch_tokens(),
         **choices,
     )
 
@@ -96,7 +96,7 @@ def fast(
 
 
 def plain(folder: str, vocabulary: int, examples: int, runs: int) -> dict[str, Any]:
-    """The plain way: the LM is loaded anew, batches are padded, logits are computed for every token."""
+    """The plain way: the LM is loaded again, batches are padded, logits are computed for every token."""
     train, test = flan_like_examples(examples, vocabulary, 1), flan_like_examples(examples, vocabulary, 2)
     device = best_device()
     seconds = []
@@ -104,9 +104,9 @@ def plain(folder: str, vocabulary: int, examples: int, runs: int) -> dict[str, A
         start = time.perf_counter()
         lm = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device)
         optimizer = torch.optim.AdamW(lm.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
-        random = generator(0)
+        rng = generator(0)
         for _ in range(EPOCHS):
-            order = random.permutation(len(train))
+            order = rng.permutation(len(train))
             for first in range(0, len(order), BATCH):
                 batch = padded([train[i] for i in order[first : first + BATCH]], device)
                 with torch.autocast(device.type, torch.bfloat16, enabled=precision() == "bfloat16"):

@@ -35,7 +35,7 @@ class OutOfTime(BaseException):
     """The time asked for has ended; no stage may take it for an error of its own."""
 
 
-def judge(study: Study) -> list[dict[str, Any]]:
+def evaluate(study: Study) -> list[dict[str, Any]]:
     """Evaluate every method that has been scored so far; return the rows of the table, best first."""
     groups = sorted(study.at("groups").glob(f"*/{EVALUATION}.parquet"))
     path = study.table("evaluation", "lds")
@@ -151,7 +151,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     finished = run(study, given.seconds, given.prepare)
     if study.table("targets", EVALUATION).exists():
-        show(study, judge(study))
+        show(study, evaluate(study))
     return 0 if finished else 3
 
 

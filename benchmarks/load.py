@@ -23,11 +23,11 @@ import numpy as np
 import pyarrow as pa
 from harness import in_fresh_process, report
 
-FOLDS, SUBSETS, JUDGED = 100, 100, 1000  # 10 million targets, as in the paper
+FOLDS, SUBSETS, EVALUATED = 100, 100, 1000  # 10 million targets, as in the paper
 POOL, SUBSET_EXAMPLES, WORDS = 100_000, 1000, 12
 ROWS, TESTS = 1_000_000, 100
 JOBS, LATENCY_SECONDS = 1000, 0.2
-STEPS, MOST_GIB = 3, 6.0
+STEPS, MAX_GIB = 3, 6.0
 
 
 def timed(work: Callable[[], object]) -> float:
@@ -37,26 +37,26 @@ def timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def write_blocks(folder: Path, folds: int, judged: int) -> list[Path]:
+def write_blocks(folder: Path, folds: int, evaluated: int) -> list[Path]:
     """Write made-up losses as fine-tuning jobs do, one block per fold."""
     from workflow_scripts.core.parquet import write_batches
     from workflow_scripts.targets.finetune_shard import SCHEMA
 
     def runs(fold: int) -> Iterator[pa.Table]:
         random = np.random.default_rng(fold)
-        tests = random.choice(POOL, judged, replace=False).astype(np.int32)
-        base = random.normal(3, 1, judged).astype(np.float32)
+        tests = random.choice(POOL, evaluated, replace=False).astype(np.int32)
+        base = random.normal(3, 1, evaluated).astype(np.float32)
         for index in range(SUBSETS):
-            loss = base - random.normal(0.1, 0.1, judged).astype(np.float32)
-            numbers = {name: np.full(judged, value, np.int32) for name, value in (("fold", fold), ("index", index))}
+            loss = base - random.normal(0.1, 0.1, evaluated).astype(np.float32)
+            numbers = {name: np.full(evaluated, value, np.int32) for name, value in (("fold", fold), ("index", index))}
             yield pa.table(
                 {
                     **numbers,
-                    "seed": np.zeros(judged, np.int32),
+                    "seed": np.zeros(evaluated, np.int32),
                     "example_id": tests,
                     "base_loss": base,
                     "loss": loss,
-                    "status": ["ok"] * judged,
+                    "status": ["ok"] * evaluated,
                 },
                 schema=SCHEMA,
             )
@@ -116,8 +116,8 @@ def targets_case(folder: Path, scale: float) -> dict[str, Any]:
     from workflow_scripts.encoder.train_encoder import train_encoder
     from workflow_scripts.targets.collect_targets import collect_targets
 
-    folds, judged = max(round(FOLDS * scale), 4), JUDGED
-    blocks = write_blocks(folder / "train", folds, judged)
+    folds, evaluated = max(round(FOLDS * scale), 4), EVALUATED
+    blocks = write_blocks(folder / "train", folds, evaluated)
     write_subsets(folder / "subsets.parquet", folds)
     sizes = {"folds": folds, "subsets_per_fold": SUBSETS, "seeds": 1, "max_diverged_share": 0.0}
     collecting = timed(lambda: collect_targets(blocks, folder / "targets.parquet", **sizes))
@@ -141,8 +141,8 @@ def targets_case(folder: Path, scale: float) -> dict[str, Any]:
             gradient_clip=1.0,
             subsets_per_step=32,
             examples_per_step=1000,
-            smallest_difference=0.1,
-            largest_weight=5.0,
+            min_label_gap=0.1,
+            max_pair_weight=5.0,
             label_spread="fold",
             label_clip=None,
             truncation="first",
@@ -156,7 +156,7 @@ def targets_case(folder: Path, scale: float) -> dict[str, Any]:
         )
     )
     return {
-        "what": f"{folds * SUBSETS * judged:,} targets",
+        "what": f"{folds * SUBSETS * evaluated:,} targets",
         "collect seconds": collecting,
         f"{STEPS} steps seconds": training,
         "MiB on disk": (folder / "targets.parquet").stat().st_size / 2**20,
@@ -179,7 +179,7 @@ def corpus_case(folder: Path, scale: float) -> dict[str, Any]:
     preparing = timed(lambda: prepare(folder / "pool.jsonl", corpus))
     make_encoder(corpus, folder / "untrained")
 
-    def stub(self: AttributionEncoder, examples: list, most_tokens: int, precision: str = "float32") -> np.ndarray:
+    def stub(self: AttributionEncoder, examples: list, max_batch_tokens: int, precision: str = "float32") -> np.ndarray:
         return np.random.default_rng(len(examples)).standard_normal((len(examples), self.dimension), np.float32)
 
     AttributionEncoder.encode = stub
@@ -256,8 +256,8 @@ def main() -> None:
     for case in (targets_case, corpus_case, jobs_case):
         with tempfile.TemporaryDirectory() as folder:
             rows.append(in_fresh_process(case, Path(folder), scale))
-            if rows[-1]["peak_mib"] > 1024 * MOST_GIB:
-                raise RuntimeError(f"{case.__name__} took more than {MOST_GIB:g} GiB")
+            if rows[-1]["peak_mib"] > 1024 * MAX_GIB:
+                raise RuntimeError(f"{case.__name__} took more than {MAX_GIB:g} GiB")
     report("load", rows, scale=scale)
 
 

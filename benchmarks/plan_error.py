@@ -1,6 +1,6 @@
 """How far a plan is off: plan a study, run it, set both side by side; several times in a row.
 
-Each round takes a folder of its own, so that nothing is taken over from the one before. What is compared is the wall
+Each round takes a folder of its own, so that nothing is reused of the one before. What is compared is the wall
 time, and the seconds of each stage's jobs.
 Run: python benchmarks/plan_error.py [--config config.yaml] [--rounds 3] [--cores 2]
 """

@@ -23,7 +23,7 @@ from workflow_scripts.targets.finetune_shard import SCHEMA as LOSSES_SCHEMA
 from workflow_scripts.targets.sample_subsets import SCHEMA as SUBSETS_SCHEMA
 from workflow_scripts.targets.tables import read_folds
 
-# The paper's: folds x subsets x judged examples; and a tenth and a hundredth of them.
+# The paper's: folds x subsets x evaluated examples; and a tenth and a hundredth of them.
 SUBSETS, JUDGED, SUBSET_EXAMPLES, POOL = 100, 1000, 1000, 100_000
 FOLDS = (1, 10, 100)
 SUBSETS_PER_JOB = 50

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from finetuning import BATCH, EPOCHS, LEARNING_RATE, MODELS, make_model, make_tuner, most_tokens
+from finetuning import BATCH, EPOCHS, LEARNING_RATE, MODELS, make_model, make_tuner, max_batch_tokens
 from harness import in_fresh_process, precision, report
 from lengths import flan_like_examples
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -63,8 +63,8 @@ def one_by_one(folder: str, vocabulary: int, examples: int, models: int, change:
 def fused_losses(lm: PreTrainedModel, examples: Sequence[TokenizedExample]) -> tuple[torch.Tensor, torch.Tensor]:
     """As `language_model.summed_losses`, with PyTorch's own function for head and cross-entropy."""
     batch = language_model.pack([example.tokens for example in examples], lm.device)
-    judged = language_model.response_positions(batch.order, examples)
-    places, owner, counts = (language_model.to_device(array, lm.device) for array in judged)
+    responses = language_model.response_positions(batch.order, examples)
+    places, owner, counts = (language_model.to_device(array, lm.device) for array in responses)
     states = lm.model(input_ids=batch.tokens, position_ids=batch.positions, packing=batch, use_cache=False)
     hidden = states.last_hidden_state[0, places - 1]
     token_losses = F.linear_cross_entropy(hidden, lm.lm_head.weight, batch.tokens[0, places], reduction="none")
@@ -108,7 +108,7 @@ def stacked(folder: str, vocabulary: int, examples: int, models: int) -> dict[st
         losses = np.empty((models, examples), np.float32)
         lengths = np.array([len(row.tokens) for row in test])
         with torch.no_grad():
-            for chosen in token_budget(lengths, most_tokens() // models):
+            for chosen in token_budget(lengths, max_batch_tokens() // models):
                 rows = [test[i] for i in chosen]
                 batch = rectangle([rows] * models, device)
                 counts = np.array([len(row.tokens) - row.prompt_tokens for row in rows])

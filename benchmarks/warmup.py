@@ -1,6 +1,6 @@
 """How long to warm the LM up for gradient methods: LDS on the folds held back from the encoder, not on any test.
 
-Reads the targets of a finished study. The examples of the folds that are judged are left out of the warm-up.
+Reads the targets of a finished study. The examples of the folds that evaluate are left out of the warm-up.
 Run: python benchmarks/warmup.py [--config config.yaml] [--methods tracin logra_16 dsdm] [--examples 160 320 1000 3000]
 """
 
@@ -26,7 +26,7 @@ from workflow_scripts.study.resources import StudyPlan
 from workflow_scripts.targets.tables import FoldTargets, read_folds
 
 
-def judge(
+def evaluate(
     name: str,
     reader: LanguageModelReader,
     warmup: WarmupExamples,
@@ -53,14 +53,14 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=Path("config.yaml"), help="a study whose targets are there")
     parser.add_argument("--methods", nargs="+", default=["tracin", "logra_16", "dsdm"], help="of the warmed-up LM")
     parser.add_argument("--examples", nargs="+", type=int, default=[160, 320, 1000, 3000], help="of one epoch")
-    parser.add_argument("--folds", type=int, default=2, help="how many of the held-back folds judge")
+    parser.add_argument("--folds", type=int, default=2, help="how many of the held-back folds evaluate")
     options = parser.parse_args()
     study = load_study(yaml.safe_load(options.config.read_text()), str(options.config))
     plan, results = StudyPlan(study), Path("results") / study.run
     folds = read_folds(results / "subsets/train.parquet", results / "targets/train.parquet")[-options.folds :]
     examples = read_examples(results / "tokens" / f"{study.targets.corpus}.parquet")
-    judged = {int(i) for fold in folds for i in [*fold.tests, *fold.members.reshape(-1)]}
-    others = {i: example for i, example in examples.items() if i not in judged}
+    held_back = {int(i) for fold in folds for i in [*fold.tests, *fold.members.reshape(-1)]}
+    others = {i: example for i, example in examples.items() if i not in held_back}
     finetuning = plan.spec("warmup_lm", {})["finetuning"] | {"epochs": 1}
 
     rows = []
@@ -70,7 +70,7 @@ def main() -> None:
         tuner.finetune(sample, study.seed, "warmup")
         reader = LanguageModelReader(tuner.lm, finetuning["step_tokens"], finetuning["precision"])
         warmup = WarmupExamples(sample, study.warmup.measured_examples, finetuning, study.seed)
-        scores = {name: judge(name, reader, warmup, folds, examples) for name in options.methods}
+        scores = {name: evaluate(name, reader, warmup, folds, examples) for name in options.methods}
         rows.append({"examples": len(sample), **scores})
     report("warmup", rows, study=study.run, folds=len(folds))
 

@@ -24,16 +24,16 @@ if study.targets:
             "../workflow_scripts/evaluation/check_leaks.py"
 
 
-if plan_of_study.judged:
+if plan_of_study.lds_evaluations:
 
     rule evaluate_lds:
         """Judge every method by its LDS, with interval and noise ceiling."""
         input:
             # Not read: there is no LDS where a test example has leaked.
             leaks(),
-            groups=of_every_method("groups", plan_of_study.judged),
-            scores=of_every_method("scores", plan_of_study.judged),
-            targets=expand(f"{RESULTS}/targets/{{evaluation}}.parquet", evaluation=plan_of_study.judged),
+            groups=of_every_method("groups", plan_of_study.lds_evaluations),
+            scores=of_every_method("scores", plan_of_study.lds_evaluations),
+            targets=expand(f"{RESULTS}/targets/{{evaluation}}.parquet", evaluation=plan_of_study.lds_evaluations),
         output:
             lds=f"{RESULTS}/evaluation/lds.parquet",
             differences=f"{RESULTS}/evaluation/differences.parquet",

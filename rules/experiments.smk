@@ -146,7 +146,7 @@ rule finetune_runs:
         train_tokens=train_tokens_of_experiment,
         test_tokens=test_tokens_of_experiment,
     output:
-        # Finished runs that are still valid are taken over.
+        # Finished runs that are still valid are reused.
         measured=update(f"{RESULTS}/experiments/{{experiment}}/measured/{{job}}.parquet"),
     log:
         f"{RESULTS}/logs/finetune_runs/{{experiment}}/{{job}}.log",

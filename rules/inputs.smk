@@ -75,7 +75,7 @@ def inputs_of_untrained_encoder(wildcards):
 
 
 def untrained_encoder(wildcards):
-    return f"{RESULTS}/encoder_untrained" + (wildcards.variant if plan_of_study.starts_anew(wildcards.variant) else "")
+    return f"{RESULTS}/encoder_untrained" + (wildcards.variant if plan_of_study.has_own_initialization(wildcards.variant) else "")
 
 
 def encoder_folder(wildcards):
@@ -107,11 +107,11 @@ def language_model_of(own):
 
 def inputs_of_fit(wildcards):
     tokens = f"{RESULTS}/tokens/{plan_of_study.warmup_corpus()}.parquet"
-    return {"tokens": tokens} | language_model_of(plan_of_study.own_of(wildcards.method))
+    return {"tokens": tokens} | language_model_of(plan_of_study.embedding_spec(wildcards.method))
 
 
 def inputs_of_own_embeddings(wildcards):
-    own = plan_of_study.own_of(wildcards.embedding)
+    own = plan_of_study.embedding_spec(wildcards.embedding)
     folder = "tokens" if own.language_model else "corpora"
     examples = f"{RESULTS}/{folder}/{wildcards.corpus}.parquet"
     fitted = f"{RESULTS}/fitted/{plan_of_study.method_of(wildcards.embedding)}.safetensors"
@@ -155,8 +155,8 @@ def training_log():
 
 
 def judgement(table):
-    """A table of the evaluation, where any method is judged."""
-    return f"{RESULTS}/evaluation/{table}.parquet" if plan_of_study.judged else []
+    """A table of the evaluation, where any evaluation has an LDS."""
+    return f"{RESULTS}/evaluation/{table}.parquet" if plan_of_study.lds_evaluations else []
 
 
 def experiment_tables():

@@ -23,13 +23,13 @@ rule sample_subsets:
 
 
 rule finetune_shard:
-    """Fine-tune the base LM on a block of subsets and measure each judged example's loss."""
+    """Fine-tune the base LM on a block of subsets and measure each evaluated example's loss."""
     input:
         language_model=language_model_of_pool,
         train_tokens=train_tokens,
         test_tokens=test_tokens,
     output:
-        # Finished runs that are still valid are taken over.
+        # Finished runs that are still valid are reused.
         losses=update(f"{RESULTS}/targets/{{pool}}/{{block}}.parquet"),
     log:
         f"{RESULTS}/logs/finetune_shard/{{pool}}/{{block}}.log",

@@ -16,7 +16,13 @@ from gpu.data import GTE_SMALL, SMALL_BERT, encoder_examples, lm_examples, rando
 from gpu.lm_checks import SETTINGS
 from gpu.record import Case
 from gpu.reference import distance, flat_gradient
-from workflow_scripts.core.distributed import agreed, gather_rows, own_share, sum_gradients, wait_for_all
+from workflow_scripts.core.distributed import (
+    barrier,
+    broadcast_from_rank_zero,
+    gather_rows,
+    shard_indices,
+    sum_gradients,
+)
 from workflow_scripts.embeddings.tiles import inner_products
 from workflow_scripts.encoder.checkpoint import TrainingState
 from workflow_scripts.encoder.model import AttributionEncoder, EncoderTokens, token_counts
@@ -210,7 +216,7 @@ def process_group(case: Case, device: torch.device) -> None:
     dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     try:
         rows = torch.arange(12.0, device=device).reshape(4, 3)
-        share = own_share(np.array([3, 1, 4, 2]))
+        share = shard_indices(np.array([3, 1, 4, 2]))
         gathered = gather_rows(rows[torch.from_numpy(share).to(device)], share, len(rows))
         case.check("gathered rows: largest difference", float((gathered - rows).abs().max()), 0.0)
         layer = torch.nn.Linear(3, 2).to(device)
@@ -219,8 +225,13 @@ def process_group(case: Case, device: torch.device) -> None:
         sum_gradients(list(layer.parameters()))
         differences = [float((p.grad - one).abs().max()) for p, one in zip(layer.parameters(), before, strict=True)]
         case.check("summed gradients: largest difference", max(differences), 0.0)
-        wait_for_all()
-        case.check("agreed value: equal", float(agreed(["a", 1]) == ["a", 1]), 1, at_least=True)
+        barrier()
+        case.check(
+            "broadcast_from_rank_zero value: equal",
+            float(broadcast_from_rank_zero(["a", 1]) == ["a", 1]),
+            1,
+            at_least=True,
+        )
         encoder, texts = _encoder(False)
         encoder.to(device)
         step = partial(backpropagate_step, encoder, _objective(device), dict(enumerate(texts)), _draw(texts))

@@ -183,12 +183,12 @@ def finetuner_memory(case: Case, device: torch.device) -> None:
 
 
 @contextmanager
-def _lacking_memory(lm: PreTrainedModel, most_tokens: int) -> Iterator[None]:
+def _lacking_memory(lm: PreTrainedModel, max_batch_tokens: int) -> Iterator[None]:
     """Refuse every forward pass of more tokens, as a GPU without room does."""
     forward = lm.forward
 
     def limited(*, input_ids: torch.Tensor, **arguments: object) -> object:
-        if input_ids.numel() > most_tokens:
+        if input_ids.numel() > max_batch_tokens:
             raise torch.OutOfMemoryError("CUDA out of memory (as the check wants it)")
         return forward(input_ids=input_ids, **arguments)
 

@@ -24,7 +24,7 @@ class Record:
 
     Parameters
     ----------
-    out: the JSON file, written anew after every case; None for none.
+    out: the JSON file, rewritten after every case; None for none.
     seconds: after so many, no case begins, and the one that runs is cut off.
     resume: go on with a run that `out` holds: its cases are not run again, and its time has been running.
     """

@@ -304,7 +304,7 @@ def _start_stage(study: Study, view: str) -> Stage:
         prompt_scale=None,
         dimension=384,
         **_encoder_text(study),
-        # Of an encoder that is made anew, which this one isn't.
+        # Of an encoder that is initialized, which this one isn't.
         hidden=0,
         layers=0,
         tokenizer="wordpiece",
@@ -333,8 +333,8 @@ def _training_stage(study: Study, view: str) -> Stage:
         gradient_clip=1.0,
         subsets_per_step=sizes.subsets_per_fold,
         examples_per_step=200,
-        smallest_difference=0.1,
-        largest_weight=5.0,
+        min_label_gap=0.1,
+        max_pair_weight=5.0,
         label_spread="fold",
         label_clip=None,
         truncation="first",

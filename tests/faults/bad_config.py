@@ -110,7 +110,7 @@ CONFIG = section_of(
         "an empty part": config_with("corpora.pool.part", [0.5, 0.5]),
         "a subset larger than its pool": config_with("targets.subset_examples", 500),
         "subsets of the whole pool": config_with("targets.subset_examples", 100),
-        "more judged examples than there are": config_with("targets.evaluated_examples", 500),
+        "more evaluated examples than there are": config_with("targets.evaluated_examples", 500),
         "no fold left to train on": config_with("encoder_training.validation_folds", 4),
         "too few subsets for an LDS": config_with("evaluations.heldout.subsets", 2),
         "one seed, which gives no noise ceiling": config_with("evaluations.heldout.seeds", 1),

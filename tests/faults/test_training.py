@@ -152,6 +152,6 @@ def test_a_damaged_state_is_never_taken_up(tmp_path, fault_table, capsys):
             noticed += not again.log
             wrong += bool(again.log) and any(not torch.equal(module.state_dict()[name], saved[name]) for name in saved)
     assert noticed > len(damages) / 2
-    saw = next(line for line in capsys.readouterr().err.splitlines() if "training starts anew" in line)
+    saw = next(line for line in capsys.readouterr().err.splitlines() if "training starts over" in line)
     saw = saw.replace(str(tmp_path), "...")
     fault_table.record("a damaged state of the training", len(damages), saw, wrong=wrong)

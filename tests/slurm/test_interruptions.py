@@ -11,7 +11,19 @@ from dataclasses import dataclass, field
 
 import pytest
 from cluster import Cluster, output, wait_until
-from driving import GPU_CPUS, GPU_RULES, SLOWER, Checkout, Driver, Job, finished_jobs, hold, job_state, running_jobs, stage_processes
+from driving import (
+    GPU_CPUS,
+    GPU_RULES,
+    SLOWER,
+    Checkout,
+    Driver,
+    Job,
+    finished_jobs,
+    hold,
+    job_state,
+    running_jobs,
+    stage_processes,
+)
 
 SHARDS = [f"f000{fold}_s0000" for fold in range(4)]
 SHARD = SHARDS[0]
@@ -51,7 +63,7 @@ def hold_shard(cluster: Cluster, checkout: Checkout, shard: str) -> Job:
 def went_on_from(log: str, title: str) -> int:
     """Return how many units of work the last attempt found done, by its log."""
     found = re.search(rf"{title}.*: going on from (\d+) of \d+", log)
-    assert found, f"{title} began anew:\n{log}"
+    assert found, f"{title} started over:\n{log}"
     return int(found.group(1))
 
 

@@ -38,7 +38,7 @@ def test_the_papers_study_is_planned_on_assumptions(fresh, monkeypatch):
     assumed = {stage["stage"] for stage in plan["stages"] if not stage["measured"]}
     assert assumed == {"finetune_shard", "train_encoder", "embed_corpus"}
     assert {stage["processor"] for stage in plan["stages"] if stage["stage"] in assumed} == {"GPU"}
-    # The paper took 57.6 A100-seconds for a subset, with 10,000 judged examples instead of 1,000.
+    # The paper took 57.6 A100-seconds for a subset, with 10,000 evaluated examples instead of 1,000.
     assert 30 < plan["total"]["gpu_hours"] < 300
     assert "So GPU hours are those of an A100" in said
     assert pilot.lm_parameters == 5e8

@@ -1,6 +1,6 @@
 """One function in several processes of this machine, which form a torch.distributed group.
 
-Every process makes the same calls; what they share is cut by `own_share` and put together by `gather_rows`. In
+Every process makes the same calls; what they share is cut by `shard_indices` and put together by `gather_rows`. In
 a process on its own, these give everything and change nothing.
 """
 
@@ -196,7 +196,7 @@ def _work(folder: Path) -> None:
         with table_metadata(**metadata):
             getattr(import_module(module), name)(**arguments)
         if processes > 1:
-            wait_for_all()
+            barrier()
             dist.destroy_process_group()
     except BaseException as error:
         is_ours = isinstance(error, StudyError)
@@ -228,18 +228,18 @@ def in_group() -> bool:
     return dist.is_initialized()
 
 
-def is_first() -> bool:
+def is_rank_zero() -> bool:
     """Return whether this process is the one that writes files."""
     return not in_group() or dist.get_rank() == 0
 
 
-def wait_for_all() -> None:
+def barrier() -> None:
     """Return when every process of the group has come here."""
     if in_group():
         dist.barrier()
 
 
-def own_share(sizes: np.ndarray) -> np.ndarray:
+def shard_indices(sizes: np.ndarray) -> np.ndarray:
     """Return the rows that this process works on, out of rows of `sizes` (e.g. tokens), int64.
 
     Rows are dealt out in order of size, so shares differ by at most the largest row.
@@ -271,7 +271,7 @@ def sum_gradients(parameters: list[torch.nn.Parameter]) -> None:
         parameter.grad = part.view_as(parameter)
 
 
-def agreed(value: Value) -> Value:
+def broadcast_from_rank_zero(value: Value) -> Value:
     """Return the first process's `value`, so that all decide alike: each measures and reads at another moment."""
     if not in_group():
         return value

@@ -193,7 +193,7 @@ def read_schema(path: Path) -> tuple[pa.Schema, int]:
 def damaged(path: Path, error: Exception) -> StudyError:
     """Return the error that tells the user of a damaged file."""
     return StudyError(
-        f"{path} can't be read as Parquet ({error}). Delete the file and run again: the workflow makes it anew."
+        f"{path} can't be read as Parquet ({error}). Delete the file and run again: the workflow recomputes it."
     )
 
 

@@ -95,36 +95,36 @@ REMARKS = (
 
 def mini_rows() -> Iterator[dict[str, str]]:
     """Yield the rows of `builtin:mini`: prompt, response, label (the attribute asked for)."""
-    random = generator("builtin:mini")
+    rng = generator("builtin:mini")
     names = list(ATTRIBUTES)
     for _ in range(ROWS):
-        attribute = names[random.integers(len(names))]
-        entity = _pick(random, ENTITIES[ATTRIBUTES[attribute][0]].split())
-        yield _row(random, attribute, entity, _fact(attribute, entity), _answer(attribute))
+        attribute = names[rng.integers(len(names))]
+        entity = _pick(rng, ENTITIES[ATTRIBUTES[attribute][0]].split())
+        yield _row(rng, attribute, entity, _fact(attribute, entity), _answer(attribute))
 
 
 def pretraining_rows() -> Iterator[dict[str, str]]:
-    """Yield the rows of `builtin:mini-pretraining`: the same words and sentences, put together at random.
+    """Yield the rows of `builtin:mini-pretraining`: the same words and sentences, put together at rng.
 
     They teach an LM the language and none of the facts, nor which attribute is answered how.
     """
-    random = generator("builtin:mini-pretraining")
+    rng = generator("builtin:mini-pretraining")
     names = list(ATTRIBUTES)
     entities = " ".join(ENTITIES.values()).split()
     values = " ".join(words for _, _, words in ATTRIBUTES.values()).split()
     for _ in range(PRETRAINING_ROWS):
-        attribute = names[random.integers(len(names))]
-        row = _row(random, attribute, _pick(random, entities), _pick(random, values), _pick(random, ANSWERS))
+        attribute = names[rng.integers(len(names))]
+        row = _row(rng, attribute, _pick(rng, entities), _pick(rng, values), _pick(rng, ANSWERS))
         yield {**row, "label": "pretraining"}
 
 
 BUILTIN_CORPORA = {"builtin:mini": mini_rows, "builtin:mini-pretraining": pretraining_rows}
 
 
-def _row(random: np.random.Generator, attribute: str, entity: str, value: str, answer: str) -> dict[str, str]:
-    asked = _pick(random, ATTRIBUTES[attribute][1].split("|"))
-    question = _pick(random, QUESTIONS).format(asked=asked, entity=entity)
-    remarks = [_pick(random, REMARKS) for _ in range(random.integers(3))]
+def _row(rng: np.random.Generator, attribute: str, entity: str, value: str, answer: str) -> dict[str, str]:
+    asked = _pick(rng, ATTRIBUTES[attribute][1].split("|"))
+    question = _pick(rng, QUESTIONS).format(asked=asked, entity=entity)
+    remarks = [_pick(rng, REMARKS) for _ in range(rng.integers(3))]
     response = answer.format(value=value, entity=entity)
     return {
         "prompt": " ".join([*remarks, question]),
@@ -142,5 +142,5 @@ def _answer(attribute: str) -> str:
     return ANSWERS[derive_seed("answer", attribute) % len(ANSWERS)]
 
 
-def _pick(random: np.random.Generator, words: list[str] | tuple[str, ...]) -> str:
-    return words[random.integers(len(words))]
+def _pick(rng: np.random.Generator, words: list[str] | tuple[str, ...]) -> str:
+    return words[rng.integers(len(words))]

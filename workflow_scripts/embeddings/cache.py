@@ -51,7 +51,7 @@ class StoredEmbeddings:
             self.seconds = float(metadata.get("seconds", 0))
             return [_numbers(group["hash"].to_pylist()) for group in groups]
         except (StudyError, *DAMAGE) as error:
-            say(f"embed_corpus: {path} is damaged ({error}). Its rows are embedded anew.")
+            say(f"embed_corpus: {path} is damaged ({error}). Its rows are embedded again.")
             return []
 
     def fill(self, hashes: Sequence[str], vectors: np.ndarray) -> np.ndarray:
@@ -70,7 +70,7 @@ class StoredEmbeddings:
                 vectors[rows[chosen]] = self._read(int(group))[row_of_group[chosen]]
             except DAMAGE as error:
                 known[rows[chosen]] = False
-                say(f"embed_corpus: {self._groups[group][0]} is damaged ({error}). Its rows are embedded anew.")
+                say(f"embed_corpus: {self._groups[group][0]} is damaged ({error}). Its rows are embedded again.")
         return np.flatnonzero(~known)
 
     def _read(self, group: int) -> np.ndarray:

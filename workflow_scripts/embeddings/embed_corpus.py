@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from workflow_scripts.core.distributed import gather_rows, in_group, own_share
+from workflow_scripts.core.distributed import gather_rows, in_group, shard_indices
 from workflow_scripts.core.files import folder_hash
 from workflow_scripts.core.parquet import read_batches, spec_hash
 from workflow_scripts.core.stage import run_stage
@@ -20,7 +20,7 @@ from workflow_scripts.study.stage_versions import STAGE_VERSIONS
 
 ROWS_AT_ONCE = 16_384
 # On a CPU, what a longer forward pass computes no longer fits the cache (15 % slower at 16,384 tokens).
-MOST_TOKENS_ON_CPU = 2048
+MAX_TOKENS_ON_CPU = 2048
 
 
 def embed_corpus(
@@ -99,16 +99,16 @@ class TextShare(NamedTuple):
 
 def tokenize_share(model: AttributionEncoder, texts: Sequence[EncoderText]) -> TextShare:
     """Tokenise this process's share of texts."""
-    share = own_share(np.fromiter((sum(map(len, text)) for text in texts), np.int64, len(texts)))
+    share = shard_indices(np.fromiter((sum(map(len, text)) for text in texts), np.int64, len(texts)))
     return TextShare(len(texts), share, model.tokenize([texts[i] for i in share]))
 
 
 def embed_share(model: AttributionEncoder, part: TextShare, chunk_tokens: int | None, precision: str) -> torch.Tensor:
     """Return the embeddings of all texts, float32 [texts, dimension], of which each process computes its share."""
-    most_tokens = chunk_tokens or CHUNK_TOKENS[model.device.type]
+    max_batch_tokens = chunk_tokens or CHUNK_TOKENS[model.device.type]
     if model.device.type == "cpu":
-        most_tokens = min(most_tokens, MOST_TOKENS_ON_CPU)
-    own = model.encode_on_device(part.tokens, most_tokens, precision)
+        max_batch_tokens = min(max_batch_tokens, MAX_TOKENS_ON_CPU)
+    own = model.encode_on_device(part.tokens, max_batch_tokens, precision)
     return gather_rows(own, part.share, part.texts) if in_group() else own
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from workflow_scripts.core.distributed import agreed, is_first, wait_for_all
+from workflow_scripts.core.distributed import barrier, broadcast_from_rank_zero, is_rank_zero
 from workflow_scripts.core.parquet import rows_of_groups, table_writer, write_table
 from workflow_scripts.core.progress import Progress, say
 from workflow_scripts.embeddings.cache import StoredEmbeddings
@@ -26,7 +26,7 @@ from workflow_scripts.models.packing import to_host
 # Blocks that wait between two steps of the work.
 BLOCKS_AHEAD = 2
 # A larger block (of gradients) is written before the next one is begun, so that memory holds one of them.
-MOST_BYTES_WAITING = 1 << 26
+MAX_BYTES_WAITING = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def write_embeddings(
     folder = embeddings.with_name(f".{embeddings.stem}.{key}.blocks")
     stored = StoredEmbeddings([embeddings, *sorted(folder.glob("*.parquet"))], key)
     # All processes must see the same files, before the first one writes another.
-    wait_for_all()
+    barrier()
     element = {"float16": pa.float16(), "float32": pa.float32()}[precision]
     schema = pa.schema(
         [
@@ -106,7 +106,7 @@ def write_embeddings(
             embedded += len(work.new)
         last = now
         progress.advance(len(work.vectors))
-        if not is_first():
+        if not is_rank_zero():
             return
         column = pa.FixedSizeListArray.from_arrays(pa.array(work.vectors.reshape(-1), element), dimension)
         table = pa.table([work.block.example_ids, work.block.hashes, column], names=schema.names)
@@ -118,10 +118,10 @@ def write_embeddings(
         for block in blocks:
             vectors = np.empty((len(block.hashes), dimension), element.to_pandas_dtype())
             # Another job may put the file in place meanwhile.
-            new = agreed(stored.fill(block.hashes, vectors))
+            new = broadcast_from_rank_zero(stored.fill(block.hashes, vectors))
             yield _Work(block, vectors, new, preparing.submit(block.prepare, new) if len(new) else None)
 
-    writer = table_writer(embeddings, schema, measured, key=key, **metadata) if is_first() else _writing_nothing()
+    writer = table_writer(embeddings, schema, measured, key=key, **metadata) if is_rank_zero() else _writing_nothing()
     with writer as write, _thread() as writing, _thread(cancel=True) as preparing:
         pending: deque[Future[None]] = deque()
         for number, work in enumerate(_ahead(started())):
@@ -133,11 +133,11 @@ def write_embeddings(
                 pending.popleft().result()
         for written in pending:
             written.result()
-    if is_first():
+    if is_rank_zero():
         say(f"{title}: {embedded:,} new embeddings, {rows - embedded:,} kept")
     # Nobody reads the blocks any more.
-    wait_for_all()
-    if is_first():
+    barrier()
+    if is_rank_zero():
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -153,7 +153,7 @@ class _Work:
     @property
     def blocks_beside(self) -> int:
         """How many blocks of this size may wait beside the one that is worked on."""
-        return BLOCKS_AHEAD if self.vectors.nbytes <= MOST_BYTES_WAITING else 0
+        return BLOCKS_AHEAD if self.vectors.nbytes <= MAX_BYTES_WAITING else 0
 
 
 def _ahead(items: Iterator[_Work]) -> Iterator[_Work]:

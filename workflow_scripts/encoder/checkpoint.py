@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from workflow_scripts.core.distributed import agreed
+from workflow_scripts.core.distributed import broadcast_from_rank_zero
 from workflow_scripts.core.files import atomic_path
 from workflow_scripts.core.progress import say
 
@@ -74,7 +74,7 @@ class TrainingState:
     def restore(self) -> None:
         """Take up the state on disk, if there is a whole one; all processes that of the first."""
         # Meanwhile the job of a killed driver may write the next one.
-        if (state := agreed(self._read())) is None:
+        if (state := broadcast_from_rank_zero(self._read())) is None:
             return
         facts, tensors = state
         self.log = facts["log"]
@@ -101,7 +101,7 @@ class TrainingState:
                 raise ValueError("its content was changed after it was written")
             return facts, tensors
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-            say(f"train_encoder: {self.file} can't be read ({error}); training starts anew")
+            say(f"train_encoder: {self.file} can't be read ({error}); training starts over")
             return None
 
     def load_best(self) -> None:

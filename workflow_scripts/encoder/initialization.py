@@ -36,7 +36,7 @@ def random_projections(hidden: int, dimension: int, view: View, seed: int) -> li
 def start_at_principal_axes(
     encoder: AttributionEncoder,
     examples: Sequence[EncoderTokens],
-    most_tokens: int,
+    max_batch_tokens: int,
     prompt_scale: float | None = None,
 ) -> None:
     """Start the projections from texts themselves: centred, along the principal axes, large ones scaled down.
@@ -52,7 +52,10 @@ def start_at_principal_axes(
         (None: as it comes).
     """
     means = torch.cat(
-        [encoder.means([examples[i] for i in chosen]) for chosen in token_budget(token_counts(examples), most_tokens)]
+        [
+            encoder.means([examples[i] for i in chosen])
+            for chosen in token_budget(token_counts(examples), max_batch_tokens)
+        ]
     ).double()
     for part, layer in enumerate(encoder.projections):
         values = means[:, part]

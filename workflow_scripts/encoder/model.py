@@ -51,7 +51,7 @@ class AttributionEncoder(nn.Module):
     normalized: whether the mean over a part's tokens is scaled to length 1 before the projection.
     max_tokens: where each part is cut, never beyond what model and tokenizer allow.
     packed: whether the transformer reads packed batches.
-    bfloat16_weights: whether a forward pass in bfloat16 has weights in bfloat16, made anew from those in float32 for
+    bfloat16_weights: whether a forward pass in bfloat16 has weights in bfloat16, copied again from those in float32 for
         each pass, instead of autocast. No activation is float32 then, which moves less memory, and gradients are ten
         times as far from those in float32, because texts differ by little of what their means have in common.
     """
@@ -194,7 +194,7 @@ class AttributionEncoder(nn.Module):
 
     @torch.inference_mode()
     def encode_on_device(
-        self, examples: Sequence[EncoderTokens], most_tokens: int | None = None, precision: str = "float32"
+        self, examples: Sequence[EncoderTokens], max_batch_tokens: int | None = None, precision: str = "float32"
     ) -> torch.Tensor:
         """Return the embeddings of tokenised texts, float32 [examples, dimension], on the encoder's device.
 
@@ -202,19 +202,19 @@ class AttributionEncoder(nn.Module):
 
         Parameters
         ----------
-        most_tokens, precision: most tokens in one forward pass (None: see `CHUNK_TOKENS`), and its precision.
+        max_batch_tokens, precision: most tokens in one forward pass (None: see `CHUNK_TOKENS`), and its precision.
         """
         embeddings = torch.empty(len(examples), self.dimension, device=self.device)
-        for chosen in token_budget(token_counts(examples), most_tokens or CHUNK_TOKENS[self.device.type]):
+        for chosen in token_budget(token_counts(examples), max_batch_tokens or CHUNK_TOKENS[self.device.type]):
             vectors = self.embed(self.pack([examples[i] for i in chosen]), precision)
             embeddings.index_copy_(0, to_device(chosen, self.device), vectors)
         return embeddings
 
     def encode(
-        self, examples: Sequence[EncoderTokens], most_tokens: int | None = None, precision: str = "float32"
+        self, examples: Sequence[EncoderTokens], max_batch_tokens: int | None = None, precision: str = "float32"
     ) -> np.ndarray:
         """Return what `encode_on_device` does, as an array."""
-        return self.encode_on_device(examples, most_tokens, precision).cpu().numpy()
+        return self.encode_on_device(examples, max_batch_tokens, precision).cpu().numpy()
 
     def save(self, folder: Path) -> None:
         """Write a folder that `SentenceTransformer(folder)` and `AutoModel.from_pretrained` load.

@@ -23,12 +23,12 @@ def group_scores(tests: torch.Tensor, examples: torch.Tensor, members: torch.Ten
 
 
 def ranking_loss(
-    group: torch.Tensor, labels: torch.Tensor, smallest_difference: float, largest_weight: float
+    group: torch.Tensor, labels: torch.Tensor, min_label_gap: float, max_pair_weight: float
 ) -> torch.Tensor:
     """Return the weighted pairwise ranking loss, a scalar.
 
-    For each test and each ordered pair of subsets with r_i - r_j >= `smallest_difference` (T_min):
-    min(r_i - r_j, `largest_weight`) * log(1 + exp(-(f_i - f_j))); the mean over these pairs.
+    For each test and each ordered pair of subsets with r_i - r_j >= `min_label_gap` (T_min):
+    min(r_i - r_j, `max_pair_weight`) * log(1 + exp(-(f_i - f_j))); the mean over these pairs.
 
     Parameters
     ----------
@@ -36,8 +36,8 @@ def ranking_loss(
     """
     difference = labels[:, :, None] - labels[:, None, :]
     # A comparison with NaN is false, so pairs with a diverged run drop out.
-    counted = (difference >= smallest_difference) & (difference > 0)
-    weights = torch.where(counted, difference.clamp(max=largest_weight), 0.0)
+    counted = (difference >= min_label_gap) & (difference > 0)
+    weights = torch.where(counted, difference.clamp(max=max_pair_weight), 0.0)
     penalties = F.softplus(group[:, None, :] - group[:, :, None])
     return (weights * penalties).sum() / counted.sum().clamp(min=1)
 
@@ -51,10 +51,10 @@ class Objective(nn.Module):
     saturates, and is not saved.
     """
 
-    def __init__(self, pooling: str, smallest_difference: float, largest_weight: float, learned_scale: bool):
+    def __init__(self, pooling: str, min_label_gap: float, max_pair_weight: float, learned_scale: bool):
         super().__init__()
         self.pooling = pooling
-        self.smallest_difference, self.largest_weight = smallest_difference, largest_weight
+        self.min_label_gap, self.max_pair_weight = min_label_gap, max_pair_weight
         self.log_scale = nn.Parameter(torch.zeros(()), requires_grad=learned_scale)
         self.log_steepness = nn.Parameter(torch.zeros(()), requires_grad=learned_scale)
 
@@ -79,4 +79,4 @@ class Objective(nn.Module):
     ) -> torch.Tensor:
         """Return the loss; shapes as in `group_scores` and `ranking_loss`."""
         group = self.groups(tests, examples, members) * self.log_steepness.exp()
-        return ranking_loss(group, labels, self.smallest_difference, self.largest_weight)
+        return ranking_loss(group, labels, self.min_label_gap, self.max_pair_weight)

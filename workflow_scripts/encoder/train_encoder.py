@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from workflow_scripts.core.distributed import agreed, is_first
+from workflow_scripts.core.distributed import broadcast_from_rank_zero, is_rank_zero
 from workflow_scripts.core.files import file_hash, folder_hash
 from workflow_scripts.core.parquet import read_table, spec_hash, write_table
 from workflow_scripts.core.progress import Progress, say
@@ -51,8 +51,8 @@ def train_encoder(
     gradient_clip: float,
     subsets_per_step: int,
     examples_per_step: int,
-    smallest_difference: float,
-    largest_weight: float,
+    min_label_gap: float,
+    max_pair_weight: float,
     label_spread: str,
     label_clip: float | None,
     truncation: str,
@@ -82,7 +82,7 @@ def train_encoder(
     model = load_encoder(untrained, max_tokens, precision=precision)
     if compile:
         model.compile_layers()
-    objective = Objective(pooling, smallest_difference, largest_weight, learned_scale).to(model.device)
+    objective = Objective(pooling, min_label_gap, max_pair_weight, learned_scale).to(model.device)
     folds = read_folds(subsets, targets, label_spread, label_clip)
     training, held_back = folds[:-validation_folds], folds[-validation_folds:]
     tokens = tokenize(model, corpus, folds, prompt_words, truncation)
@@ -96,7 +96,7 @@ def train_encoder(
     started = time.monotonic() - (state.log[-1]["seconds"] if state.log else 0.0)
 
     def validate() -> float:
-        return agreed(validation_lds(model, objective, tokens, held_back, chunk_tokens, precision))
+        return broadcast_from_rank_zero(validation_lds(model, objective, tokens, held_back, chunk_tokens, precision))
 
     if not state.log:
         if learned_scale:
@@ -112,18 +112,18 @@ def train_encoder(
         loss = backpropagate_step(model, objective, tokens, draw, chunk_tokens, precision)
         torch.nn.utils.clip_grad_norm_(parameters, gradient_clip)
         optimizer.step()
-        judged = step % validate_every == 0 or step == steps
-        score = validate() if judged else None
+        validates = step % validate_every == 0 or step == steps
+        score = validate() if validates else None
         state.record(step, loss, score, time.monotonic() - started)
         progress.advance(note=f"loss {loss:.4f}, best validation LDS {state.best_score:.3f}")
-        if judged:
+        if validates:
             say(f"train_encoder: validation LDS {score:.3f} after {step} steps")
-            if is_first():
+            if is_rank_zero():
                 state.save()
             if patience and state.validations_since_best >= patience:
                 say(f"train_encoder: no better validation LDS in {patience} validations, so it stops here")
                 break
-    if is_first():
+    if is_rank_zero():
         _publish(state, encoder, log)
 
 

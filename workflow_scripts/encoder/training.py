@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from workflow_scripts.core.distributed import gather_rows, in_group, is_first, own_share, sum_gradients
+from workflow_scripts.core.distributed import gather_rows, in_group, is_rank_zero, shard_indices, sum_gradients
 from workflow_scripts.core.seeds import generator
 from workflow_scripts.core.statistics import spearman_by_column
 from workflow_scripts.encoder.model import CHUNK_TOKENS, AttributionEncoder, EncoderTokens, token_counts
@@ -28,9 +28,9 @@ class Draw:
 
 def draw_step(fold: FoldTargets, subsets: int, examples: int, *seed: int | str) -> Draw:
     """Draw `subsets` of the fold's subsets and `examples` of its validation examples, by seed."""
-    random = generator(*seed)
-    columns = random.permutation(len(fold.tests))[:examples]
-    rows = random.permutation(len(fold.members))[:subsets]
+    rng = generator(*seed)
+    columns = rng.permutation(len(fold.tests))[:examples]
+    rows = rng.permutation(len(fold.members))[:subsets]
     return Draw(fold.tests[columns], fold.members[rows], fold.labels[np.ix_(rows, columns)])
 
 
@@ -62,9 +62,9 @@ def backpropagate_step(
     tests = to_device(np.searchsorted(ids, draw.tests), device)
     members = to_device(np.searchsorted(ids, draw.members), device)
     labels = to_device(draw.labels.T.astype(np.float32), device)
-    share = own_share(lengths)
-    most_tokens = chunk_tokens or CHUNK_TOKENS[device.type]
-    chunks = [share[places] for places in token_budget(lengths[share], most_tokens)]
+    share = shard_indices(lengths)
+    max_batch_tokens = chunk_tokens or CHUNK_TOKENS[device.type]
+    chunks = [share[places] for places in token_budget(lengths[share], max_batch_tokens)]
     if len(chunks) == 1 and not in_group():
         embeddings = encoder.embed(encoder.pack(examples), precision)
         loss = objective(embeddings.index_select(0, tests), embeddings, members, labels)
@@ -82,7 +82,7 @@ def backpropagate_step(
     value = loss.item()
     for chunk, batch in zip(chunks, batches, strict=True):
         encoder.embed(batch, precision).backward(embeddings.grad.index_select(0, to_device(chunk, device)))
-    if not is_first():
+    if not is_rank_zero():
         # The objective has its whole gradient in every process, and must not get their sum.
         objective.zero_grad(set_to_none=True)
     sum_gradients([p for p in (*encoder.parameters(), *objective.parameters()) if p.requires_grad])
@@ -98,7 +98,7 @@ def encode_together(
     encoder: AttributionEncoder, examples: Sequence[EncoderTokens], chunk_tokens: int | None, precision: str
 ) -> torch.Tensor:
     """Return the embeddings of tokenised texts, float32 [examples, dimension]; each process encodes its share."""
-    share = own_share(token_counts(examples))
+    share = shard_indices(token_counts(examples))
     own = encoder.encode_on_device([examples[i] for i in share], chunk_tokens, precision)
     return gather_rows(own, share, len(examples))
 

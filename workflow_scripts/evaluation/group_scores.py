@@ -15,7 +15,7 @@ from workflow_scripts.core.parquet import read_table
 
 @dataclass(frozen=True)
 class MeasuredLosses:
-    """Losses of the fine-tuning runs that an evaluation set's LDS is judged by.
+    """Losses of the fine-tuning runs that an evaluation set's LDS is computed from.
 
     Parameters
     ----------

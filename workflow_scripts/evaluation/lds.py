@@ -26,7 +26,7 @@ SMALLEST_NUMBER_OF_SUBSETS = 3  # Of two, the rank correlation is 1 or -1 whatev
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """Resamples of tests and subsets together; every method of an evaluation is judged on the same ones.
+    """Resamples of tests and subsets together; every method of an evaluation is resampled alike.
 
     Parameters
     ----------

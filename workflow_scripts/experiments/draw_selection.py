@@ -34,7 +34,7 @@ def draw_selection(
     """Write the runs: for each task and method the `examples` training examples of best rank.
 
     An example's rank for a task is the best one that it reaches for any of the task's tests; ties go to the lower id.
-    Random examples are drawn for each task anew; all data is one run for the tests of all tasks (`task` is null).
+    Random examples are drawn separately for each task; all data is one run for the tests of all tasks (`task` is null).
 
     Parameters
     ----------

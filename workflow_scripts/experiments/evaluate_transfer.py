@@ -32,7 +32,7 @@ ENOUGH = 0.9
 def evaluate_transfer(
     lds: Path, differences: Path, table: Path, *, evaluation: str, home: str, method: str, trained: list[str]
 ) -> None:
-    """Write one row per method and pooling that is judged on both evaluations.
+    """Write one row per method and pooling that has an LDS on both evaluations.
 
     `retained` is the LDS there as a share of its ceiling, divided by the same at home. `advice` stands in the row of
     `method` alone:
@@ -50,18 +50,18 @@ def evaluate_transfer(
     rows, leads = read_frame(lds), read_frame(differences)
     keys = ["method", "pooling"]
     before = rows.loc[rows["evaluation"] == home, [*keys, "lds", "ceiling"]]
-    judged = rows[rows["evaluation"] == evaluation].merge(before, on=keys, suffixes=("", "_home"))
-    shares = (judged["lds"] / judged["ceiling"]) / (judged["lds_home"] / judged["ceiling_home"])
-    comparable = (judged[["lds_home", "ceiling", "ceiling_home"]] > 0).all(axis=1)
-    judged = judged.assign(home=home, retained=shares.where(comparable))
+    rows_away = rows[rows["evaluation"] == evaluation].merge(before, on=keys, suffixes=("", "_home"))
+    shares = (rows_away["lds"] / rows_away["ceiling"]) / (rows_away["lds_home"] / rows_away["ceiling_home"])
+    comparable = (rows_away[["lds_home", "ceiling", "ceiling_home"]] > 0).all(axis=1)
+    rows_away = rows_away.assign(home=home, retained=shares.where(comparable))
     leads = leads[leads["evaluation"] == evaluation]
-    advised = judged["retained"].map(lambda retained: advice(retained, leads, trained)).astype("str")
-    judged["advice"] = advised.where(judged["method"] == method)
-    for row in judged.itertuples():
+    advised = rows_away["retained"].map(lambda retained: advice(retained, leads, trained)).astype("str")
+    rows_away["advice"] = advised.where(rows_away["method"] == method)
+    for row in rows_away.itertuples():
         kept = "" if math.isnan(row.retained) else f", {row.retained:.0%} of it kept"
         said = f": {row.advice}" if row.method == method else ""
         say(f"  {row.method:<20} {row.lds_home:.3f} -> {row.lds:.3f}{kept}{said}")
-    write_frame(table, judged, SCHEMA)
+    write_frame(table, rows_away, SCHEMA)
 
 
 def advice(retained: float, leads: pd.DataFrame, trained: list[str]) -> str:

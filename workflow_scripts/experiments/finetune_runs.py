@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from workflow_scripts.core.distributed import agreed
+from workflow_scripts.core.distributed import broadcast_from_rank_zero
 from workflow_scripts.core.files import file_hash, folder_hash
 from workflow_scripts.core.parquet import spec_hash
 from workflow_scripts.core.progress import Progress
@@ -62,7 +62,7 @@ def finetune_runs(
         }
     )
     finished = FinishedRuns(measured, key, MEASURED_SCHEMA.names[:2])
-    missing = agreed([run for run in listed if run not in finished])
+    missing = broadcast_from_rank_zero([run for run in listed if run not in finished])
     title = f"finetune_runs {experiment} {job + 1} of {jobs}"
     progress = Progress(title, len(listed), "runs", done=len(listed) - len(missing))
     if missing:

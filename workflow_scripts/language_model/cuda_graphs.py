@@ -22,7 +22,7 @@ from workflow_scripts.models.packing import to_device
 
 TOKENS_MULTIPLE = 512
 # Each holds thousands of launches; of more shapes than this, the first ones are forgotten.
-MOST_GRAPHS = 64
+MAX_GRAPHS = 64
 # How far a replayed loss may be from that of the same pass without a graph, relative: both are sums in bfloat16.
 TOLERANCE = 2e-2
 
@@ -155,7 +155,7 @@ class GraphedPasses:
         graph.replay()
         if not abs(loss.item() - expected) <= TOLERANCE * abs(expected) and np.isfinite(expected):
             raise RuntimeError(f"a replayed pass has loss {loss.item():.5g}, the same without a graph {expected:.5g}")
-        if len(self.graphs) == MOST_GRAPHS:
+        if len(self.graphs) == MAX_GRAPHS:
             self.graphs.pop(next(iter(self.graphs)))
         self.graphs[shape] = (graph, inputs, loss)
         return loss

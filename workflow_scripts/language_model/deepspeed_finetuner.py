@@ -18,7 +18,7 @@ if not torch.cuda.is_available():
 import deepspeed
 from deepspeed.accelerator import get_accelerator
 
-from workflow_scripts.core.distributed import gather_rows, in_group, own_share
+from workflow_scripts.core.distributed import gather_rows, in_group, shard_indices
 from workflow_scripts.language_model.finetuner import batches
 from workflow_scripts.language_model.losses import example_losses, summed_losses
 from workflow_scripts.language_model.oom_retry import explained_lack_of_memory
@@ -133,15 +133,15 @@ class ZeroFinetuner:
                 own.append(losses.float()[: len(chosen)])
         return gather_rows(torch.cat(own)[:, None], np.concatenate(rounds), len(examples))[:, 0].cpu().numpy()
 
-    def _own_rounds(self, examples: Sequence[TokenizedExample], most_tokens: int) -> list[np.ndarray]:
+    def _own_rounds(self, examples: Sequence[TokenizedExample], max_batch_tokens: int) -> list[np.ndarray]:
         """Return this process's examples, int64 indices, for each round of forward passes.
 
         Every process takes part in every round, because weights are gathered on the way; what one that has run out
         of examples computes then must count for nothing.
         """
         lengths = np.fromiter((len(example.tokens) for example in examples), np.int64, len(examples))
-        share = own_share(lengths)
-        rounds = [share[chosen] for chosen in token_budget(lengths[share], most_tokens)]
+        share = shard_indices(lengths)
+        rounds = [share[chosen] for chosen in token_budget(lengths[share], max_batch_tokens)]
         most = torch.tensor(len(rounds), device=self.device)
         dist.all_reduce(most, dist.ReduceOp.MAX)
         return rounds + [share[:0]] * (most.item() - len(rounds))

@@ -195,8 +195,8 @@ def bfloat16_copy(lm: PreTrainedModel) -> PreTrainedModel:
 
 def batches(examples: int, batch_examples: int, epochs: int, *seed: int | str) -> Iterator[np.ndarray]:
     """Yield the indices of each step's examples, int64 [at most `batch_examples`]: each epoch a shuffled pass."""
-    random = generator(*seed)
+    rng = generator(*seed)
     for _ in range(epochs):
-        order = random.permutation(examples)
+        order = rng.permutation(examples)
         for first in range(0, examples, batch_examples):
             yield order[first : first + batch_examples]

@@ -18,7 +18,7 @@ def greedy_answers(
     prompts: Sequence[np.ndarray],
     end_token: int,
     new_tokens: int,
-    most_tokens: int,
+    max_batch_tokens: int,
     precision: str = "float32",
 ) -> list[np.ndarray]:
     """Return what `lm` writes after each prompt, int64 token ids without the end-of-text token.
@@ -29,7 +29,7 @@ def greedy_answers(
     Parameters
     ----------
     prompts: token ids of each prompt, none empty. new_tokens: longest answer.
-    most_tokens: most tokens in one batch, those to be written included.
+    max_batch_tokens: most tokens in one batch, those to be written included.
     """
     attention = lm.config._attn_implementation
     # The packed attention has no cache of the tokens before.
@@ -40,7 +40,7 @@ def greedy_answers(
     answers: list[np.ndarray] = [np.empty(0, np.int64)] * len(prompts)
     lengths = np.fromiter((len(prompt) for prompt in prompts), np.int64, len(prompts))
     try:
-        for chosen in token_budget(lengths + new_tokens, most_tokens):
+        for chosen in token_budget(lengths + new_tokens, max_batch_tokens):
             longest = int(lengths[chosen].max())
             tokens = np.full((len(chosen), longest), end_token, np.int64)
             mask = np.zeros_like(tokens)

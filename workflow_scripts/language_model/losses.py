@@ -165,12 +165,12 @@ def _logits_of_rows(lm: PreTrainedModel, tokens: torch.Tensor, mask: torch.Tenso
 
 @torch.inference_mode()
 def evaluate(
-    lm: PreTrainedModel, examples: Sequence[TokenizedExample], most_tokens: int, precision: str = "float32"
+    lm: PreTrainedModel, examples: Sequence[TokenizedExample], max_batch_tokens: int, precision: str = "float32"
 ) -> np.ndarray:
     """Return the loss of each example, float32 [examples], batched by length and without padding."""
     losses = torch.empty(len(examples), device=lm.device)
     lengths = np.fromiter((len(example.tokens) for example in examples), np.int64, len(examples))
-    for chosen in token_budget(lengths, most_tokens):
+    for chosen in token_budget(lengths, max_batch_tokens):
         with autocast(lm.device, precision):
             losses[to_device(chosen, lm.device)] = example_losses(lm, [examples[i] for i in chosen]).float()
     return losses.cpu().numpy()

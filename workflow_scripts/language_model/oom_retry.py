@@ -23,7 +23,7 @@ def with_fewer_tokens(
 
     Parameters
     ----------
-    work: does everything anew when it is called again.
+    work: starts over when it is called again.
     tokens: most tokens in one forward pass; it comes from the config's `key`.
     lengths: tokens of each example.
 

@@ -117,12 +117,12 @@ def _train(
         optimizer,
         lambda step: min((step + 1) / warmup, 0.5 + 0.5 * math.cos(math.pi * step / steps)),
     )
-    random = generator(seed, "pretraining batches")
+    rng = generator(seed, "pretraining batches")
     mean_tokens = np.mean([len(example.tokens) for example in examples])
     batch_examples = max(round(batch_tokens / mean_tokens), 1)
     progress = Progress("pretrain_base_lm", steps, "steps")
     for _ in range(steps):
-        batch = [examples[i] for i in random.integers(len(examples), size=batch_examples)]
+        batch = [examples[i] for i in rng.integers(len(examples), size=batch_examples)]
         losses, counts = summed_losses(lm, batch)
         loss = losses.sum() / counts.sum()
         optimizer.zero_grad(set_to_none=False)

@@ -41,7 +41,7 @@ def tokenize_corpus(
     """Write the tokens of every example that keeps a response token, and the others with the reason.
 
     An example is its prompt, its response and the end-of-text token, cut at `max_tokens`. `prompt_tokens`
-    counts the tokens that are not judged, `cut_tokens` the response tokens that were cut.
+    counts the tokens that bear no loss, `cut_tokens` the response tokens that were cut.
     """
     tokenizer = load_tokenizer(language_model or model, revision, trust_remote_code)
     if chat_template and not tokenizer.chat_template:

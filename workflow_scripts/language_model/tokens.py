@@ -13,7 +13,7 @@ from workflow_scripts.core.parquet import read_table
 
 @dataclass(frozen=True)
 class TokenizedExample:
-    """One example: `tokens` 1-D integers, of which the first `prompt_tokens` (at least 1) are not judged."""
+    """One example: `tokens` 1-D integers, of which the first `prompt_tokens` (at least 1) bear no loss."""
 
     tokens: np.ndarray
     prompt_tokens: int

@@ -53,7 +53,7 @@ def embed_by_method(
     language_model: folder of the LM, where the workflow made or fetched it.
     snapshot: folder of the model that `settings` names, where it was fetched from the hub.
     lm_source: `model`, `revision` and `trust_remote_code` of the LM; None for a method of texts.
-    module, settings: as in `study.methods.OwnEmbeddings`.
+    module, settings: as in `study.methods.EmbeddingSpec`.
     for_tests: embed as a test is, for a method that tells them from training examples.
     prompt_words: of a text, how many of the prompt are read.
     batch_tokens, precision: most tokens in one forward pass of the LM, and its precision.

@@ -25,7 +25,7 @@ from workflow_scripts.models.packing import Bucket, pack, to_device
 MLP = re.compile(r"(^|\.)(mlp|ffn|feed_forward|fc1|fc2|fc_in|fc_out)(\.|$)")
 
 # Takes (name of the layer, which examples, inputs [examples, tokens, in], gradients [examples, tokens, out]).
-Taker = Callable[[str, torch.Tensor, torch.Tensor, torch.Tensor], None]
+GradientHook = Callable[[str, torch.Tensor, torch.Tensor, torch.Tensor], None]
 
 
 def mlp_layers(lm: PreTrainedModel) -> dict[str, nn.Module]:
@@ -69,7 +69,7 @@ class ExampleGradients:
         for hook in self._hooks:
             hook.remove()
 
-    def run(self, examples: Sequence[TokenizedExample], take: Taker, mean: bool = False) -> None:
+    def run(self, examples: Sequence[TokenizedExample], take: GradientHook, mean: bool = False) -> None:
         """Call `take` for every layer and every bucket of examples of like length.
 
         Its indices count in `examples`; inputs and gradients are float32, and gradients are zero at padding.

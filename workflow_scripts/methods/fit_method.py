@@ -35,7 +35,7 @@ def fit_method(
     ----------
     tokens: of the warm-up's corpus.
     language_model: folder of the LM that the method reads; None where `model` is a local folder.
-    module, settings: as in `study.methods.OwnEmbeddings`.
+    module, settings: as in `study.methods.EmbeddingSpec`.
     examples, measured_examples, finetuning, seed: see `WarmupExamples`.
     """
     lm = load_language_model(language_model or model, revision, trust_remote_code, precision=finetuning["precision"])

@@ -154,8 +154,8 @@ def _like_lengths(lengths: np.ndarray) -> Iterator[tuple[int, int]]:
         first = last
 
 
-def token_budget(lengths: np.ndarray, most_tokens: int) -> Iterator[np.ndarray]:
-    """Yield index arrays of examples, sorted by length, each of at most `most_tokens` tokens in all.
+def token_budget(lengths: np.ndarray, max_batch_tokens: int) -> Iterator[np.ndarray]:
+    """Yield index arrays of examples, sorted by length, each of at most `max_batch_tokens` tokens in all.
 
     An example longer than the budget is a batch of its own.
     """
@@ -163,7 +163,7 @@ def token_budget(lengths: np.ndarray, most_tokens: int) -> Iterator[np.ndarray]:
     first = 0
     total = np.concatenate([[0], np.cumsum(lengths[order])])
     while first < len(order):
-        last = int(np.searchsorted(total, total[first] + most_tokens, side="right")) - 1
+        last = int(np.searchsorted(total, total[first] + max_batch_tokens, side="right")) - 1
         last = max(last, first + 1)
         yield order[first:last]
         first = last

@@ -88,23 +88,23 @@ def time_texts(sample: Path, folder: Path, tokenizing: dict[str, Any]) -> dict[s
 
 
 def time_finetuning(
-    tokens: Path, source: Sequence[Any], finetuning: dict[str, Any], subset_examples: int, judged_examples: int | None
+    tokens: Path, source: Sequence[Any], finetuning: dict[str, Any], subset_examples: int, measured_examples: int | None
 ) -> dict[str, float]:
-    """Return the seconds of a token that is trained on (one pass), judged, and differentiated by itself.
+    """Return the seconds of a token that is trained on (one pass), evaluated, and differentiated by itself.
 
     A large LM's subset would take too long, so no more than some seconds' worth of it is trained on.
     """
     examples = list(read_examples(tokens).values())
     tuner = Finetuner(load_language_model(*source, precision=finetuning["precision"]), **finetuning)
-    subset, judged = repeated(examples, subset_examples), repeated(examples, judged_examples or len(examples))
+    subset, measured = repeated(examples, subset_examples), repeated(examples, measured_examples or len(examples))
 
     batch = subset[: tuner.batch_examples]
     tuner.finetune(batch, 0)  # warm-up
     of_batch = typical_seconds(lambda: tuner.finetune(batch, 0), 0)
     subset = subset[: max(int(LONGEST_CALL_SECONDS / of_batch), 1) * len(batch)]
     trained = typical_seconds(lambda: tuner.finetune(subset, 0)) / (tuner.epochs * _tokens(subset))
-    judged = judged[: max(int(LONGEST_CALL_SECONDS / trained / _tokens(judged) * len(judged)), 1)]
-    evaluated = typical_seconds(lambda: tuner.losses(judged)) / _tokens(judged)
+    measured = measured[: max(int(LONGEST_CALL_SECONDS / trained / _tokens(measured) * len(measured)), 1)]
+    evaluated = typical_seconds(lambda: tuner.losses(measured)) / _tokens(measured)
     few = examples[:GRADIENTS]
 
     def differentiate() -> None:

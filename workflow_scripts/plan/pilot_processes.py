@@ -13,7 +13,7 @@ from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.gpus import visible_gpus
 
 # More processes side by side slow each other no further, and each costs a start.
-MOST_PROCESSES = 8
+MAX_PROCESSES = 8
 # A stage without a model and one with: all of either kind import much the same.
 LIGHT_STAGE, MODEL_STAGE = "workflow_scripts.targets.sample_subsets", "workflow_scripts.targets.finetune_shard"
 STARTS = 2
@@ -34,7 +34,7 @@ def time_starts() -> dict[str, float]:
 
 def side_by_side(*arguments: str) -> list[str]:
     """Return what Python prints in as many processes at a time as the study's one-core jobs would run here."""
-    processes = 1 if visible_gpus() else min(torch.get_num_threads(), MOST_PROCESSES)
+    processes = 1 if visible_gpus() else min(torch.get_num_threads(), MAX_PROCESSES)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     running = [
         subprocess.Popen(

@@ -85,7 +85,7 @@ def run_pilot(
     ----------
     corpora: `corpora/` files that are at hand.
     language_model, encoder, prompt_words, chunk_tokens, precision: the study's values.
-    runs: `finetuning`, and the `subset_examples` and `judged_examples` of one run; None for a study without any.
+    runs: `finetuning`, and the `subset_examples` and `measured_examples` of one run; None for a study without any.
     training: of the encoder: `target_corpus`, `objective`, and the sizes of a fold and of a `step`; None where it was
         trained elsewhere.
     tests_only: all corpora of the study by name, and whether each serves for tests only.
@@ -397,13 +397,13 @@ def _fold_tokens(step: Mapping[str, int], tokens: float) -> dict[str, float]:
 
 
 def _random_fold(step: Mapping[str, int]) -> FoldTargets:
-    random = generator("pilot fold")
+    rng = generator("pilot fold")
     pool, tests, subsets = step["pool_examples"], step["tests_per_fold"], step["subsets_per_fold"]
     size = min(step["subset_examples"], pool)
     return FoldTargets(
         tests=np.arange(pool, pool + tests),
-        members=np.stack([random.choice(pool, size, replace=False) for _ in range(subsets)]),
-        labels=random.standard_normal((subsets, tests)).astype(np.float32),
+        members=np.stack([rng.choice(pool, size, replace=False) for _ in range(subsets)]),
+        labels=rng.standard_normal((subsets, tests)).astype(np.float32),
     )
 
 

@@ -42,7 +42,7 @@ class PoolStatus:
     diverged: int
     jobs_at_work: int
     seconds_left: float | None
-    judged_examples: int | None
+    measured_examples: int | None
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class JobStatus:
 def pool_status(plan: StudyPlan, pool: str, now: float) -> PoolStatus:
     """Read the status of a pool's fine-tuning from its folder, including the runs of unfinished jobs."""
     folds, subsets, seeds = plan.runs(pool)
-    judged = plan.judged_examples(pool)
+    measured = plan.measured_examples(pool)
     folder = plan.results / "targets" / pool
     finished = diverged = at_work = 0
     rate = 0.0
@@ -66,9 +66,9 @@ def pool_status(plan: StudyPlan, pool: str, now: float) -> PoolStatus:
         singles = sorted(folder.glob(f".{block}.*.runs/*.parquet"), key=lambda path: path.stat().st_mtime)
         if whole.exists() and not singles:
             # `tests: null`: how many there are is known from the first losses on.
-            judged = judged or len(pc.unique(read_table(whole, ["example_id"])["example_id"]))
-            finished += pq.read_metadata(whole).num_rows // judged
-            diverged += pc.sum(pc.equal(read_table(whole, ["status"])["status"], "diverged")).as_py() // judged
+            measured = measured or len(pc.unique(read_table(whole, ["example_id"])["example_id"]))
+            finished += pq.read_metadata(whole).num_rows // measured
+            diverged += pc.sum(pc.equal(read_table(whole, ["status"])["status"], "diverged")).as_py() // measured
             continue
         finished += len(singles)
         if singles and now - singles[-1].stat().st_mtime < RECENT_SECONDS:
@@ -77,7 +77,7 @@ def pool_status(plan: StudyPlan, pool: str, now: float) -> PoolStatus:
             rate += (len(singles) - 1) / took if took > 0 else 0.0
     runs = folds * subsets * seeds
     left = (runs - finished) / rate if rate else None
-    return PoolStatus(pool, runs, finished, diverged, at_work, left, judged)
+    return PoolStatus(pool, runs, finished, diverged, at_work, left, measured)
 
 
 def unfinished_jobs(results: Path, now: float) -> Iterator[JobStatus]:
@@ -156,7 +156,7 @@ def _milestones(plan: StudyPlan) -> dict[str, Path]:
     ends = [
         ("targets", "targets/train.parquet", plan.study.targets),
         ("encoder", "encoder", plan.study.targets or plan.trained_methods()),
-        ("LDS", "evaluation/lds.parquet", plan.judged),
+        ("LDS", "evaluation/lds.parquet", plan.lds_evaluations),
         ("report", "report.html", True),
     ]
     return {name: plan.results / path for name, path, is_made in ends if is_made}
@@ -164,7 +164,7 @@ def _milestones(plan: StudyPlan) -> dict[str, Path]:
 
 def _pool_line(status: PoolStatus) -> str:
     runs = f"{status.finished:,} of {status.runs:,}"
-    size = status.judged_examples
+    size = status.measured_examples
     targets = f"{status.finished * size:,} of {status.runs * size:,}" if size else "?"
     done = status.finished >= status.runs
     left = "done" if done else "?" if status.seconds_left is None else timedelta(seconds=round(status.seconds_left))

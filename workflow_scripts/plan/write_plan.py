@@ -83,7 +83,7 @@ def _cheaper(study: Study, pilot: Pilot, concurrency: Concurrency) -> Iterator[d
                 "because": f"what {100 * share:.0f} % of the training folds left on the embedded study "
                 "(docs/planning.md); another corpus may lose more or less",
             }
-    if not StudyPlan(study).judged:
+    if not StudyPlan(study).lds_evaluations:
         return
     halved = {
         name: one.model_copy(update={"subsets": math.ceil(one.subsets / 2)}) for name, one in study.evaluations.items()

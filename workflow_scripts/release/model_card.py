@@ -55,7 +55,7 @@ def model_card(
     Parameters
     ----------
     study, config: the study whose encoder it is, and its values in force as YAML text.
-    provenance: of `provenance.json`. lds: rows of `evaluation/lds.parquet`; none where nothing was judged.
+    provenance: of `provenance.json`. lds: rows of `evaluation/lds.parquet`; none where there is no LDS.
     view, layout: what the encoder reads, and how it is stored (`release.layout`).
     """
     of_sentence_transformers = layout == "sentence_transformers"

@@ -25,7 +25,7 @@ def package_encoder(
     Parameters
     ----------
     config, provenance: `config.resolved.yaml` and `provenance.json`.
-    lds: table of the evaluation; None where nothing was judged.
+    lds: table of the evaluation; None where there is no LDS.
     layout: `sentence_transformers`, a copy of `encoder` byte by byte, or `published`, the one of the paper's authors.
 
     Raises

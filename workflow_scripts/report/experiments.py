@@ -221,7 +221,7 @@ def _transfer(rows: pd.DataFrame) -> Experiment:
     words = {
         "reuse": "Reuse the encoder for the other language model.",
         "fine-tune": "Go on from the encoder with some targets of the other language model: part of it carries over.",
-        "retrain": "Train an encoder anew for the other language model: nothing shows that this one carries over.",
+        "retrain": "Train another encoder for the other language model: nothing shows that this one carries over.",
     }
     sentences = [words[advice] for advice in rows["advice"].dropna()][:1]
 

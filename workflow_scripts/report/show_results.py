@@ -27,10 +27,10 @@ CHARACTERS = 50
 def results_text(results: Path, study: Study) -> str:
     """Return the results of every evaluation set in the folder `results`, and the report's path.
 
-    That is its LDS table, or, where no LM was fine-tuned to judge methods, some tests with their best examples.
+    That is its LDS table, or, where no LM was fine-tuned to evaluate methods, some tests with their best examples.
     """
-    judged = any(evaluation.subsets for evaluation in study.evaluations.values())
-    rows = read_frame(results / "evaluation" / "lds.parquet") if judged else pd.DataFrame()
+    has_lds = any(evaluation.subsets for evaluation in study.evaluations.values())
+    rows = read_frame(results / "evaluation" / "lds.parquet") if has_lds else pd.DataFrame()
     lines = [
         line
         for name, evaluation in study.evaluations.items()

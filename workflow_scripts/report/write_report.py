@@ -69,7 +69,7 @@ def write_report(
     Parameters
     ----------
     config, provenance: `config.resolved.yaml` and `provenance.json`.
-    lds, differences: tables of the evaluation; None where no LM was fine-tuned to judge methods.
+    lds, differences: tables of the evaluation; None where no LM was fine-tuned to evaluate methods.
     training: table of the encoder's training; None where it was trained elsewhere.
     targets: `targets/<pool>.parquet`, whose metadata count the fine-tuning runs.
     scores: `scores/<method>/<evaluation>.parquet`; method and evaluation are read from the path.

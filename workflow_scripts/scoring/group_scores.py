@@ -58,7 +58,7 @@ class GroupScores:
     """Running sums that give f(x, S) for each subset S and test x.
 
     With `attention`, f = sum_i a_i s_i where a = softmax over the members i of |s_i|; with `signed`, which the
-    released code judges by, a = softmax of s_i. Weights are relative to the largest |s_i| (or s_i) of the same subset
+    released code uses, a = softmax of s_i. Weights are relative to the largest |s_i| (or s_i) of the same subset
     and test, so they neither overflow nor vanish, whatever the scores of other subsets are. `mean` and `sum` are
     additive.
 

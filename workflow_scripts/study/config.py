@@ -50,7 +50,7 @@ class Study(Section):
     language_model: LanguageModel = Field(default_factory=LanguageModel)
     language_models: dict[Name, dict[str, Any]] = Field(
         default_factory=dict,
-        description="Further LMs by name, for evaluations to judge a transfer: the keys of `language_model` in which "
+        description="Further LMs by name, for evaluations of a transfer: the keys of `language_model` in which "
         "each differs.",
     )
     finetuning: Finetuning = Field(default_factory=Finetuning)
@@ -74,7 +74,7 @@ class Study(Section):
 
     @property
     def fine_tunes(self) -> bool:
-        """Whether any LM is fine-tuned: for the encoder's targets, or to judge methods."""
+        """Whether any LM is fine-tuned: for the encoder's targets, or to evaluate methods."""
         return self.targets is not None or any(evaluation.subsets for evaluation in self.evaluations.values())
 
     @property
@@ -179,9 +179,9 @@ class Study(Section):
                     f"experiments.{name}: there is no evaluation {missing[0]!r}; write one of "
                     f"{', '.join(self.evaluations)}"
                 )
-            if unjudged := [one for one in named if one and not self.evaluations[one].subsets and name in FINE_TUNED]:
+            if no_lds := [one for one in named if one and not self.evaluations[one].subsets and name in FINE_TUNED]:
                 raise ValueError(
-                    f"experiments.{name}: evaluation {unjudged[0]!r} has no LM that is fine-tuned; give it `subsets`"
+                    f"experiments.{name}: evaluation {no_lds[0]!r} has no LM that is fine-tuned; give it `subsets`"
                 )
             if missing := [one for one in values.get("methods") or [] if one not in self.scoring.methods]:
                 raise ValueError(f"experiments.{name}.methods: {missing[0]!r} doesn't score; add it to scoring.methods")

@@ -159,7 +159,7 @@ def makespan(seconds: Sequence[float], slots: int) -> float:
 def work(plan: StudyPlan, pilot: Pilot) -> dict[str, list[Work]]:
     """Return what each job of each stage has to do, as numbers of units."""
     study, start, model = plan.study, {"job_start": 1}, {"job_start": 1, "model_start": 1}
-    tests = {name: _judged(plan, pilot, name) for name in study.evaluations}
+    tests = {name: _measured(plan, pilot, name) for name in study.evaluations}
     pairs = {name: pilot.corpora[one.train].rows * tests[name] for name, one in study.evaluations.items()}
     parts = {name: len(plan.parts_of(one.train)) for name, one in study.evaluations.items()}
     of_parts, whole = plan.methods_scored(in_parts=True), plan.methods_scored(in_parts=False)
@@ -191,7 +191,9 @@ def work(plan: StudyPlan, pilot: Pilot) -> dict[str, list[Work]]:
             for _ in range(parts[name])
         ],
         "merge_scores": [start] * (len(pairs) * len(of_parts)),
-        "evaluate_lds": [{**start, "bootstrapped_pair": _bootstrapped_pairs(plan, tests)}] if plan.judged else [],
+        "evaluate_lds": [{**start, "bootstrapped_pair": _bootstrapped_pairs(plan, tests)}]
+        if plan.lds_evaluations
+        else [],
         "write_report": [start],
     }
     return {stage: of_stage for stage, of_stage in jobs.items() if of_stage}
@@ -217,7 +219,9 @@ def _encoder_work(plan: StudyPlan, pilot: Pilot, tests: int) -> dict[str, list[W
     return {
         "check_leaks": [{"job_start": 1, "compared_row": rows * len(plan.study.evaluations) + tests}],
         "init_encoder": [
-            {**start, "encoder_start": 1} for variant in plan.variants if not variant or plan.starts_anew(variant)
+            {**start, "encoder_start": 1}
+            for variant in plan.variants
+            if not variant or plan.has_own_initialization(variant)
         ],
         # The study's own comes first.
         "train_encoder": [
@@ -245,33 +249,33 @@ def _embedded(plan: StudyPlan) -> list[str]:
 def _bootstrapped_pairs(plan: StudyPlan, tests: Mapping[str, int]) -> int:
     rows = 1 + sum(len(plan.poolings_of(method)) for method in plan.study.scoring.methods)
     draws = plan.study.judging.bootstrap
-    return sum(draws * rows * tests[name] * plan.study.evaluations[name].subsets ** 2 for name in plan.judged)
+    return sum(draws * rows * tests[name] * plan.study.evaluations[name].subsets ** 2 for name in plan.lds_evaluations)
 
 
 def finetuning_work(plan: StudyPlan, pilot: Pilot, pool: str) -> list[Work]:
     """Return the work of each fine-tuning job of a pool."""
     train, test = (pilot.corpora[name] for name in plan.corpora_of(pool))
-    judged = _judged(plan, pilot, pool)
+    measured = _measured(plan, pilot, pool)
     jobs = []
     for block in plan.blocks(pool):
         spec = plan.spec("finetune_shard", {"pool": pool, "block": block})
         folds = spec["folds"][1] - spec["folds"][0]
         runs = folds * (spec["indexes"][1] - spec["indexes"][0]) * spec["seeds"]
         trained = runs * spec["sampling"]["subset_examples"] * plan.study.finetuning.epochs
-        # The base LM is judged once for each fold.
+        # The base LM is evaluated once for each fold.
         jobs.append(
             {
                 "job_start": 1,
                 "model_start": 1,
                 "trained_token": trained * train.lm_tokens,
-                "evaluated_token": (runs + folds) * judged * test.lm_tokens,
+                "evaluated_token": (runs + folds) * measured * test.lm_tokens,
             }
         )
     return jobs
 
 
-def _judged(plan: StudyPlan, pilot: Pilot, pool: str) -> int:
-    return plan.judged_examples(pool) or pilot.corpora[plan.corpora_of(pool)[1]].rows
+def _measured(plan: StudyPlan, pilot: Pilot, pool: str) -> int:
+    return plan.measured_examples(pool) or pilot.corpora[plan.corpora_of(pool)[1]].rows
 
 
 def distinct_examples(pool: int, subsets: int, subset_examples: int) -> float:
@@ -282,7 +286,7 @@ def distinct_examples(pool: int, subsets: int, subset_examples: int) -> float:
 def disk_bytes(plan: StudyPlan, pilot: Pilot) -> dict[str, float]:
     """Return what each stage leaves on disk, in bytes."""
     study, scoring = plan.study, plan.study.scoring
-    losses = sum(math.prod(plan.runs(pool)) * _judged(plan, pilot, pool) for pool in plan.pools)
+    losses = sum(math.prod(plan.runs(pool)) * _measured(plan, pilot, pool) for pool in plan.pools)
     number_bytes = {"float16": 2, "float32": 4}[scoring.embedding_precision]
     vector_bytes = study.encoder.dimension * number_bytes + 16  # 16: its row's hash
     return {
@@ -308,7 +312,7 @@ def _score_bytes(plan: StudyPlan, pilot: Pilot, methods: Sequence[str]) -> float
     """Return the bytes of the kept scores and of the group scores of some methods."""
     top = 2 * plan.study.scoring.top * BYTES["score"]
     return sum(
-        _judged(plan, pilot, name) * (top + len(plan.poolings_of(method)) * one.subsets * BYTES["group"])
+        _measured(plan, pilot, name) * (top + len(plan.poolings_of(method)) * one.subsets * BYTES["group"])
         for name, one in plan.study.evaluations.items()
         for method in methods
     )

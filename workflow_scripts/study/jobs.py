@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from workflow_scripts.study.config import Study
-from workflow_scripts.study.methods import METHODS, Method, OwnEmbeddings, find_method, sentence_encoder_method
+from workflow_scripts.study.methods import METHODS, EmbeddingSpec, Method, find_method, sentence_encoder_method
 from workflow_scripts.study.sections import Encoder, EncoderTraining, LanguageModel
 from workflow_scripts.study.sources import is_hub_id, local_files, snapshot_name
 
@@ -48,8 +48,8 @@ class StudyJobs:
     def __init__(self, study: Study):
         self.study = study
         # Evaluation sets with an LDS, and the pools that LMs are fine-tuned on.
-        self.judged = [name for name, evaluation in study.evaluations.items() if evaluation.subsets]
-        self.pools = [TRAIN_POOL, *self.judged] if study.targets else self.judged
+        self.lds_evaluations = [name for name, evaluation in study.evaluations.items() if evaluation.subsets]
+        self.pools = [TRAIN_POOL, *self.lds_evaluations] if study.targets else self.lds_evaluations
         # Of the artifacts that several encoders or LMs have, a name begins with @; the study's own have none.
         self.variants = ["", *(f"@{name}" for name in study.encoder_variants)]
         self.language_models = ["", *(f"@{name}" for name in study.language_models)]
@@ -57,7 +57,7 @@ class StudyJobs:
         self.results = Path("results") / study.run
 
     def corpora_of(self, pool: str) -> tuple[str, str]:
-        """Return the names of the corpora that a pool's subsets and its judged examples are drawn from."""
+        """Return the names of the corpora that a pool's subsets and its evaluated examples are drawn from."""
         if pool == TRAIN_POOL:
             return self.study.targets.corpus, self.study.targets.corpus
         evaluation = self.study.evaluations[pool]
@@ -153,8 +153,8 @@ class StudyJobs:
         evaluation = self.study.evaluations[pool]
         return 1, evaluation.subsets, evaluation.seeds
 
-    def judged_examples(self, pool: str) -> int | None:
-        """Return how many examples each subset of a pool is judged on; None for the whole test corpus."""
+    def measured_examples(self, pool: str) -> int | None:
+        """Return how many examples each subset of a pool is evaluated on; None for the whole test corpus."""
         if pool == TRAIN_POOL:
             return self.study.targets.evaluated_examples
         return self.study.evaluations[pool].tests
@@ -198,7 +198,7 @@ class StudyJobs:
         """Return the method that makes the embeddings of a folder."""
         return embedding.removesuffix(OF_TESTS)
 
-    def own_of(self, embedding: str) -> OwnEmbeddings:
+    def embedding_spec(self, embedding: str) -> EmbeddingSpec:
         """Return how the embeddings of a folder are made."""
         return self.method(self.method_of(embedding)).own
 
@@ -211,7 +211,7 @@ class StudyJobs:
         """Return the methods that are fitted before they embed."""
         return [name for name in METHODS if METHODS[name].is_fitted]
 
-    def starts_anew(self, variant: str) -> bool:
+    def has_own_initialization(self, variant: str) -> bool:
         """Return whether an encoder variant starts from another encoder than the study's own does."""
         return self._encoder(variant) != self._encoder("")
 
@@ -235,7 +235,7 @@ class StudyJobs:
         return getattr(self.study.experiments, name)
 
     def experiment_methods(self, name: str) -> list[str]:
-        """Return the methods that an experiment judges."""
+        """Return the methods that an experiment evaluates."""
         return getattr(self.experiment(name), "methods", None) or list(self.study.scoring.methods)
 
     def classified(self) -> list[str]:
@@ -278,7 +278,7 @@ class StudyJobs:
         if not encoder:
             return []
         kind, at, name = encoder.partition("@")
-        start = f"init_encoder/study{at + name if self.starts_anew(at + name) else ''}.tsv"
+        start = f"init_encoder/study{at + name if self.has_own_initialization(at + name) else ''}.tsv"
         if kind == "untrained":
             return [start]
         targets = [f"{stage}/{TRAIN_POOL}.tsv" for stage in ("sample_subsets", "collect_targets")]

@@ -8,11 +8,16 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
+# Keys that had another name before.
+RENAMED = {"smallest_difference": "min_label_gap", "largest_weight": "max_pair_weight"}
+
 
 def explain(detail: Mapping[str, Any], section: type[BaseModel]) -> str:
     """Return one line for an error that pydantic found in a `section`: the key, what is wrong, what to write."""
     key = ".".join(str(part) for part in detail["loc"] if part != "[key]") or "study"
     if detail["type"] == "extra_forbidden":
+        if new := RENAMED.get(str(detail["loc"][-1])):
+            return f"  {key}: is called {new!r} now; write {new}"
         known = _known_keys(detail["loc"][:-1], section)
         near = difflib.get_close_matches(str(detail["loc"][-1]), known, n=1)
         advice = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"

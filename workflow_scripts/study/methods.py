@@ -16,7 +16,7 @@ from workflow_scripts.study.choices import Pooling
 
 
 @dataclass(frozen=True)
-class OwnEmbeddings:
+class EmbeddingSpec:
     """How a method makes embeddings of its own.
 
     Parameters
@@ -49,7 +49,7 @@ class Method:
 
     poolings: tuple[Pooling, ...]
     encoder: str | None = None
-    own: OwnEmbeddings | None = None
+    own: EmbeddingSpec | None = None
 
     @property
     def is_fitted(self) -> bool:
@@ -57,7 +57,7 @@ class Method:
 
 
 def _of_gradients(module: str, by_role: bool = False, language_model: str = "warm", **settings: Any) -> Method:
-    return Method(("mean",), own=OwnEmbeddings(module, settings, language_model, fitted=True, by_role=by_role))
+    return Method(("mean",), own=EmbeddingSpec(module, settings, language_model, fitted=True, by_role=by_role))
 
 
 METHODS = {
@@ -70,7 +70,7 @@ METHODS = {
     "length": Method(("mean",)),
     "random": Method(("mean",)),
     "dsir": Method(("mean",)),
-    "rds": Method(("mean",), own=OwnEmbeddings("rds", language_model="base")),
+    "rds": Method(("mean",), own=EmbeddingSpec("rds", language_model="base")),
     "tracin": _of_gradients("tracin", rank=16),
     "logra_4": _of_gradients("logra", rank=4, start="pca", hessian="kfac"),
     "logra_8": _of_gradients("logra", rank=8, start="pca", hessian="kfac"),
@@ -86,7 +86,7 @@ METHODS = {
 
 def sentence_encoder_method(model: str) -> Method:
     """Return the method that compares the embeddings of a sentence-transformers model."""
-    return Method(("mean",), own=OwnEmbeddings("sentence_encoder", {"model": model}))
+    return Method(("mean",), own=EmbeddingSpec("sentence_encoder", {"model": model}))
 
 
 def find_method(name: str) -> Method:

@@ -157,7 +157,7 @@ class Finetuning(Section):
     processes: Positive = Field(
         1,
         description="`deepspeed` only: processes that share a run, one for each GPU of the job. Results change by "
-        "rounding only, so another number makes nothing anew. A Slurm job asks for as many GPUs; with `gres`, write "
+        "rounding only, so another number recomputes nothing. A Slurm job asks for as many GPUs; with `gres`, write "
         "the number in `slurm/config.yaml` too.",
     )
 
@@ -178,7 +178,7 @@ class Targets(Section):
     folds: Positive = Field(description="Cross-validation instances.")
     pool_examples: Positive = Field(description="N_t: examples in a fold's training pool.")
     validation_examples: Positive = Field(description="N_v: examples in a fold's validation set.")
-    evaluated_examples: Positive = Field(description="Of the validation set, how many each subset is judged on.")
+    evaluated_examples: Positive = Field(description="Of the validation set, how many each subset is evaluated on.")
     subsets_per_fold: Positive = Field(description="M: subsets of a fold.")
     subset_examples: Positive = Field(description="n: examples in a subset.")
     seeds: Positive = Field(1, description="Fine-tuning runs per subset; labels use their mean loss.")
@@ -255,8 +255,8 @@ class EncoderTraining(Section):
     gradient_clip: float = Field(1.0, gt=0, description="Largest gradient norm.")
     subsets_per_step: Positive = Field(32, description="Subsets of the fold in one step.")
     examples_per_step: Positive = Field(1000, description="Validation examples of the fold in one step.")
-    smallest_difference: float = Field(0.1, ge=0, description="T_min: pairs of closer labels are dropped.")
-    largest_weight: float = Field(5.0, gt=0, description="T_max: cap of a pair's weight.")
+    min_label_gap: float = Field(0.1, ge=0, description="T_min: pairs of closer labels are dropped.")
+    max_pair_weight: float = Field(5.0, gt=0, description="T_max: cap of a pair's weight.")
     label_spread: Literal["fold", "pooled"] = Field(
         "fold",
         description="An example's labels have mean 0 and spread 1 over the subsets of a fold, or over those of all "
@@ -288,7 +288,7 @@ class EncoderTraining(Section):
     processes: Positive = Field(
         1,
         description="Processes that share each step, also when embedding: one for each GPU of the job. Results change "
-        "by rounding only, so another number makes nothing anew. A Slurm job asks for as many GPUs; with `gres`, write "
+        "by rounding only, so another number recomputes nothing. A Slurm job asks for as many GPUs; with `gres`, write "
         "the number in `slurm/config.yaml` too.",
     )
 
@@ -368,7 +368,7 @@ class Scoring(Section):
     parts: Positive = Field(
         1,
         description="Jobs that embed an evaluation's training corpus, and as many that score it for each method that "
-        "embeds. Results change by rounding only, but another number embeds anew.",
+        "embeds. Results change by rounding only, but another number embeds again.",
     )
     embedding_precision: Literal["float16", "float32"] = Field("float16", description="Of embeddings on disk.")
 

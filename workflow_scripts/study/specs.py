@@ -68,7 +68,7 @@ class StageSpecs(StudyJobs):
         }
 
     def _resolve_config(self) -> dict[str, Any]:
-        # As the stages' own specs: what is off has no part in them, or a new key would make finished studies anew.
+        # As the stages' own specs: what is off has no part in them, or a new key would recompute finished studies.
         off = set() if self.study.deterministic else {"deterministic"}
         return {"study": self.study.model_dump(mode="json", exclude=off)}
 
@@ -175,7 +175,7 @@ class StageSpecs(StudyJobs):
         }
 
     def _fit_method(self, method: str) -> dict[str, Any]:
-        own = self.own_of(method)
+        own = self.embedding_spec(method)
         return {
             **self._warmup_lm(),
             "measured_examples": self.study.warmup.measured_examples,
@@ -184,7 +184,7 @@ class StageSpecs(StudyJobs):
         }
 
     def _embed_by_method(self, embedding: str, corpus: str, part: str) -> dict[str, Any]:
-        own = self.own_of(embedding)
+        own = self.embedding_spec(embedding)
         return {
             **self._part(part),
             "lm_source": self._lm_source() if own.language_model else None,
@@ -274,7 +274,7 @@ class StageSpecs(StudyJobs):
             "finetuning": self._finetuning(),
         }
 
-    def _judged_experiment(self, experiment: str) -> dict[str, Any]:
+    def _experiment_statistics(self, experiment: str) -> dict[str, Any]:
         return {
             "evaluation": self.experiment(experiment).evaluation,
             "bootstrap": self.study.judging.bootstrap,
@@ -284,13 +284,13 @@ class StageSpecs(StudyJobs):
         }
 
     def _evaluate_leave_out(self) -> dict[str, Any]:
-        return self._judged_experiment("leave_out")
+        return self._experiment_statistics("leave_out")
 
     def _evaluate_removal(self) -> dict[str, Any]:
-        return self._judged_experiment("removal")
+        return self._experiment_statistics("removal")
 
     def _evaluate_selection(self) -> dict[str, Any]:
-        return self._judged_experiment("selection")
+        return self._experiment_statistics("selection")
 
     def _evaluate_classification(self) -> dict[str, Any]:
         return {
@@ -340,7 +340,7 @@ class StageSpecs(StudyJobs):
         return {
             "finetuning": self._finetuning(),
             "subset_examples": sizes.get("subset_examples", self.study.finetuning.batch_examples),
-            "judged_examples": sizes.get("evaluated_examples"),
+            "measured_examples": sizes.get("evaluated_examples"),
         }
 
     def _pilot_training(self) -> dict[str, Any]:
@@ -355,9 +355,7 @@ class StageSpecs(StudyJobs):
                 "subsets_per_fold": sizes.subsets_per_fold,
                 "tests_per_fold": sizes.evaluated_examples,
             },
-            "objective": training.model_dump(
-                include={"pooling", "smallest_difference", "largest_weight", "learned_scale"}
-            ),
+            "objective": training.model_dump(include={"pooling", "min_label_gap", "max_pair_weight", "learned_scale"}),
         }
 
     def _only_tests(self, corpus: str) -> bool:
@@ -366,6 +364,6 @@ class StageSpecs(StudyJobs):
         return corpus in {one.test for one in evaluations} - {one.train for one in evaluations} - learned_from
 
     def _write_plan(self) -> dict[str, Any]:
-        # As the stages' own specs: what is off has no part in them, or a new key would make finished studies anew.
+        # As the stages' own specs: what is off has no part in them, or a new key would recompute finished studies.
         off = set() if self.study.deterministic else {"deterministic"}
         return {"study": self.study.model_dump(mode="json", exclude=off)}

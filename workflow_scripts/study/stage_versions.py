@@ -1,6 +1,6 @@
 """The version of what each stage computes. It imports nothing, so a stage runs wherever its own libraries are."""
 
-# Raised by hand whenever a stage's code starts to mean something else, so that its results are made anew.
+# Raised by hand whenever a stage's code starts to mean something else, so that its results are recomputed.
 # tests/unit/study/test_specs.py pins each stage's source to its version.
 STAGE_VERSIONS = {
     "resolve_config": 1,

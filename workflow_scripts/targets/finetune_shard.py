@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from workflow_scripts.core.distributed import agreed
+from workflow_scripts.core.distributed import broadcast_from_rank_zero
 from workflow_scripts.core.files import file_hash, folder_hash
 from workflow_scripts.core.parquet import spec_hash
 from workflow_scripts.core.progress import Progress
@@ -68,7 +68,7 @@ def finetune_shard(
     )
     finished = FinishedRuns(losses, key, SCHEMA.names[:3])
     # Meanwhile the job of a killed driver may write other runs of the same block.
-    missing = agreed([run for run in runs if run not in finished])
+    missing = broadcast_from_rank_zero([run for run in runs if run not in finished])
     progress = Progress(
         f"finetune_shard {draw.pool} folds {folds[0]}-{folds[1] - 1} subsets {indexes[0]}-{indexes[1] - 1}",
         len(runs),
@@ -84,12 +84,12 @@ def finetune_shard(
         for fold, index, seed in missing:
             if fold != fold_number:
                 fold_number, drawn = fold, draw.fold(fold, train_ids, test_ids)
-                judged = [test[i] for i in drawn.evaluated]
+                evaluated = [test[i] for i in drawn.evaluated]
                 tuner.reset()
-                base = tuner.losses(judged)
+                base = tuner.losses(evaluated)
             subset = draw.subset(fold, index, drawn.pool)
             ended = tuner.finetune([train[i] for i in subset], draw.seed, draw.pool, "finetune", fold, index, seed)
-            measured = tuner.losses(judged) if ended else np.full(len(judged), np.nan, np.float32)
+            measured = tuner.losses(evaluated) if ended else np.full(len(evaluated), np.nan, np.float32)
             finished.add((fold, index, seed), _run_table((fold, index, seed), drawn, base, measured))
             progress.advance(note=f"mean loss {measured.mean():.3f} (base {base.mean():.3f})")
     finished.publish(runs, SCHEMA)

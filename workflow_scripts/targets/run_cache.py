@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from workflow_scripts.core.distributed import is_first
+from workflow_scripts.core.distributed import is_rank_zero
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.parquet import read_metadata, read_table, write_table
 from workflow_scripts.core.progress import say
@@ -28,7 +28,7 @@ class FinishedRuns:
         self.losses, self.key, self.names = Path(losses), key, names
         self.folder = self.losses.with_name(f".{self.losses.stem}.{key}.runs")
         self.tables: dict[Run, pa.Table] = {}
-        for path in [self.losses, *sorted(self.folder.glob("*.parquet"))] if is_first() else []:
+        for path in [self.losses, *sorted(self.folder.glob("*.parquet"))] if is_rank_zero() else []:
             if path.exists():
                 self._take(path)
 
@@ -53,12 +53,12 @@ class FinishedRuns:
     def add(self, run: Run, table: pa.Table) -> None:
         """Keep a run that has just ended, on disk too."""
         self.tables[run] = table
-        if is_first():
+        if is_rank_zero():
             write_table(self.folder / f"{'_'.join(map(str, run))}.parquet", table, key=self.key)
 
     def publish(self, runs: Sequence[Run], schema: pa.Schema) -> None:
         """Write all `runs` in order as one file and drop the single ones."""
-        if is_first():
+        if is_rank_zero():
             tables = [self.tables[run] for run in runs] or [schema.empty_table()]
             write_table(self.losses, pa.concat_tables(tables), key=self.key)
             shutil.rmtree(self.folder, ignore_errors=True)

@@ -26,7 +26,7 @@ def sample_subsets(
     folds: int,
     subsets_per_fold: int,
 ) -> None:
-    """Write all subsets of a pool, and the examples that each fold's subsets are judged on.
+    """Write all subsets of a pool, and the examples that each fold's subsets are evaluated on.
 
     `train_tokens` and `test_tokens` name the examples that may be drawn: corpora as the LM reads them, or the corpora
     themselves where no LM is fine-tuned.

@@ -35,7 +35,7 @@ class Sampling:
     pool: `train`, or the name of an evaluation set.
     pool_examples: size of a fold's training pool (N_t); None for the whole corpus.
     validation_examples: size of a fold's validation set (N_v); None for the whole test corpus.
-    evaluated_examples: how many of them each subset is judged on; None for all.
+    evaluated_examples: how many of them each subset is evaluated on; None for all.
     subset_examples: size of a subset (n); None where there are no subsets.
     """
 
@@ -71,8 +71,8 @@ class Sampling:
 
     def subset(self, fold: int, index: int, pool: np.ndarray) -> np.ndarray:
         """Draw subset number `index` of a fold: distinct ids of its `pool`, int32, in random order."""
-        random = generator(self.seed, self.pool, "subset", fold, index)
-        return pool[random.choice(len(pool), size=self.subset_examples, replace=False)]
+        rng = generator(self.seed, self.pool, "subset", fold, index)
+        return pool[rng.choice(len(pool), size=self.subset_examples, replace=False)]
 
     def _need(self, there: int, needed: int, what: str) -> None:
         if there < needed:

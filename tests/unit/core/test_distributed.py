@@ -16,12 +16,12 @@ import torch
 
 from workflow_scripts.core import distributed as processes
 from workflow_scripts.core.distributed import (
-    agreed,
+    broadcast_from_rank_zero,
     gather_rows,
-    is_first,
-    own_share,
+    is_rank_zero,
     run_in_new_processes,
     run_in_processes,
+    shard_indices,
     sum_gradients,
 )
 from workflow_scripts.core.errors import StudyError
@@ -39,7 +39,7 @@ def share_work(folder: Path) -> None:
     """Write what this process sees; runs in each of the processes."""
     rank = int(os.environ["RANK"])
     sizes = np.array([5, 1, 9, 2, 7])
-    share = own_share(sizes)
+    share = shard_indices(sizes)
     own = torch.from_numpy(sizes[share, None] * np.array([[1.0, 10.0]])).float()
     parameters = [torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.zeros(3, 1))]
     parameters[0].grad = torch.full((2,), 1.0 + rank)
@@ -51,8 +51,8 @@ def share_work(folder: Path) -> None:
         gathered=gather_rows(own, share, len(sizes)),
         gradient=parameters[0].grad,
         none=parameters[1].grad,
-        agreed=agreed([rank + 0.1, "both"]),
-        first=is_first(),
+        broadcast_from_rank_zero=broadcast_from_rank_zero([rank + 0.1, "both"]),
+        first=is_rank_zero(),
         threads=torch.get_num_threads(),
         stage=metadata_in_force()["stage"],
     )
@@ -68,7 +68,7 @@ def test_two_processes_share_work(tmp_path, monkeypatch, capsys):
         assert one["gathered"].tolist() == [[5, 50], [1, 10], [9, 90], [2, 20], [7, 70]]
         assert one["gradient"].tolist() == [3, 3]
         assert one["none"].tolist() == [[0], [0], [0]]
-        assert one["agreed"].tolist() == ["0.1", "both"]
+        assert one["broadcast_from_rank_zero"].tolist() == ["0.1", "both"]
         assert one["threads"] == 2
         assert one["stage"] == "a_stage"
     assert [one["first"] for one in seen] == [True, False]
@@ -84,7 +84,7 @@ def test_shares_are_balanced_and_whole(monkeypatch):
     shares = []
     for rank in range(3):
         monkeypatch.setattr("torch.distributed.get_rank", lambda rank=rank: rank)
-        shares.append(own_share(sizes))
+        shares.append(shard_indices(sizes))
     assert sorted(np.concatenate(shares)) == list(range(1000))
     totals = [sizes[share].sum() for share in shares]
     assert max(totals) - min(totals) <= sizes.max()
@@ -115,15 +115,15 @@ def test_one_process_is_this_one():
     assert seen == [(os.getpid(), {"value": 3})]
     sizes = np.array([3, 1, 2])
     own = torch.tensor([[1.0], [2.0], [3.0]])
-    assert own_share(sizes).tolist() == [0, 1, 2]
-    assert gather_rows(own, own_share(sizes), 3).equal(own)
-    assert agreed(0.1) == 0.1
-    assert is_first()
+    assert shard_indices(sizes).tolist() == [0, 1, 2]
+    assert gather_rows(own, shard_indices(sizes), 3).equal(own)
+    assert broadcast_from_rank_zero(0.1) == 0.1
+    assert is_rank_zero()
 
 
 def share_addresses(folder: Path) -> None:
     """Write the addresses at which this process listens for the others, and how it computes."""
-    is_first()
+    is_rank_zero()
     listening = [one.laddr.ip for one in psutil.Process().net_connections("tcp") if one.status == psutil.CONN_LISTEN]
     facts = {
         "listening": listening,
@@ -166,12 +166,12 @@ def test_one_new_process_is_another_one_and_no_group(tmp_path, capsys):
 
 def fail(how: str) -> None:
     """Fail in the second process while the first one waits for it."""
-    if not is_first():
+    if not is_rank_zero():
         if how == "killed":
             print("last words", flush=True)
             os._exit(7)
         raise StudyError("mend the file") if how == "study" else ValueError("a fault")
-    agreed(gather_rows(torch.ones(1, 1), np.array([0]), 1).item())
+    broadcast_from_rank_zero(gather_rows(torch.ones(1, 1), np.array([0]), 1).item())
     time.sleep(600)
 
 

@@ -42,8 +42,8 @@ def test_the_token_budget_changes_embeddings_by_rounding_only(tiny):
     table = read_table(tiny.corpus, ["prompt"])
     examples = encoder.tokenize([(text,) for text in table["prompt"].to_pylist()[:20]])
     whole = encoder.encode(examples, 10**6)
-    for most_tokens in (1, 100):
-        np.testing.assert_allclose(encoder.encode(examples, most_tokens), whole, rtol=0, atol=EMBEDDING_TOLERANCE)
+    for max_batch_tokens in (1, 100):
+        np.testing.assert_allclose(encoder.encode(examples, max_batch_tokens), whole, rtol=0, atol=EMBEDDING_TOLERANCE)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

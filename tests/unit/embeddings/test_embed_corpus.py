@@ -202,14 +202,14 @@ def one_after_the_other(corpus, model, rows):
     table, found = read_table(corpus), []
     for start in range(0, len(table), rows):
         texts = encoder_texts(table.slice(start, rows), 256, "joint")
-        found.append(model.encode(model.tokenize(texts), stage.MOST_TOKENS_ON_CPU))
+        found.append(model.encode(model.tokenize(texts), stage.MAX_TOKENS_ON_CPU))
     return np.concatenate(found)
 
 
 @pytest.mark.parametrize("bytes_waiting", [0, 1 << 26])
 def test_overlapped_work_is_what_one_after_the_other_gives(tiny, tmp_path, monkeypatch, bytes_waiting):
     monkeypatch.setattr(stage, "ROWS_AT_ONCE", 7)
-    monkeypatch.setattr(embedding_files, "MOST_BYTES_WAITING", bytes_waiting)
+    monkeypatch.setattr(embedding_files, "MAX_BYTES_WAITING", bytes_waiting)
     with table_metadata(stage="embed_corpus", spec="of this job"):
         found, _ = embed(tiny, tiny.corpus, tmp_path / "e.parquet")
     assert (found == one_after_the_other(tiny.corpus, load_encoder(tiny.untrained, 64), 7)).all()
@@ -243,7 +243,7 @@ def test_an_error_in_a_thread_is_the_stage_s_own(tiny, tmp_path, monkeypatch, st
 
 @pytest.mark.parametrize(("bytes_waiting", "allowed"), [(0, 1), (1 << 26, 2 * embedding_files.BLOCKS_AHEAD + 2)])
 def test_few_blocks_are_in_memory_at_once(tiny, tmp_path, monkeypatch, bytes_waiting, allowed):
-    monkeypatch.setattr(embedding_files, "MOST_BYTES_WAITING", bytes_waiting)
+    monkeypatch.setattr(embedding_files, "MAX_BYTES_WAITING", bytes_waiting)
     monkeypatch.setattr(stage, "ROWS_AT_ONCE", 3)
     waiting, most = [0], [0]
     tokenize, write_table = AttributionEncoder.tokenize, embedding_files.write_table

@@ -84,7 +84,7 @@ def test_gradient_caching_gives_the_gradient_of_the_whole_graph(model, tokens, d
 
 
 def padded_step(model, objective, tokens, draw):
-    """The way most people would write: every subset encoded anew, padded to its longest row; one graph."""
+    """The way most people would write: every subset encoded again, padded to its longest row; one graph."""
 
     def encode(ids):
         rows = [torch.from_numpy(tokens[int(i)][0]) for i in ids]

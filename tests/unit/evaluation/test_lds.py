@@ -90,7 +90,7 @@ def test_bootstrap_equals_a_plain_loop(decimals):
 
 
 def test_interval_covers_the_true_lds():
-    # Tests and subsets are both drawn anew in each study, so the interval has to reflect both.
+    # Tests and subsets are both redrawn in each study, so the interval has to reflect both.
     truth = np.mean([linear_datamodeling_score(*_study(300, 200, 1.5, seed)) for seed in range(3)])
     covered = 0
     for seed in range(60):

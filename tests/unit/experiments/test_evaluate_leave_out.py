@@ -50,7 +50,7 @@ def write_measured(path, runs, effect_of):
     write_table(path, pa.Table.from_pylist(rows, schema=MEASURED_SCHEMA))
 
 
-def judged(files, **methods):
+def evaluated(files, **methods):
     base = read_base(files / "base.parquet")
     groups = []
     for method, score in methods.items():
@@ -88,7 +88,7 @@ def test_the_runs_are_the_base_set_and_it_without_each_group(files):
 
 
 def test_scores_that_are_the_effects_correlate_fully_and_their_negative_inversely(files):
-    rows = judged(files, right=effect, wrong=lambda test, example: -effect(test, example), flat=lambda *_: 1.0)
+    rows = evaluated(files, right=effect, wrong=lambda test, example: -effect(test, example), flat=lambda *_: 1.0)
     for metric in ("leave_1_out", "leave_2_out"):
         assert rows["right", metric]["value"] == pytest.approx(1)
         assert rows["wrong", metric]["value"] == pytest.approx(-1)
@@ -101,7 +101,7 @@ def test_scores_that_are_the_effects_correlate_fully_and_their_negative_inversel
 def test_a_value_is_the_mean_over_tests_of_spearmans_correlation(files):
     from scipy.stats import spearmanr
 
-    rows = judged(files, some=lambda test, example: (example * 7) % 11)
+    rows = evaluated(files, some=lambda test, example: (example * 7) % 11)
     groups = [row["left_out"] for row in read_table(files / "runs.parquet").to_pylist()[7:13]]
     by_hand = [
         spearmanr(

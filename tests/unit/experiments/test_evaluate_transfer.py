@@ -9,7 +9,7 @@ from workflow_scripts.experiments.evaluate_transfer import evaluate_transfer
 TRAINED = ["airrep", "airrep_mean"]
 
 
-def judged(tmp_path, away, leads):
+def evaluated(tmp_path, away, leads):
     """LDS at home 0.5 for AirRep and 0.3 for TF-IDF, ceilings 0.8 there and 1.0 away."""
     lds = {("airrep", "home"): 0.5, ("tfidf", "home"): 0.3, ("airrep", "away"): away, ("tfidf", "away"): 0.3}
     rows = [
@@ -47,7 +47,7 @@ def judged(tmp_path, away, leads):
     ],
 )
 def test_advice(tmp_path, away, leads, advice):
-    rows = judged(tmp_path, away, leads)
+    rows = evaluated(tmp_path, away, leads)
     assert rows["airrep"]["advice"] == advice
     assert rows["tfidf"]["advice"] is None
     assert rows["airrep"]["retained"] == pytest.approx((away / 1.0) / (0.5 / 0.8))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tiny_study import FINETUNING, TinyStudy
 
-from workflow_scripts.core.distributed import is_first, run_in_processes
+from workflow_scripts.core.distributed import is_rank_zero, run_in_processes
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.parquet import read_table
 from workflow_scripts.language_model.finetuner import Finetuner
@@ -71,7 +71,7 @@ def zero_losses(losses, tiny):
         assert not tuner.finetune(examples, 1)
         group["lr"] = SETTINGS["learning_rate"]
         found[f"{name} after a diverged run"] = losses_after_runs(tuner, tiny.tokens, [A])
-    if is_first():
+    if is_rank_zero():
         np.savez(losses, **found)
 
 
@@ -85,7 +85,7 @@ def zero_shards(folder, tiny):
         time.sleep(0.3)
         publish(self, runs, schema)
 
-    if is_first():
+    if is_rank_zero():
         FinishedRuns.publish = publish_late
     for name in ("zero1", "zero2", "zero3"):
         for indexes in ([0, 2], [0, 3]):

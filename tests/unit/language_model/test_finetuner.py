@@ -22,9 +22,9 @@ def tuner(tiny, **changes):
     return Finetuner(load_language_model(tiny.language_model), **{**FINETUNING, **changes})
 
 
-def run(tuner, examples, judged, *seed):
+def run(tuner, examples, evaluated, *seed):
     assert tuner.finetune(examples, *seed)
-    return tuner.losses(judged)
+    return tuner.losses(evaluated)
 
 
 def test_reset_in_place_is_exact(tiny, pool):
@@ -53,7 +53,7 @@ def test_a_diverged_run_is_told_and_leaves_no_trace(tiny, pool):
 
 def test_it_is_what_a_plain_loop_does(tiny, pool):
     """Padding, logits of every token, a new optimiser."""
-    train, judged = pool[:10], pool[50:60]
+    train, evaluated = pool[:10], pool[50:60]
     lm = AutoModelForCausalLM.from_pretrained(tiny.language_model).eval()
     optimizer = torch.optim.AdamW(lm.parameters(), lr=FINETUNING["learning_rate"], weight_decay=0.0)
 
@@ -69,18 +69,18 @@ def test_it_is_what_a_plain_loop_does(tiny, pool):
             labels[:, 1:] != -100
         )
 
-    random = generator(7)
+    rng = generator(7)
     for _ in range(FINETUNING["epochs"]):
-        order = random.permutation(len(train))
+        order = rng.permutation(len(train))
         for first in range(0, len(train), FINETUNING["batch_examples"]):
             losses, counted = token_losses([train[i] for i in order[first : first + FINETUNING["batch_examples"]]])
             optimizer.zero_grad()
             (losses.sum() / counted.sum()).backward()
             optimizer.step()
     with torch.inference_mode():
-        losses, counted = token_losses(judged)
+        losses, counted = token_losses(evaluated)
     expected = (losses.sum(1) / counted.sum(1)).numpy()
-    np.testing.assert_allclose(run(tuner(tiny), train, judged, 7), expected, rtol=1e-4)
+    np.testing.assert_allclose(run(tuner(tiny), train, evaluated, 7), expected, rtol=1e-4)
 
 
 def test_token_budgets_do_not_change_numbers(tiny, pool):
@@ -100,13 +100,13 @@ BFLOAT16 = {"precision": "bfloat16", "learning_rate": 3e-3}
 
 def test_weights_in_bfloat16_learn_what_autocast_learns(tiny, pool):
     """Both are as far from float32 as bfloat16 is, which is little beside what is learned."""
-    train, judged = pool[:10], pool[:10]
+    train, evaluated = pool[:10], pool[:10]
     exact = tuner(tiny, **{**BFLOAT16, "precision": "float32"})
     exact.reset()
-    base, expected = exact.losses(judged), run(exact, train, judged, 1)
+    base, expected = exact.losses(evaluated), run(exact, train, evaluated, 1)
     learned = np.abs(expected - base).mean()
     for copied in (False, True):
-        found = run(tuner(tiny, **BFLOAT16, bfloat16_weights=copied), train, judged, 1)
+        found = run(tuner(tiny, **BFLOAT16, bfloat16_weights=copied), train, evaluated, 1)
         assert np.abs(found - expected).mean() < 0.1 * learned
 
 

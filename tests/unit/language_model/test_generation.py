@@ -25,8 +25,8 @@ def prompts():
 
 def test_padding_and_batches_change_no_answer(lm, prompts):
     alone = [greedy_answers(lm, [prompt], 0, 10, 1000)[0] for prompt in prompts]
-    for most_tokens in (1000, 40):
-        together = greedy_answers(lm, prompts, 0, 10, most_tokens)
+    for max_batch_tokens in (1000, 40):
+        together = greedy_answers(lm, prompts, 0, 10, max_batch_tokens)
         assert [answer.tolist() for answer in together] == [answer.tolist() for answer in alone]
     assert len({tuple(answer) for answer in alone}) > 1
 
@@ -41,7 +41,7 @@ def test_an_answer_is_the_likeliest_token_after_token(lm, prompts):
             lm.set_attn_implementation("sdpa")
             logits = lm(input_ids=torch.tensor([tokens]), position_ids=positions).logits[0, -1]
         tokens.append(int(logits.argmax()))
-    assert greedy_answers(lm, [prompts[1]], end_token=-1, new_tokens=4, most_tokens=100)[0].tolist() == tokens[-4:]
+    assert greedy_answers(lm, [prompts[1]], end_token=-1, new_tokens=4, max_batch_tokens=100)[0].tolist() == tokens[-4:]
 
 
 def test_an_answer_ends_before_the_end_of_text_and_at_the_longest(lm, prompts):

@@ -27,8 +27,8 @@ class Unigrams(torch.nn.Module):
 
 def test_loss_is_the_mean_over_response_tokens_by_hand():
     batch = [
-        TokenizedExample(np.array([0, 0, 3, 1]), prompt_tokens=2),  # judged: 3, 1
-        TokenizedExample(np.array([3, 2]), prompt_tokens=1),  # judged: 2
+        TokenizedExample(np.array([0, 0, 3, 1]), prompt_tokens=2),  # response: 3, 1
+        TokenizedExample(np.array([3, 2]), prompt_tokens=1),  # response: 2
     ]
     expected = [-(math.log(0.4) + math.log(0.2)) / 2, -math.log(0.3)]
     assert example_losses(Unigrams(), batch).tolist() == pytest.approx(expected, rel=1e-6)

@@ -99,7 +99,7 @@ def test_a_window_hides_what_is_far_away():
     assert use_packing(lm)
     first_changed = batch[5].tokens.copy()
     first_changed[0] = (first_changed[0] + 1) % VOCABULARY
-    last = TokenizedExample(batch[5].tokens, 30)  # judged on its last token alone
+    last = TokenizedExample(batch[5].tokens, 30)  # its response is its last token alone
     changed = TokenizedExample(first_changed, 30)
     # Two layers with a window of 7 see 12 tokens back; the first one is 29 away.
     assert torch.equal(example_losses(lm, [last]), example_losses(lm, [changed]))

@@ -24,11 +24,11 @@ def plan(tmp_path, monkeypatch):
     return StudyPlan(load_study(yaml.safe_load((ROOT / "configs/smoke.yaml").read_text(encoding="utf-8"))))
 
 
-def losses(path, runs, judged, diverged=0, written=NOW):
+def losses(path, runs, measured, diverged=0, written=NOW):
     """Write the losses of `runs` runs, the first of them diverged."""
-    status = ["diverged" if run < diverged else "ok" for run in range(runs) for _ in range(judged)]
+    status = ["diverged" if run < diverged else "ok" for run in range(runs) for _ in range(measured)]
     columns = {name: [0] * len(status) for name in SCHEMA.names} | {"status": status}
-    columns["example_id"] = list(range(judged)) * runs
+    columns["example_id"] = list(range(measured)) * runs
     write_table(path, pa.table(columns, schema=SCHEMA))
     os.utime(path, (written, written))
 

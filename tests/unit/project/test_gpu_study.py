@@ -69,7 +69,7 @@ def test_the_study_runs_where_only_the_libraries_of_the_models_are_installed(arg
     for row in table:
         assert f"{row['method']:<18} {row['pooling']:<10} {row['lds']:>6.3f}" in ended.stdout
 
-    # Where bm25s is, the same command adds its row and makes nothing else anew.
+    # Where bm25s is, the same command adds its row and recomputes nothing else.
     before = (tmp_path / "results" / "seconds.json").read_text()
     assert gpu_study.main([str(word) for word in arguments]) == 0
     assert "bm25" in capsys.readouterr().out

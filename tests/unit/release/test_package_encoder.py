@@ -31,10 +31,10 @@ TEXTS = [
 
 @pytest.fixture
 def packaged(tmp_path):
-    def package(encoder, layout="sentence_transformers", judged=True):
+    def package(encoder, layout="sentence_transformers", has_lds=True):
         run = make_run(tmp_path / "run", tests=5, train=20, examples=2)
         release = tmp_path / "release"
-        lds = run["lds"] if judged else None
+        lds = run["lds"] if has_lds else None
         package_encoder(encoder, run["config"], run["provenance"], lds, release, layout=layout)
         return release, (release / "README.md").read_text(encoding="utf-8")
 
@@ -70,7 +70,7 @@ def test_the_code_of_the_card_gives_the_scores_of_the_workflow(tiny, packaged, t
 
 
 def test_an_encoder_that_was_not_judged_claims_nothing(tiny, packaged):
-    _, card = packaged(tiny.untrained, judged=False)
+    _, card = packaged(tiny.untrained, has_lds=False)
     assert "This was not measured." in card
     assert "| LDS |" not in card
 

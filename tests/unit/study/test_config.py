@@ -45,6 +45,7 @@ def test_a_good_study_loads_with_its_defaults():
         ("targets.fold", 3, "targets.fold: no such key; did you mean 'folds'?"),
         ("corpora.train.sorce", "x", "corpora.train.sorce: no such key; did you mean 'source'?"),
         ("evaluations.heldout.seds", 2, "evaluations.heldout.seds: no such key; did you mean 'seeds'?"),
+        ("encoder_training.largest_weight", 5, "is called 'max_pair_weight' now; write max_pair_weight"),
         ("judging.zzz", 1, "judging.zzz: no such key; known keys: bootstrap, confidence"),
         ("targets.folds", GONE, "targets.folds: is missing; add it"),
         ("run", GONE, "run: is missing; add it"),

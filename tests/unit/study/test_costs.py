@@ -76,7 +76,7 @@ def by_stage(plan, found, concurrency=COST):
 
 def test_units_of_a_fine_tuning_job_are_counted_by_hand():
     plan = smoke()
-    # A job has 2 folds x 6 subsets of 16 examples, one epoch; 10 judged examples, the base LM's loss once a fold.
+    # A job has 2 folds x 6 subsets of 16 examples, one epoch; 10 evaluated examples, the base LM's loss once a fold.
     start = {"job_start": 1, "model_start": 1}
     job = {**start, "trained_token": 12 * 16 * 20, "evaluated_token": (12 + 2) * 10 * 20}
     assert finetuning_work(plan, pilot(plan), "train") == [job] * 2

@@ -36,8 +36,8 @@ def test_what_trains_the_encoder_is_not_what_judges_it(path: Path):
         return  # its encoder was trained elsewhere
     train = study.corpora[study.targets.corpus]
     for name in {corpus for one in study.evaluations.values() for corpus in (one.train, one.test)}:
-        judged = study.corpora[name]
-        apart = train.part[1] <= judged.part[0] or judged.part[1] <= train.part[0]
+        test = study.corpora[name]
+        apart = train.part[1] <= test.part[0] or test.part[1] <= train.part[0]
         assert name in train.without or apart
 
 
@@ -47,7 +47,7 @@ def test_a_preset_of_the_paper_plans_its_subsets_and_targets(name):
     plan = StudyPlan(study)
     folds, subsets, seeds = plan.runs("train")
     assert folds * subsets * seeds == 10_000
-    assert folds * subsets * seeds * plan.judged_examples("train") == 10_000_000
+    assert folds * subsets * seeds * plan.measured_examples("train") == 10_000_000
     assert 100 <= sum(len(plan.blocks(pool)) for pool in plan.pools) <= 400
     for evaluation in study.evaluations:
         assert plan.runs(evaluation) == (1, 100, 2)

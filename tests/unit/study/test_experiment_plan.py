@@ -71,9 +71,9 @@ def test_a_variant_differs_in_its_keys_alone():
     plan = StudyPlan(load_study(VALUES))
     own, variant = (plan.spec("train_encoder", {"variant": name}) for name in ("", "@mean"))
     assert {key for key in own if own[key] != variant[key]} == {"pooling", "label_spread", "label_clip", "truncation"}
-    assert not plan.starts_anew("@mean")
+    assert not plan.has_own_initialization("@mean")
     wide = StudyPlan(load_study(changed("encoder_variants.mean", {"encoder": {"dimension": 8}})))
-    assert wide.starts_anew("@mean")
+    assert wide.has_own_initialization("@mean")
     assert wide.spec("init_encoder", {"variant": "@mean"})["dimension"] == 8
 
 
@@ -107,8 +107,8 @@ def test_the_presets_part_in_six_points(preset, values):
     assert (
         study.finetuning.batch_examples,
         training.steps,
-        training.smallest_difference,
-        training.largest_weight,
+        training.min_label_gap,
+        training.max_pair_weight,
         training.label_spread,
         training.label_clip,
         training.truncation,

@@ -101,7 +101,7 @@ def test_a_changed_source_has_a_version(stage):
     now = {"version": STAGE_VERSIONS[stage], "source": stage_hash(stage)}
     assert recorded == now, (
         f"the code of {stage} changed, or of a module that it imports. If it computes something else now, raise "
-        f"STAGE_VERSIONS[{stage!r}] in workflow_scripts/study/stage_versions.py, so that its results are made anew. "
+        f"STAGE_VERSIONS[{stage!r}] in workflow_scripts/study/stage_versions.py, so that its results are recomputed. "
         "Then run `python tests/unit/study/test_specs.py` and commit stage_hashes.json."
     )
 
@@ -144,7 +144,7 @@ def test_the_papers_studies_plan_its_subsets_and_targets(name):
     plan = StudyPlan(study(name))
     folds, subsets, seeds = plan.runs("train")
     assert (folds, subsets, seeds) == (100, 100, 1)
-    assert folds * subsets * seeds * plan.judged_examples("train") == 10_000_000
+    assert folds * subsets * seeds * plan.measured_examples("train") == 10_000_000
     runs = []
     for block in plan.blocks("train"):
         spec = plan.spec("finetune_shard", {"pool": "train", "block": block})
@@ -172,7 +172,7 @@ def test_more_folds_add_blocks_and_change_no_full_one():
 
 def test_scores_alone_fine_tune_nothing():
     plan = StudyPlan(study("score_only"))
-    assert plan.pools == plan.judged == plan.tokenized_corpora() == []
+    assert plan.pools == plan.lds_evaluations == plan.tokenized_corpora() == []
     assert plan.spec("sample_subsets", {"pool": "questions"})["subsets_per_fold"] == 0
     both = StudyPlan(study(evaluations__asked={"train": "pool", "test": "tests", "tests": 5, "subsets": 0}))
     assert both.pools == ["train", "heldout"]

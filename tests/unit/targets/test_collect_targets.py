@@ -1,4 +1,4 @@
-"""Labels against numbers computed by hand, and the errors of a pool that can't be judged."""
+"""Labels against numbers computed by hand, and the errors of a pool without enough losses."""
 
 import numpy as np
 import pyarrow as pa
