@@ -43,8 +43,6 @@ def one_share(plan: StudyPlan, share: float) -> dict[str, float]:
     held_back = plan.study.encoder_training.validation_folds
     folds = plan.study.targets.folds
     kept = round((folds - held_back) * share)
-    settings = plan.spec("train_encoder", {})
-    del settings["version"]
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -59,7 +57,10 @@ def one_share(plan: StudyPlan, share: float) -> dict[str, float]:
             folder / "targets.parquet",
             folder / "encoder",
             folder / "log.parquet",
-            **settings,
+            training=plan.study.encoder_training,
+            prompt_words=plan.study.encoder.prompt_words,
+            max_tokens=plan.study.encoder.max_tokens,
+            seed=plan.study.seed,
         )
         best = pc.max(read_table(folder / "log.parquet")["validation_lds"]).as_py()
     return {"folds": kept, "share of folds": share, "validation LDS": best, "seconds": time.perf_counter() - start}

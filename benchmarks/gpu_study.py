@@ -94,7 +94,7 @@ def _check_settings(study: Study, prepare: bool) -> None:
         "encoder": folder_hash(study.encoder),
         "corpus": study.corpus.name,
         "sizes": vars(study.sizes),
-        "finetuning": study.finetuning,
+        "finetuning": study.finetuning.spec(),
     }
     if prepare:
         # Another machine goes on, perhaps in another precision.

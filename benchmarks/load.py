@@ -114,6 +114,7 @@ def make_encoder(corpus: Path, folder: Path) -> None:
 def targets_case(folder: Path, scale: float) -> dict[str, Any]:
     """Collect the targets of all folds, and train on them for some steps."""
     from workflow_scripts.encoder.train_encoder import train_encoder
+    from workflow_scripts.study.sections import EncoderTraining
     from workflow_scripts.targets.collect_targets import collect_targets
 
     folds, evaluated = max(round(FOLDS * scale), 4), EVALUATED
@@ -132,26 +133,17 @@ def targets_case(folder: Path, scale: float) -> dict[str, Any]:
             targets=folder / "targets.parquet",
             encoder=folder / "encoder",
             log=folder / "log.parquet",
+            training=EncoderTraining(
+                steps=STEPS,
+                learning_rate=1e-3,
+                warmup_steps=1,
+                learned_scale=True,
+                validation_folds=1,
+                validate_every=STEPS,
+                chunk_tokens=16384,
+            ),
             prompt_words=256,
             max_tokens=64,
-            pooling="attention",
-            steps=STEPS,
-            learning_rate=1e-3,
-            warmup_steps=1,
-            gradient_clip=1.0,
-            subsets_per_step=32,
-            examples_per_step=1000,
-            min_label_gap=0.1,
-            max_pair_weight=5.0,
-            label_spread="fold",
-            label_clip=None,
-            truncation="first",
-            learned_scale=True,
-            validation_folds=1,
-            validate_every=STEPS,
-            patience=None,
-            chunk_tokens=16384,
-            precision="float32",
             seed=1,
         )
     )

@@ -14,7 +14,7 @@ import yaml
 from harness import report
 
 from workflow_scripts.evaluation.lds import linear_datamodeling_score
-from workflow_scripts.language_model.finetuner import Finetuner
+from workflow_scripts.language_model.engine import native_tuner
 from workflow_scripts.language_model.losses import load_language_model
 from workflow_scripts.language_model.tokens import TokenizedExample, read_examples
 from workflow_scripts.methods.embedder import LanguageModelReader, WarmupExamples
@@ -23,6 +23,7 @@ from workflow_scripts.methods.warmup import warmup_sample
 from workflow_scripts.study.config import load_study
 from workflow_scripts.study.methods import METHODS
 from workflow_scripts.study.resources import StudyPlan
+from workflow_scripts.study.sections import Finetuning
 from workflow_scripts.targets.tables import FoldTargets, read_folds
 
 
@@ -61,14 +62,14 @@ def main() -> None:
     examples = read_examples(results / "tokens" / f"{study.targets.corpus}.parquet")
     held_back = {int(i) for fold in folds for i in [*fold.tests, *fold.members.reshape(-1)]}
     others = {i: example for i, example in examples.items() if i not in held_back}
-    finetuning = plan.spec("warmup_lm", {})["finetuning"] | {"epochs": 1}
+    finetuning = Finetuning(**{**plan.spec("warmup_lm", {})["finetuning"], "epochs": 1})
 
     rows = []
     for number in options.examples:
-        tuner = Finetuner(load_language_model(results / "language_model"), **finetuning)
+        tuner = native_tuner(load_language_model(results / "language_model"), finetuning)
         sample = warmup_sample(others, number, study.seed)
         tuner.finetune(sample, study.seed, "warmup")
-        reader = LanguageModelReader(tuner.lm, finetuning["step_tokens"], finetuning["precision"])
+        reader = LanguageModelReader(tuner.lm, finetuning.step_tokens, finetuning.precision)
         warmup = WarmupExamples(sample, study.warmup.measured_examples, finetuning, study.seed)
         scores = {name: evaluate(name, reader, warmup, folds, examples) for name in options.methods}
         rows.append({"examples": len(sample), **scores})

@@ -36,6 +36,7 @@ from workflow_scripts.scoring.corpus_scores import CorpusScores
 from workflow_scripts.scoring.gpu_scores import score_on_device
 from workflow_scripts.scoring.group_scores import Membership
 from workflow_scripts.study.methods import METHODS
+from workflow_scripts.study.sections import Finetuning
 
 
 def _encoder(large: bool) -> tuple[AttributionEncoder, list[EncoderTokens]]:
@@ -196,7 +197,7 @@ def _cosines(device: torch.device, large: bool, module: str, settings: dict[str,
     with without_tf32():
         if not use_packing(lm):
             raise RuntimeError("the LM isn't packed")
-        finetuning = {**SETTINGS, "precision": "float32", "step_tokens": 8192, "evaluation_tokens": 8192}
+        finetuning = Finetuning(**SETTINGS, step_tokens=8192, evaluation_tokens=8192)
         reader = LanguageModelReader(lm, 8192, "float32")
         warmup = WarmupExamples(examples, len(examples), finetuning, 0)
         chosen = load_module(module)

@@ -20,6 +20,7 @@ from workflow_scripts.methods.fit_method import fit_method
 from workflow_scripts.methods.warmup_lm import warmup_lm
 from workflow_scripts.scoring.score_pairs import score_pairs
 from workflow_scripts.study.methods import METHODS
+from workflow_scripts.study.sections import Encoder, EncoderTraining, Finetuning
 from workflow_scripts.targets.collect_targets import collect_targets
 from workflow_scripts.targets.finetune_shard import finetune_shard
 from workflow_scripts.targets.sample_subsets import sample_subsets
@@ -90,20 +91,12 @@ class Study:
         return {"model": self.language_model.name, "revision": None, "trust_remote_code": False}
 
     @property
-    def finetuning(self) -> dict[str, Any]:
-        return {
-            "learning_rate": self.learning_rate,
-            "weight_decay": 0.0,
-            "batch_examples": 32,
-            "epochs": 2,
-            "precision": self.precision,
-            "step_tokens": 16_384,
-            "evaluation_tokens": 32_768,
-        }
+    def finetuning(self) -> Finetuning:
+        return Finetuning(learning_rate=self.learning_rate, precision=self.precision, evaluation_tokens=32_768)
 
     @property
     def warmup(self) -> dict[str, Any]:
-        finetuning = {**self.finetuning, "epochs": 1}
+        finetuning = self.finetuning.model_copy(update={"epochs": 1})
         return {**self.lm_source, "examples": self.sizes.warmup_examples, "finetuning": finetuning, "seed": SEED}
 
     def at(self, name: str) -> Path:
@@ -277,7 +270,7 @@ def _gradient_stages(study: Study) -> list[Stage]:
             settings=dict(own.settings),
             for_tests=False,
             prompt_words=256,
-            batch_tokens=study.finetuning["step_tokens"],
+            batch_tokens=study.finetuning.step_tokens,
             precision=study.precision,
             embedding_precision="float16",
         )
@@ -295,21 +288,7 @@ def _start_stage(study: Study, view: str) -> Stage:
         init_encoder,
         study.table("corpora", "train"),
         path,
-        model=str(study.encoder),
-        revision=None,
-        trust_remote_code=False,
-        view=view,
-        normalized=False,
-        projection="principal",
-        prompt_scale=None,
-        dimension=384,
-        **_encoder_text(study),
-        # Of an encoder that is initialized, which this one isn't.
-        hidden=0,
-        layers=0,
-        tokenizer="wordpiece",
-        word_embeddings="random",
-        vocabulary=0,
+        settings=Encoder(model=str(study.encoder), view=view, projection="principal", **_encoder_text(study)),
         seed=SEED,
     )
     return f"encoder untrained_{view}", path, call
@@ -325,25 +304,18 @@ def _training_stage(study: Study, view: str) -> Stage:
         study.table("targets", "train"),
         path,
         study.table("encoders", f"airrep_{view}.log"),
+        training=EncoderTraining(
+            steps=sizes.steps,
+            subsets_per_step=sizes.subsets_per_fold,
+            examples_per_step=200,
+            learned_scale=True,
+            validation_folds=sizes.validation_folds,
+            validate_every=sizes.validate_every,
+            patience=6,
+            chunk_tokens=65_536,
+            precision=study.precision,
+        ),
         **_encoder_text(study),
-        pooling="attention",
-        steps=sizes.steps,
-        learning_rate=1e-4,
-        warmup_steps=10,
-        gradient_clip=1.0,
-        subsets_per_step=sizes.subsets_per_fold,
-        examples_per_step=200,
-        min_label_gap=0.1,
-        max_pair_weight=5.0,
-        label_spread="fold",
-        label_clip=None,
-        truncation="first",
-        learned_scale=True,
-        validation_folds=sizes.validation_folds,
-        validate_every=sizes.validate_every,
-        patience=6,
-        chunk_tokens=65_536,
-        precision=study.precision,
         seed=SEED,
     )
     return f"train airrep_{view}", path, call

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from faults import FLIP_SEED, changed_bytes, flipped, in_twin, killed
-from tiny_study import TRAINING
+from tiny_study import TRAINING, training_values
 from torch import nn
 
 from workflow_scripts.core.stage import run_job
@@ -23,7 +23,7 @@ from workflow_scripts.encoder.loading import load_encoder
 def train(tiny, training_files):
     """Train in a folder, and return the weights."""
 
-    def trained(folder):
+    def trained(folder, **changes):
         stage.train_encoder(
             corpus=tiny.corpus,
             untrained=tiny.untrained,
@@ -31,7 +31,7 @@ def train(tiny, training_files):
             targets=training_files.targets,
             encoder=folder / "encoder",
             log=folder / "log.parquet",
-            **TRAINING,
+            **training_values(**changes),
         )
         return load_encoder(folder / "encoder", 64).state_dict()
 
@@ -92,7 +92,7 @@ def test_kill_at_the_worst_moment(train, expected, tmp_path, monkeypatch, fault_
     wrong = differ(train(tmp_path / "killed"), expected)
     # The last state that was whole, of one after every second step.
     states = {"inside a step": 4, "while the state is written": 4, "while the encoder is written": 8}[moment]
-    lost = len(steps) - (TRAINING["steps"] - states)
+    lost = len(steps) - (TRAINING.steps - states)
     fault_table.record(
         f"kill -9 of the training {moment}", 1, f"going on from {states} of 8 steps", lost=lost, wrong=wrong
     )
@@ -123,8 +123,7 @@ def test_out_of_memory_is_one_message_and_a_smaller_chunk_gives_the_same(
         run_job(job, train)
     told = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("error in"))
     assert "Lower encoder_training.chunk_tokens" in told
-    monkeypatch.setitem(TRAINING, "chunk_tokens", 400)
-    found = train(tmp_path / "lacking")
+    found = train(tmp_path / "lacking", chunk_tokens=400)
     # Gradients are cached now, and sums have another order.
     wrong = not all(torch.allclose(found[name], expected[name], atol=1e-5) for name in expected)
     fault_table.record("out of memory in the encoder's training", 1, told, wrong=wrong)

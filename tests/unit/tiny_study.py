@@ -9,7 +9,7 @@ from workflow_scripts.corpora.prepare_corpus import prepare_corpus
 from workflow_scripts.encoder.init_encoder import init_encoder
 from workflow_scripts.language_model.pretrain_base_lm import pretrain_base_lm
 from workflow_scripts.language_model.tokenize_corpus import tokenize_corpus
-from workflow_scripts.study.sections import Corpus, Encoder
+from workflow_scripts.study.sections import Corpus, Encoder, EncoderTraining, Finetuning
 from workflow_scripts.targets.finetune_shard import finetune_shard
 
 ROWS = 120
@@ -32,30 +32,28 @@ FINETUNING = {
 }
 
 
-# Of the encoder, eight steps.
-TRAINING = {
-    "prompt_words": 256,
-    "max_tokens": 64,
-    "pooling": "attention",
-    "steps": 8,
-    "learning_rate": 3e-3,
-    "warmup_steps": 2,
-    "gradient_clip": 1.0,
-    "subsets_per_step": 3,
-    "examples_per_step": 4,
-    "min_label_gap": 0.1,
-    "max_pair_weight": 5.0,
-    "label_spread": "fold",
-    "label_clip": None,
-    "truncation": "first",
-    "learned_scale": True,
-    "validation_folds": 1,
-    "validate_every": 2,
-    "patience": None,
-    "chunk_tokens": 16384,
-    "precision": "float32",
-    "seed": 1,
-}
+TRAINING = EncoderTraining(
+    steps=8,
+    learning_rate=3e-3,
+    warmup_steps=2,
+    subsets_per_step=3,
+    examples_per_step=4,
+    learned_scale=True,
+    validation_folds=1,
+    validate_every=2,
+    chunk_tokens=16384,
+)
+ENCODER = Encoder(dimension=16, max_tokens=64, hidden=32, layers=1, vocabulary=300)
+
+
+def training_values(**changes: object) -> dict[str, object]:
+    """Return the values of `train_encoder` besides paths: eight steps, with `changes` to `TRAINING`."""
+    return {"training": TRAINING.model_copy(update=changes), "prompt_words": 256, "max_tokens": 64, "seed": 1}
+
+
+def encoder_values(**changes: object) -> dict[str, object]:
+    """Return the values of `init_encoder` besides paths, with `changes` to `ENCODER`."""
+    return {"settings": ENCODER.model_copy(update=changes), "seed": 1}
 
 
 @dataclass(frozen=True)
@@ -79,17 +77,11 @@ class TinyStudy:
             "folds": [0, 2],
             "indexes": [0, 3],
             "seeds": 1,
-            "finetuning": FINETUNING,
         }
+        finetuning = Finetuning(**changes.pop("finetuning", FINETUNING))
         tokens = {name: changes.pop(name, self.tokens) for name in ("train_tokens", "test_tokens")}
-        finetune_shard(**tokens, losses=losses, **{**spec, **changes})
+        finetune_shard(**tokens, losses=losses, finetuning=finetuning, **{**spec, **changes})
         return losses
-
-
-ENCODER = {
-    **Encoder(dimension=16, max_tokens=64, hidden=32, layers=1, vocabulary=300).model_dump(),
-    "seed": 1,
-}
 
 
 def make_tiny_study(folder: Path) -> TinyStudy:
@@ -127,5 +119,5 @@ def make_tiny_study(folder: Path) -> TinyStudy:
         max_tokens=64,
         chat_template=False,
     )
-    init_encoder(made.corpus, made.untrained, **ENCODER)
+    init_encoder(made.corpus, made.untrained, **encoder_values())
     return made

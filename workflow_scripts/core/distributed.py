@@ -24,6 +24,7 @@ from typing import IO, Any, TypeVar
 import numpy as np
 import torch
 import torch.distributed as dist
+from pydantic import BaseModel
 
 import workflow_scripts
 from workflow_scripts.core.errors import StudyError
@@ -33,7 +34,7 @@ from workflow_scripts.core.progress import say
 
 SECONDS_TO_END = 10.0
 Value = TypeVar("Value")
-_PATH = "a path"
+_PATH, _SECTION = "a path", "a section"
 
 
 def run_in_processes(function: Callable[..., object], processes: int, **arguments: object) -> None:
@@ -69,7 +70,7 @@ def run_in_new_processes(function: Callable[..., object], processes: int, **argu
     """
     metadata, deterministic = dict(metadata_in_force()), torch.are_deterministic_algorithms_enabled()
     job = [processes, _importable_module(function), function.__name__, arguments, metadata, deterministic]
-    job_text = json.dumps(job, default=_path_as_json)
+    job_text = json.dumps(job, default=_as_json)
     with tempfile.TemporaryDirectory(prefix="airrep-processes-") as name:
         folder = Path(name)
         group = [_start(folder, rank, processes, job_text) for rank in range(processes)]
@@ -175,7 +176,7 @@ def _failure(folder: Path, codes: list[int | None]) -> Exception:
 def _work(folder: Path) -> None:
     """Do one process's part of the job that comes over standard input."""
     rank = int(os.environ["RANK"])
-    job = json.loads(sys.stdin.buffer.readline(), object_hook=_path_from_json)
+    job = json.loads(sys.stdin.buffer.readline(), object_hook=_from_json)
     processes, module, name, arguments, metadata, deterministic = job
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
@@ -208,14 +209,21 @@ def _work(folder: Path) -> None:
         os._exit(1)
 
 
-def _path_as_json(value: object) -> dict[str, str]:
+def _as_json(value: object) -> dict[str, Any]:
     if isinstance(value, Path):
         return {_PATH: str(value)}
-    raise TypeError(f"{value!r} is neither a plain value nor a path")
+    if isinstance(value, BaseModel):
+        return {_SECTION: [type(value).__module__, type(value).__name__, value.model_dump()]}
+    raise TypeError(f"{value!r} is neither a plain value nor a path nor a section of the config")
 
 
-def _path_from_json(value: dict[str, Any]) -> Any:
-    return Path(value[_PATH]) if value.keys() == {_PATH} else value
+def _from_json(value: dict[str, Any]) -> Any:
+    if value.keys() == {_PATH}:
+        return Path(value[_PATH])
+    if value.keys() == {_SECTION}:
+        module, name, values = value[_SECTION]
+        return getattr(import_module(module), name)(**values)
+    return value
 
 
 def _end_with_parent() -> None:

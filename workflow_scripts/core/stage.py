@@ -6,10 +6,12 @@ import contextlib
 import errno
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import NoneType
 from typing import Any, TextIO, get_args, get_type_hints
+
+from pydantic import BaseModel
 
 from workflow_scripts.core.errors import StudyError, lacks_memory
 from workflow_scripts.core.gpus import gpus_asked_for, pinned, require_promised_gpus, use_deterministic_algorithms
@@ -45,7 +47,7 @@ def run_job(smk: Any, stage: Callable[..., object]) -> None:
     """Call `stage` with the named inputs and outputs of the job `smk` and the values of its spec.
 
     A rule says by an empty list that a file is absent: a parameter annotated `Path | None` gets None for it, and a
-    `list[Path]` stays empty.
+    `list[Path]` stays empty. A parameter annotated with a section of the config gets the section that its values make.
 
     A job whose resources name `processes` calls it in so many processes, see `core.distributed`. It sees the GPUs that
     its resources ask for and no other, and where its spec says `deterministic`, torch adds in a fixed order.
@@ -56,7 +58,8 @@ def run_job(smk: Any, stage: Callable[..., object]) -> None:
     spec.pop("version")
     deterministic = spec.pop("deterministic", False)
     gpus = gpus_asked_for(smk.resources)
-    arguments = {**_paths(smk.input, stage), **_paths(smk.output, stage), **spec}
+    types = get_type_hints(stage)
+    arguments = {**_paths(smk.input, types), **_paths(smk.output, types), **_sections(spec, types)}
     _use_threads(smk.threads)
     with _log_to(smk.log[0]):
         try:
@@ -112,8 +115,12 @@ def _call(stage: Callable[..., object], processes: int, arguments: dict[str, Any
     run_in_processes(stage, processes, **arguments)
 
 
-def _paths(names: Any, stage: Callable[..., object]) -> dict[str, Path | list[Path] | None]:
-    types = get_type_hints(stage)
+def _sections(values: Mapping[str, Any], types: Mapping[str, Any]) -> dict[str, Any]:
+    sections = {name: kind for name, kind in types.items() if isinstance(kind, type) and issubclass(kind, BaseModel)}
+    return {name: sections[name](**value) if name in sections else value for name, value in values.items()}
+
+
+def _paths(names: Any, types: Mapping[str, Any]) -> dict[str, Path | list[Path] | None]:
     return {name: _as_paths(files, may_be_none=NoneType in get_args(types.get(name))) for name, files in names.items()}
 
 

@@ -26,6 +26,7 @@ from workflow_scripts.encoder.loading import load_encoder, model_parts, stored_p
 from workflow_scripts.encoder.model import AttributionEncoder
 from workflow_scripts.models.loading import load_tokenizer, model_folder
 from workflow_scripts.study.choices import View
+from workflow_scripts.study.sections import Encoder
 
 BUILTIN = "builtin:small"
 SAMPLE_TEXTS = 10_000
@@ -40,62 +41,60 @@ def init_encoder(
     language_model: Path | None = None,
     lm_source: Mapping[str, Any] | None = None,
     snapshot: Path | None = None,
-    model: str,
-    revision: str | None,
-    trust_remote_code: bool,
-    view: View,
-    normalized: bool,
-    projection: str,
-    prompt_scale: float | None,
-    dimension: int,
-    max_tokens: int,
-    prompt_words: int,
-    hidden: int,
-    layers: int,
-    tokenizer: str,
-    word_embeddings: str,
-    vocabulary: int,
+    settings: Encoder,
     seed: int,
 ) -> None:
     """Write the encoder that training starts from, and that the untrained baseline uses, to `encoder`.
 
-    `builtin:small` is a BERT of `layers` layers with random weights, which reads word pieces of `corpus`, or with the
-    tokenizer `language_model` the LM's tokens; any other `model` is loaded. Its projection to `dimension` starts at
-    random, or with `principal` at the principal axes of texts of `corpus`; so do its word embeddings
-    (see `encoder.initialization`).
+    `builtin:small` is a BERT with random weights, which reads word pieces of `corpus`, or with the tokenizer
+    `language_model` the LM's tokens; any other model is loaded. Its projection starts at random, or with `principal`
+    at the principal axes of texts of `corpus`; so do its word embeddings (see `encoder.initialization`).
 
     Parameters
     ----------
     language_model: folder of the LM, where the workflow made or fetched it.
     lm_source: `model`, `revision` and `trust_remote_code` of the LM, if its tokens are read.
-    snapshot: folder of `model`, where it was fetched from the hub.
+    snapshot: folder of `settings.model`, where it was fetched from the hub.
+    settings: the section `encoder` of the config.
+    seed: of all random weights.
     """
     table = read_table(corpus, ["prompt", "response"])
-    brought = model != BUILTIN and stored_projection(model_parts(model_folder(snapshot or model, revision))[0])
-    if model == BUILTIN:
-        if tokenizer == "language_model":
+    is_builtin, source = settings.model == BUILTIN, snapshot or settings.model
+    brought = not is_builtin and stored_projection(model_parts(model_folder(source, settings.revision))[0])
+    if is_builtin:
+        if settings.tokenizer == "language_model":
             words = tokens_of_lm(load_tokenizer(**{**lm_source, "model": language_model or lm_source["model"]}))
         else:
-            words = wordpiece_tokenizer(encoder_texts(table, prompt_words, view), vocabulary)
-        made = small_encoder(words, view, dimension, max_tokens, hidden, layers, seed, normalized)
+            texts = encoder_texts(table, settings.prompt_words, settings.view)
+            words = wordpiece_tokenizer(texts, settings.vocabulary)
+        made = small_encoder(
+            words,
+            settings.view,
+            settings.dimension,
+            settings.max_tokens,
+            settings.hidden,
+            settings.layers,
+            seed,
+            settings.normalized,
+        )
     else:
         made = load_encoder(
-            snapshot or model,
-            max_tokens,
-            view=view,
-            normalized=normalized,
-            dimension=dimension,
+            source,
+            settings.max_tokens,
+            view=settings.view,
+            normalized=settings.normalized,
+            dimension=settings.dimension,
             seed=derive_seed(seed, "projection"),
-            revision=revision,
-            trust_remote_code=trust_remote_code,
+            revision=settings.revision,
+            trust_remote_code=settings.trust_remote_code,
         )
-    if "principal" in (projection, word_embeddings):
+    if "principal" in (settings.projection, settings.word_embeddings):
         sample = table.take(np.linspace(0, len(table) - 1, min(len(table), SAMPLE_TEXTS), dtype=np.int64))
-        examples = made.tokenize(encoder_texts(sample, prompt_words, view))
-    if word_embeddings == "principal" and model == BUILTIN:
+        examples = made.tokenize(encoder_texts(sample, settings.prompt_words, settings.view))
+    if settings.word_embeddings == "principal" and is_builtin:
         start_words_at_principal_axes(made, examples, derive_seed(seed, "words"))
-    if projection == "principal" and not brought:
-        start_at_principal_axes(made, examples, CHUNK_TOKENS, prompt_scale)
+    if settings.projection == "principal" and not brought:
+        start_at_principal_axes(made, examples, CHUNK_TOKENS, settings.prompt_scale)
     made.save(encoder)
 
 

@@ -21,6 +21,7 @@ from workflow_scripts.encoder.model import AttributionEncoder, EncoderTokens
 from workflow_scripts.encoder.objective import Objective
 from workflow_scripts.encoder.training import backpropagate_step, draw_step, encode_together, validation_lds
 from workflow_scripts.models.packing import to_device
+from workflow_scripts.study.sections import EncoderTraining
 from workflow_scripts.study.stage_versions import STAGE_VERSIONS
 from workflow_scripts.targets.tables import FoldTargets, read_folds
 
@@ -42,77 +43,74 @@ def train_encoder(
     encoder: Path,
     log: Path,
     *,
+    training: EncoderTraining,
     prompt_words: int,
     max_tokens: int,
-    pooling: str,
-    steps: int,
-    learning_rate: float,
-    warmup_steps: int,
-    gradient_clip: float,
-    subsets_per_step: int,
-    examples_per_step: int,
-    min_label_gap: float,
-    max_pair_weight: float,
-    label_spread: str,
-    label_clip: float | None,
-    truncation: str,
-    learned_scale: bool,
-    validation_folds: int,
-    validate_every: int,
-    patience: int | None,
-    chunk_tokens: int | None,
-    precision: str,
     seed: int,
-    compile: bool = False,
 ) -> None:
     """Write the checkpoint with the best LDS on the held-back folds to the folder `encoder`.
 
     `log` gets one row per step: the loss, the validation LDS where it was taken, and the seconds since the
-    start. The last `validation_folds` folds are held back. After each validation the whole state is saved
+    start. The last `training.validation_folds` folds are held back. After each validation the whole state is saved
     beside `encoder`; a run that was stopped goes on from there to the same numbers.
 
     In several processes (`core.distributed`), each encodes its share of every step and of every validation; they
     hold the same weights throughout, and the first one writes. Their number changes results by rounding only,
     so a stopped run may go on with another number.
+
+    Parameters
+    ----------
+    training: the section `encoder_training` of the config.
+    prompt_words, max_tokens: words of a prompt, and tokens of a text, that are read.
+    seed: of the order of folds and of each step's draw.
     """
-    values = {name: value for name, value in locals().items() if not isinstance(value, Path)}
-    version = STAGE_VERSIONS["train_encoder"]
-    data, start = file_hash(corpus, subsets, targets), folder_hash(untrained)
-    key = spec_hash({**values, "version": version, "data": data, "start": start})
-    model = load_encoder(untrained, max_tokens, precision=precision)
-    if compile:
+    key = spec_hash(
+        {
+            "version": STAGE_VERSIONS["train_encoder"],
+            "data": file_hash(corpus, subsets, targets),
+            "start": folder_hash(untrained),
+            "training": training.spec(),
+            "text": [prompt_words, max_tokens],
+            "seed": seed,
+        }
+    )
+    model = load_encoder(untrained, max_tokens, precision=training.precision)
+    if training.compile:
         model.compile_layers()
-    objective = Objective(pooling, min_label_gap, max_pair_weight, learned_scale).to(model.device)
-    folds = read_folds(subsets, targets, label_spread, label_clip)
-    training, held_back = folds[:-validation_folds], folds[-validation_folds:]
-    tokens = tokenize(model, corpus, folds, prompt_words, truncation)
+    objective = Objective(
+        training.pooling, training.min_label_gap, training.max_pair_weight, training.learned_scale
+    ).to(model.device)
+    folds = read_folds(subsets, targets, training.label_spread, training.label_clip)
+    trained_on, held_back = folds[: -training.validation_folds], folds[-training.validation_folds :]
+    tokens = tokenize(model, corpus, folds, prompt_words, training.truncation)
+    passes = (training.chunk_tokens, training.precision)
 
     parameters = [p for p in (*model.parameters(), *objective.parameters()) if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(parameters, lr=training.learning_rate, weight_decay=0.0, fused=True)
     folder = encoder.with_name(f".{encoder.name}.{key}.state")
     state = TrainingState(folder, {"encoder": model, "objective": objective}, optimizer)
     state.restore()
-    progress = Progress("train_encoder", steps, "steps", done=state.steps_done)
+    progress = Progress("train_encoder", training.steps, "steps", done=state.steps_done)
     started = time.monotonic() - (state.log[-1]["seconds"] if state.log else 0.0)
 
     def validate() -> float:
-        return broadcast_from_rank_zero(validation_lds(model, objective, tokens, held_back, chunk_tokens, precision))
+        return broadcast_from_rank_zero(validation_lds(model, objective, tokens, held_back, *passes))
 
     if not state.log:
-        if learned_scale:
-            _start_scales(model, objective, tokens, training[0], chunk_tokens, precision)
+        if training.learned_scale:
+            _start_scales(model, objective, tokens, trained_on[0], *passes)
         state.record(0, None, validate(), time.monotonic() - started)
         say(f"train_encoder: validation LDS {state.best_score:.3f} before training")
-    for step in range(state.steps_done + 1, steps + 1):
-        fold = training[_fold_of_step(step, len(training), seed)]
-        draw = draw_step(fold, subsets_per_step, examples_per_step, seed, "step", step)
+    for step in range(state.steps_done + 1, training.steps + 1):
+        fold = trained_on[_fold_of_step(step, len(trained_on), seed)]
+        draw = draw_step(fold, training.subsets_per_step, training.examples_per_step, seed, "step", step)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate * min(step / max(warmup_steps, 1), 1.0)
+            group["lr"] = training.learning_rate * min(step / max(training.warmup_steps, 1), 1.0)
         optimizer.zero_grad(set_to_none=True)
-        loss = backpropagate_step(model, objective, tokens, draw, chunk_tokens, precision)
-        torch.nn.utils.clip_grad_norm_(parameters, gradient_clip)
+        loss = backpropagate_step(model, objective, tokens, draw, *passes)
+        torch.nn.utils.clip_grad_norm_(parameters, training.gradient_clip)
         optimizer.step()
-        validates = step % validate_every == 0 or step == steps
+        validates = step % training.validate_every == 0 or step == training.steps
         score = validate() if validates else None
         state.record(step, loss, score, time.monotonic() - started)
         progress.advance(note=f"loss {loss:.4f}, best validation LDS {state.best_score:.3f}")
@@ -120,8 +118,8 @@ def train_encoder(
             say(f"train_encoder: validation LDS {score:.3f} after {step} steps")
             if is_rank_zero():
                 state.save()
-            if patience and state.validations_since_best >= patience:
-                say(f"train_encoder: no better validation LDS in {patience} validations, so it stops here")
+            if training.patience and state.validations_since_best >= training.patience:
+                say(f"train_encoder: no better validation LDS in {training.patience} validations, so it stops here")
                 break
     if is_rank_zero():
         _publish(state, encoder, log)

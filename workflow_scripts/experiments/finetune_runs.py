@@ -16,6 +16,7 @@ from workflow_scripts.language_model.engine import open_tuner
 from workflow_scripts.language_model.generation import greedy_answers
 from workflow_scripts.language_model.tokens import TokenizedExample, read_examples
 from workflow_scripts.models.loading import load_tokenizer
+from workflow_scripts.study.sections import Finetuning
 from workflow_scripts.study.stage_versions import STAGE_VERSIONS
 from workflow_scripts.targets.run_cache import FinishedRuns
 
@@ -35,7 +36,7 @@ def finetune_runs(
     jobs: int,
     seed: int,
     new_tokens: int | None,
-    finetuning: dict[str, Any],
+    finetuning: Finetuning,
 ) -> None:
     """Write what each run of the job measured to `measured`: one row per run, seed and test.
 
@@ -48,7 +49,7 @@ def finetune_runs(
     runs: table of `experiments.runs`.
     job, jobs: number of this job, and of how many.
     new_tokens: longest answer that the LM writes to each test's prompt; None for none.
-    finetuning: settings of `Finetuner`, and those of DeepSpeed under `zero`.
+    finetuning: that section of the config.
     """
     listed = read_share(runs, job, jobs)
     key = spec_hash(
@@ -58,7 +59,7 @@ def finetune_runs(
             "tokens": file_hash(train_tokens, test_tokens),
             "seed": [seed, experiment],
             "new_tokens": new_tokens,
-            "finetuning": finetuning,
+            "finetuning": finetuning.spec(),
         }
     )
     finished = FinishedRuns(measured, key, MEASURED_SCHEMA.names[:2])
@@ -67,7 +68,7 @@ def finetune_runs(
     progress = Progress(title, len(listed), "runs", done=len(listed) - len(missing))
     if missing:
         train, test = read_examples(train_tokens), read_examples(test_tokens)
-        tuner = open_tuner([language_model or model, revision, trust_remote_code], **finetuning)
+        tuner = open_tuner([language_model or model, revision, trust_remote_code], finetuning)
         tokenizer = load_tokenizer(language_model or model, revision, trust_remote_code) if new_tokens else None
         for name, number in missing:
             lists = listed[name, number]
@@ -78,7 +79,7 @@ def finetune_runs(
             answers = [None] * len(tests)
             if tokenizer and ended:
                 prompts = [one.tokens[: one.prompt_tokens] for one in tests]
-                limits = (tokenizer.eos_token_id, new_tokens, finetuning["evaluation_tokens"], finetuning["precision"])
+                limits = (tokenizer.eos_token_id, new_tokens, finetuning.evaluation_tokens, finetuning.precision)
                 written = greedy_answers(tuner.lm, prompts, *limits)
                 answers = tokenizer.batch_decode(written, skip_special_tokens=True)
             columns = {

@@ -2,26 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+
+from transformers import PreTrainedModel
 
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.language_model.finetuner import Finetuner
 from workflow_scripts.language_model.losses import load_language_model
+from workflow_scripts.study.sections import Finetuning
 
 if TYPE_CHECKING:
     from workflow_scripts.language_model.deepspeed_finetuner import ZeroFinetuner
 
 
-def open_tuner(
-    source: Sequence[Any], *, zero: Mapping[str, Any] | None = None, **settings: Any
-) -> Finetuner | ZeroFinetuner:
-    """Return the engine that fine-tunes: native, or DeepSpeed with its own settings `zero`.
+# What both engines are told.
+_SETTINGS = {
+    "learning_rate",
+    "weight_decay",
+    "batch_examples",
+    "epochs",
+    "precision",
+    "step_tokens",
+    "evaluation_tokens",
+}
+
+
+def native_tuner(lm: PreTrainedModel, finetuning: Finetuning) -> Finetuner:
+    """Return the native engine for an LM that is loaded, whatever `finetuning.engine` is."""
+    return Finetuner(lm, compile=finetuning.compile, **finetuning.model_dump(include=_SETTINGS))
+
+
+def open_tuner(source: Sequence[Any], finetuning: Finetuning) -> Finetuner | ZeroFinetuner:
+    """Return the engine that fine-tunes, native or DeepSpeed, with its LM.
 
     `source` is what `load_language_model` takes: folder or hub id, revision, whether remote code is trusted.
+
+    Raises
+    ------
+    StudyError: DeepSpeed is not installed.
     """
-    if zero is None:
-        return Finetuner(load_language_model(*source, precision=settings["precision"]), **settings)
+    if finetuning.engine == "native":
+        return native_tuner(load_language_model(*source, precision=finetuning.precision), finetuning)
     try:
         from workflow_scripts.language_model.deepspeed_finetuner import ZeroFinetuner
     except ModuleNotFoundError as error:
@@ -29,4 +51,9 @@ def open_tuner(
             f"finetuning.engine is deepspeed, but {error.name} is not installed: run "
             "`pip install -r envs/requirements-deepspeed.lock` in the workflow's environment, or write engine: native."
         ) from None
-    return ZeroFinetuner(load_language_model(*source, device="cpu"), **zero, **settings)
+    return ZeroFinetuner(
+        load_language_model(*source, device="cpu"),
+        stage=finetuning.zero_stage,
+        offload=finetuning.offload,
+        **finetuning.model_dump(include=_SETTINGS),
+    )

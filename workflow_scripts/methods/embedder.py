@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from workflow_scripts.language_model.tokens import TokenizedExample
 from workflow_scripts.methods.example_gradients import mlp_layers
 from workflow_scripts.methods.projected_gradients import ProjectedGradients
+from workflow_scripts.study.sections import Finetuning
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,13 @@ class WarmupExamples:
     ----------
     examples: the examples that the LM is warmed up on, in random order.
     measured: how many of the first of them suffice for second moments.
-    finetuning: settings of `language_model.finetuner.Finetuner`, as the warm-up has them.
+    finetuning: that section of the config, as the warm-up has it.
     seed: of all random choices.
     """
 
     examples: Sequence[TokenizedExample]
     measured: int
-    finetuning: dict[str, Any]
+    finetuning: Finetuning
     seed: int
 
 

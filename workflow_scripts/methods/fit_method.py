@@ -12,6 +12,7 @@ from workflow_scripts.language_model.tokens import read_examples
 from workflow_scripts.methods.embedder import LanguageModelReader, WarmupExamples
 from workflow_scripts.methods.loading import load_module
 from workflow_scripts.methods.warmup import warmup_sample
+from workflow_scripts.study.sections import Finetuning
 
 
 def fit_method(
@@ -26,7 +27,7 @@ def fit_method(
     settings: dict[str, Any],
     examples: int,
     measured_examples: int,
-    finetuning: dict[str, Any],
+    finetuning: Finetuning,
     seed: int,
 ) -> None:
     """Write the tensors that `fit` of the method's module returns to `fitted` (safetensors).
@@ -38,8 +39,8 @@ def fit_method(
     module, settings: as in `study.methods.EmbeddingSpec`.
     examples, measured_examples, finetuning, seed: see `WarmupExamples`.
     """
-    lm = load_language_model(language_model or model, revision, trust_remote_code, precision=finetuning["precision"])
-    reader = LanguageModelReader(lm, finetuning["step_tokens"], finetuning["precision"])
+    lm = load_language_model(language_model or model, revision, trust_remote_code, precision=finetuning.precision)
+    reader = LanguageModelReader(lm, finetuning.step_tokens, finetuning.precision)
     sample = warmup_sample(read_examples(tokens), examples, seed)
     tensors = load_module(module).fit(reader, WarmupExamples(sample, measured_examples, finetuning, seed), **settings)
     with atomic_path(fitted) as temporary:

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.seeds import derive_seed
-from workflow_scripts.language_model.finetuner import Finetuner
+from workflow_scripts.language_model.engine import native_tuner
 from workflow_scripts.methods.embedder import Embedder, LanguageModelReader, WarmupExamples, unit_length
 from workflow_scripts.methods.projected_gradients import Correction, ProjectedGradients, Tensors, random_projections
 
@@ -40,7 +40,7 @@ def fit(
     StudyError: the training of the adapters diverged.
     """
     adapters = add_adapters(reader.lm, lora_rank, lora_alpha, warmup.seed)
-    tuner = Finetuner(reader.lm, **{**warmup.finetuning, "epochs": epochs})
+    tuner = native_tuner(reader.lm, warmup.finetuning.model_copy(update={"epochs": epochs}))
     if not tuner.finetune(warmup.examples, warmup.seed, ADAPTER):
         raise StudyError("the training of LESS's adapters diverged. Lower warmup.learning_rate.")
     tensors = random_projections(adapters, max(math.isqrt(dimension // len(adapters)), 1), warmup.seed)

@@ -23,14 +23,14 @@ from workflow_scripts.corpora.near_duplicates import word_triples
 from workflow_scripts.corpora.prepare_corpus import prepare_corpus
 from workflow_scripts.embeddings.tiles import inner_products
 from workflow_scripts.evaluation.lds import Bootstrap, bootstrap_lds
-from workflow_scripts.language_model.finetuner import Finetuner
+from workflow_scripts.language_model.engine import native_tuner
 from workflow_scripts.language_model.losses import example_losses, load_language_model
 from workflow_scripts.language_model.tokenize_corpus import tokenize_corpus
 from workflow_scripts.language_model.tokens import TokenizedExample, read_examples
 from workflow_scripts.models.device import autocast
 from workflow_scripts.scoring.corpus_scores import CorpusScores
 from workflow_scripts.scoring.group_scores import Membership
-from workflow_scripts.study.sections import Corpus
+from workflow_scripts.study.sections import Corpus, Finetuning
 
 TIMED_SECONDS = 3.0
 LONGEST_CALL_SECONDS = 15.0
@@ -88,14 +88,14 @@ def time_texts(sample: Path, folder: Path, tokenizing: dict[str, Any]) -> dict[s
 
 
 def time_finetuning(
-    tokens: Path, source: Sequence[Any], finetuning: dict[str, Any], subset_examples: int, measured_examples: int | None
+    tokens: Path, source: Sequence[Any], finetuning: Finetuning, subset_examples: int, measured_examples: int | None
 ) -> dict[str, float]:
     """Return the seconds of a token that is trained on (one pass), evaluated, and differentiated by itself.
 
     A large LM's subset would take too long, so no more than some seconds' worth of it is trained on.
     """
     examples = list(read_examples(tokens).values())
-    tuner = Finetuner(load_language_model(*source, precision=finetuning["precision"]), **finetuning)
+    tuner = native_tuner(load_language_model(*source, precision=finetuning.precision), finetuning)
     subset, measured = repeated(examples, subset_examples), repeated(examples, measured_examples or len(examples))
 
     batch = subset[: tuner.batch_examples]
@@ -157,7 +157,9 @@ def main(folder: Path) -> dict[str, float]:
     own.mkdir()
     seconds = time_texts(Path(settings["sample"]), own, settings["tokenizing"])
     if settings["finetuning"]:
-        seconds |= time_finetuning(Path(settings["tokens"]), **settings["finetuning"])
+        values = settings["finetuning"]
+        values["finetuning"] = Finetuning(**values["finetuning"])
+        seconds |= time_finetuning(Path(settings["tokens"]), **values)
     return seconds | time_scores(settings["dimension"])
 
 

@@ -102,7 +102,7 @@ def run_pilot(
         facts = {name: CorpusFacts(**values) for name, values in models["facts"].items()}
         if missing:
             assumed = _assumed_seconds(lm.parameters, parameters, training, facts)
-            gpus = runs["finetuning"].get("processes", 1) if runs else 1
+            gpus = 1
         else:
             assumed, gpus = {}, len(visible_gpus())
         say("run_pilot: jobs side by side ...")
@@ -234,7 +234,7 @@ def _language_model(
         parameters = parameters_in_name(settings["model"]) or ASSUMED_LM_PARAMETERS
         return _LanguageModel(_stand_in_tokenizer(loading, read.file, folder), parameters, {}, str(error))
     missing = None
-    if runs["finetuning"].get("zero"):
+    if runs["finetuning"].get("engine", "native") != "native":
         missing = "fine-tuning by DeepSpeed shares several GPUs"
     elif not visible_gpus() and parameters > LARGEST_LM_ON_A_CPU:
         missing = f"{settings['model']} has {parameters / 1e6:,.0f} million parameters, too many for a CPU"
@@ -272,18 +272,19 @@ def _encoder(
 ) -> tuple[AttributionEncoder, dict[str, float], str | None]:
     """Return the encoder, the seconds of making it and of tokenising a row, and why it is a stand-in, if it is."""
     missing = None
+    max_tokens = settings.get("settings", settings)["max_tokens"]
     start = time.perf_counter()
     try:
-        if "dimension" in settings:
-            init_encoder(typical.file, folder / "encoder", language_model=lm.loading.get("language_model"), **settings)
+        if "settings" in settings:
+            values = {**settings, "settings": Encoder(**settings["settings"])}
+            init_encoder(typical.file, folder / "encoder", language_model=lm.loading.get("language_model"), **values)
         else:
             take_encoder(folder / "encoder", **settings)
     except StudyError as error:
         missing = str(error)
-        values = {**Encoder().model_dump(), "max_tokens": settings["max_tokens"], "seed": 0}
-        init_encoder(typical.file, folder / "encoder", **values)
+        init_encoder(typical.file, folder / "encoder", settings=Encoder(max_tokens=max_tokens), seed=0)
     seconds = {"encoder_start": time.perf_counter() - start}
-    model = load_encoder(folder / "encoder", settings["max_tokens"])
+    model = load_encoder(folder / "encoder", max_tokens)
     texts = encoder_texts(typical.table, prompt_words, model.view)
     seconds["encoder_tokenized_row"] = typical_seconds(lambda: model.tokenize(texts), 0) / len(texts)
     return model, seconds, missing

@@ -6,7 +6,7 @@ The field descriptions are the config reference: `docs/config.md` and `configs/s
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -34,6 +34,16 @@ class Section(BaseModel):
     """A block of the config: immutable, and no key that it does not know."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    # Keys that change no result beyond rounding, or none of the stage that has this section.
+    NOT_IN_SPEC: ClassVar[frozenset[str]] = frozenset()
+    # Keys whose default does what was done before there was such a key: only another value makes another spec.
+    NOT_IN_SPEC_AT_DEFAULT: ClassVar[frozenset[str]] = frozenset()
+
+    def spec(self) -> dict[str, Any]:
+        """Return the values that decide a stage's result; the section that they make equals this one in all of them."""
+        fields = type(self).model_fields
+        at_default = {name for name in self.NOT_IN_SPEC_AT_DEFAULT if getattr(self, name) == fields[name].default}
+        return self.model_dump(exclude={*self.NOT_IN_SPEC, *at_default})
 
 
 class Corpus(Section):
@@ -123,6 +133,9 @@ class LanguageModel(Section):
 
 class Finetuning(Section):
     """How the LM is fine-tuned on one subset (paper, section 4.1)."""
+
+    NOT_IN_SPEC = frozenset({"max_diverged_share", "processes"})
+    NOT_IN_SPEC_AT_DEFAULT = frozenset({"compile", "engine", "zero_stage", "offload"})
 
     learning_rate: float = Field(2e-5, gt=0, description="AdamW's learning rate, constant.")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay.")
@@ -247,6 +260,9 @@ class Encoder(Section):
 
 class EncoderTraining(Section):
     """How the encoder learns to rank subsets (paper, sections 3.3 and 4.1)."""
+
+    NOT_IN_SPEC = frozenset({"processes"})
+    NOT_IN_SPEC_AT_DEFAULT = frozenset({"compile"})
 
     pooling: Literal["attention", "mean"] = Field("attention", description="How scores of a group are pooled.")
     steps: Positive = Field(2000, description="Optimiser steps.")

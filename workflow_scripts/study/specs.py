@@ -104,18 +104,8 @@ class StageSpecs(StudyJobs):
             "folds": [first_fold, min(first_fold + folds_per_job, folds)],
             "indexes": [first_subset, min(first_subset + subsets_per_job, subsets)],
             "seeds": seeds,
-            "finetuning": self._finetuning(),
+            "finetuning": self.study.finetuning.spec(),
         }
-
-    def _finetuning(self) -> dict[str, Any]:
-        settings = self.study.finetuning
-        of_deepspeed = {"engine", "zero_stage", "offload", "processes"}
-        values = settings.model_dump(exclude={"max_diverged_share", "compile", *of_deepspeed})
-        if settings.compile:
-            values["compile"] = True
-        if settings.engine == "native":
-            return values
-        return {**values, "zero": {"stage": settings.zero_stage, "offload": settings.offload}}
 
     def _collect_targets(self, pool: str) -> dict[str, Any]:
         folds, subsets, seeds = self.runs(pool)
@@ -128,19 +118,14 @@ class StageSpecs(StudyJobs):
 
     def _init_encoder(self, variant: str = "") -> dict[str, Any]:
         source = {"lm_source": self._lm_source()} if self.reads_tokens_of_lm(variant) else {}
-        return {**self._encoder(variant).model_dump(), **source, "seed": self.study.seed}
+        return {"settings": self._encoder(variant).spec(), **source, "seed": self.study.seed}
 
     def _take_encoder(self) -> dict[str, Any]:
         return self.study.encoder.model_dump(include={"model", "revision", "trust_remote_code", "max_tokens"})
 
     def _train_encoder(self, variant: str = "") -> dict[str, Any]:
-        training = self._encoder_training(variant)
-        return {
-            **training.model_dump(exclude={"processes", "compile"}),
-            **({"compile": True} if training.compile else {}),
-            **self._encoder_text(variant),
-            "seed": self.study.seed,
-        }
+        training = self._encoder_training(variant).spec()
+        return {"training": training, **self._encoder_text(variant), "seed": self.study.seed}
 
     def _encoder_text(self, variant: str) -> dict[str, Any]:
         encoder = self._encoder(variant)
@@ -163,8 +148,9 @@ class StageSpecs(StudyJobs):
     def _warmup_finetuning(self) -> dict[str, Any]:
         warmup = self.study.warmup
         changes = {"epochs": warmup.epochs, "learning_rate": warmup.learning_rate}
-        values = self._finetuning() | {name: value for name, value in changes.items() if value is not None}
-        return {name: value for name, value in values.items() if name != "zero"}
+        values = self.study.finetuning.spec() | {name: value for name, value in changes.items() if value is not None}
+        # The warm-up has one process, whose LM fits one GPU: the gradient of each example is taken by itself.
+        return {name: value for name, value in values.items() if name not in ("engine", "zero_stage", "offload")}
 
     def _warmup_lm(self) -> dict[str, Any]:
         return {
@@ -271,7 +257,7 @@ class StageSpecs(StudyJobs):
             "jobs": settings.jobs,
             "seed": self.study.seed,
             "new_tokens": getattr(settings, "new_tokens", None),
-            "finetuning": self._finetuning(),
+            "finetuning": self.study.finetuning.spec(),
         }
 
     def _experiment_statistics(self, experiment: str) -> dict[str, Any]:
@@ -338,7 +324,7 @@ class StageSpecs(StudyJobs):
             return None
         sizes = self._sampling(self.pools[0]) if self.pools else {}
         return {
-            "finetuning": self._finetuning(),
+            "finetuning": self.study.finetuning.spec(),
             "subset_examples": sizes.get("subset_examples", self.study.finetuning.batch_examples),
             "measured_examples": sizes.get("evaluated_examples"),
         }

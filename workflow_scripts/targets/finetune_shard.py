@@ -14,6 +14,7 @@ from workflow_scripts.core.progress import Progress
 from workflow_scripts.core.stage import run_stage
 from workflow_scripts.language_model.engine import open_tuner
 from workflow_scripts.language_model.tokens import read_examples
+from workflow_scripts.study.sections import Finetuning
 from workflow_scripts.study.stage_versions import STAGE_VERSIONS
 from workflow_scripts.targets.run_cache import FinishedRuns
 from workflow_scripts.targets.sampling import Fold, Sampling, corpus_ids
@@ -45,15 +46,14 @@ def finetune_shard(
     folds: Sequence[int],
     indexes: Sequence[int],
     seeds: int,
-    finetuning: dict[str, Any],
+    finetuning: Finetuning,
 ) -> None:
     """Write the losses of every (fold, index, seed) of the block to `losses`.
 
     `folds` and `indexes` are [first, past the last]. A run depends on (seed, pool, fold, index, number of the
     seed) alone, so the cut into blocks changes no number. Finished runs are kept in a folder beside `losses`
     until the block is whole, and a block that grew keeps the runs it had; both only if they come from the
-    same LM, tokens and settings. `finetuning` has the settings of `Finetuner`, and those of DeepSpeed under `zero`
-    where an LM needs several GPUs.
+    same LM, tokens and settings. `finetuning` is that section of the config.
     """
     draw = Sampling(**sampling)
     runs = [(fold, index, seed) for fold in range(*folds) for index in range(*indexes) for seed in range(seeds)]
@@ -63,7 +63,7 @@ def finetune_shard(
             "model": folder_hash(language_model) if language_model else [model, revision],
             "tokens": file_hash(train_tokens, test_tokens),
             "sampling": sampling,
-            "finetuning": finetuning,
+            "finetuning": finetuning.spec(),
         }
     )
     finished = FinishedRuns(losses, key, SCHEMA.names[:3])
@@ -79,7 +79,7 @@ def finetune_shard(
         train = read_examples(train_tokens)
         test = train if train_tokens == test_tokens else read_examples(test_tokens)
         train_ids, test_ids = corpus_ids(train_tokens, test_tokens)
-        tuner = open_tuner([language_model or model, revision, trust_remote_code], **finetuning)
+        tuner = open_tuner([language_model or model, revision, trust_remote_code], finetuning)
         fold_number = None
         for fold, index, seed in missing:
             if fold != fold_number:

@@ -15,6 +15,7 @@ from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.parquet import read_metadata, spec_hash, write_table
 from workflow_scripts.core.progress import say
 from workflow_scripts.core.stage import run_job, run_stage
+from workflow_scripts.study.sections import EncoderTraining
 from workflow_scripts.study.stage_versions import STAGE_VERSIONS
 
 
@@ -61,6 +62,20 @@ def test_an_empty_list_is_none_where_a_file_may_be_absent(tmp_path):
 
     run_job(job(tmp_path, {"version": 1}, maybe="a", absent=[], several=[], untyped=[]), stage)
     assert seen == {"maybe": Path("a"), "absent": None, "several": [], "untyped": []}
+
+
+def test_a_parameter_of_a_section_gets_one_that_is_checked(tmp_path):
+    seen = {}
+
+    def stage(table: Path, *, training: EncoderTraining, plain: dict) -> None:
+        seen.update(training=training, plain=plain)
+
+    training = EncoderTraining(steps=3, compile=True)
+    spec = {"version": 1, "training": training.spec(), "plain": {"steps": 3}}
+    run_job(job(tmp_path, spec), stage)
+    assert seen == {"training": training, "plain": {"steps": 3}}
+    with pytest.raises(ValueError, match="greater than or equal to 1"):
+        run_job(job(tmp_path, {**spec, "training": {"steps": 0}}), stage)
 
 
 @pytest.mark.parametrize("stage", STAGE_VERSIONS)

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import yaml
-from tiny_study import TRAINING
+from tiny_study import training_values
 
 from workflow_scripts.core.distributed import run_in_processes
 from workflow_scripts.core.parquet import read_table, write_table
@@ -18,7 +18,7 @@ from workflow_scripts.encoder.train_encoder import train_encoder
 from workflow_scripts.study.config import load_study
 from workflow_scripts.study.resources import StudyPlan
 
-SPEC = {**TRAINING, "steps": 6, "learning_rate": 1e-3, "chunk_tokens": 200}
+SPEC = training_values(steps=6, learning_rate=1e-3, chunk_tokens=200)
 ROOT = Path(__file__).parents[3]
 
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
-from tiny_study import ENCODER
+from tiny_study import encoder_values
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 
 from workflow_scripts.core.errors import StudyError
@@ -91,8 +91,8 @@ def test_the_prompt_is_cut_in_words_and_the_response_is_not():
 
 
 def test_the_untrained_encoder_depends_on_corpus_and_seed_alone(tiny, tmp_path):
-    init_encoder(tiny.corpus, tmp_path / "again", **ENCODER)
-    init_encoder(tiny.corpus, tmp_path / "other", **ENCODER | {"seed": 2})
+    init_encoder(tiny.corpus, tmp_path / "again", **encoder_values())
+    init_encoder(tiny.corpus, tmp_path / "other", **encoder_values() | {"seed": 2})
     for name in ("model.safetensors", "tokenizer.json", "2_Dense/model.safetensors"):
         assert (tmp_path / "again" / name).read_bytes() == (tiny.untrained / name).read_bytes()
     assert (tmp_path / "other" / "model.safetensors").read_bytes() != (
@@ -104,7 +104,7 @@ def test_the_untrained_encoder_depends_on_corpus_and_seed_alone(tiny, tmp_path):
 def split_folder(tiny, tmp_path_factory):
     """An encoder that reads prompt and response apart, means of length 1, started at the principal axes."""
     folder = tmp_path_factory.mktemp("split") / "encoder"
-    init_encoder(tiny.corpus, folder, **ENCODER | {"view": "split", "normalized": True, "projection": "principal"})
+    init_encoder(tiny.corpus, folder, **encoder_values(view="split", normalized=True, projection="principal"))
     return folder
 
 
@@ -158,7 +158,7 @@ def test_the_principal_start_centres_and_levels_the_texts_it_saw(tiny, split_fol
 def test_an_encoder_can_read_the_tokens_of_the_lm(tiny, tmp_path, view):
     """In plain sentence-transformers too, in padded batches, although the LM pads with its end-of-text token."""
     folder = tmp_path / "encoder"
-    spec = ENCODER | {"view": view, "normalized": True, "tokenizer": "language_model"}
+    spec = encoder_values(view=view, normalized=True, tokenizer="language_model")
     source = {"model": "builtin:tiny", "revision": None, "trust_remote_code": False}
     init_encoder(tiny.corpus, folder, language_model=tiny.language_model, lm_source=source, **spec)
     model, lm = load_encoder(folder, 64), AutoTokenizer.from_pretrained(tiny.language_model)
@@ -185,7 +185,7 @@ def test_words_that_occur_in_the_same_texts_start_alike(tmp_path):
     kinds = [["red", "blue", "green"], ["one", "two", "three"], ["cat", "dog", "cow"]]
     rows = [{"prompt": " ".join(kind), "response": " ".join(kind[:2])} for kind in kinds for _ in range(20)]
     write_table(tmp_path / "corpus.parquet", pa.Table.from_pylist(rows))
-    spec = ENCODER | {"view": "split", "layers": 0, "word_embeddings": "principal", "vocabulary": 100}
+    spec = encoder_values(view="split", layers=0, word_embeddings="principal", vocabulary=100)
     init_encoder(tmp_path / "corpus.parquet", tmp_path / "encoder", **spec)
     model = load_encoder(tmp_path / "encoder", 64)
     words = model.transformer.embeddings.word_embeddings.weight.detach()
@@ -199,7 +199,7 @@ def test_words_that_occur_in_the_same_texts_start_alike(tmp_path):
 
 @pytest.mark.parametrize("prompt_scale", [0.5, 2.0])
 def test_prompts_start_at_their_share_of_the_responses(tiny, tmp_path, prompt_scale):
-    spec = ENCODER | {"view": "split", "projection": "principal", "prompt_scale": prompt_scale}
+    spec = encoder_values(view="split", projection="principal", prompt_scale=prompt_scale)
     init_encoder(tiny.corpus, tmp_path / "encoder", **spec)
     model = load_encoder(tmp_path / "encoder", 64)
     vectors = model.encode(model.tokenize(encoder_texts(read_table(tiny.corpus), 256, "split")), 500)
@@ -208,7 +208,7 @@ def test_prompts_start_at_their_share_of_the_responses(tiny, tmp_path, prompt_sc
 
 
 def test_a_projection_that_is_brought_is_kept(tiny, split_folder, tmp_path):
-    spec = ENCODER | {"model": str(split_folder), "dimension": 8, "projection": "principal", "hidden": 1}
+    spec = encoder_values(model=str(split_folder), dimension=8, projection="principal", hidden=1)
     init_encoder(tiny.corpus, tmp_path / "own", **spec)
     texts = [("a question", "an answer")]
     ours, theirs = load_encoder(tmp_path / "own", 64), load_encoder(split_folder, 64)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from tiny_study import TRAINING
+from tiny_study import TRAINING, training_values
 
 from workflow_scripts.core.parquet import read_table
 from workflow_scripts.encoder import model as encoder_module
@@ -243,7 +243,7 @@ def train(tiny, files, folder, **changes):
         untrained=tiny.untrained,
         encoder=folder / "encoder",
         log=folder / "log.parquet",
-        **{**TRAINING, **changes},
+        **training_values(**changes),
     )
     weights = load_encoder(folder / "encoder", 64).state_dict()
     return weights, read_table(folder / "log.parquet").drop_columns("seconds")
@@ -284,7 +284,7 @@ def test_a_stopped_training_goes_on_to_the_same_bits(tiny, files, tmp_path, monk
     steps.clear()
     monkeypatch.setattr(stage, "backpropagate_step", lambda *arguments: (steps.append(1), step(*arguments))[1])
     found, log = train(tiny, files, tmp_path / "stopped")
-    assert len(steps) == TRAINING["steps"] - 2 * (stop_after // 2)
+    assert len(steps) == TRAINING.steps - 2 * (stop_after // 2)
     assert log.equals(expected_log)
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     assert sorted(path.name for path in (tmp_path / "stopped").iterdir()) == ["encoder", "log.parquet"]

@@ -14,6 +14,7 @@ from workflow_scripts.experiments.runs import MEASURED_SCHEMA, ListedRun, read_m
 from workflow_scripts.language_model.finetuner import Finetuner
 from workflow_scripts.language_model.losses import load_language_model
 from workflow_scripts.language_model.tokens import TokenizedExample, read_examples
+from workflow_scripts.study.sections import Finetuning
 
 FIELDS = [("purpose", pa.string())]
 
@@ -58,7 +59,7 @@ def measure(tiny, runs, measured, **changes):
         "jobs": 1,
         "seed": 1,
         "new_tokens": None,
-        "finetuning": FINETUNING,
+        "finetuning": Finetuning(**FINETUNING),
     }
     finetune_runs(runs, tiny.tokens, tiny.tokens, measured, **{**spec, **changes})
     return read_table(measured)

@@ -39,6 +39,11 @@ ZERO = {
 }
 
 
+def of_config(name):
+    """What the config says for one of `ZERO`."""
+    return {"engine": "deepspeed", "zero_stage": ZERO[name]["stage"], "offload": ZERO[name]["offload"]}
+
+
 def losses_after_runs(tuner, tokens, runs):
     """The base losses of 9 examples, and those after each of the runs, float32 [1 + runs, 9]."""
     pool = list(read_examples(tokens).values())
@@ -89,7 +94,7 @@ def zero_shards(folder, tiny):
         FinishedRuns.publish = publish_late
     for name in ("zero1", "zero2", "zero3"):
         for indexes in ([0, 2], [0, 3]):
-            tiny.block(folder / f"{name}.parquet", indexes=indexes, finetuning={**SETTINGS, "zero": ZERO[name]})
+            tiny.block(folder / f"{name}.parquet", indexes=indexes, finetuning=SETTINGS | of_config(name))
 
 
 def targets_of(losses):
@@ -172,7 +177,7 @@ def test_without_deepspeed_the_stage_says_what_to_install(tiny, tmp_path, monkey
     # Another test may have imported it.
     monkeypatch.delitem(sys.modules, "workflow_scripts.language_model.deepspeed_finetuner", raising=False)
     with pytest.raises(StudyError, match=r"pip install -r envs/requirements-deepspeed\.lock"):
-        tiny.block(tmp_path / "block.parquet", finetuning={**FINETUNING, "zero": ZERO["zero3"]})
+        tiny.block(tmp_path / "block.parquet", finetuning=FINETUNING | of_config("zero3"))
 
 
 def test_only_the_native_engine_compiles():

@@ -18,9 +18,11 @@ from workflow_scripts.methods.less import ADAPTER, adamw_step, add_adapters
 from workflow_scripts.methods.warmup import warmup_sample
 from workflow_scripts.methods.warmup_lm import warmup_lm
 from workflow_scripts.study.methods import METHODS
+from workflow_scripts.study.sections import Finetuning
 
 SOURCE = {"model": "builtin:tiny", "revision": None, "trust_remote_code": False}
 EMBEDDING = {"for_tests": False, "prompt_words": 256, "batch_tokens": 512, "precision": "float32"}
+WARMUP = Finetuning(**FINETUNING)
 SMALL = {"less": {"lora_rank": 2, "lora_alpha": 8, "epochs": 1, "dimension": 14 * 2 * 4}}
 OF_LMS = [name for name, method in METHODS.items() if method.own and method.own.language_model]
 
@@ -28,9 +30,7 @@ OF_LMS = [name for name, method in METHODS.items() if method.own and method.own.
 @pytest.fixture(scope="module")
 def warm(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("warm") / "language_model_warm"
-    warmup_lm(
-        tiny.tokens, folder, language_model=tiny.language_model, **SOURCE, examples=60, finetuning=FINETUNING, seed=1
-    )
+    warmup_lm(tiny.tokens, folder, language_model=tiny.language_model, **SOURCE, examples=60, finetuning=WARMUP, seed=1)
     return folder
 
 
@@ -45,7 +45,7 @@ def fit(tiny, warm, tmp_path_factory):
         path = folder / f"{name}.safetensors"
         if own.fitted and not path.exists():
             settings = {**own.settings, **SMALL.get(name, {})}
-            values = {"examples": 60, "measured_examples": 40, "finetuning": FINETUNING, "seed": 1}
+            values = {"examples": 60, "measured_examples": 40, "finetuning": WARMUP, "seed": 1}
             fit_method(tiny.tokens, path, language_model=lm, **SOURCE, module=own.module, settings=settings, **values)
         return lm, path if own.fitted else None
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from model_hub import ModelHub
 from safetensors.torch import load_file, save_file
-from tiny_study import ENCODER
+from tiny_study import ENCODER, encoder_values
 from transformers import AutoTokenizer, BertConfig, GPT2Config, Qwen2Config, T5Config
 
 from workflow_scripts.core.errors import StudyError
@@ -87,12 +87,12 @@ def test_an_encoder_and_a_sentence_encoder_start_from_their_snapshot(hub, tiny, 
     snapshot = fetch(tmp_path / "snapshot", "owner/encoder")
     hub.requests.clear()
     shutil.rmtree(tmp_path / "cache")
-    values = {**ENCODER, "model": "owner/encoder", "revision": "main", "projection": "random"}
+    values = encoder_values(model="owner/encoder", revision="main", projection="random")
     init_encoder(tiny.corpus, tmp_path / "encoder", snapshot=snapshot, **values)
     made, source = (load_file(folder / "model.safetensors") for folder in (tmp_path / "encoder", tiny.untrained))
     assert made.keys() == source.keys()
     assert all(torch.equal(made[name], source[name]) for name in made)
-    assert open_embedder(None, {}, False, model=str(snapshot)).embed(["some words"]).shape == (1, ENCODER["dimension"])
+    assert open_embedder(None, {}, False, model=str(snapshot)).embed(["some words"]).shape == (1, ENCODER.dimension)
     assert hub.requests == []
 
 
@@ -171,7 +171,7 @@ def test_an_encoder_without_words_is_refused(tiny, tmp_path):
     for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
         (folder / name).unlink(missing_ok=True)
     for load in (
-        lambda: init_encoder(tiny.corpus, tmp_path / "new", **{**ENCODER, "model": str(folder)}),
+        lambda: init_encoder(tiny.corpus, tmp_path / "new", **encoder_values(model=str(folder))),
         lambda: open_embedder(None, {}, False, model=str(folder)),
     ):
         with pytest.raises(StudyError, match="can't tell words apart"):

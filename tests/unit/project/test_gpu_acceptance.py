@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[3]
 SCRIPT = ROOT / "benchmarks" / "gpu_acceptance.py"
 # Neither these nor a hub may be needed where the script runs.
-WITHOUT = ("pydantic", "snakemake", "deepspeed", "datasets", "bm25s", "sentence_transformers")
+WITHOUT = ("snakemake", "deepspeed", "datasets", "bm25s", "sentence_transformers")
 RUN = (
     "import runpy, sys\n"
     f"for name in {WITHOUT!r}:\n"

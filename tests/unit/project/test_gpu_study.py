@@ -14,7 +14,7 @@ from workflow_scripts.language_model.finetuner import Finetuner
 from workflow_scripts.targets.run_cache import FinishedRuns
 
 ROOT = Path(__file__).parents[3]
-WITHOUT = ("pydantic", "snakemake", "deepspeed", "datasets", "bm25s", "sentence_transformers")
+WITHOUT = ("snakemake", "deepspeed", "datasets", "bm25s", "sentence_transformers")
 
 
 @pytest.fixture(autouse=True)

@@ -69,12 +69,12 @@ def test_the_studies_load(name):
 
 def test_a_variant_differs_in_its_keys_alone():
     plan = StudyPlan(load_study(VALUES))
-    own, variant = (plan.spec("train_encoder", {"variant": name}) for name in ("", "@mean"))
+    own, variant = (plan.spec("train_encoder", {"variant": name})["training"] for name in ("", "@mean"))
     assert {key for key in own if own[key] != variant[key]} == {"pooling", "label_spread", "label_clip", "truncation"}
     assert not plan.has_own_initialization("@mean")
     wide = StudyPlan(load_study(changed("encoder_variants.mean", {"encoder": {"dimension": 8}})))
     assert wide.has_own_initialization("@mean")
-    assert wide.spec("init_encoder", {"variant": "@mean"})["dimension"] == 8
+    assert wide.spec("init_encoder", {"variant": "@mean"})["settings"]["dimension"] == 8
 
 
 def test_another_lm_differs_in_its_keys_alone():

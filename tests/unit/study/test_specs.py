@@ -17,6 +17,7 @@ import yaml
 from workflow_scripts.study.config import Study, load_study
 from workflow_scripts.study.methods import METHODS
 from workflow_scripts.study.resources import StudyPlan
+from workflow_scripts.study.sections import Finetuning
 from workflow_scripts.study.sources import is_hub_id
 from workflow_scripts.study.stage_versions import STAGE_VERSIONS
 
@@ -186,6 +187,17 @@ def test_deterministic_is_in_a_spec_only_where_it_is_on_and_changes_a_number():
     # As it was before there was such a key.
     assert "deterministic" not in off.spec("resolve_config", {})["study"]
     assert on.spec("resolve_config", {})["study"]["deterministic"] is True
+
+
+def test_a_section_s_spec_leaves_out_what_decides_nothing_and_what_came_later():
+    plain = Finetuning()
+    assert Finetuning(max_diverged_share=0.5).spec() == plain.spec()
+    assert plain.spec().keys().isdisjoint({"compile", "engine", "zero_stage", "offload", "processes"})
+    for section in (plain, Finetuning(compile=True), Finetuning(engine="deepspeed", zero_stage=2, processes=4)):
+        made = Finetuning(**section.spec())
+        assert made == section.model_copy(update={"processes": 1})
+        assert made.spec() == section.spec()
+    assert Finetuning(engine="deepspeed").spec() != Finetuning(engine="deepspeed", offload=True).spec()
 
 
 def test_a_spec_is_sorted_and_carries_the_version():
