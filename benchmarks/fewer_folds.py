@@ -20,7 +20,7 @@ from harness import report
 from workflow_scripts.core.parquet import read_table, write_table
 from workflow_scripts.encoder.train_encoder import train_encoder
 from workflow_scripts.study.config import load_study
-from workflow_scripts.study.resources import StudyPlan
+from workflow_scripts.study.plan import StudyPlan
 
 SHARES = (1.0, 0.5, 0.25)
 

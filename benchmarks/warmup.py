@@ -22,8 +22,9 @@ from workflow_scripts.methods.loading import load_module
 from workflow_scripts.methods.warmup import warmup_sample
 from workflow_scripts.study.config import load_study
 from workflow_scripts.study.methods import METHODS
-from workflow_scripts.study.resources import StudyPlan
+from workflow_scripts.study.plan import StudyPlan
 from workflow_scripts.study.sections import Finetuning
+from workflow_scripts.study.specs import StageSpecs
 from workflow_scripts.targets.tables import FoldTargets, read_folds
 
 
@@ -62,7 +63,7 @@ def main() -> None:
     examples = read_examples(results / "tokens" / f"{study.targets.corpus}.parquet")
     held_back = {int(i) for fold in folds for i in [*fold.tests, *fold.members.reshape(-1)]}
     others = {i: example for i, example in examples.items() if i not in held_back}
-    finetuning = Finetuning(**{**plan.spec("warmup_lm", {})["finetuning"], "epochs": 1})
+    finetuning = Finetuning(**{**StageSpecs(plan).spec("warmup_lm", {})["finetuning"], "epochs": 1})
 
     rows = []
     for number in options.examples:

@@ -3,8 +3,9 @@ import os
 import re
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.gpus import limit_gpu_jobs
-from workflow_scripts.study.jobs import EXPERIMENT_TABLES
-from workflow_scripts.study.resources import StudyPlan
+from workflow_scripts.study.plan import EXPERIMENT_TABLES, StudyPlan
+from workflow_scripts.study.resources import JobResources
+from workflow_scripts.study.specs import StageSpecs
 from workflow_scripts.study.config import load_study
 from snakemake.exceptions import WorkflowError
 
@@ -26,6 +27,8 @@ if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
 GPUS_HERE = limit_gpu_jobs(workflow)
 
 plan_of_study = StudyPlan(study)
+stage_specs = StageSpecs(plan_of_study)
+job_resources = JobResources(plan_of_study)
 RESULTS = f"results/{study.run}"
 
 
@@ -46,13 +49,13 @@ def spec(stage):
     """Values that decide a stage's result, as one sorted dict: what `params` compares between runs."""
 
     def values(wildcards):
-        return plan_of_study.spec(stage, dict(wildcards))
+        return stage_specs.spec(stage, dict(wildcards))
 
     return values
 
 
 def spec_of_base(wildcards):
-    return plan_of_study.base_spec(dict(wildcards))
+    return stage_specs.base_spec(dict(wildcards))
 
 
 def environment_spec(wildcards, resources):
@@ -63,19 +66,19 @@ def environment_spec(wildcards, resources):
 def plan_spec(wildcards):
     """The plan's values and what runs at a time: the jobs of a cluster's profile, or the cores of this machine."""
     jobs = workflow.nodes if workflow.non_local_exec else None
-    return {**plan_of_study.spec("write_plan", {}), "cores": workflow.cores, "jobs": jobs}
+    return {**stage_specs.spec("write_plan", {}), "cores": workflow.cores, "jobs": jobs}
 
 
 def resources_for(stage):
     """What a stage's jobs ask for; a retry asks for half as much memory (MiB) again, and for twice the minutes."""
 
     def mebibytes(wildcards, attempt):
-        return int(plan_of_study.memory_mb(stage) * (1 + 0.5 * (attempt - 1)))
+        return int(job_resources.memory_mb(stage) * (1 + 0.5 * (attempt - 1)))
 
     def minutes(wildcards, attempt):
-        return plan_of_study.runtime_minutes(stage) * attempt
+        return job_resources.runtime_minutes(stage) * attempt
 
-    gpus = plan_of_study.gpus(stage)
+    gpus = job_resources.gpus(stage)
     # One process for each GPU: where this machine has none, as many on its cores.
     on_gpus = {"gpu": gpus, "processes": gpus} if gpus else {}
     return {**on_gpus, "mem_mb": mebibytes, "runtime": minutes}

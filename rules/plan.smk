@@ -1,7 +1,7 @@
 rule run_pilot:
     """Time what a unit of each stage's work takes on this machine; it needs tens of seconds."""
     input:
-        corpora=expand(f"{RESULTS}/corpora/{{corpus}}.parquet", corpus=plan_of_study.corpora_at_hand()),
+        corpora=expand(f"{RESULTS}/corpora/{{corpus}}.parquet", corpus=job_resources.corpora_at_hand()),
     output:
         pilot=f"{RESULTS}/pilot.json",
     log:

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from workflow_scripts.study.config import load_study
-from workflow_scripts.study.resources import StudyPlan
+from workflow_scripts.study.plan import StudyPlan
 
 # Every change of a value stands in the resolved config, which the report and the encoder's card show.
 ALWAYS = {"resolve_config": 1, "package_encoder": 1, "write_report": 1}

@@ -21,7 +21,7 @@ from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.parquet import read_table
 from workflow_scripts.report.formatting import duration
 from workflow_scripts.study.config import load_study
-from workflow_scripts.study.resources import StudyPlan
+from workflow_scripts.study.plan import StudyPlan
 from workflow_scripts.study.stage_versions import STAGE_VERSIONS
 
 # Long stages say something every ten seconds; a job that is silent for so long has ended or waits.

@@ -20,7 +20,7 @@ from workflow_scripts.study.costs import (
     good_job_sizes,
     not_planned,
 )
-from workflow_scripts.study.resources import StudyPlan
+from workflow_scripts.study.plan import StudyPlan
 
 # LDS on held-back folds with a share of the training folds, as a share of the LDS with all of them: measured by
 # benchmarks/fewer_folds.py on the embedded study.

@@ -11,12 +11,11 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from workflow_scripts.study.break_even import Cost, crossover
-
-if TYPE_CHECKING:
-    from workflow_scripts.study.resources import StudyPlan
+from workflow_scripts.study.plan import StudyPlan
+from workflow_scripts.study.specs import StageSpecs
 
 Work = Mapping[str, float]  # a unit, as `Pilot.seconds` names it -> how many
 
@@ -258,7 +257,7 @@ def finetuning_work(plan: StudyPlan, pilot: Pilot, pool: str) -> list[Work]:
     measured = _measured(plan, pilot, pool)
     jobs = []
     for block in plan.blocks(pool):
-        spec = plan.spec("finetune_shard", {"pool": pool, "block": block})
+        spec = StageSpecs(plan).spec("finetune_shard", {"pool": pool, "block": block})
         folds = spec["folds"][1] - spec["folds"][0]
         runs = folds * (spec["indexes"][1] - spec["indexes"][0]) * spec["seeds"]
         trained = runs * spec["sampling"]["subset_examples"] * plan.study.finetuning.epochs

@@ -11,6 +11,7 @@ import re
 from functools import cached_property
 
 from workflow_scripts.study.costs import Concurrency, Pilot, estimate, parameters_in_name
+from workflow_scripts.study.plan import StudyPlan
 from workflow_scripts.study.specs import COMPUTED_ON_GPUS, StageSpecs
 from workflow_scripts.study.stage_versions import STAGE_VERSIONS
 
@@ -22,17 +23,20 @@ SHORTEST_RUNTIME_MINUTES = 15
 GPU_ON_REQUEST = ("score_pairs", "score_part")
 
 
-class StudyPlan(StageSpecs):
-    """The jobs of a study, their specs, and what they ask for: all that the rules know of it."""
+class JobResources:
+    """What the jobs of a study ask for."""
+
+    def __init__(self, plan: StudyPlan):
+        self.plan, self.study = plan, plan.study
 
     def memory_mb(self, stage: str) -> int:
         """Return the memory in MiB that a job of `stage` asks for, from the size in the LM's name."""
-        names = [self.language_model(lm).model for lm in self.language_models]
+        names = [self.plan.language_model(lm).model for lm in self.plan.language_models]
         parameters = max(parameters_in_name(name) or 5e6 for name in names)
         # Weights, their copy for the reset, gradients and AdamW's two moments, 4 bytes each; and each process of
         # DeepSpeed loads all weights before it keeps its part of them.
-        lm = (20 + 4 * (self.finetuning_processes() - 1)) * parameters / 2**20
-        encoder = self.encoder_processes()
+        lm = (20 + 4 * (self.plan.finetuning_processes() - 1)) * parameters / 2**20
+        encoder = self.plan.encoder_processes()
         return {
             "run_pilot": 4000 + int(lm),
             "finetune_shard": 4000 + int(lm),
@@ -45,23 +49,9 @@ class StudyPlan(StageSpecs):
             "collect_targets": 8000,
         }.get(stage, 4000)
 
-    def encoder_processes(self) -> int:
-        """Return how many processes train the encoder or embed: as many GPUs does a job ask for."""
-        return self.study.encoder_training.processes
-
-    def finetuning_processes(self) -> int:
-        """Return how many processes fine-tune one LM: as many GPUs does a job ask for."""
-        return self.study.finetuning.processes
-
-    def processes(self, stage: str) -> int:
-        """Return how many processes, and so GPUs or cores, share a job of `stage`."""
-        if stage in ("finetune_shard", "finetune_runs"):
-            return self.finetuning_processes()
-        return self.encoder_processes() if stage in ("train_encoder", "embed_corpus") else 1
-
     def gpus(self, stage: str) -> int:
         """Return how many GPUs a job of `stage` asks for: one for each process, 0 for stages that need none."""
-        return self.processes(stage) if stage in COMPUTED_ON_GPUS and stage not in GPU_ON_REQUEST else 0
+        return self.plan.processes(stage) if stage in COMPUTED_ON_GPUS and stage not in GPU_ON_REQUEST else 0
 
     def runtime_minutes(self, stage: str) -> int:
         """Return the minutes that a job of `stage` asks for: twice what the pilot expects of the longest one.
@@ -79,9 +69,9 @@ class StudyPlan(StageSpecs):
     def pilot(self) -> Pilot | None:
         """What the pilot of this study found; None where there was none of these settings and this version."""
         try:
-            written = json.loads((self.results / "pilot.json").read_text(encoding="utf-8"))
+            written = json.loads((self.plan.results / "pilot.json").read_text(encoding="utf-8"))
             # As it looks once written: JSON knows no tuples.
-            settings = json.loads(json.dumps(self.pilot_settings()))
+            settings = json.loads(json.dumps(StageSpecs(self.plan).pilot_settings()))
             if (written["version"], written["settings"]) != (STAGE_VERSIONS["run_pilot"], settings):
                 return None
             return Pilot.from_json(written["found"])
@@ -93,7 +83,7 @@ class StudyPlan(StageSpecs):
         if self.pilot is None:
             return {}
         # How many jobs run side by side doesn't change how long one takes.
-        costs = estimate(self, self.pilot, Concurrency(cores=1))
+        costs = estimate(self.plan, self.pilot, Concurrency(cores=1))
         return {one.stage: one.longest_seconds for one in costs if one.measured}
 
     def corpora_at_hand(self) -> list[str]:
@@ -101,9 +91,9 @@ class StudyPlan(StageSpecs):
         return [name for name in self.study.corpora if self._is_at_hand(name)]
 
     def _is_at_hand(self, corpus: str) -> bool:
-        if (self.results / "corpora" / f"{corpus}.parquet").exists():
+        if (self.plan.results / "corpora" / f"{corpus}.parquet").exists():
             return True
         source = self.study.corpora[corpus].source
         # A file that is missing counts too: reading it says so.
-        is_local = source.startswith("builtin:") or FILE_NAME.search(source) or self.source_files(corpus)
+        is_local = source.startswith("builtin:") or FILE_NAME.search(source) or self.plan.source_files(corpus)
         return bool(is_local) and all(self._is_at_hand(other) for other in self.study.corpora[corpus].without)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from workflow_scripts.study.jobs import OF_TESTS, TRAIN_POOL, StudyJobs
+from workflow_scripts.study.plan import OF_TESTS, TRAIN_POOL, StudyPlan
 from workflow_scripts.study.sections import Evaluation
 from workflow_scripts.study.stage_versions import STAGE_VERSIONS
 
@@ -29,8 +29,11 @@ COMPUTED_ON_GPUS = (
 )
 
 
-class StageSpecs(StudyJobs):
+class StageSpecs:
     """The specs of a study's jobs."""
+
+    def __init__(self, plan: StudyPlan):
+        self.plan, self.study = plan, plan.study
 
     def spec(self, stage: str, wildcards: Mapping[str, str]) -> dict[str, Any]:
         """Return the values that `stage` is called with, and its version, sorted by name.
@@ -60,7 +63,7 @@ class StageSpecs(StudyJobs):
         }
 
     def _lm_source(self, lm: str = "") -> dict[str, Any]:
-        settings = self.language_model(lm)
+        settings = self.plan.language_model(lm)
         return {
             "model": settings.model,
             "revision": settings.revision,
@@ -76,30 +79,30 @@ class StageSpecs(StudyJobs):
         return self.study.corpora[corpus].model_dump(mode="json", exclude={"without"})
 
     def _fetch_model(self, snapshot: str) -> dict[str, Any]:
-        one = self.hub_models[snapshot]
+        one = self.plan.hub_models[snapshot]
         return {"model": one.model, "revision": one.revision, "trust_remote_code": one.trust_remote_code}
 
     def _pretrain_base_lm(self, lm: str = "") -> dict[str, Any]:
-        settings = self.language_model(lm)
+        settings = self.plan.language_model(lm)
         values = settings.pretraining.model_dump(exclude={"corpus"})
         return {**values, "max_tokens": settings.max_tokens, "seed": self.study.seed}
 
     def _tokenize_corpus(self, corpus: str, lm: str = "") -> dict[str, Any]:
-        settings = self.language_model(lm)
+        settings = self.plan.language_model(lm)
         limits = {"max_tokens": settings.max_tokens, "chat_template": settings.chat_template}
         return {**self._lm_source(lm), **limits}
 
     def _sample_subsets(self, pool: str) -> dict[str, Any]:
-        folds, subsets, _ = self.runs(pool)
+        folds, subsets, _ = self.plan.runs(pool)
         return {"sampling": self._sampling(pool), "folds": folds, "subsets_per_fold": subsets}
 
     def _finetune_shard(self, pool: str, block: str) -> dict[str, Any]:
-        folds, subsets, seeds = self.runs(pool)
-        folds_per_job, subsets_per_job = self._job_size(pool)
+        folds, subsets, seeds = self.plan.runs(pool)
+        folds_per_job, subsets_per_job = self.plan.job_size(pool)
         fold_block, subset_block = (int(part[1:]) for part in block.split("_"))
         first_fold, first_subset = fold_block * folds_per_job, subset_block * subsets_per_job
         return {
-            **self._lm_source(self.language_model_of(pool)),
+            **self._lm_source(self.plan.language_model_of(pool)),
             "sampling": self._sampling(pool),
             "folds": [first_fold, min(first_fold + folds_per_job, folds)],
             "indexes": [first_subset, min(first_subset + subsets_per_job, subsets)],
@@ -108,7 +111,7 @@ class StageSpecs(StudyJobs):
         }
 
     def _collect_targets(self, pool: str) -> dict[str, Any]:
-        folds, subsets, seeds = self.runs(pool)
+        folds, subsets, seeds = self.plan.runs(pool)
         return {
             "folds": folds,
             "subsets_per_fold": subsets,
@@ -117,23 +120,23 @@ class StageSpecs(StudyJobs):
         }
 
     def _init_encoder(self, variant: str = "") -> dict[str, Any]:
-        source = {"lm_source": self._lm_source()} if self.reads_tokens_of_lm(variant) else {}
-        return {"settings": self._encoder(variant).spec(), **source, "seed": self.study.seed}
+        source = {"lm_source": self._lm_source()} if self.plan.reads_tokens_of_lm(variant) else {}
+        return {"settings": self.plan.encoder(variant).spec(), **source, "seed": self.study.seed}
 
     def _take_encoder(self) -> dict[str, Any]:
         return self.study.encoder.model_dump(include={"model", "revision", "trust_remote_code", "max_tokens"})
 
     def _train_encoder(self, variant: str = "") -> dict[str, Any]:
-        training = self._encoder_training(variant).spec()
+        training = self.plan.encoder_training(variant).spec()
         return {"training": training, **self._encoder_text(variant), "seed": self.study.seed}
 
     def _encoder_text(self, variant: str) -> dict[str, Any]:
-        encoder = self._encoder(variant)
+        encoder = self.plan.encoder(variant)
         return {"prompt_words": encoder.prompt_words, "max_tokens": encoder.max_tokens}
 
     def _embed_corpus(self, encoder: str, corpus: str, part: str = "") -> dict[str, Any]:
         variant = encoder.partition("@")[2]
-        training = self._encoder_training(variant)
+        training = self.plan.encoder_training(variant)
         return {
             **self._part(part),
             **self._encoder_text(variant),
@@ -161,7 +164,7 @@ class StageSpecs(StudyJobs):
         }
 
     def _fit_method(self, method: str) -> dict[str, Any]:
-        own = self.embedding_spec(method)
+        own = self.plan.embedding_spec(method)
         return {
             **self._warmup_lm(),
             "measured_examples": self.study.warmup.measured_examples,
@@ -170,7 +173,7 @@ class StageSpecs(StudyJobs):
         }
 
     def _embed_by_method(self, embedding: str, corpus: str, part: str) -> dict[str, Any]:
-        own = self.embedding_spec(embedding)
+        own = self.plan.embedding_spec(embedding)
         return {
             **self._part(part),
             "lm_source": self._lm_source() if own.language_model else None,
@@ -186,7 +189,7 @@ class StageSpecs(StudyJobs):
     def _score_pairs(self, method: str, evaluation: str) -> dict[str, Any]:
         return {
             "method": method,
-            "poolings": self.poolings_of(method),
+            "poolings": self.plan.poolings_of(method),
             "evaluation": evaluation,
             "seed": self.study.seed,
             "top": self.study.scoring.top,
@@ -196,7 +199,7 @@ class StageSpecs(StudyJobs):
     def _score_part(self, method: str, evaluation: str, part: str) -> dict[str, Any]:
         return {
             "method": method,
-            "poolings": self.poolings_of(method),
+            "poolings": self.plan.poolings_of(method),
             "part": f"{evaluation} {part.removeprefix('.')}",
             "top": self.study.scoring.top,
             "tile_examples": self.study.scoring.tile_examples,
@@ -205,7 +208,7 @@ class StageSpecs(StudyJobs):
     def _merge_scores(self, method: str, evaluation: str) -> dict[str, Any]:
         return {
             "method": method,
-            "poolings": self.poolings_of(method),
+            "poolings": self.plan.poolings_of(method),
             "evaluation": evaluation,
             "top": self.study.scoring.top,
         }
@@ -215,8 +218,8 @@ class StageSpecs(StudyJobs):
 
     def _check_labels(self) -> dict[str, Any]:
         return {
-            "evaluations": {name: list(self.corpora_of(name)) for name in self.labelled()},
-            "classified": self.classified(),
+            "evaluations": {name: list(self.plan.corpora_of(name)) for name in self.plan.labelled()},
+            "classified": self.plan.classified(),
         }
 
     def _evaluate_lds(self) -> dict[str, Any]:
@@ -233,7 +236,7 @@ class StageSpecs(StudyJobs):
         return {"hub": self.study.release.hub}
 
     def _draw_base(self, experiment: str) -> dict[str, Any]:
-        settings = self.experiment(experiment)
+        settings = self.plan.experiment(experiment)
         return {"seed": self.study.seed, "experiment": experiment, "base_examples": settings.base_examples}
 
     def _draw_leave_out(self) -> dict[str, Any]:
@@ -249,9 +252,9 @@ class StageSpecs(StudyJobs):
         return {"seed": self.study.seed, **settings.model_dump(include={"examples", "tasks", "full_data", "seeds"})}
 
     def _finetune_runs(self, experiment: str, job: str) -> dict[str, Any]:
-        settings = self.experiment(experiment)
+        settings = self.plan.experiment(experiment)
         return {
-            **self._lm_source(self.language_model_of(settings.evaluation)),
+            **self._lm_source(self.plan.language_model_of(settings.evaluation)),
             "experiment": experiment,
             "job": int(job),
             "jobs": settings.jobs,
@@ -262,7 +265,7 @@ class StageSpecs(StudyJobs):
 
     def _experiment_statistics(self, experiment: str) -> dict[str, Any]:
         return {
-            "evaluation": self.experiment(experiment).evaluation,
+            "evaluation": self.plan.experiment(experiment).evaluation,
             "bootstrap": self.study.judging.bootstrap,
             "confidence": self.study.judging.confidence,
             "seed": self.study.seed,
@@ -280,21 +283,21 @@ class StageSpecs(StudyJobs):
 
     def _evaluate_classification(self) -> dict[str, Any]:
         return {
-            "evaluations": {name: list(self.corpora_of(name)) for name in self.classified()},
+            "evaluations": {name: list(self.plan.corpora_of(name)) for name in self.plan.classified()},
             "confidence": self.study.judging.confidence,
         }
 
     def _evaluate_amortisation(self) -> dict[str, Any]:
         return {
             "evaluation": self.study.experiments.amortisation.evaluation,
-            "trained": self.trained_methods(),
+            "trained": self.plan.trained_methods(),
             "benchmarks": f"results/{self.study.run}/benchmarks",
-            "fixed": {method: self.fixed_costs(method) for method in self.study.scoring.methods},
+            "fixed": {method: self.plan.fixed_costs(method) for method in self.study.scoring.methods},
         }
 
     def _evaluate_transfer(self) -> dict[str, Any]:
         transfer = self.study.experiments.transfer
-        trained = self.trained_methods()
+        trained = self.plan.trained_methods()
         values = {"evaluation": transfer.evaluation, "home": transfer.home}
         return {**values, "method": (trained or self.study.scoring.methods)[0], "trained": trained}
 
@@ -322,7 +325,7 @@ class StageSpecs(StudyJobs):
     def _pilot_runs(self) -> dict[str, Any] | None:
         if not self.study.uses_lm:
             return None
-        sizes = self._sampling(self.pools[0]) if self.pools else {}
+        sizes = self._sampling(self.plan.pools[0]) if self.plan.pools else {}
         return {
             "finetuning": self.study.finetuning.spec(),
             "subset_examples": sizes.get("subset_examples", self.study.finetuning.batch_examples),

@@ -16,7 +16,9 @@ from workflow_scripts.encoder.checkpoint import TrainingState
 from workflow_scripts.encoder.loading import load_encoder
 from workflow_scripts.encoder.train_encoder import train_encoder
 from workflow_scripts.study.config import load_study
-from workflow_scripts.study.resources import StudyPlan
+from workflow_scripts.study.plan import StudyPlan
+from workflow_scripts.study.resources import JobResources
+from workflow_scripts.study.specs import StageSpecs
 
 SPEC = training_values(steps=6, learning_rate=1e-3, chunk_tokens=200)
 ROOT = Path(__file__).parents[3]
@@ -167,5 +169,5 @@ def test_the_number_of_processes_sizes_jobs_and_makes_no_result_anew():
     four = StudyPlan(load_study(values))
     assert (one.encoder_processes(), four.encoder_processes()) == (1, 4)
     for stage, wildcards in [("train_encoder", {}), ("embed_corpus", {"encoder": "trained", "corpus": "train"})]:
-        assert four.spec(stage, wildcards) == one.spec(stage, wildcards)
-        assert four.memory_mb(stage) == 4 * one.memory_mb(stage)
+        assert StageSpecs(four).spec(stage, wildcards) == StageSpecs(one).spec(stage, wildcards)
+        assert JobResources(four).memory_mb(stage) == 4 * JobResources(one).memory_mb(stage)

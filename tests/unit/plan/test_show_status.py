@@ -11,7 +11,7 @@ from workflow_scripts.core.parquet import write_table
 from workflow_scripts.plan.show_status import status_text, unfinished_jobs
 from workflow_scripts.study.config import load_study
 from workflow_scripts.study.document_config import ROOT
-from workflow_scripts.study.resources import StudyPlan
+from workflow_scripts.study.plan import StudyPlan
 from workflow_scripts.targets.finetune_shard import SCHEMA
 
 NOW = 1_000_000.0

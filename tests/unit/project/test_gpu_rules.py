@@ -12,7 +12,8 @@ from snakemake.settings.types import ConfigSettings, OutputSettings, Quietness, 
 
 from workflow_scripts.core import gpus
 from workflow_scripts.study.config import load_study
-from workflow_scripts.study.resources import GPU_ON_REQUEST, StudyPlan
+from workflow_scripts.study.plan import StudyPlan
+from workflow_scripts.study.resources import GPU_ON_REQUEST
 from workflow_scripts.study.specs import COMPUTED_ON_GPUS
 
 ROOT = Path(__file__).parents[3]

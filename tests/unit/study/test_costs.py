@@ -24,7 +24,9 @@ from workflow_scripts.study.costs import (
     not_planned,
 )
 from workflow_scripts.study.document_config import ROOT
-from workflow_scripts.study.resources import SHORTEST_RUNTIME_MINUTES, StudyPlan
+from workflow_scripts.study.plan import StudyPlan
+from workflow_scripts.study.resources import SHORTEST_RUNTIME_MINUTES, JobResources
+from workflow_scripts.study.specs import StageSpecs
 from workflow_scripts.study.stage_versions import STAGE_VERSIONS
 
 UNITS = {
@@ -266,7 +268,7 @@ def write_pilot(plan: StudyPlan, found: Pilot) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     values = {
         "version": STAGE_VERSIONS["run_pilot"],
-        "settings": plan.pilot_settings(),
+        "settings": StageSpecs(plan).pilot_settings(),
         "found": dataclasses.asdict(found),
     }
     path.write_text(json.dumps(values), encoding="utf-8")
@@ -274,14 +276,15 @@ def write_pilot(plan: StudyPlan, found: Pilot) -> Path:
 
 
 def test_time_limits_are_twice_what_the_pilot_expects(planned):
-    default = smoke().runtime_minutes("finetune_shard")
+    default = JobResources(smoke()).runtime_minutes("finetune_shard")
     slow = pilot(smoke(), seconds={**UNITS, "trained_token": 1.0})
     write_pilot(smoke(), slow)
     longest = by_stage(smoke(), slow)["finetune_shard"].longest_seconds
-    assert smoke().runtime_minutes("finetune_shard") == -(-2 * longest // 60) != default
-    assert smoke().runtime_minutes("write_report") == SHORTEST_RUNTIME_MINUTES
+    assert JobResources(smoke()).runtime_minutes("finetune_shard") == -(-2 * longest // 60) != default
+    assert JobResources(smoke()).runtime_minutes("write_report") == SHORTEST_RUNTIME_MINUTES
     # Larger jobs get more time without another pilot.
-    assert smoke(folds_per_job=4).runtime_minutes("finetune_shard") > smoke().runtime_minutes("finetune_shard")
+    larger, smaller = (JobResources(smoke(**sizes)) for sizes in ({"folds_per_job": 4}, {}))
+    assert larger.runtime_minutes("finetune_shard") > smaller.runtime_minutes("finetune_shard")
 
 
 @pytest.mark.parametrize("damage", ["assumed", "other settings", "older version", "not JSON", "absent"])
@@ -294,21 +297,21 @@ def test_time_limits_without_a_measurement_are_the_usual_ones(planned, damage):
         path.write_text("{")
     if damage == "absent":
         path.unlink()
-    assert smoke().runtime_minutes("finetune_shard") == 120
+    assert JobResources(smoke()).runtime_minutes("finetune_shard") == 120
 
 
 def test_a_pilot_changes_no_spec(planned):
     """So a new plan runs nothing again."""
-    before = smoke().spec("finetune_shard", {"pool": "train", "block": "f0000_s0000"})
+    before = StageSpecs(smoke()).spec("finetune_shard", {"pool": "train", "block": "f0000_s0000"})
     write_pilot(smoke(), pilot(smoke()))
-    assert smoke().spec("finetune_shard", {"pool": "train", "block": "f0000_s0000"}) == before
+    assert StageSpecs(smoke()).spec("finetune_shard", {"pool": "train", "block": "f0000_s0000"}) == before
 
 
 def test_the_plan_is_written_and_shown(planned):
     plan = smoke()
     assumed = {"assumed_units": ("trained_token",), "assumptions": ("A GPU is assumed.",), "gpus": 1}
     path = write_pilot(plan, pilot(plan, **assumed))
-    spec = plan.spec("write_plan", {})
+    spec = StageSpecs(plan).spec("write_plan", {})
     del spec["version"]
     write_plan(path, planned / "plan.json", **spec, cores=2, jobs=None)
     written = json.loads((planned / "plan.json").read_text(encoding="utf-8"))

@@ -10,7 +10,7 @@ import yaml
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.study.config import load_study
 from workflow_scripts.study.document_config import ROOT, documents
-from workflow_scripts.study.resources import StudyPlan
+from workflow_scripts.study.plan import StudyPlan
 
 STUDIES = [ROOT / "config.yaml", *sorted((ROOT / "configs").glob("*.yaml"))]
 

@@ -7,7 +7,8 @@ import yaml
 
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.study.config import load_study
-from workflow_scripts.study.resources import StudyPlan
+from workflow_scripts.study.plan import StudyPlan
+from workflow_scripts.study.specs import StageSpecs
 
 ROOT = Path(__file__).parents[3]
 VALUES = yaml.safe_load((ROOT / "tests" / "configs" / "experiments.yaml").read_text(encoding="utf-8"))
@@ -69,17 +70,17 @@ def test_the_studies_load(name):
 
 def test_a_variant_differs_in_its_keys_alone():
     plan = StudyPlan(load_study(VALUES))
-    own, variant = (plan.spec("train_encoder", {"variant": name})["training"] for name in ("", "@mean"))
+    own, variant = (StageSpecs(plan).spec("train_encoder", {"variant": name})["training"] for name in ("", "@mean"))
     assert {key for key in own if own[key] != variant[key]} == {"pooling", "label_spread", "label_clip", "truncation"}
     assert not plan.has_own_initialization("@mean")
     wide = StudyPlan(load_study(changed("encoder_variants.mean", {"encoder": {"dimension": 8}})))
     assert wide.has_own_initialization("@mean")
-    assert wide.spec("init_encoder", {"variant": "@mean"})["settings"]["dimension"] == 8
+    assert StageSpecs(wide).spec("init_encoder", {"variant": "@mean"})["settings"]["dimension"] == 8
 
 
 def test_another_lm_differs_in_its_keys_alone():
     plan = StudyPlan(load_study(VALUES))
-    own, other = (plan.spec("pretrain_base_lm", {"lm": name}) for name in ("", "@other"))
+    own, other = (StageSpecs(plan).spec("pretrain_base_lm", {"lm": name}) for name in ("", "@other"))
     assert {key for key in own if own[key] != other[key]} == {"architecture"}
     assert (plan.language_model_of("heldout"), plan.language_model_of("away")) == ("", "@other")
     assert plan.tokenized_corpora() == ["pool", "tests", "train"]

@@ -16,9 +16,11 @@ import yaml
 
 from workflow_scripts.study.config import Study, load_study
 from workflow_scripts.study.methods import METHODS
-from workflow_scripts.study.resources import StudyPlan
+from workflow_scripts.study.plan import StudyPlan
+from workflow_scripts.study.resources import JobResources
 from workflow_scripts.study.sections import Finetuning
 from workflow_scripts.study.sources import is_hub_id
+from workflow_scripts.study.specs import StageSpecs
 from workflow_scripts.study.stage_versions import STAGE_VERSIONS
 
 ROOT = Path(__file__).parents[3]
@@ -34,7 +36,7 @@ WITHOUT_MEANING = {
         "core.progress",
         "core.stage",
         "study.config",
-        "study.jobs",
+        "study.plan",
         "study.messages",
         "study.resources",
         "study.sections",
@@ -140,6 +142,10 @@ def study(name: str = "smoke", **changes: object) -> Study:
     return load_study(values)
 
 
+def spec(plan: StudyPlan, stage: str, wildcards: dict[str, str]) -> dict[str, object]:
+    return StageSpecs(plan).spec(stage, wildcards)
+
+
 @pytest.mark.parametrize("name", ["paper_flan", "paper_ultrachat"])
 def test_the_papers_studies_plan_its_subsets_and_targets(name):
     plan = StudyPlan(study(name))
@@ -148,8 +154,8 @@ def test_the_papers_studies_plan_its_subsets_and_targets(name):
     assert folds * subsets * seeds * plan.measured_examples("train") == 10_000_000
     runs = []
     for block in plan.blocks("train"):
-        spec = plan.spec("finetune_shard", {"pool": "train", "block": block})
-        runs += [(fold, index) for fold in range(*spec["folds"]) for index in range(*spec["indexes"])]
+        values = spec(plan, "finetune_shard", {"pool": "train", "block": block})
+        runs += [(fold, index) for fold in range(*values["folds"]) for index in range(*values["indexes"])]
     assert len(runs) == len(set(runs)) == 10_000
 
 
@@ -158,8 +164,8 @@ def test_blocks_cover_every_run_once(folds_per_job, subsets_per_job):
     plan = StudyPlan(study(targets__folds_per_job=folds_per_job, targets__subsets_per_job=subsets_per_job))
     runs = []
     for block in plan.blocks("train"):
-        spec = plan.spec("finetune_shard", {"pool": "train", "block": block})
-        runs += [(fold, index) for fold in range(*spec["folds"]) for index in range(*spec["indexes"])]
+        values = spec(plan, "finetune_shard", {"pool": "train", "block": block})
+        runs += [(fold, index) for fold in range(*values["folds"]) for index in range(*values["indexes"])]
     assert sorted(runs) == [(fold, index) for fold in range(4) for index in range(6)]
 
 
@@ -168,13 +174,13 @@ def test_more_folds_add_blocks_and_change_no_full_one():
     assert many.blocks("train")[: len(few.blocks("train"))] == few.blocks("train")
     for block in few.blocks("train"):
         wildcards = {"pool": "train", "block": block}
-        assert few.spec("finetune_shard", wildcards) == many.spec("finetune_shard", wildcards)
+        assert spec(few, "finetune_shard", wildcards) == spec(many, "finetune_shard", wildcards)
 
 
 def test_scores_alone_fine_tune_nothing():
     plan = StudyPlan(study("score_only"))
     assert plan.pools == plan.lds_evaluations == plan.tokenized_corpora() == []
-    assert plan.spec("sample_subsets", {"pool": "questions"})["subsets_per_fold"] == 0
+    assert spec(plan, "sample_subsets", {"pool": "questions"})["subsets_per_fold"] == 0
     both = StudyPlan(study(evaluations__asked={"train": "pool", "test": "tests", "tests": 5, "subsets": 0}))
     assert both.pools == ["train", "heldout"]
 
@@ -182,11 +188,11 @@ def test_scores_alone_fine_tune_nothing():
 def test_deterministic_is_in_a_spec_only_where_it_is_on_and_changes_a_number():
     off, on = StudyPlan(study()), StudyPlan(study(deterministic=True))
     block = {"pool": "train", "block": "f0000_s0000"}
-    assert on.spec("finetune_shard", block) == {**off.spec("finetune_shard", block), "deterministic": True}
-    assert on.spec("sample_subsets", {"pool": "train"}) == off.spec("sample_subsets", {"pool": "train"})
+    assert spec(on, "finetune_shard", block) == {**spec(off, "finetune_shard", block), "deterministic": True}
+    assert spec(on, "sample_subsets", {"pool": "train"}) == spec(off, "sample_subsets", {"pool": "train"})
     # As it was before there was such a key.
-    assert "deterministic" not in off.spec("resolve_config", {})["study"]
-    assert on.spec("resolve_config", {})["study"]["deterministic"] is True
+    assert "deterministic" not in spec(off, "resolve_config", {})["study"]
+    assert spec(on, "resolve_config", {})["study"]["deterministic"] is True
 
 
 def test_a_section_s_spec_leaves_out_what_decides_nothing_and_what_came_later():
@@ -201,20 +207,20 @@ def test_a_section_s_spec_leaves_out_what_decides_nothing_and_what_came_later():
 
 
 def test_a_spec_is_sorted_and_carries_the_version():
-    spec = StudyPlan(study()).spec("train_encoder", {})
-    assert list(spec) == sorted(spec)
-    assert spec["version"] == STAGE_VERSIONS["train_encoder"]
+    values = spec(StudyPlan(study()), "train_encoder", {})
+    assert list(values) == sorted(values)
+    assert values["version"] == STAGE_VERSIONS["train_encoder"]
 
 
 def test_swapped_values_are_another_spec():
     one = StudyPlan(study(encoder_training__warmup_steps=3, encoder_training__validate_every=5))
     two = StudyPlan(study(encoder_training__warmup_steps=5, encoder_training__validate_every=3))
-    assert repr(one.spec("train_encoder", {})) != repr(two.spec("train_encoder", {}))
+    assert repr(spec(one, "train_encoder", {})) != repr(spec(two, "train_encoder", {}))
 
 
 def test_memory_follows_the_size_in_the_models_name():
     small, large = (
-        StudyPlan(study(language_model__model=name)).memory_mb("finetune_shard")
+        JobResources(StudyPlan(study(language_model__model=name))).memory_mb("finetune_shard")
         for name in ("Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-7B")
     )
     assert small < 20_000 < 100_000 < large
@@ -243,7 +249,7 @@ def test_each_model_of_the_hub_that_jobs_load_has_one_snapshot():
     loaded = {name for name, one in plan.hub_models.items() if one.is_loaded}
     assert loaded == {"owner--lm@refs--pr--1", "owner--encoder", "owner--gte"}
     assert plan.hub_models.keys() - loaded == {"owner--idle@refs--pr--1", "owner--idle-too"}
-    assert plan.spec("fetch_model", {"snapshot": "owner--lm@refs--pr--1"}) == {
+    assert spec(plan, "fetch_model", {"snapshot": "owner--lm@refs--pr--1"}) == {
         "model": "owner/lm",
         "revision": "refs/pr/1",
         "trust_remote_code": False,

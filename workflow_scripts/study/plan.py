@@ -42,8 +42,8 @@ class HubModel:
     is_loaded: bool
 
 
-class StudyJobs:
-    """The jobs of a study: pools, blocks, methods, variants, parts and experiments."""
+class StudyPlan:
+    """What a study runs: pools, blocks, methods, variants, parts, experiments, and the processes that share a job."""
 
     def __init__(self, study: Study):
         self.study = study
@@ -98,7 +98,7 @@ class StudyJobs:
         if read_by_methods or any(self.reads_tokens_of_lm(variant) for variant in variants):
             lms.add("")
         named = [(self.language_model(lm), lm in lms) for lm in self.language_models]
-        named += [(self._encoder(variant), variant in variants) for variant in self.variants]
+        named += [(self.encoder(variant), variant in variants) for variant in self.variants]
         found = [HubModel(one.model, one.revision, one.trust_remote_code, is_loaded) for one, is_loaded in named]
         found += [
             HubModel(model, None, False, name in self.study.scoring.methods)
@@ -127,7 +127,7 @@ class StudyJobs:
 
     def snapshot_of_encoder(self, variant: str) -> str | None:
         """Return the name of the folder of the snapshot that an encoder starts from, if it is one of the hub."""
-        encoder = self._encoder(variant)
+        encoder = self.encoder(variant)
         return self.snapshot(encoder.model, encoder.revision)
 
     def snapshot_of_embeddings(self, embedding: str) -> str | None:
@@ -165,7 +165,7 @@ class StudyJobs:
         A block's borders don't depend on the number of folds or subsets, so more of them add blocks.
         """
         folds, subsets, _ = self.runs(pool)
-        folds_per_job, subsets_per_job = self._job_size(pool)
+        folds_per_job, subsets_per_job = self.job_size(pool)
         return [
             f"f{fold_block:04d}_s{subset_block:04d}"
             for fold_block in range(math.ceil(folds / folds_per_job))
@@ -213,18 +213,34 @@ class StudyJobs:
 
     def has_own_initialization(self, variant: str) -> bool:
         """Return whether an encoder variant starts from another encoder than the study's own does."""
-        return self._encoder(variant) != self._encoder("")
+        return self.encoder(variant) != self.encoder("")
 
     def reads_tokens_of_lm(self, variant: str) -> bool:
         """Return whether an untrained encoder is made with the LM's tokenizer."""
-        encoder = self._encoder(variant)
+        encoder = self.encoder(variant)
         return (encoder.model, encoder.tokenizer) == ("builtin:small", "language_model")
 
-    def _encoder(self, variant: str) -> Encoder:
+    def encoder(self, variant: str) -> Encoder:
+        """Return how an encoder variant starts."""
         return self.study.encoder_of(variant.removeprefix("@") or None)[0]
 
-    def _encoder_training(self, variant: str) -> EncoderTraining:
+    def encoder_training(self, variant: str) -> EncoderTraining:
+        """Return how an encoder variant is trained."""
         return self.study.encoder_of(variant.removeprefix("@") or None)[1]
+
+    def encoder_processes(self) -> int:
+        """Return how many processes train the encoder or embed: as many GPUs does a job ask for."""
+        return self.study.encoder_training.processes
+
+    def finetuning_processes(self) -> int:
+        """Return how many processes fine-tune one LM: as many GPUs does a job ask for."""
+        return self.study.finetuning.processes
+
+    def processes(self, stage: str) -> int:
+        """Return how many processes, and so GPUs or cores, share a job of `stage`."""
+        if stage in ("finetune_shard", "finetune_runs"):
+            return self.finetuning_processes()
+        return self.encoder_processes() if stage in ("train_encoder", "embed_corpus") else 1
 
     def experiments(self) -> list[str]:
         """Return the experiments that the study has."""
@@ -260,7 +276,8 @@ class StudyJobs:
         split = self.study.scoring.parts > 1
         return [name for name in self.study.scoring.methods if (split and bool(self.embedding_of(name))) == in_parts]
 
-    def _job_size(self, pool: str) -> tuple[int, int]:
+    def job_size(self, pool: str) -> tuple[int, int]:
+        """Return the folds and the subsets of a fold that one fine-tuning job of a pool covers."""
         if pool == TRAIN_POOL:
             return self.study.targets.folds_per_job, self.study.targets.subsets_per_job
         return 1, self.study.evaluations[pool].subsets_per_job
