@@ -43,7 +43,7 @@ def evaluate_selection(
     pairs = zip(answers["answer"], responses, strict=True)
     answers["f1"] = [np.nan if pd.isna(answer) else unigram_f1(answer, response) for answer, response in pairs]
     by_test = answers.groupby(["method", "test_id"], sort=False)[["f1", "loss"]].mean()
-    by_test["f1_over_random"] = by_test["f1"].sub(by_test.loc[RANDOM]["f1"], level="test_id")
+    by_test["f1_over_random"] = by_test["f1"].sub(by_test["f1"].xs(RANDOM), level="test_id")
     tests_of = group_by_task(test, answers["test_id"].drop_duplicates().to_numpy(), None)
     means = TaskMeans(list(tests_of.values()), bootstrap, generator(seed, "bootstrap", "selection"))
     rows = []
