@@ -226,6 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _write(result: pa.Table, form: str, output: Path | None) -> None:
     if form == "parquet":
+        assert output is not None  # `main` asks for it
         write_table(output, result)
         return
     text = as_json(result) if form == "json" else as_text(result)

@@ -15,7 +15,7 @@ _buffers = threading.local()
 
 def scratch(name: str, shape: tuple[int, ...], dtype: type) -> np.ndarray:
     """Return an array of any content; this thread's next call with the same name hands out the same memory."""
-    buffers = _buffers.__dict__
+    buffers: dict[str, np.ndarray] = _buffers.__dict__
     size = math.prod(shape)
     if name not in buffers or buffers[name].size < size or buffers[name].dtype != dtype:
         buffers[name] = np.empty(size, dtype)

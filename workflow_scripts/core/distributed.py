@@ -95,7 +95,7 @@ def _importable_module(function: Callable[..., object]) -> str:
     return ".".join([package.name, *file.relative_to(package).with_suffix("").parts])
 
 
-def _exit_codes_once_decided(group: list[subprocess.Popen]) -> list[int | None]:
+def _exit_codes_once_decided(group: list[subprocess.Popen[bytes]]) -> list[int | None]:
     """Wait until all processes have ended well or one has not."""
     while True:
         codes = [process.poll() for process in group]
@@ -107,7 +107,7 @@ def _exit_codes_once_decided(group: list[subprocess.Popen]) -> list[int | None]:
         time.sleep(0.05)
 
 
-def _start(folder: Path, rank: int, processes: int, job_text: str) -> subprocess.Popen:
+def _start(folder: Path, rank: int, processes: int, job_text: str) -> subprocess.Popen[bytes]:
     threads = int(os.environ.get("OMP_NUM_THREADS") or torch.get_num_threads())
     environment = {
         **os.environ,
@@ -128,6 +128,7 @@ def _start(folder: Path, rank: int, processes: int, job_text: str) -> subprocess
             stdout=log,
             stderr=subprocess.PIPE if rank == 0 else log,
         )
+    assert process.stdin is not None  # stdin=PIPE
     # Kept open from here on: its end tells the process that this one is gone.
     process.stdin.write(job_text.encode() + b"\n")
     process.stdin.flush()
@@ -144,7 +145,7 @@ def _pass_on(stream: IO[bytes]) -> None:
         say(line.decode(errors="replace").rstrip("\n"))
 
 
-def _end(group: list[subprocess.Popen]) -> None:
+def _end(group: list[subprocess.Popen[bytes]]) -> None:
     for process in group:
         if process.poll() is None:
             process.terminate()
@@ -154,6 +155,7 @@ def _end(group: list[subprocess.Popen]) -> None:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        assert process.stdin is not None  # stdin=PIPE
         process.stdin.close()
 
 
@@ -233,7 +235,7 @@ def _end_with_parent() -> None:
 
 def in_group() -> bool:
     """Return whether this process is one of several that `run_in_processes` started."""
-    return dist.is_initialized()
+    return bool(dist.is_initialized())
 
 
 def is_rank_zero() -> bool:

@@ -5,8 +5,9 @@ Targets, embeddings and scores have millions and stay Arrow and NumPy (`lib.tabl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -19,12 +20,18 @@ def read_frame(path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame
 
     A missing float is NaN, whether the file has null or NaN there; any other missing value is `pd.NA`.
     """
-    return read_table(path, columns).to_pandas(types_mapper=_dtype)
+    frame: pd.DataFrame = read_table(path, columns).to_pandas(types_mapper=_dtype)
+    return frame
 
 
 def _dtype(column: pa.DataType) -> pd.ArrowDtype | None:
     # Arrow-backed floats would have two missing values, NaN and NA, and count the first as a number.
     return None if pa.types.is_floating(column) else pd.ArrowDtype(column)
+
+
+def rows_of(frame: pd.DataFrame) -> Iterable[Any]:
+    """Return the rows of `frame` as named tuples; types of its columns are known at run time alone."""
+    return frame.itertuples()
 
 
 def write_frame(path: Path, frame: pd.DataFrame, schema: pa.Schema, **metadata: str) -> None:

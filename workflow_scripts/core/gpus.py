@@ -69,7 +69,7 @@ def _listed(text: str) -> list[Gpu]:
 
 
 def _known_to_the_kernel() -> list[Gpu]:
-    found = []
+    found: list[Gpu] = []
     for file in sorted(DRIVER_FOLDER.glob("gpus/*/information")):
         facts = dict(line.split(":", 1) for line in file.read_text().splitlines() if ":" in line)
         uuid = facts.get("GPU UUID", "").strip()
@@ -104,7 +104,8 @@ def limit_gpu_jobs(workflow: Any) -> int:
     if sends_jobs or not workflow.is_main_process or not (here := len(visible_gpus())):
         return 0
     if "gpu" in workflow.global_resources:
-        return min(here, workflow.global_resources["gpu"].value)
+        allowed: int = workflow.global_resources["gpu"].value
+        return min(here, allowed)
     workflow.register_resource("gpu", here)
     return here
 

@@ -72,7 +72,7 @@ def _stamped(schema: pa.Schema, metadata: Mapping[str, str]) -> pa.Schema:
 
 def write_table(path: Path, table: pa.Table, **metadata: str) -> None:
     """Write `table` to `path` (zstd), whole or not at all."""
-    write_batches(path, table.schema, [table], **metadata)
+    write_batches(path, table.schema, [table], None, **metadata)
 
 
 def write_batches(

@@ -14,4 +14,6 @@ def spearman_by_column(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     left, right = (rankdata(values, axis=0) for values in (left, right))
     left, right = left - left.mean(axis=0), right - right.mean(axis=0)
     spread = np.sqrt((left**2).sum(axis=0) * (right**2).sum(axis=0))
-    return np.divide((left * right).sum(axis=0), spread, out=np.full(spread.shape, np.nan), where=spread > 0)
+    correlations = np.full(spread.shape, np.nan)
+    np.divide((left * right).sum(axis=0), spread, out=correlations, where=spread > 0)
+    return correlations

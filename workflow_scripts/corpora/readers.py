@@ -7,10 +7,9 @@ import glob
 import io
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -36,7 +35,7 @@ class SourceRow:
 
     file: str
     number: int
-    cells: dict[str, object] | None
+    cells: Mapping[str, object] | None
     reason: str = ""
 
 
@@ -47,7 +46,7 @@ def read_rows(
     split: str = "train",
     revision: str | None = None,
     data_files: str | None = None,
-) -> Iterator[SourceRow]:
+) -> Generator[SourceRow, None, None]:
     """Yield the rows of `source`: `builtin:mini`, a local file or glob (files in order of their paths), or a
     hub dataset id. The keyword arguments are for the hub alone.
 
@@ -63,7 +62,7 @@ def read_rows(
     return _read_hub(source, config_name, split, revision, data_files)
 
 
-def _read_builtin(source: str) -> Iterator[SourceRow]:
+def _read_builtin(source: str) -> Generator[SourceRow, None, None]:
     if source not in BUILTIN_CORPORA:
         raise StudyError(f"source: there is no {source!r}; the builtin corpora are {', '.join(BUILTIN_CORPORA)}")
     return (SourceRow(source, number, row) for number, row in enumerate(BUILTIN_CORPORA[source](), 1))
@@ -95,7 +94,7 @@ def _format_of(path: Path) -> str:
     return suffixes[-1] if suffixes else ""
 
 
-def _read_file(path: Path) -> Iterator[SourceRow]:
+def _read_file(path: Path) -> Generator[SourceRow, None, None]:
     name = path.name.encode(errors="replace").decode()
     compression = COMPRESSIONS.get(path.suffix.lower())
     try:
@@ -115,7 +114,7 @@ def _checked(value: object) -> tuple[dict[str, object] | None, str]:
     return (value, "") if isinstance(value, dict) else (None, f"not an object: the row is {kind_of(value)}")
 
 
-def _read_json_lines(file: BinaryIO) -> _Rows:
+def _read_json_lines(file: io.BufferedReader) -> _Rows:
     # A binary file ends lines at byte 0x0A alone; text files would also cut at U+2028 and the like.
     for number, line in enumerate(file):
         try:
@@ -130,7 +129,7 @@ def _read_json_lines(file: BinaryIO) -> _Rows:
             yield None, str(error)
 
 
-def _read_json(file: BinaryIO) -> _Rows:
+def _read_json(file: io.BufferedReader) -> _Rows:
     """Read one array of objects, which is held in memory; `.json` files of JSON Lines are common too."""
     head = file.peek(64).removeprefix(b"\xef\xbb\xbf")
     if not head.lstrip().startswith(b"["):
@@ -151,7 +150,7 @@ def _read_json(file: BinaryIO) -> _Rows:
         raise UnusableRowError(f"not JSON: more text after the end of the list at character {position + 2}")
 
 
-def _read_csv(file: BinaryIO) -> _Rows:
+def _read_csv(file: io.BufferedReader) -> _Rows:
     csv.field_size_limit(LONGEST_CSV_CELL)
     # As in _read_json, bytes that aren't UTF-8 cost their own row alone.
     text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
@@ -178,7 +177,7 @@ def _read_csv(file: BinaryIO) -> _Rows:
             yield object_of(list(zip(header, row, strict=True))), ""
 
 
-def _read_parquet(file: BinaryIO) -> _Rows:
+def _read_parquet(file: io.BufferedReader) -> _Rows:
     # Parquet is read from its end, which a compressed stream can't do.
     table = pq.ParquetFile(file if file.seekable() else pa.BufferReader(file.read()))
     for batch in table.iter_batches(PARQUET_BATCH_ROWS):
@@ -195,7 +194,7 @@ def _parquet_row(row: pa.RecordBatch) -> tuple[dict[str, object] | None, str]:
         return None, f"a cell can't be read: {error}"
 
 
-_READERS: dict[str, Callable[[BinaryIO], _Rows]] = {
+_READERS: dict[str, Callable[[io.BufferedReader], _Rows]] = {
     ".jsonl": _read_json_lines,
     ".ndjson": _read_json_lines,
     ".json": _read_json,
@@ -206,11 +205,11 @@ _READERS: dict[str, Callable[[BinaryIO], _Rows]] = {
 
 def _read_hub(
     source: str, config_name: str | None, split: str, revision: str | None, data_files: str | None
-) -> Iterator[SourceRow]:
+) -> Generator[SourceRow, None, None]:
     import datasets
 
     # False keeps a token that was saved by a login out of it: what a study reads is seen in its environment.
-    token = os.environ.get("HF_TOKEN") or False
+    token = os.environ.get("HF_TOKEN")
     try:
         rows = datasets.load_dataset(
             source,
@@ -218,7 +217,7 @@ def _read_hub(
             split=split,
             revision=revision,
             data_files=data_files,
-            token=token,
+            token=token or False,
             # Offline, only what is in the cache can be read, and the cache can't be streamed.
             streaming=not datasets.config.HF_HUB_OFFLINE,
         )

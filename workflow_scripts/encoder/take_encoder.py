@@ -25,8 +25,10 @@ def take_encoder(
     ------
     StudyError: the model can't be loaded, or wasn't trained for attribution.
     """
-    options = {"revision": revision, "trust_remote_code": trust_remote_code}
-    load_trained_encoder(snapshot or model, max_tokens, **options).save(encoder)
+    trained = load_trained_encoder(
+        snapshot or model, max_tokens, revision=revision, trust_remote_code=trust_remote_code
+    )
+    trained.save(encoder)
 
 
 if __name__ == "__main__":

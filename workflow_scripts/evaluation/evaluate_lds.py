@@ -99,7 +99,8 @@ def evaluate_lds(
             if group.stem == evaluation
             for pooling, values in read_group_scores(group, measured).items()
         ]
-        resamples = Bootstrap.draw(*measured.mean.shape, bootstrap, generator(seed, "bootstrap", evaluation))
+        tests, subsets = measured.mean.shape
+        resamples = Bootstrap.draw(tests, subsets, bootstrap, generator(seed, "bootstrap", evaluation))
         draws = bootstrap_lds(np.stack([one.scores for one in candidates]), measured.mean, resamples)
         progress.advance()
         try:

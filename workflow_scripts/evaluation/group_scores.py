@@ -66,7 +66,7 @@ def read_group_scores(groups: Path, measured: MeasuredLosses) -> dict[str, np.nd
     ------
     StudyError: the file lacks a test or a subset that was measured.
     """
-    found = {}
+    found: dict[str, np.ndarray] = {}
     for pooling, rows in read_frame(groups).groupby("pooling"):
         table = rows.pivot(index="test_id", columns="subset", values="score")
         scores = table.reindex(index=measured.tests, columns=measured.subsets).to_numpy()
@@ -75,5 +75,5 @@ def read_group_scores(groups: Path, measured: MeasuredLosses) -> dict[str, np.nd
                 f"{groups}: {missing:,} of the {scores.size:,} pairs of test and subset whose losses were "
                 "measured have no score. Delete the file and run again."
             )
-        found[pooling] = scores
+        found[str(pooling)] = scores
     return found

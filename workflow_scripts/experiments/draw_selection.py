@@ -54,7 +54,7 @@ def draw_selection(
             "examples. Lower it, or take a larger part of the corpus."
         )
     nothing = pool[:0]
-    rows = []
+    rows: list[tuple[dict[str, str | None], ListedRun]] = []
     for path in scores:
         table = read_table(path, ["test_id", "sign", "rank", "example_id"])
         table = table.filter(pc.equal(table["sign"], "helpful"))

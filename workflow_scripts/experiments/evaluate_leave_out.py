@@ -81,7 +81,9 @@ def evaluate_leave_out(
         # The loss falls where the effect rises, so minus the effect takes the place of a subset's loss.
         losses = -np.nanmean(effects, axis=2)
         agreement = seed_agreement(-effects)
-        resamples = Bootstrap.draw(*losses.shape, bootstrap, generator(seed, "bootstrap", "leave_out", size))
+        resamples = Bootstrap.draw(
+            len(tests), len(members), bootstrap, generator(seed, "bootstrap", "leave_out", str(size))
+        )
         draws = bootstrap_lds(np.stack(list(by_method.values())), losses, resamples)
         say(f"leave {size} out of {len(base_ids)}: {losses.shape[1]} groups, seed agreement {agreement:.3f}")
         for (method, values), its_draws in zip(by_method.items(), draws, strict=True):

@@ -39,8 +39,8 @@ def evaluate_removal(
     losses = read_measured(runs, ["method", "size"], measured, max_diverged_share)
     whole = losses["method"] == WHOLE
     tests = losses.loc[whole, "test_id"].unique()
-    by_test = loss_rises(losses, whole).groupby(["method", "size", "test_id"])["rise"].mean().unstack()[tests]
-    by_test = {key: values.to_numpy() for key, values in by_test.iterrows()}
+    rises = loss_rises(losses, whole).groupby(["method", "size", "test_id"])["rise"].mean().unstack()[tests]
+    by_test: dict[tuple[str, int], np.ndarray] = dict(zip(rises.index, rises.to_numpy(), strict=True))
     counts = generator(seed, "bootstrap", "removal").multinomial(
         len(tests), np.full(len(tests), 1 / len(tests)), size=bootstrap
     )

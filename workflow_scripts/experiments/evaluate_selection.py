@@ -43,15 +43,15 @@ def evaluate_selection(
     pairs = zip(answers["answer"], responses, strict=True)
     answers["f1"] = [np.nan if pd.isna(answer) else unigram_f1(answer, response) for answer, response in pairs]
     by_test = answers.groupby(["method", "test_id"], sort=False)[["f1", "loss"]].mean()
-    by_test["f1_over_random"] = by_test["f1"].sub(by_test.loc[RANDOM, "f1"], level="test_id")
-    tests_of = group_by_task(test, answers["test_id"].unique().to_numpy(), None)
+    by_test["f1_over_random"] = by_test["f1"].sub(by_test["f1"].xs(RANDOM), level="test_id")
+    tests_of = group_by_task(test, answers["test_id"].drop_duplicates().to_numpy(), None)
     means = TaskMeans(list(tests_of.values()), bootstrap, generator(seed, "bootstrap", "selection"))
     rows = []
     for method, values in by_test.groupby("method", sort=False):
         for metric in ("f1", "f1_over_random", "loss"):
             if metric == "f1_over_random" and method == RANDOM:
                 continue
-            value, draws = means(values.loc[method, metric])
+            value, draws = means(values.loc[str(method)][metric])
             low, high = interval(draws, confidence)
             row = {"method": method, "evaluation": evaluation, "metric": metric}
             rows.append({**row, "value": value, "ci_low": low, "ci_high": high})

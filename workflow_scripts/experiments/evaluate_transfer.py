@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 
-from workflow_scripts.core.frames import read_frame, write_frame
+from workflow_scripts.core.frames import read_frame, rows_of, write_frame
 from workflow_scripts.core.progress import say
 from workflow_scripts.core.stage import run_stage
 
@@ -57,7 +57,7 @@ def evaluate_transfer(
     leads = leads[leads["evaluation"] == evaluation]
     advised = rows_away["retained"].map(lambda retained: advice(retained, leads, trained)).astype("str")
     rows_away["advice"] = advised.where(rows_away["method"] == method)
-    for row in rows_away.itertuples():
+    for row in rows_of(rows_away):
         kept = "" if math.isnan(row.retained) else f", {row.retained:.0%} of it kept"
         said = f": {row.advice}" if row.method == method else ""
         say(f"  {row.method:<20} {row.lds_home:.3f} -> {row.lds:.3f}{kept}{said}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -26,8 +26,10 @@ MAX_GRAPHS = 64
 # How far a replayed loss may be from that of the same pass without a graph, relative: both are sums in bfloat16.
 TOLERANCE = 2e-2
 
+Array = TypeVar("Array", np.ndarray, torch.Tensor)
 
-class Inputs(NamedTuple):
+
+class Inputs(NamedTuple, Generic[Array]):
     """What a pass reads. All but the shapes may change from one replay to the next.
 
     Attributes
@@ -38,12 +40,12 @@ class Inputs(NamedTuple):
     weights: float32 [R], of each token's loss; 0 for padding.
     """
 
-    tokens: np.ndarray | torch.Tensor
-    positions: np.ndarray | torch.Tensor
-    cu_seqlens: np.ndarray | torch.Tensor
-    places: np.ndarray | torch.Tensor
-    targets: np.ndarray | torch.Tensor
-    weights: np.ndarray | torch.Tensor
+    tokens: Array
+    positions: Array
+    cu_seqlens: Array
+    places: Array
+    targets: Array
+    weights: Array
 
 
 class Shape(NamedTuple):
@@ -63,7 +65,7 @@ class PaddedBatch:
     max_length: int
 
 
-def padded_inputs(examples: Sequence[TokenizedExample], weight: float) -> tuple[Shape, Inputs]:
+def padded_inputs(examples: Sequence[TokenizedExample], weight: float) -> tuple[Shape, Inputs[np.ndarray]]:
     """Return a batch padded to one of few shapes, as arrays; `weight` is that of each response token's loss."""
     lengths = np.fromiter((len(example.tokens) for example in examples), np.int64, len(examples))
     order = np.arange(len(examples))
@@ -91,7 +93,7 @@ def _round_up(number: int) -> int:
     return -(-number // TOKENS_MULTIPLE) * TOKENS_MULTIPLE
 
 
-def weighted_loss(lm: PreTrainedModel, inputs: Inputs, max_length: int) -> torch.Tensor:
+def weighted_loss(lm: PreTrainedModel, inputs: Inputs[torch.Tensor], max_length: int) -> torch.Tensor:
     """Return the weighted sum of the response tokens' losses, a scalar in nats."""
     logits = lm(
         input_ids=inputs.tokens,
@@ -115,7 +117,7 @@ class GraphedPasses:
     def __init__(self, lm: PreTrainedModel):
         self.lm = lm
         self.parameters = [parameter for parameter in lm.parameters() if parameter.requires_grad]
-        self.graphs: dict[Shape, tuple[torch.cuda.CUDAGraph, Inputs, torch.Tensor]] = {}
+        self.graphs: dict[Shape, tuple[torch.cuda.CUDAGraph, Inputs[torch.Tensor], torch.Tensor]] = {}
 
     def backpropagate(self, examples: Sequence[TokenizedExample], weight: float) -> torch.Tensor:
         """Set the gradients of the parameters, whatever they were before; return the loss, a scalar in nats.
@@ -135,7 +137,7 @@ class GraphedPasses:
         graph.replay()
         return loss
 
-    def _record(self, shape: Shape, arrays: Inputs) -> torch.Tensor:
+    def _record(self, shape: Shape, arrays: Inputs[np.ndarray]) -> torch.Tensor:
         inputs = Inputs(*(to_device(array, self.lm.device) for array in arrays))
         self._drop_gradients()
         # Libraries allocate their workspaces and layers are compiled in a pass that isn't recorded.
@@ -160,7 +162,7 @@ class GraphedPasses:
         self.graphs[shape] = (graph, inputs, loss)
         return loss
 
-    def _pass(self, inputs: Inputs, max_length: int) -> torch.Tensor:
+    def _pass(self, inputs: Inputs[torch.Tensor], max_length: int) -> torch.Tensor:
         loss = weighted_loss(self.lm, inputs, max_length)
         loss.backward()
         return loss.detach()

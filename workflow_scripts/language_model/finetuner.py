@@ -159,8 +159,8 @@ class Finetuner:
         """Move the gradients of the copy in bfloat16 to those that the optimiser reads, added up in float32."""
         if self.working_lm is self.lm:
             return
-        parts = zip(self.parameters, self.working_parameters, self.gradients, strict=True)
-        parts = [(parameter, working.grad, total) for parameter, working, total in parts if working.grad is not None]
+        triples = zip(self.parameters, self.working_parameters, self.gradients, strict=True)
+        parts = [(parameter, working.grad, total) for parameter, working, total in triples if working.grad is not None]
         for put, some in {
             torch._foreach_copy_: [part for part in parts if part[0].grad is None],
             torch._foreach_add_: [part for part in parts if part[0].grad is not None],

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -80,7 +80,16 @@ def tokenize_corpus(
     )
 
 
-def _tokenized(tokenizer: Any, rows: list[dict], max_tokens: int, chat_template: bool) -> Iterator[dict[str, object]]:
+class _Row(TypedDict):
+    """A row of the tokens' table."""
+
+    example_id: int
+    input_ids: np.ndarray
+    prompt_tokens: int
+    cut_tokens: int
+
+
+def _tokenized(tokenizer: Any, rows: list[dict[str, Any]], max_tokens: int, chat_template: bool) -> Iterator[_Row]:
     if chat_template:
         prompts = [
             tokenizer.apply_chat_template(

@@ -44,7 +44,7 @@ def fit(
     hessian: Kronecker factors, or the empirical Fisher matrix of each layer's projected gradients.
     """
     layers, examples = mlp_layers(reader.lm), warmup.examples[: warmup.measured]
-    moments = None
+    moments: Tensors = {}
     if start == "random":
         projections = random_projections(layers, rank, warmup.seed)
         if hessian == "kfac":

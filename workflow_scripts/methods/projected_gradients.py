@@ -70,7 +70,7 @@ class ProjectedGradients:
         self,
         lm: PreTrainedModel,
         layers: Mapping[str, nn.Module],
-        tensors: Tensors,
+        tensors: Mapping[str, torch.Tensor],
         *,
         batch_tokens: int,
         precision: str,

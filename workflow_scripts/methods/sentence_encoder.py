@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 from transformers import PreTrainedTokenizerBase
@@ -24,7 +27,7 @@ def open_embedder(reader: None, fitted: dict[str, torch.Tensor], for_tests: bool
         require_words(encoder.tokenizer, model)
     by_inner_product = encoder.similarity_fn_name == "dot"
 
-    def embed(texts: list[str]):
+    def embed(texts: Sequence[str]) -> np.ndarray:
         vectors = encoder.encode(texts, show_progress_bar=False)
         return vectors if by_inner_product else unit_length(vectors)
 

@@ -8,13 +8,12 @@ from pathlib import Path
 from huggingface_hub.utils import filter_repo_objects
 
 from workflow_scripts.core.errors import StudyError
-from workflow_scripts.core.files import SNAPSHOT
+from workflow_scripts.core.files import SNAPSHOT, atomic_folder
 from workflow_scripts.core.progress import say
 from workflow_scripts.core.stage import run_stage
 from workflow_scripts.models.loading import (
     MODEL_FILES,
     UNUSED_FILES,
-    atomic_folder,
     load_tokenizer,
     model_folder,
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.files import atomic_folder
@@ -18,6 +18,12 @@ MODEL_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.tiktoken", "*.j
 UNUSED_FILES = ["original/*", "metal/*", "consolidated*"]
 # Of a tokenizer whose files are missing, a single piece (T5's space) is left at most.
 FEWEST_WORDS = 2
+
+
+class Loader(Protocol):
+    """A class that makes models or tokenizers from files, e.g. `transformers.AutoTokenizer`."""
+
+    def from_pretrained(self, model: str, **options: object) -> Any: ...
 
 
 def load_tokenizer(
@@ -48,7 +54,7 @@ def require_words(tokenizer: PreTrainedTokenizerBase, model: str | Path) -> None
 
 
 def load_pretrained(
-    loader: type, model: str | Path, revision: str | None, trust_remote_code: bool, **options: object
+    loader: Loader, model: str | Path, revision: str | None, trust_remote_code: bool, **options: object
 ) -> Any:
     """Call `loader.from_pretrained`; raises `StudyError` with advice where it fails."""
     if trust_remote_code:
@@ -63,7 +69,12 @@ def load_pretrained(
 
 
 def load_weights(
-    loader: type, model: str | Path, revision: str | None, trust_remote_code: bool, unused: str = "", **options: object
+    loader: Loader,
+    model: str | Path,
+    revision: str | None,
+    trust_remote_code: bool,
+    unused: str = "",
+    **options: object,
 ) -> PreTrainedModel:
     """Load a model in float32 from safetensors; raises `StudyError` where its weights aren't whole.
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -227,7 +227,7 @@ def _packed_attention(
     attention_mask: torch.Tensor | None,
     *,
     dropout: float = 0.0,
-    **arguments: object,
+    **arguments: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention over [1, heads, T, head size], within examples only; returns [1, T, heads, head size].
 
@@ -310,9 +310,8 @@ def _bucketed_attention(
         q, k, v = (
             tensor.index_select(0, bucket.rows).unflatten(0, shape).transpose(1, 2) for tensor in (query, key, value)
         )
-        windowed = sliding_window is not None and bucket.longest > sliding_window
         mask = None if causal else bucket.mask
-        if windowed:
+        if sliding_window is not None and bucket.longest > sliding_window:
             mask = _window_mask(bucket.longest, sliding_window, causal, q.device)
             if bucket.mask is not None:
                 mask = mask & bucket.mask
@@ -433,9 +432,12 @@ def _numbers(
 def _distances(found: Numbers, expected: Numbers) -> list[float]:
     """Return the largest difference of the outputs, and the distance of the gradients as a share of their norm."""
     distances = [(found[0] - expected[0]).abs().max().item()]
-    if found[1] is not None:
-        distances.append(((found[1] - expected[1]).norm() / expected[1].norm().clamp(min=1e-30)).item())
-    return distances
+    gradient, reference = found[1], expected[1]
+    if gradient is None and reference is None:
+        return distances
+    if gradient is None or reference is None:
+        raise ValueError("only one of the two outputs depends on the input embeddings")
+    return [*distances, ((gradient - reference).norm() / reference.norm().clamp(min=1e-30)).item()]
 
 
 def _check(distances: list[float], own: list[float], precision: str) -> None:

@@ -11,6 +11,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def per_unit(call: Callable[[int], object], units: int) -> float:
     """Return the seconds that each unit adds to `call(units)`, whatever it takes to start."""
     few = max(units // 10, 1)
     call(few)  # warm-up
-    short, long = (typical_seconds(lambda number=number: call(number), 0) for number in (few, units))
+    short, long = (typical_seconds(partial(call, number), 0) for number in (few, units))
     return max(long - short, 0.0) / max(units - few, 1)
 
 
@@ -95,7 +96,9 @@ def time_finetuning(
     A large LM's subset would take too long, so no more than some seconds' worth of it is trained on.
     """
     examples = list(read_examples(tokens).values())
-    tuner = native_tuner(load_language_model(*source, precision=finetuning.precision), finetuning)
+    model, revision, trust_remote_code = source
+    lm = load_language_model(model, revision, trust_remote_code, precision=finetuning.precision)
+    tuner = native_tuner(lm, finetuning)
     subset, measured = repeated(examples, subset_examples), repeated(examples, measured_examples or len(examples))
 
     batch = subset[: tuner.batch_examples]

@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -134,8 +135,8 @@ def _time_models(corpora: list[Path], folder: Path, settings: dict[str, Any]) ->
     transformers.logging.set_verbosity_error()
     runs, training, prompt_words = settings["runs"], settings["training"], settings["prompt_words"]
     samples = {path.stem: _sample(path, folder / path.name, settings["seed"]) for path in corpora}
-    read = training["target_corpus"] if training else None
-    typical = samples.get(read) or next(iter(samples.values()), None) or _stand_in(folder)
+    read = samples.get(training["target_corpus"]) if training else None
+    typical = read or next(iter(samples.values()), None) or _stand_in(folder)
     say("run_pilot: LM, encoder, corpora ...")
     # What the stages say of their own progress is not about this study's.
     with contextlib.redirect_stderr(io.StringIO()):
@@ -252,7 +253,7 @@ def _time_pretraining(corpus: Path, folder: Path, max_tokens: int, values: Mappi
         pretrain_base_lm(corpus, folder, max_tokens=max_tokens, seed=0, **{**values, "steps": steps})
 
     pretrain(1)  # warm-up
-    few, many = (typical_seconds(lambda steps=steps: pretrain(steps), 0) for steps in (FEW_STEPS, MANY_STEPS))
+    few, many = (typical_seconds(partial(pretrain, steps), 0) for steps in (FEW_STEPS, MANY_STEPS))
     of_step = max(many - few, 0.0) / (MANY_STEPS - FEW_STEPS)
     return {"pretraining_start": max(few - FEW_STEPS * of_step, 0.0), "pretraining_step": of_step}
 

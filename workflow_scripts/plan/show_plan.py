@@ -64,7 +64,7 @@ def _stage_line(stage: Mapping[str, Any], took: float | None) -> str:
 
 def _total_line(name: str, total: Mapping[str, float]) -> str:
     shown = (_hours(total), duration(total["wall_seconds"]), size(total["disk_bytes"]))
-    return COLUMNS.format(name, count(total["jobs"]), *shown, "", "").rstrip()
+    return COLUMNS.format(name, count(int(total["jobs"])), *shown, "", "").rstrip()
 
 
 def _hours(of: Mapping[str, float]) -> str:

@@ -71,7 +71,9 @@ def totals(stages: list[StageEstimate]) -> dict[str, float]:
 def _cheaper(study: Study, pilot: Pilot, concurrency: Concurrency) -> Iterator[dict[str, Any]]:
     """Yield cheaper settings, what they cost, and the LDS that is to be expected of them."""
     targets = study.targets
-    for share, left in LDS_LEFT.items() if targets else ():
+    for share, left in LDS_LEFT.items():
+        if not targets:
+            break
         held_back = study.encoder_training.validation_folds
         folds = held_back + round((targets.folds - held_back) * share)
         if held_back < folds < targets.folds:

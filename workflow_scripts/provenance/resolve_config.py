@@ -42,7 +42,7 @@ def resolve_config(
     with atomic_path(config) as temporary:
         temporary.write_text(yaml.safe_dump(study, sort_keys=False, allow_unicode=True), encoding="utf-8")
     installed = {item.name: item.version for item in distributions()}
-    facts = {
+    facts: dict[str, object] = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "git_commit": git_commit(),
         "versions": {
@@ -61,13 +61,16 @@ def resolve_config(
 def git_commit() -> str | None:
     """Return the commit of the workflow's code, or None outside a git checkout."""
     try:
-        here = Path(__file__).parent
-        run = {"cwd": here, "capture_output": True, "text": True, "check": True, "timeout": 10}
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], **run).stdout.strip()
-        changes = subprocess.run(["git", "status", "--porcelain", "--untracked-files=no"], **run).stdout
+        commit = _git("rev-parse", "HEAD").strip()
+        changes = _git("status", "--porcelain", "--untracked-files=no")
         return commit + ("+changes" if changes else "")
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def _git(*arguments: str) -> str:
+    here = Path(__file__).parent
+    return subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True, timeout=10).stdout
 
 
 if __name__ == "__main__":

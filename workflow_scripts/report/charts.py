@@ -115,7 +115,7 @@ def cost_figures(result: EvaluationResult) -> list[Scatter]:
 
 def _one_per_method(result: EvaluationResult) -> list[LdsRow]:
     """Return the row that stands for each method, for poolings cost the same: the main row, or the best."""
-    rows = {}
+    rows: dict[str, LdsRow] = {}
     for row in ([result.main] if result.main else []) + result.rows:
         rows.setdefault(row.method, row)
     return list(rows.values())

@@ -135,7 +135,7 @@ def _profile(
 
 def _rejects(path: Path) -> list[Reject]:
     by_reason = read_frame(path, ["source_row", "reason"]).groupby("reason", sort=False)["source_row"]
-    rejects = [Reject(reason, len(rows), rows.head(REJECTS_SHOWN).tolist()) for reason, rows in by_reason]
+    rejects = [Reject(str(reason), len(rows), rows.head(REJECTS_SHOWN).tolist()) for reason, rows in by_reason]
     return sorted(rejects, key=lambda reject: -reject.rows)
 
 

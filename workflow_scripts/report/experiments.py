@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from workflow_scripts.core.frames import read_frame
+from workflow_scripts.core.frames import read_frame, rows_of
 from workflow_scripts.report.charts import Axis, Tick, linear_axis
 from workflow_scripts.report.formatting import count, decimal, duration
 from workflow_scripts.report.results import MAIN_METHOD, method_name
@@ -116,7 +116,7 @@ def _table(
     rows = rows.sort_values(value, ascending=lowest_first, kind="stable")
     made = [
         Row(_name(row.method), getattr(row, value), row.ci_low, row.ci_high, _is_main(row.method), note(row))
-        for row in rows.itertuples()
+        for row in rows_of(rows)
     ]
     known = rows[[value, "ci_low", "ci_high"]].to_numpy()
     shown = [0.0, ceiling or 0.0, *known[np.isfinite(known)]]
@@ -126,7 +126,7 @@ def _table(
 def _leave_out(rows: pd.DataFrame) -> Experiment:
     tables = []
     for metric, chosen in rows.groupby("metric", sort=False):
-        size, first = int(metric.split("_")[1]), chosen.iloc[0]
+        size, first = int(str(metric).split("_")[1]), chosen.iloc[0]
         agreement = decimal(first["seed_agreement"])
         title = f"{count(size)} left out on “{first['evaluation']}”, agreement between seeds {agreement}"
         tables.append(_table(title, "Correlation", chosen, ceiling=first["ceiling"]))
@@ -146,7 +146,7 @@ def _removal(rows: pd.DataFrame) -> Experiment:
         "rises, the better the method found them. Random examples show what any removal does."
     )
     lines = {
-        method: list(zip(of_method["removed"], of_method["value"], strict=True))
+        str(method): list(zip(of_method["removed"], of_method["value"], strict=True))
         for method, of_method in rises.groupby("method", sort=False)
     }
     figure = _figure("Rise of the test's loss, in nats per token", "examples removed", lines)

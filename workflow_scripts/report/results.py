@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from workflow_scripts.core.benchmark_files import read_benchmarks
-from workflow_scripts.core.frames import read_frame
+from workflow_scripts.core.frames import read_frame, rows_of
 from workflow_scripts.core.parquet import read_metadata
 from workflow_scripts.study.config import Study
 
@@ -145,7 +145,7 @@ def method_name(method: str) -> str:
 
 def gather_results(lds: Path, differences: Path, study: Study) -> list[EvaluationResult]:
     """Return the LDS of every evaluation, in the order of the config."""
-    by_evaluation = dict(list(read_frame(lds).groupby("evaluation", sort=False)))
+    by_evaluation = {str(name): rows for name, rows in read_frame(lds).groupby("evaluation", sort=False)}
     leads = read_frame(differences)
     return [
         _evaluation(name, by_evaluation[name], leads[leads["evaluation"] == name], study.encoder_training.pooling)
@@ -173,7 +173,7 @@ def _evaluation(name: str, rows: pd.DataFrame, differences: pd.DataFrame, poolin
 
 def _leads(differences: pd.DataFrame, main: tuple[str, str] | None) -> dict[tuple[str, str], Difference]:
     leads = {}
-    for row in differences.itertuples():
+    for row in rows_of(differences):
         a, b = (row.method_a, row.pooling_a), (row.method_b, row.pooling_b)
         if a == main:
             leads[b] = Difference(row.difference, _known(row.ci_low), _known(row.ci_high))
@@ -210,8 +210,11 @@ def gather_runs(targets: Iterable[Path]) -> list[FinetuningRuns]:
 def gather_training(training: Path) -> tuple[list[tuple[int, float]], list[tuple[int, float]]]:
     """Return the (step, loss) points and the (step, validation LDS) points of the encoder's training."""
     steps = read_frame(training, ["step", "loss", "validation_lds"]).set_index("step")
-    losses, validations = (list(steps[name].dropna().items()) for name in ("loss", "validation_lds"))
-    return losses, validations
+    return _points(steps["loss"].dropna()), _points(steps["validation_lds"].dropna())
+
+
+def _points(values: pd.Series) -> list[tuple[int, float]]:
+    return list(zip(values.index.tolist(), values.tolist(), strict=True))
 
 
 def gather_costs(benchmarks: Path, plan: Path) -> RunCost:
@@ -232,7 +235,7 @@ def gather_costs(benchmarks: Path, plan: Path) -> RunCost:
             StageCost(
                 row.Index, row.jobs, row.seconds, row.cpu_seconds, _known(row.peak_mib * 2**20), seconds.get(row.Index)
             )
-            for row in costs.sort_values("seconds", ascending=False, kind="stable").itertuples()
+            for row in rows_of(costs.sort_values("seconds", ascending=False, kind="stable"))
         ],
         wall_seconds=_covered(jobs.groupby("path")["s"].sum()),
         planned_wall_seconds=planned["total"].get("wall_seconds"),

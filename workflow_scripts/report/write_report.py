@@ -159,8 +159,9 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _render(**values: Any) -> str:
+    loader = PackageLoader("workflow_scripts.report", "templates")
     environment = Environment(
-        loader=PackageLoader("workflow_scripts.report", "templates"),
+        loader=loader,
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -169,9 +170,7 @@ def _render(**values: Any) -> str:
     words = ("decimal", "interval", "count", "share", "times", "duration", "size")
     environment.filters.update({name: getattr(report_words, name) for name in words}, visible=visible)
     environment.globals.update(lds_axis=report_charts.lds_axis, cost_figures=report_charts.cost_figures)
-    style, script = (
-        environment.loader.get_source(environment, name)[0].strip() for name in ("report.css", "report.js")
-    )
+    style, script = (loader.get_source(environment, name)[0].strip() for name in ("report.css", "report.js"))
     return environment.get_template("report.html").render(
         style=Markup(style), script=Markup(script), script_hash=_content_hash(script), **values
     )

@@ -100,10 +100,10 @@ class Study(Section):
             used[f"evaluations.{name}.test"] = evaluation.test
         for name, corpus in self.corpora.items():
             used |= {f"corpora.{name}.without[{number}]": other for number, other in enumerate(corpus.without)}
-        for key, corpus in used.items():
-            if corpus not in self.corpora:
+        for key, named in used.items():
+            if named not in self.corpora:
                 raise ValueError(
-                    f"{key}: there is no corpus {corpus!r}; write one of {', '.join(self.corpora)}, "
+                    f"{key}: there is no corpus {named!r}; write one of {', '.join(self.corpora)}, "
                     "or add it under corpora"
                 )
         return self
@@ -120,7 +120,9 @@ class Study(Section):
 
     @model_validator(mode="after")
     def _folds_suffice(self) -> Study:
-        for variant in [None, *self.encoder_variants] if self.targets else []:
+        if not self.targets:
+            return self
+        for variant in [None, *self.encoder_variants]:
             if self.encoder_of(variant)[1].validation_folds >= self.targets.folds:
                 key = f"encoder_variants.{variant}.encoder_training" if variant else "encoder_training"
                 raise ValueError(f"{key}.validation_folds must be less than targets.folds")

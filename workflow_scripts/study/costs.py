@@ -162,7 +162,7 @@ def work(plan: StudyPlan, pilot: Pilot) -> dict[str, list[Work]]:
     pairs = {name: pilot.corpora[one.train].rows * tests[name] for name, one in study.evaluations.items()}
     parts = {name: len(plan.parts_of(one.train)) for name, one in study.evaluations.items()}
     of_parts, whole = plan.methods_scored(in_parts=True), plan.methods_scored(in_parts=False)
-    jobs = {
+    jobs: dict[str, list[Work]] = {
         "prepare_corpus": [{**start, "prepared_row": _rows_read(plan, pilot, name)} for name in study.corpora],
         "resolve_config": [model],
         "pretrain_base_lm": [_pretraining_work(plan)] if plan.has_builtin_lm else [],
@@ -255,7 +255,7 @@ def finetuning_work(plan: StudyPlan, pilot: Pilot, pool: str) -> list[Work]:
     """Return the work of each fine-tuning job of a pool."""
     train, test = (pilot.corpora[name] for name in plan.corpora_of(pool))
     measured = _measured(plan, pilot, pool)
-    jobs = []
+    jobs: list[Work] = []
     for block in plan.blocks(pool):
         spec = StageSpecs(plan).spec("finetune_shard", {"pool": pool, "block": block})
         folds = spec["folds"][1] - spec["folds"][0]
@@ -364,7 +364,7 @@ def break_even(plan: StudyPlan, pilot: Pilot, concurrency: Concurrency) -> Break
 
 def not_planned(plan: StudyPlan) -> dict[str, list[str]]:
     """Return the stages of the study that no unit of the pilot stands for, and what each is for."""
-    own = {name: plan.method(name).own for name in plan.study.scoring.methods if plan.method(name).own}
+    own = {name: one for name in plan.study.scoring.methods if (one := plan.method(name).own)}
     experiments = {name: plan.experiment(name) for name in plan.experiments()}
     with_runs = [name for name, settings in experiments.items() if hasattr(settings, "jobs")]
     with_base = [name for name, settings in experiments.items() if hasattr(settings, "base_examples")]

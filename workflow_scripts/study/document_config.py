@@ -105,7 +105,7 @@ def _default(field: FieldInfo) -> str:
 
 
 def _meaning(field: FieldInfo, section: type[BaseModel] | None) -> str:
-    text = field.description or " ".join((section.__doc__ if section else "").split())
+    text = field.description or " ".join(((section.__doc__ or "") if section else "").split())
     return text.replace("|", "\\|")
 
 

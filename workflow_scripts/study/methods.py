@@ -56,7 +56,9 @@ class Method:
         return self.own is not None and self.own.fitted
 
 
-def _of_gradients(module: str, by_role: bool = False, language_model: str = "warm", **settings: Any) -> Method:
+def _of_gradients(
+    module: str, by_role: bool = False, language_model: Literal["base", "warm"] = "warm", **settings: Any
+) -> Method:
     return Method(("mean",), own=EmbeddingSpec(module, settings, language_model, fitted=True, by_role=by_role))
 
 

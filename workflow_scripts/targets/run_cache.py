@@ -40,9 +40,11 @@ class FinishedRuns:
         except StudyError as error:
             say(f"{error} Its runs are done again.")
             return
+        if not table.num_rows:
+            return
         columns = [table[name].to_numpy() for name in self.names]
         changes = np.logical_or.reduce([column[1:] != column[:-1] for column in columns])
-        firsts = np.flatnonzero(np.r_[True, changes]) if table.num_rows else []
+        firsts = np.flatnonzero(np.r_[True, changes])
         for first, last in zip(firsts, [*firsts[1:], table.num_rows], strict=True):
             run = tuple(table[name][first].as_py() for name in self.names)
             self.tables[run] = table.slice(first, last - first)

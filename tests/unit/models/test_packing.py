@@ -312,6 +312,17 @@ def test_a_lack_of_memory_is_no_reason_to_pad():
         switch_to_packing(lm, read)
 
 
+def test_packed_output_without_a_gradient_is_refused(capsys):
+    lm = made("Qwen2")
+
+    def read(packed, precision):
+        output = lm.get_input_embeddings().weight[:4].sum(dim=1)
+        return output.detach() if packed else output
+
+    assert not switch_to_packing(lm, read, "bfloat16")
+    assert "only one of the two outputs depends on the input embeddings" in capsys.readouterr().err
+
+
 def test_the_reference_is_computed_without_tf32():
     seen = []
 

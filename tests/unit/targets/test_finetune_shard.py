@@ -161,3 +161,10 @@ def test_a_faulty_run_is_no_result(tiny, tmp_path, monkeypatch):
 
 def test_finished_runs_of_a_folder_without_any_are_empty(tmp_path):
     assert (0, 0, 0) not in FinishedRuns(tmp_path / "block.parquet", "key", ("fold", "index", "seed"))
+
+
+def test_a_finished_run_that_measured_nothing_is_done_again(tmp_path):
+    names = ("fold", "index", "seed")
+    losses = tmp_path / "block.parquet"
+    FinishedRuns(losses, "key", names).add((0, 0, 0), pa.table({name: pa.array([], pa.int32()) for name in names}))
+    assert (0, 0, 0) not in FinishedRuns(losses, "key", names)
