@@ -14,8 +14,9 @@ from workflow_scripts.core.errors import StudyError, UnusableRowError
 from workflow_scripts.core.parquet import read_batches, table_writer
 from workflow_scripts.core.progress import say
 from workflow_scripts.core.stage import run_stage
+from workflow_scripts.corpora.chat import Turn
 from workflow_scripts.corpora.readers import SourceRow, read_rows
-from workflow_scripts.corpora.row_formats import Example, Turn, plain_name, prompt_key, read_example
+from workflow_scripts.corpora.row_formats import Example, plain_name, prompt_key, read_example
 from workflow_scripts.corpora.tables import CORPUS_SCHEMA, REJECTED_SCHEMA
 
 BATCH_ROWS = 10_000
@@ -109,7 +110,7 @@ def _record(example_id: int, row: SourceRow, example: Example) -> dict[str, obje
     }
 
 
-class _Batch(contextlib.AbstractContextManager):
+class _Batch(contextlib.AbstractContextManager["_Batch"]):
     """Rows on their way to a table, few enough for any memory."""
 
     def __init__(self, schema: pa.Schema, write: Callable[[pa.Table], None]):

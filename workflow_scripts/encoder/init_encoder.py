@@ -63,6 +63,7 @@ def init_encoder(
     brought = not is_builtin and stored_projection(model_parts(model_folder(source, settings.revision))[0])
     if is_builtin:
         if settings.tokenizer == "language_model":
+            assert lm_source is not None, "the rule names the LM whose tokens are read"
             words = tokens_of_lm(load_tokenizer(**{**lm_source, "model": language_model or lm_source["model"]}))
         else:
             texts = encoder_texts(table, settings.prompt_words, settings.view)

@@ -1,5 +1,6 @@
 """Fine-tune the base LM on lists of examples and measure the tests of each: their losses, and answers if asked for."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from workflow_scripts.core.progress import Progress
 from workflow_scripts.core.stage import run_stage
 from workflow_scripts.experiments.runs import MEASURED_SCHEMA, read_share
 from workflow_scripts.language_model.engine import open_tuner
+from workflow_scripts.language_model.finetuner import Finetuner
 from workflow_scripts.language_model.generation import greedy_answers
 from workflow_scripts.language_model.tokens import TokenizedExample, read_examples
 from workflow_scripts.models.loading import load_tokenizer
@@ -68,7 +70,7 @@ def finetune_runs(
     progress = Progress(title, len(listed), "runs", done=len(listed) - len(missing))
     if missing:
         train, test = read_examples(train_tokens), read_examples(test_tokens)
-        tuner = open_tuner([language_model or model, revision, trust_remote_code], finetuning)
+        tuner = open_tuner((language_model or model, revision, trust_remote_code), finetuning)
         tokenizer = load_tokenizer(language_model or model, revision, trust_remote_code) if new_tokens else None
         for name, number in missing:
             lists = listed[name, number]
@@ -77,7 +79,8 @@ def finetune_runs(
             losses = tuner.losses(tests) if ended else np.full(len(tests), np.nan, np.float32)
             ended = bool(np.isfinite(losses).all())
             answers = [None] * len(tests)
-            if tokenizer and ended:
+            # Only the native engine holds a whole LM to ask (`study.config`).
+            if tokenizer and ended and isinstance(tuner, Finetuner):
                 prompts = [one.tokens[: one.prompt_tokens] for one in tests]
                 limits = (tokenizer.eos_token_id, new_tokens, finetuning.evaluation_tokens, finetuning.precision)
                 written = greedy_answers(tuner.lm, prompts, *limits)
@@ -95,7 +98,7 @@ def finetune_runs(
     finished.publish(list(listed), MEASURED_SCHEMA)
 
 
-def _taking_part(train: dict[int, TokenizedExample], lists: Any) -> list[TokenizedExample]:
+def _taking_part(train: Mapping[int, TokenizedExample], lists: Any) -> list[TokenizedExample]:
     """Return the run's examples; one that is left out stays in its batch, but all of it counts as prompt."""
     left_out = set(lists.left_out.tolist())
     return [

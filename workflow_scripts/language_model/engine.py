@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from transformers import PreTrainedModel
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from workflow_scripts.language_model.deepspeed_finetuner import ZeroFinetuner
 
 
+# Folder or hub id, revision, and whether code that comes with the model may run.
+LanguageModelSource = tuple[str | Path, str | None, bool]
 # What both engines are told.
 _SETTINGS = {
     "learning_rate",
@@ -33,17 +35,17 @@ def native_tuner(lm: PreTrainedModel, finetuning: Finetuning) -> Finetuner:
     return Finetuner(lm, compile=finetuning.compile, **finetuning.model_dump(include=_SETTINGS))
 
 
-def open_tuner(source: Sequence[Any], finetuning: Finetuning) -> Finetuner | ZeroFinetuner:
+def open_tuner(source: LanguageModelSource, finetuning: Finetuning) -> Finetuner | ZeroFinetuner:
     """Return the engine that fine-tunes, native or DeepSpeed, with its LM.
-
-    `source` is what `load_language_model` takes: folder or hub id, revision, whether remote code is trusted.
 
     Raises
     ------
     StudyError: DeepSpeed is not installed.
     """
+    model, revision, trust_remote_code = source
     if finetuning.engine == "native":
-        return native_tuner(load_language_model(*source, precision=finetuning.precision), finetuning)
+        lm = load_language_model(model, revision, trust_remote_code, precision=finetuning.precision)
+        return native_tuner(lm, finetuning)
     try:
         from workflow_scripts.language_model.deepspeed_finetuner import ZeroFinetuner
     except ModuleNotFoundError as error:
@@ -52,7 +54,7 @@ def open_tuner(source: Sequence[Any], finetuning: Finetuning) -> Finetuner | Zer
             "`pip install -r envs/requirements-deepspeed.lock` in the workflow's environment, or write engine: native."
         ) from None
     return ZeroFinetuner(
-        load_language_model(*source, device="cpu"),
+        load_language_model(model, revision, trust_remote_code, device="cpu"),
         stage=finetuning.zero_stage,
         offload=finetuning.offload,
         **finetuning.model_dump(include=_SETTINGS),

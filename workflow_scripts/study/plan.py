@@ -15,7 +15,7 @@ from typing import Any
 
 from workflow_scripts.study.config import Study
 from workflow_scripts.study.methods import METHODS, EmbeddingSpec, Method, find_method, sentence_encoder_method
-from workflow_scripts.study.sections import Encoder, EncoderTraining, LanguageModel
+from workflow_scripts.study.sections import Encoder, EncoderTraining, LanguageModel, Targets
 from workflow_scripts.study.sources import is_hub_id, local_files, snapshot_name
 
 TRAIN_POOL = "train"
@@ -56,10 +56,16 @@ class StudyPlan:
         self.has_builtin_lm = study.uses_lm and self.is_builtin("")
         self.results = Path("results") / study.run
 
+    @property
+    def targets(self) -> Targets:
+        """The section `targets`, of a study that has one."""
+        assert self.study.targets is not None, "nothing is trained without targets"
+        return self.study.targets
+
     def corpora_of(self, pool: str) -> tuple[str, str]:
         """Return the names of the corpora that a pool's subsets and its evaluated examples are drawn from."""
         if pool == TRAIN_POOL:
-            return self.study.targets.corpus, self.study.targets.corpus
+            return self.targets.corpus, self.targets.corpus
         evaluation = self.study.evaluations[pool]
         return evaluation.train, evaluation.test
 
@@ -97,8 +103,10 @@ class StudyPlan:
         lms = {self.language_model_of(pool) for pool in self.pools}
         if read_by_methods or any(self.reads_tokens_of_lm(variant) for variant in variants):
             lms.add("")
-        named = [(self.language_model(lm), lm in lms) for lm in self.language_models]
-        named += [(self.encoder(variant), variant in variants) for variant in self.variants]
+        named: list[tuple[LanguageModel | Encoder, bool]] = [
+            *((self.language_model(lm), lm in lms) for lm in self.language_models),
+            *((self.encoder(variant), variant in variants) for variant in self.variants),
+        ]
         found = [HubModel(one.model, one.revision, one.trust_remote_code, is_loaded) for one, is_loaded in named]
         found += [
             HubModel(model, None, False, name in self.study.scoring.methods)
@@ -148,15 +156,14 @@ class StudyPlan:
     def runs(self, pool: str) -> tuple[int, int, int]:
         """Return (folds, subsets per fold, seeds) of a pool: its fine-tuning runs."""
         if pool == TRAIN_POOL:
-            targets = self.study.targets
-            return targets.folds, targets.subsets_per_fold, targets.seeds
+            return self.targets.folds, self.targets.subsets_per_fold, self.targets.seeds
         evaluation = self.study.evaluations[pool]
         return 1, evaluation.subsets, evaluation.seeds
 
     def measured_examples(self, pool: str) -> int | None:
         """Return how many examples each subset of a pool is evaluated on; None for the whole test corpus."""
         if pool == TRAIN_POOL:
-            return self.study.targets.evaluated_examples
+            return self.targets.evaluated_examples
         return self.study.evaluations[pool].tests
 
     def blocks(self, pool: str) -> list[str]:
@@ -191,8 +198,8 @@ class StudyPlan:
     def own_embeddings(self) -> list[str]:
         """Return the names of the folders of embeddings that methods make of their own."""
         names = [*METHODS, *self.study.scoring.sentence_encoders]
-        own = [name for name in names if self.method(name).own]
-        return [*own, *(name + OF_TESTS for name in own if self.method(name).own.by_role)]
+        own = {name: spec for name in names if (spec := self.method(name).own)}
+        return [*own, *(name + OF_TESTS for name, spec in own.items() if spec.by_role)]
 
     def method_of(self, embedding: str) -> str:
         """Return the method that makes the embeddings of a folder."""
@@ -200,7 +207,9 @@ class StudyPlan:
 
     def embedding_spec(self, embedding: str) -> EmbeddingSpec:
         """Return how the embeddings of a folder are made."""
-        return self.method(self.method_of(embedding)).own
+        own = self.method(self.method_of(embedding)).own
+        assert own is not None, f"{embedding} is made by no method"
+        return own
 
     def warmup_corpus(self) -> str:
         """Return the corpus that the LM is warmed up on."""
@@ -279,7 +288,7 @@ class StudyPlan:
     def job_size(self, pool: str) -> tuple[int, int]:
         """Return the folds and the subsets of a fold that one fine-tuning job of a pool covers."""
         if pool == TRAIN_POOL:
-            return self.study.targets.folds_per_job, self.study.targets.subsets_per_job
+            return self.targets.folds_per_job, self.targets.subsets_per_job
         return 1, self.study.evaluations[pool].subsets_per_job
 
     def trained_methods(self) -> list[str]:
@@ -289,7 +298,7 @@ class StudyPlan:
     def fixed_costs(self, method: str) -> list[str]:
         """Return the benchmark files, as patterns, of what a method costs once, whatever it scores then."""
         known = self.method(method)
-        if known.is_fitted:
+        if known.own and known.own.fitted:
             return ["warmup_lm/*.tsv"] * (known.own.language_model == "warm") + [f"fit_method/{method}.tsv"]
         encoder = known.encoder
         if not encoder:

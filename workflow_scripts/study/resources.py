@@ -61,9 +61,16 @@ class JobResources:
         if stage in self._expected_seconds:
             minutes = math.ceil(RUNTIME_MARGIN * self._expected_seconds[stage] / 60)
             return max(minutes, SHORTEST_RUNTIME_MINUTES)
-        minutes = {"finetune_shard": 120, "finetune_runs": 120, "train_encoder": 720, "embed_corpus": 120}
-        minutes |= {"warmup_lm": 720, "fit_method": 720, "embed_by_method": 720, "run_pilot": 30}
-        return minutes.get(stage, 60)
+        return {
+            "finetune_shard": 120,
+            "finetune_runs": 120,
+            "train_encoder": 720,
+            "embed_corpus": 120,
+            "warmup_lm": 720,
+            "fit_method": 720,
+            "embed_by_method": 720,
+            "run_pilot": 30,
+        }.get(stage, 60)
 
     @cached_property
     def pilot(self) -> Pilot | None:

@@ -240,15 +240,15 @@ class StageSpecs:
         return {"seed": self.study.seed, "experiment": experiment, "base_examples": settings.base_examples}
 
     def _draw_leave_out(self) -> dict[str, Any]:
-        settings = self.study.experiments.leave_out
+        settings = self.plan.experiment("leave_out")
         return {"seed": self.study.seed, **settings.model_dump(include={"sizes", "groups", "seeds"})}
 
     def _draw_removal(self) -> dict[str, Any]:
-        settings = self.study.experiments.removal
+        settings = self.plan.experiment("removal")
         return {"seed": self.study.seed, **settings.model_dump(include={"sizes", "tests", "random_draws", "seeds"})}
 
     def _draw_selection(self) -> dict[str, Any]:
-        settings = self.study.experiments.selection
+        settings = self.plan.experiment("selection")
         return {"seed": self.study.seed, **settings.model_dump(include={"examples", "tasks", "full_data", "seeds"})}
 
     def _finetune_runs(self, experiment: str, job: str) -> dict[str, Any]:
@@ -289,14 +289,14 @@ class StageSpecs:
 
     def _evaluate_amortisation(self) -> dict[str, Any]:
         return {
-            "evaluation": self.study.experiments.amortisation.evaluation,
+            "evaluation": self.plan.experiment("amortisation").evaluation,
             "trained": self.plan.trained_methods(),
             "benchmarks": f"results/{self.study.run}/benchmarks",
             "fixed": {method: self.plan.fixed_costs(method) for method in self.study.scoring.methods},
         }
 
     def _evaluate_transfer(self) -> dict[str, Any]:
-        transfer = self.study.experiments.transfer
+        transfer = self.plan.experiment("transfer")
         trained = self.plan.trained_methods()
         values = {"evaluation": transfer.evaluation, "home": transfer.home}
         return {**values, "method": (trained or self.study.scoring.methods)[0], "trained": trained}
@@ -333,7 +333,7 @@ class StageSpecs:
         }
 
     def _pilot_training(self) -> dict[str, Any]:
-        sizes, training = self.study.targets, self.study.encoder_training
+        sizes, training = self.plan.targets, self.study.encoder_training
         return {
             "target_corpus": sizes.corpus,
             "step": {

@@ -79,7 +79,7 @@ def finetune_shard(
         train = read_examples(train_tokens)
         test = train if train_tokens == test_tokens else read_examples(test_tokens)
         train_ids, test_ids = corpus_ids(train_tokens, test_tokens)
-        tuner = open_tuner([language_model or model, revision, trust_remote_code], finetuning)
+        tuner = open_tuner((language_model or model, revision, trust_remote_code), finetuning)
         fold_number = None
         for fold, index, seed in missing:
             if fold != fold_number:
