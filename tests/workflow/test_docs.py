@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from forked_snakemake import run_forked
 
 from workflow_scripts.attribute import arguments_parser
 from workflow_scripts.corpora.row_formats import read_example
@@ -91,10 +92,9 @@ def _snakemake(folder: Path, *words: str) -> str:
         "HF_HUB_OFFLINE": "1",
     }
     words = [word.replace("~", str(folder)) for word in words]
-    command = [str(Path(sys.executable).parent / "snakemake"), *words]
-    ended = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, f"{' '.join(words)}:\n{ended.stdout}\n{ended.stderr}"
-    return ended.stdout + ended.stderr
+    ended = run_forked(words, folder, environment)
+    assert ended.returncode == 0, f"{' '.join(words)}:\n{ended.stdout}"
+    return ended.stdout
 
 
 @pytest.mark.parametrize("words", SNAKEMAKE, ids=" ".join)
