@@ -1,6 +1,6 @@
 """Snakemake without its start: a process that has imported it runs it in forks of itself.
 
-A dry run takes a fifth of the time that the imports before it take. Whole studies are run by the command itself.
+A dry run takes a fraction of the time of the imports before it. Whole studies are run by the command itself.
 """
 
 from __future__ import annotations
