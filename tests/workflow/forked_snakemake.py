@@ -35,8 +35,12 @@ def _server() -> subprocess.Popen[str]:
 
 def _serve() -> None:
     """Fork for every line of standard input, and answer with the exit code."""
-    from snakemake.cli import main
+    # Besides the plugins, which the parser looks for, a dry run imports these late.
+    import nbformat  # noqa: F401
+    import smart_open  # noqa: F401
+    from snakemake.cli import get_argument_parser, main
 
+    get_argument_parser()
     for line in sys.stdin:
         asked = json.loads(line)
         if child := os.fork():
