@@ -11,10 +11,10 @@ from typing import Literal, TypeVar
 
 from huggingface_hub import constants
 from huggingface_hub.errors import (
-    EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
     OfflineModeIsEnabled,
+    RemoteEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
     XetDownloadError,
@@ -29,6 +29,8 @@ Value = TypeVar("Value")
 # Seconds before each further try, where the hub names none; who asks for more than the most is not waited for.
 WAITS = (1, 2, 4, 8, 16)
 LONGEST_WAIT = 600
+# With an answer's status; the hub's own are the first.
+REFUSALS = (HfHubHTTPError, httpx.HTTPStatusError)
 BUSY = {408, 429, 500, 502, 503, 504}
 # Not among them: a request that couldn't be written at all, e.g. because of a token with a line end in it.
 BROKEN_CONNECTIONS = (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError)
@@ -74,7 +76,7 @@ def hub_trouble(error: BaseException, repository: str, kind: Kind) -> str | None
         )
     if isinstance(cause, httpx.LocalProtocolError | UnicodeEncodeError):
         return f"the token of {_source()} holds a line end or another character that none has. Set it again."
-    if not isinstance(cause, HfHubHTTPError):
+    if not isinstance(cause, REFUSALS):
         return (
             f"the hub ({constants.ENDPOINT}) can't be reached: {_reason(cause)}. Check the network, the proxy and "
             "HF_ENDPOINT, and run the same command again: what was downloaded is kept."
@@ -99,7 +101,7 @@ def hub_trouble(error: BaseException, repository: str, kind: Kind) -> str | None
         return f"the hub forbids it ({_said(cause)}): {_LOGIN} that may."
     if status in BUSY:
         return f"the hub is busy ({_reason(cause)}). Run the same command again later: what was downloaded is kept."
-    return f"the hub refuses ({_reason(cause)})."
+    return f"the hub refuses ({_reason(cause)}: {_said(cause)})."
 
 
 def short_reason(error: BaseException) -> str:
@@ -112,7 +114,9 @@ def _hub_error(error: BaseException) -> BaseException | None:
     """Return the error of the hub's client that `error` follows from, or None."""
     for one in _causes(error):
         # Libraries ask for files that needn't be there, and fail of something else then.
-        if isinstance(one, httpx.HTTPError | OfflineModeIsEnabled) and not isinstance(one, EntryNotFoundError):
+        if isinstance(one, RemoteEntryNotFoundError):
+            return None
+        if isinstance(one, httpx.HTTPError | OfflineModeIsEnabled):
             return one
         # Of a header with a token in it.
         if isinstance(one, UnicodeEncodeError) and one.encoding == "ascii":
@@ -130,14 +134,14 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _is_passing(cause: BaseException) -> bool:
-    if isinstance(cause, HfHubHTTPError | httpx.HTTPStatusError):
+    if isinstance(cause, REFUSALS):
         return cause.response.status_code in BUSY
     return isinstance(cause, BROKEN_CONNECTIONS)
 
 
 def _asked_wait(cause: BaseException) -> float | None:
     """Return the seconds that the hub asks to wait for, or None."""
-    if not isinstance(cause, HfHubHTTPError | httpx.HTTPStatusError):
+    if not isinstance(cause, REFUSALS):
         return None
     headers = cause.response.headers
     limit = parse_ratelimit_headers(headers)
@@ -155,13 +159,14 @@ def _asked_wait(cause: BaseException) -> float | None:
 
 
 def _reason(cause: BaseException) -> str:
-    if isinstance(cause, HfHubHTTPError | httpx.HTTPStatusError):
+    if isinstance(cause, REFUSALS):
         return f"{cause.response.status_code} {cause.response.reason_phrase}"
     return f"{type(cause).__name__}: {one_line(str(cause), _LONGEST_REASON)}".removesuffix(": ")
 
 
-def _said(error: HfHubHTTPError) -> str:
-    return one_line(error.server_message or _reason(error), _LONGEST_REASON).removesuffix(".")
+def _said(error: BaseException) -> str:
+    said = getattr(error, "server_message", None) or str(error)
+    return one_line(said, _LONGEST_REASON).removesuffix(".")
 
 
 def _source() -> str:

@@ -75,6 +75,23 @@ def require_words(tokenizer: PreTrainedTokenizerBase, model: str | Path) -> None
         )
 
 
+def ids_beyond(tokenizer: PreTrainedTokenizerBase, embeddings: int, model: str | Path) -> dict[int, str]:
+    """Return the added tokens of a tokenizer that have no embedding, by their ids; few texts hold one.
+
+    Raises
+    ------
+    StudyError: words of its own vocabulary have none, so it belongs to another model.
+    """
+    added = tokenizer.get_added_vocab()
+    beyond = {number: token for token, number in tokenizer.get_vocab().items() if number >= embeddings}
+    if words := sorted(number for number, token in beyond.items() if token not in added):
+        raise StudyError(
+            f"{model}: the tokenizer's {beyond[words[0]]!r} has the id {words[0]}, and the model has embeddings for "
+            f"{embeddings} ids, from 0: they come from two models. Take a whole copy of one."
+        )
+    return beyond
+
+
 def load_pretrained(
     loader: Loader, model: str | Path, revision: str | None, trust_remote_code: bool, **options: object
 ) -> Any:
