@@ -25,6 +25,10 @@ SCHEMA = pa.schema(
 REJECTED_SCHEMA = pa.schema([("example_id", pa.int32()), ("reason", pa.string())])
 ROWS_AT_ONCE = 4096
 NO_EMBEDDING = "no embedding in the LM"
+WITH_EMBEDDINGS = (
+    "Take the LM that was trained with its tokenizer; or resize the embeddings of this one (transformers: "
+    "`resize_token_embeddings`), train it, and save both."
+)
 
 
 def tokenize_corpus(
@@ -57,6 +61,11 @@ def tokenize_corpus(
     if tokenizer.eos_token_id is None:
         raise StudyError(f"the tokenizer of {model!r} has no end-of-text token; choose another model.")
     unknown = _ids_without_embedding(tokenizer, language_model or model, revision, trust_remote_code)
+    if tokenizer.eos_token_id in unknown:
+        raise StudyError(
+            f"{model!r}: the end-of-text token {tokenizer.eos_token!r} was added to the tokenizer and has no embedding "
+            f"in the LM. {WITH_EMBEDDINGS}"
+        )
     progress = Progress(f"tokenize_corpus {corpus.stem}", read_schema(corpus)[1], "examples")
     dropped: list[dict[str, Any]] = []
     cut = 0
@@ -82,9 +91,8 @@ def tokenize_corpus(
     count = write_batches(tokens, SCHEMA, tables())
     if not count and dropped and all(row["reason"].startswith(NO_EMBEDDING) for row in dropped):
         raise StudyError(
-            f"{language_model or model}: every example of {corpus.stem} holds a token that was added to the tokenizer "
-            f"and has no embedding in the LM ({dropped[0]['reason']}). Take the LM that was trained with it, or "
-            "resize this one's embeddings, train it and save it together with its tokenizer."
+            f"{model!r}: every example of {corpus.stem} holds a token that was added to the tokenizer, e.g. with "
+            f"{dropped[0]['reason']}. {WITH_EMBEDDINGS}"
         )
     write_table(rejected, pa.Table.from_pylist(dropped, schema=REJECTED_SCHEMA))
     total = max(count + len(dropped), 1)

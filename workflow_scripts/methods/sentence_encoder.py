@@ -30,7 +30,7 @@ def open_embedder(reader: None, fitted: dict[str, torch.Tensor], for_tests: bool
     folder = model_folder(model)
     # Those of its modules, e.g. of a Dense.
     for part in sorted(path for path in folder.iterdir() if path.is_dir()):
-        require_whole_files(part, model)
+        require_whole_files(part)
     options = {"device": str(best_device()), "model_kwargs": {"use_safetensors": True}}
     try:
         encoder = SentenceTransformer(str(folder), **options)

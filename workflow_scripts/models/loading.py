@@ -12,6 +12,7 @@ from huggingface_hub import snapshot_download
 
 # Of the HTTP library that the hub's client uses, which differs between its versions.
 from huggingface_hub.errors import HTTPError
+from huggingface_hub.utils import filter_repo_objects
 from safetensors import SafetensorError, safe_open
 
 from workflow_scripts.core.errors import StudyError
@@ -153,7 +154,7 @@ def model_folder(model: str | Path, revision: str | None = None, *, weights: boo
     StudyError: there is no such folder, and the hub doesn't give it; or a file in it isn't whole.
     """
     folder = Path(model) if Path(model).is_dir() else _downloaded(str(model), revision, weights)
-    require_whole_files(folder, model, weights)
+    require_whole_files(folder, weights)
     return folder
 
 
@@ -169,25 +170,30 @@ def _downloaded(model: str, revision: str | None, weights: bool) -> Path:
         raise cant_be_loaded(model, error) from error
 
 
-def require_whole_files(folder: Path, model: str | Path, weights: bool = True) -> None:
+def require_whole_files(folder: Path, weights: bool = True) -> None:
     """Raise `StudyError` if a file of a model is but a pointer of git-lfs, or weights are cut off."""
-    for file in sorted(path for pattern in MODEL_FILES for path in folder.glob(pattern) if path.is_file()):
-        with open(file, "rb") as stream:
-            is_pointer = stream.read(len(LFS_POINTER)) == LFS_POINTER
-        has_weights = file.suffix == ".safetensors"
-        if is_pointer and (weights or not has_weights):
-            raise StudyError(
-                f"{model}: {file.name} is a pointer of git-lfs, not the file itself. Run `git lfs pull` in its folder, "
-                "or download the model with `hf download`."
-            )
-        if weights and has_weights:
-            with open_weights(file):
+    names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    for name in filter_repo_objects(names, allow_patterns=MODEL_FILES, ignore_patterns=UNUSED_FILES):
+        if not name.endswith(".safetensors"):
+            _require_no_pointer(folder / name)
+        elif weights:
+            with open_weights(folder / name):
                 pass
+
+
+def _require_no_pointer(file: Path) -> None:
+    with open(file, "rb") as stream:
+        if stream.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise StudyError(
+                f"{file} is a pointer of git-lfs, not the file itself. Run `git lfs pull` in its folder, or download "
+                "the model with `hf download`."
+            )
 
 
 @contextmanager
 def open_weights(file: Path) -> Iterator[safe_open]:
-    """Open a safetensors file for torch; raises `StudyError` if it is cut off or damaged."""
+    """Open a safetensors file for torch; raises `StudyError` if it is a pointer of git-lfs, cut off or damaged."""
+    _require_no_pointer(file)
     try:
         tensors = safe_open(file, "pt")
     except SafetensorError as error:
