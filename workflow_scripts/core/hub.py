@@ -63,8 +63,11 @@ def patiently(call: Callable[[], Value]) -> Value:
     return call()
 
 
-def hub_trouble(error: BaseException, repository: str, kind: Kind) -> str | None:
-    """Return why the hub didn't do what was asked for, and what to do; None where the error is none of the hub's."""
+def hub_trouble(error: BaseException, repository: str, kind: Kind, not_local: str = "") -> str | None:
+    """Return why the hub didn't do what was asked for, and what to do; None where the error is none of the hub's.
+
+    `not_local` says what would have been taken for a local file or folder; it is told where the hub has none either.
+    """
     cause = _hub_error(error)
     page = f"https://huggingface.co/{'datasets/' if kind == 'dataset' else ''}{repository}"
     if cause is None:
@@ -72,8 +75,8 @@ def hub_trouble(error: BaseException, repository: str, kind: Kind) -> str | None
     if isinstance(cause, OfflineModeIsEnabled):
         return (
             f"HF_HUB_OFFLINE is set, and the hub's cache (HF_HOME) doesn't hold this {kind}. Unset it, or run once "
-            "with the same cache where the hub can be reached."
-        )
+            f"with the same cache where the hub can be reached. {not_local}"
+        ).rstrip()
     if isinstance(cause, httpx.LocalProtocolError | UnicodeEncodeError):
         return f"the token of {_source()} holds a line end or another character that none has. Set it again."
     if not isinstance(cause, REFUSALS):
@@ -83,18 +86,21 @@ def hub_trouble(error: BaseException, repository: str, kind: Kind) -> str | None
         )
     status = cause.response.status_code
     if isinstance(cause, GatedRepoError):
-        account = "the account of the token" if status == 403 else "who isn't logged in"
+        account = "your account has no access" if status == 403 else "you aren't logged in"
         return (
-            f"it is gated, and {account} has no access. Accept its licence on {page} (some owners answer after days), "
-            f"then {_LOGIN} of that account."
+            f"it is gated, and {account}. Accept its licence on {page} (some owners answer after days), then {_LOGIN} "
+            "of that account."
         )
     if status == 401 and "authorization" in cause.response.request.headers:
         return (
             f"the hub rejects the token of {_source()} ({_said(cause)}): it is expired, revoked or cut short. Make a "
-            f"new one on https://huggingface.co/settings/tokens, then {_LOGIN}; or unset it, if the {kind} is public."
+            f"new one (huggingface.co/settings/tokens), then {_LOGIN} that is valid; a public {kind} needs none."
         )
     if isinstance(cause, RepositoryNotFoundError):
-        return f"the hub has no {kind} of that name, or it is private. Check the name; if it is private, {_LOGIN}."
+        return (
+            f"the hub has no {kind} of that name, or it is private. Check the name; if it is private, {_LOGIN} that "
+            f"may read it. {not_local}"
+        ).rstrip()
     if isinstance(cause, RevisionNotFoundError):
         return f"it has no such `revision`. Name a branch, a tag or a commit of {page}/commits/main."
     if status in (401, 403):

@@ -226,9 +226,9 @@ def _read_hub(
             yield SourceRow(source, number, row)
     # The hub's client passes on errors of many libraries, without a class that they share.
     except Exception as error:
-        reason = hub_trouble(error, source, "dataset") or (
-            f"{type(error).__name__}: {short_reason(error)} Check the id, config_name, split, revision and data_files."
+        not_local = "There is no local file of that name either."
+        reason = hub_trouble(error, source, "dataset", not_local) or (
+            f"{type(error).__name__}: {short_reason(error)} Check the id, config_name, split, revision and data_files. "
+            f"{not_local}"
         )
-        raise StudyError(
-            f"source: {source} can't be read from the hub: {reason} There is no local file of that name either."
-        ) from None
+        raise StudyError(f"source: {source} can't be read from the hub: {reason}") from None

@@ -224,11 +224,12 @@ def require_no_adapter(folder: Path, model: str | Path) -> None:
 
 def cant_be_loaded(model: str | Path, error: Exception) -> StudyError:
     """Return what the user is told where a library can't load a model."""
-    trouble = hub_trouble(error, str(model), "model")
-    advice = "" if trouble else " Write a local folder with config.json and *.safetensors, or the id of such a model."
-    said = trouble or short_reason(error)
-    missing = "" if Path(model).is_dir() else " There is no folder of that name either."
-    return StudyError(f"the model {str(model)!r} can't be loaded: {said}{advice}{missing}")
+    not_local = "" if Path(model).is_dir() else "There is no local folder of that name."
+    said = hub_trouble(error, str(model), "model", not_local) or (
+        f"{short_reason(error)} {not_local} Write a local folder with config.json and *.safetensors, or the id of such "
+        "a model on the hub."
+    ).replace("  ", " ")
+    return StudyError(f"the model {str(model)!r} can't be loaded: {said}")
 
 
 def save_folder(folder: Path, *parts: Any) -> None:

@@ -91,8 +91,8 @@ def test_the_hub_says_how_long_to_wait(waited):
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (hub_error(401, GATED), ["gated", "who isn't logged in", "licence on https://huggingface.co/owner/lm", LOGIN]),
-        (hub_error(403, GATED, "hf_x"), ["gated, and the account of the token has no access", "licence", LOGIN]),
+        (hub_error(401, GATED), ["gated", "aren't logged in", "licence on https://huggingface.co/owner/lm", LOGIN]),
+        (hub_error(403, GATED, "hf_x"), ["gated, and your account has no access", "licence", LOGIN]),
         (hub_error(401, REJECTED, "hf_x"), ["rejects the token", "Invalid credentials", "expired, revoked", LOGIN]),
         (hub_error(401), ["no model of that name, or it is private", LOGIN]),
         (hub_error(404, {"X-Error-Code": "RepoNotFound"}), ["no model of that name, or it is private", LOGIN]),
