@@ -19,6 +19,7 @@ from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.files import folder_hash
 from workflow_scripts.core.parquet import read_metadata, read_table, write_table
 from workflow_scripts.core.progress import one_line
+from workflow_scripts.core.redaction import redact_output
 from workflow_scripts.corpora.prepare_corpus import prepare_corpus
 from workflow_scripts.corpora.tables import CORPUS_SCHEMA
 from workflow_scripts.corpora.templates import encoder_text
@@ -198,6 +199,7 @@ def arguments_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Answer the command line."""
+    redact_output()
     parser = arguments_parser()
     given = parser.parse_args(arguments)
     if given.top < 1:

@@ -93,19 +93,23 @@ def sampled(examples: int, tests: int = 50, same: bool = False, **sizes: object)
     return try_it
 
 
-def tiny_tokenizer(**special: str) -> None:
+def tiny_tokenizer(vocab_size: int | None = None, **special: str) -> None:
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
     words = Tokenizer(models.WordLevel({"a": 0, "b": 1, "c": 2}, "a"))
     PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained("lm")
+    if vocab_size:
+        Path("lm/config.json").write_text(json.dumps({"model_type": "qwen2", "vocab_size": vocab_size}))
 
 
-def tokenized(chat_template: bool = False, max_tokens: int = 64, **special: str) -> Callable[[], object]:
+def tokenized(
+    chat_template: bool = False, max_tokens: int = 64, vocab_size: int | None = None, **special: str
+) -> Callable[[], object]:
     def try_it() -> None:
         from workflow_scripts.language_model.tokenize_corpus import tokenize_corpus
 
-        tiny_tokenizer(**special)
+        tiny_tokenizer(vocab_size, **special)
         prepared("mine.jsonl", rows(3))()
         tokenize_corpus(
             Path("pool.parquet"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -105,15 +106,81 @@ def pickled_weights() -> None:
     load_language_model("lm")
 
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
+
+
+def weights_that_are(content: bytes | None) -> Callable[[], object]:
+    def try_it() -> None:
+        from workflow_scripts.language_model.losses import load_language_model
+
+        small_lm()
+        file = Path("lm/model.safetensors")
+        file.write_bytes(file.read_bytes()[:-64] if content is None else content)
+        load_language_model("lm")
+
+    return try_it
+
+
+def adapter(beside_weights: bool) -> Callable[[], object]:
+    def try_it() -> None:
+        from workflow_scripts.language_model.losses import load_language_model
+
+        small_lm()
+        if not beside_weights:
+            Path("lm/model.safetensors").unlink()
+        Path("lm/adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "Qwen/Qwen2.5-0.5B"}))
+        load_language_model("lm")
+
+    return try_it
+
+
+def tokenizer_of_another_lm() -> None:
+    tokenized(eos_token="b", vocab_size=2)()
+
+
+def end_without_embedding() -> None:
+    tokenized(eos_token="<|end|>", vocab_size=3)()
+
+
+def refused(status: int, headers: dict[str, str] | None = None, token: str = "") -> Callable[[], object]:
+    """Return what asks for a model of a hub that answers every request so."""
+
+    def try_it() -> None:
+        from unittest.mock import patch
+
+        from hub_errors import hub_error
+
+        from workflow_scripts.models.loading import load_tokenizer
+
+        with (
+            patch.dict("os.environ", {"HF_TOKEN": token}),
+            patch("time.sleep"),
+            patch("workflow_scripts.models.loading.snapshot_download", side_effect=hub_error(status, headers, token)),
+        ):
+            load_tokenizer("owner/lm")
+
+    return try_it
+
+
 MODELS = section_of(
     "Models",
     {
         "a model that isn't there": missing_model,
+        "a model that the hub doesn't have, or doesn't show": refused(404, {"X-Error-Code": "RepoNotFound"}),
+        "a gated model, without a login": refused(401, {"X-Error-Code": "GatedRepo"}),
+        "a token that the hub rejects": refused(401, {"X-Error-Message": "Invalid credentials"}, "hf_anything"),
+        "a hub that is busy for long": refused(429),
         "a tokenizer without an end-of-text token": tokenized(),
         "a chat template asked of a tokenizer without one": tokenized(chat_template=True, eos_token="b"),
         "an LM's folder without the files of its tokenizer": lm_without_tokenizer,
         "an encoder's folder without the files of its tokenizer": encoder_without_tokenizer,
         "weights in a pickle file": pickled_weights,
+        "weights that git-lfs hasn't fetched": weights_that_are(LFS_POINTER),
+        "weights that are cut off": weights_that_are(None),
+        "an adapter instead of an LM": adapter(beside_weights=False),
+        "an adapter beside an LM": adapter(beside_weights=True),
+        "a tokenizer of another LM": tokenizer_of_another_lm,
+        "an end-of-text token that the LM doesn't have": end_without_embedding,
         "an LM of which a part is missing": half_copied_lm,
         "weights of another size than the LM's config.json says": lm_of_another_size,
         "an encoder of which a part is missing": half_copied_encoder,

@@ -1,8 +1,16 @@
 """Exceptions whose message is written for the user, and what the exceptions of others tell."""
 
+from workflow_scripts.core.redaction import redacted
+
 
 class StudyError(Exception):
-    """Something the user can mend: the message names the file, row or key and says what to write instead."""
+    """Something the user can mend: the message names the file, row or key and says what to write instead.
+
+    Tokens of the hub that others' messages bring along are left out of it.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(redacted(message))
 
 
 class UnusableRowError(Exception):

@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from workflow_scripts.core.errors import StudyError, lacks_memory
 from workflow_scripts.core.gpus import gpus_asked_for, pinned, require_promised_gpus, use_deterministic_algorithms
 from workflow_scripts.core.parquet import spec_hash, table_metadata
+from workflow_scripts.core.redaction import redact_output, redacted
 
 _ROOM = "Free some space, or link `results` to a roomier disk."
 _RIGHTS = "Make the results folder writable for you, or link `results` to a folder that is."
@@ -40,6 +41,7 @@ _MEMORY_KEYS = {
 
 def run_stage(stage: Callable[..., object]) -> None:
     """Run `stage` as the job whose script defines it: Snakemake puts the job there as the global `snakemake`."""
+    redact_output()
     run_job(stage.__globals__["snakemake"], stage)
 
 
@@ -138,12 +140,16 @@ def _use_threads(threads: int) -> None:
 
 
 class _Tee:
-    """The screen, and a log that the work must not fail for: it may lie on the disk that has just filled up."""
+    """The screen, and a log that the work must not fail for: it may lie on the disk that has just filled up.
+
+    Neither is told a token.
+    """
 
     def __init__(self, screen: TextIO, log: TextIO):
         self.screen, self.log = screen, log
 
     def write(self, text: str) -> int:
+        text = redacted(text)
         with contextlib.suppress(OSError):
             self.log.write(text)
         return self.screen.write(text)
@@ -169,7 +175,7 @@ def _log_to(path: str) -> Iterator[None]:
         import traceback
 
         with contextlib.suppress(OSError):
-            traceback.print_exc(file=log)
+            log.write(redacted(traceback.format_exc()))
         raise
     finally:
         with contextlib.suppress(OSError):

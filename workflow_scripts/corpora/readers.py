@@ -5,9 +5,8 @@ from __future__ import annotations
 import csv
 import glob
 import io
-import os
 import re
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -208,26 +207,28 @@ def _read_hub(
 ) -> Generator[SourceRow, None, None]:
     import datasets
 
-    # False keeps a token that was saved by a login out of it: what a study reads is seen in its environment.
-    token = os.environ.get("HF_TOKEN")
-    try:
-        rows = datasets.load_dataset(
+    from workflow_scripts.core.hub import hub_trouble, patiently, short_reason
+
+    def opened() -> Iterable[Mapping[str, object]]:
+        return datasets.load_dataset(
             source,
             name=config_name,
             split=split,
             revision=revision,
             data_files=data_files,
-            token=token or False,
             # Offline, only what is in the cache can be read, and the cache can't be streamed.
             streaming=not datasets.config.HF_HUB_OFFLINE,
         )
+
+    try:
+        rows = patiently(opened)
         for number, row in enumerate(rows, 1):
             yield SourceRow(source, number, row)
     # The hub's client passes on errors of many libraries, without a class that they share.
     except Exception as error:
-        message = str(error).replace(token, "***") if token else str(error)
-        raise StudyError(
-            f"source: {source} can't be read from the hub ({type(error).__name__}: {message}). There is no "
-            "local file of that name either. Check the id, config_name, split, revision and data_files, "
-            "the network, and HF_TOKEN in the environment if the dataset is gated."
-        ) from None
+        not_local = "There is no local file of that name either."
+        reason = hub_trouble(error, source, "dataset", not_local) or (
+            f"{type(error).__name__}: {short_reason(error)} Check the id, config_name, split, revision and data_files. "
+            f"{not_local}"
+        )
+        raise StudyError(f"source: {source} can't be read from the hub: {reason}") from None

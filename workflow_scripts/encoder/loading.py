@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from safetensors import safe_open
 from torch import nn
 from transformers import AutoModel, BertModel
 
@@ -15,7 +14,7 @@ from workflow_scripts.encoder.initialization import random_projections
 from workflow_scripts.encoder.model import DENSE_FOLDERS, SPLIT_FOLDERS, AttributionEncoder
 from workflow_scripts.encoder.published_format import PROJECTOR, WEIGHTS, is_published_layout, published_config
 from workflow_scripts.models.device import best_device
-from workflow_scripts.models.loading import load_tokenizer, load_weights, model_folder
+from workflow_scripts.models.loading import ids_beyond, load_tokenizer, load_weights, model_folder, open_weights
 from workflow_scripts.study.choices import View
 
 
@@ -54,6 +53,12 @@ def load_encoder(
         loader, options = BertModel, {"config": published_config(folder)}
     transformer = load_weights(loader, parts[0], None, trust_remote_code, unused="pooler.", **options)
     transformer.pooler = None
+    embeddings = transformer.get_input_embeddings().num_embeddings
+    if beyond := ids_beyond(tokenizer, embeddings, model):
+        raise StudyError(
+            f"{model}: the tokens {list(beyond.values())[:3]} were added to its tokenizer, and it has no embeddings "
+            f"for them ({embeddings} ids). Take a whole copy of it, or one that was trained with these tokens."
+        )
     projections = [projection for part in parts if (projection := stored_projection(part))]
     if projections:
         normalized = (parts[0] / DENSE_FOLDERS[True]).is_dir()
@@ -104,7 +109,7 @@ def stored_projection(folder: Path) -> nn.Linear | None:
     for prefix, file in [*dense, (PROJECTOR, folder / WEIGHTS)]:
         if not file.exists():
             continue
-        with safe_open(file, "pt") as tensors:
+        with open_weights(file) as tensors:
             names = [name for name in tensors.keys() if name.startswith(prefix)]  # noqa: SIM118
             weights = {name.removeprefix(prefix): tensors.get_tensor(name).float() for name in names}
         if weights:

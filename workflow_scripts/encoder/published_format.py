@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import BertConfig
 
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.files import publish_folder
+from workflow_scripts.models.loading import open_weights
 
 if TYPE_CHECKING:
     from workflow_scripts.encoder.model import AttributionEncoder
@@ -33,7 +33,7 @@ def is_published_layout(folder: Path) -> bool:
     file = Path(folder) / WEIGHTS
     if not file.exists():
         return False
-    with safe_open(file, "pt") as tensors:
+    with open_weights(file) as tensors:
         return any(name.startswith(PROJECTOR) for name in tensors.keys())  # noqa: SIM118
 
 

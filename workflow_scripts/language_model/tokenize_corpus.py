@@ -12,7 +12,7 @@ from workflow_scripts.core.parquet import read_batches, read_schema, write_batch
 from workflow_scripts.core.progress import Progress, say
 from workflow_scripts.core.stage import run_stage
 from workflow_scripts.corpora.templates import chat_messages, language_model_prompt
-from workflow_scripts.models.loading import load_tokenizer
+from workflow_scripts.models.loading import ids_beyond, load_config, load_tokenizer, model_folder
 
 SCHEMA = pa.schema(
     [
@@ -24,6 +24,11 @@ SCHEMA = pa.schema(
 )
 REJECTED_SCHEMA = pa.schema([("example_id", pa.int32()), ("reason", pa.string())])
 ROWS_AT_ONCE = 4096
+NO_EMBEDDING = "no embedding in the LM"
+WITH_EMBEDDINGS = (
+    "Take the LM that was trained with its tokenizer; or resize the embeddings of this one (transformers: "
+    "`resize_token_embeddings`), train it, and save both."
+)
 
 
 def tokenize_corpus(
@@ -42,6 +47,10 @@ def tokenize_corpus(
 
     An example is its prompt, its response and the end-of-text token, cut at `max_tokens`. `prompt_tokens`
     counts the tokens that bear no loss, `cut_tokens` the response tokens that were cut.
+
+    Raises
+    ------
+    StudyError: the tokenizer lacks what is asked of it, or belongs to another model than the LM.
     """
     tokenizer = load_tokenizer(language_model or model, revision, trust_remote_code)
     if chat_template and not tokenizer.chat_template:
@@ -51,8 +60,14 @@ def tokenize_corpus(
         )
     if tokenizer.eos_token_id is None:
         raise StudyError(f"the tokenizer of {model!r} has no end-of-text token; choose another model.")
+    unknown = _ids_without_embedding(tokenizer, language_model or model, revision, trust_remote_code)
+    if tokenizer.eos_token_id in unknown:
+        raise StudyError(
+            f"{model!r}: the end-of-text token {tokenizer.eos_token!r} was added to the tokenizer and has no embedding "
+            f"in the LM. {WITH_EMBEDDINGS}"
+        )
     progress = Progress(f"tokenize_corpus {corpus.stem}", read_schema(corpus)[1], "examples")
-    dropped: list[dict[str, object]] = []
+    dropped: list[dict[str, Any]] = []
     cut = 0
 
     def tables() -> Iterator[pa.Table]:
@@ -61,7 +76,10 @@ def tokenize_corpus(
             rows = batch.to_pylist()
             kept = []
             for row in _tokenized(tokenizer, rows, max_tokens, chat_template):
-                if len(row["input_ids"]) > row["prompt_tokens"]:
+                if strange := unknown.keys() & set(row["input_ids"] if unknown else []):
+                    reason = f"{NO_EMBEDDING}: the token {unknown[min(strange)]!r} (id {min(strange)})"
+                    dropped.append({"example_id": row["example_id"], "reason": reason})
+                elif len(row["input_ids"]) > row["prompt_tokens"]:
                     kept.append(row)
                     cut += row["cut_tokens"] > 0
                 else:
@@ -71,6 +89,11 @@ def tokenize_corpus(
             yield pa.Table.from_pylist(kept, schema=SCHEMA)
 
     count = write_batches(tokens, SCHEMA, tables())
+    if not count and dropped and all(row["reason"].startswith(NO_EMBEDDING) for row in dropped):
+        raise StudyError(
+            f"{model!r}: every example of {corpus.stem} holds a token that was added to the tokenizer, e.g. with "
+            f"{dropped[0]['reason']}. {WITH_EMBEDDINGS}"
+        )
     write_table(rejected, pa.Table.from_pylist(dropped, schema=REJECTED_SCHEMA))
     total = max(count + len(dropped), 1)
     say(
@@ -78,6 +101,17 @@ def tokenize_corpus(
         f"shortened and {len(dropped):,} ({100 * len(dropped) / total:.1f} %) removed by the limit of "
         f"{max_tokens} tokens"
     )
+
+
+def _ids_without_embedding(
+    tokenizer: Any, model: str | Path, revision: str | None, trust_remote_code: bool
+) -> dict[int, str]:
+    """Return the added tokens of the tokenizer that the LM has no embedding for, by their ids."""
+    # A tokenizer alone belongs to no LM.
+    if not (model_folder(model, revision, weights=False) / "config.json").exists():
+        return {}
+    config = load_config(model, revision, trust_remote_code).get_text_config()
+    return ids_beyond(tokenizer, config.vocab_size, model)
 
 
 class _Row(TypedDict):

@@ -11,7 +11,13 @@ from transformers import PreTrainedTokenizerBase
 
 from workflow_scripts.methods.embedder import Embedder, unit_length
 from workflow_scripts.models.device import best_device
-from workflow_scripts.models.loading import model_folder, require_words
+from workflow_scripts.models.loading import (
+    LOADING_ERRORS,
+    cant_be_loaded,
+    model_folder,
+    require_whole_files,
+    require_words,
+)
 
 
 def open_embedder(reader: None, fitted: dict[str, torch.Tensor], for_tests: bool, *, model: str) -> Embedder:
@@ -21,8 +27,15 @@ def open_embedder(reader: None, fitted: dict[str, torch.Tensor], for_tests: bool
     ------
     StudyError: the model can't be loaded, or its tokenizer can't tell words apart.
     """
-    folder, device = str(model_folder(model)), str(best_device())
-    encoder = SentenceTransformer(folder, device=device, model_kwargs={"use_safetensors": True})
+    folder = model_folder(model)
+    # Those of its modules, e.g. of a Dense.
+    for part in sorted(path for path in folder.iterdir() if path.is_dir()):
+        require_whole_files(part)
+    options = {"device": str(best_device()), "model_kwargs": {"use_safetensors": True}}
+    try:
+        encoder = SentenceTransformer(str(folder), **options)
+    except LOADING_ERRORS as error:
+        raise cant_be_loaded(model, error) from error
     if isinstance(encoder.tokenizer, PreTrainedTokenizerBase):
         require_words(encoder.tokenizer, model)
     by_inner_product = encoder.similarity_fn_name == "dot"

@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
-import os
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from huggingface_hub import snapshot_download
+
+# Of the HTTP library that the hub's client uses, which differs between its versions.
+from huggingface_hub.errors import HTTPError
+from huggingface_hub.utils import filter_repo_objects
+from safetensors import SafetensorError, safe_open
+
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.files import atomic_folder
+from workflow_scripts.core.hub import HUB_ERRORS, hub_trouble, patiently, short_reason
 from workflow_scripts.core.progress import say
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 MODEL_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.tiktoken", "*.jinja", "*.py"]
 # The same weights once more, for other programs than transformers.
 UNUSED_FILES = ["original/*", "metal/*", "consolidated*"]
 # Of a tokenizer whose files are missing, a single piece (T5's space) is left at most.
 FEWEST_WORDS = 2
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+ADAPTER = "adapter_config.json"
+# What the libraries raise over files that they can't read, or, where a model's code lies elsewhere, over the hub.
+LOADING_ERRORS = (OSError, ValueError, HTTPError, SafetensorError)
 
 
 class Loader(Protocol):
@@ -33,9 +47,18 @@ def load_tokenizer(
     # Imported here: it costs seconds, and most users of this module need no tokenizer.
     from transformers import AutoTokenizer
 
-    tokenizer = load_pretrained(AutoTokenizer, model, revision, trust_remote_code)
+    folder = model_folder(model, revision, weights=False)
+    require_no_adapter(folder, model)
+    tokenizer = load_pretrained(AutoTokenizer, folder, revision, trust_remote_code)
     require_words(tokenizer, model)
     return tokenizer
+
+
+def load_config(model: str | Path, revision: str | None, trust_remote_code: bool) -> PretrainedConfig:
+    """Load the config of a hub id or folder; raises `StudyError` if it can't be had."""
+    from transformers import AutoConfig
+
+    return load_pretrained(AutoConfig, model_folder(model, revision, weights=False), revision, trust_remote_code)
 
 
 def require_words(tokenizer: PreTrainedTokenizerBase, model: str | Path) -> None:
@@ -53,6 +76,23 @@ def require_words(tokenizer: PreTrainedTokenizerBase, model: str | Path) -> None
         )
 
 
+def ids_beyond(tokenizer: PreTrainedTokenizerBase, embeddings: int, model: str | Path) -> dict[int, str]:
+    """Return the added tokens of a tokenizer that have no embedding, by their ids; few texts hold one.
+
+    Raises
+    ------
+    StudyError: words of its own vocabulary have none, so it belongs to another model.
+    """
+    added = tokenizer.get_added_vocab()
+    beyond = {number: token for token, number in tokenizer.get_vocab().items() if number >= embeddings}
+    if words := sorted(number for number, token in beyond.items() if token not in added):
+        raise StudyError(
+            f"{model}: the tokenizer's {beyond[words[0]]!r} has the id {words[0]}, and the model has embeddings for "
+            f"{embeddings} ids, from 0: they come from two models. Take a whole copy of one."
+        )
+    return beyond
+
+
 def load_pretrained(
     loader: Loader, model: str | Path, revision: str | None, trust_remote_code: bool, **options: object
 ) -> Any:
@@ -63,9 +103,9 @@ def load_pretrained(
         return loader.from_pretrained(str(model), revision=revision, trust_remote_code=trust_remote_code, **options)
     except Exception as error:
         # The library `tokenizers` raises plain exceptions, e.g. where a vocabulary is empty.
-        if not isinstance(error, OSError | ValueError) and type(error) is not Exception:
+        if not isinstance(error, LOADING_ERRORS) and type(error) is not Exception:
             raise
-        raise _cant_be_loaded(model, error) from error
+        raise cant_be_loaded(model, error) from error
 
 
 def load_weights(
@@ -83,13 +123,15 @@ def load_weights(
     import torch
     from transformers.utils import logging
 
+    folder = model_folder(model, revision)
+    require_no_adapter(folder, model)
     options |= {"dtype": torch.float32, "use_safetensors": True}
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     verbosity = logging.get_verbosity()
     # Of weights that don't fit it prints a table and takes random ones; what is refused is decided here.
     logging.set_verbosity_error()
     try:
-        loaded, found = load_pretrained(loader, model, revision, trust_remote_code, **options)
+        loaded, found = load_pretrained(loader, folder, revision, trust_remote_code, **options)
     finally:
         logging.set_verbosity(verbosity)
     if missing := sorted(name for name in found["missing_keys"] if not (unused and name.startswith(unused))):
@@ -102,37 +144,92 @@ def load_weights(
     return loaded
 
 
-def model_folder(model: str | Path, revision: str | None = None) -> Path:
+def model_folder(model: str | Path, revision: str | None = None, *, weights: bool = True) -> Path:
     """Return the folder of a model: `model` itself, or where the hub's files lie on this machine.
+
+    Without `weights`, those of the hub aren't downloaded, and those of a folder aren't looked at.
 
     Raises
     ------
-    StudyError: there is no such folder, and the hub doesn't give it.
+    StudyError: there is no such folder, and the hub doesn't give it; or a file in it isn't whole.
     """
-    if Path(model).is_dir():
-        return Path(model)
-    from huggingface_hub import snapshot_download
+    folder = Path(model) if Path(model).is_dir() else _downloaded(str(model), revision, weights)
+    require_whole_files(folder, weights)
+    return folder
 
-    # Of the HTTP library that the hub's client uses, which differs between its versions.
-    from huggingface_hub.errors import HTTPError
+
+def _downloaded(model: str, revision: str | None, weights: bool) -> Path:
+    unused = UNUSED_FILES if weights else [*UNUSED_FILES, "*.safetensors"]
+
+    def download() -> str:
+        return snapshot_download(model, revision=revision, allow_patterns=MODEL_FILES, ignore_patterns=unused)
 
     try:
-        return Path(
-            snapshot_download(str(model), revision=revision, allow_patterns=MODEL_FILES, ignore_patterns=UNUSED_FILES)
-        )
-    except (OSError, ValueError, HTTPError) as error:
-        raise _cant_be_loaded(model, error) from error
+        return Path(patiently(download))
+    except HUB_ERRORS as error:
+        raise cant_be_loaded(model, error) from error
 
 
-def _cant_be_loaded(model: str | Path, error: Exception) -> StudyError:
-    offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
-    reason = str(error).splitlines()[0]
-    if token := os.environ.get("HF_TOKEN"):
-        reason = reason.replace(token, "***")
-    return StudyError(
-        f"the model {str(model)!r} can't be loaded{offline}: {reason} Write a local "
-        "folder with config.json and *.safetensors, or a hub id that this machine can reach."
+def require_whole_files(folder: Path, weights: bool = True) -> None:
+    """Raise `StudyError` if a file of a model is but a pointer of git-lfs, or weights are cut off."""
+    names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    for name in filter_repo_objects(names, allow_patterns=MODEL_FILES, ignore_patterns=UNUSED_FILES):
+        if not name.endswith(".safetensors"):
+            _require_no_pointer(folder / name)
+        elif weights:
+            with open_weights(folder / name):
+                pass
+
+
+def _require_no_pointer(file: Path) -> None:
+    with open(file, "rb") as stream:
+        if stream.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise StudyError(
+                f"{file} is a pointer of git-lfs, not the file itself. Run `git lfs pull` in its folder, or download "
+                "the model with `hf download`."
+            )
+
+
+@contextmanager
+def open_weights(file: Path) -> Iterator[safe_open]:
+    """Open a safetensors file for torch; raises `StudyError` if it is a pointer of git-lfs, cut off or damaged."""
+    _require_no_pointer(file)
+    try:
+        tensors = safe_open(file, "pt")
+    except SafetensorError as error:
+        raise StudyError(
+            f"{file} can't be read as safetensors: {short_reason(error)} It was cut off while it was copied or "
+            "downloaded, or is damaged. Take a whole copy of it."
+        ) from None
+    with tensors:
+        yield tensors
+
+
+def require_no_adapter(folder: Path, model: str | Path) -> None:
+    """Raise `StudyError` if a LoRA adapter lies in a model's folder, alone or beside whole weights."""
+    if not (folder / ADAPTER).is_file():
+        return
+    base = json.loads((folder / ADAPTER).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    merge = (
+        f"merge it into its base{f' {base!r}' if base else ''} (peft: `merge_and_unload()`, then `save_pretrained` of "
+        "model and tokenizer) and name the folder that this makes"
     )
+    if any(path for path in folder.glob("*.safetensors") if not path.name.startswith("adapter_")):
+        raise StudyError(
+            f"{model}: an adapter ({ADAPTER}) lies beside whole weights, and only one of both can be meant. Move "
+            f"adapter_* elsewhere to read the weights without it; or {merge}."
+        )
+    raise StudyError(f"{model} is an adapter ({ADAPTER}), e.g. of LoRA, not a whole model: {merge}.")
+
+
+def cant_be_loaded(model: str | Path, error: Exception) -> StudyError:
+    """Return what the user is told where a library can't load a model."""
+    not_local = "" if Path(model).is_dir() else "There is no local folder of that name."
+    said = hub_trouble(error, str(model), "model", not_local) or (
+        f"{short_reason(error)} {not_local} Write a local folder with config.json and *.safetensors, or the id of such "
+        "a model on the hub."
+    ).replace("  ", " ")
+    return StudyError(f"the model {str(model)!r} can't be loaded: {said}")
 
 
 def save_folder(folder: Path, *parts: Any) -> None:

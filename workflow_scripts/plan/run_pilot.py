@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from workflow_scripts.core.distributed import run_in_new_processes
 from workflow_scripts.core.errors import StudyError
@@ -38,7 +38,7 @@ from workflow_scripts.encoder.take_encoder import take_encoder
 from workflow_scripts.encoder.training import backpropagate_step, draw_step, validation_lds
 from workflow_scripts.language_model.pretrain_base_lm import pretrain_base_lm
 from workflow_scripts.language_model.tokenize_corpus import tokenize_corpus
-from workflow_scripts.models.loading import load_pretrained, load_tokenizer
+from workflow_scripts.models.loading import load_config, load_tokenizer
 from workflow_scripts.plan.pilot_jobs import repeated, typical_seconds
 from workflow_scripts.plan.pilot_processes import side_by_side, time_starts
 from workflow_scripts.study.costs import CorpusFacts, Pilot, distinct_examples, parameters_in_name
@@ -259,7 +259,7 @@ def _time_pretraining(corpus: Path, folder: Path, max_tokens: int, values: Mappi
 
 
 def _lm_parameters(model: str | Path, revision: str | None, trust_remote_code: bool) -> float:
-    config = load_pretrained(AutoConfig, model, revision, trust_remote_code)
+    config = load_config(model, revision, trust_remote_code)
     with torch.device("meta"):
         return float(_parameters(AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)))
 

@@ -13,6 +13,7 @@ import yaml
 
 from workflow_scripts.core.files import SNAPSHOT, atomic_path, file_hash
 from workflow_scripts.core.hardware import hardware
+from workflow_scripts.core.redaction import redacted
 from workflow_scripts.core.stage import run_stage
 
 VERSIONS = (
@@ -40,7 +41,8 @@ def resolve_config(
     commit: id, revision and commit, as they stand in its folder of `snapshots`.
     """
     with atomic_path(config) as temporary:
-        temporary.write_text(yaml.safe_dump(study, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        values = yaml.safe_dump(study, sort_keys=False, allow_unicode=True)
+        temporary.write_text(redacted(values), encoding="utf-8")
     installed = {item.name: item.version for item in distributions()}
     facts: dict[str, object] = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -55,7 +57,7 @@ def resolve_config(
     if snapshots:
         facts["models"] = [json.loads((folder / SNAPSHOT).read_text(encoding="utf-8")) for folder in snapshots]
     with atomic_path(provenance) as temporary:
-        temporary.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(redacted(json.dumps(facts, indent=2)) + "\n", encoding="utf-8")
 
 
 def git_commit() -> str | None:

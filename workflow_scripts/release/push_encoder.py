@@ -3,11 +3,11 @@
 import json
 from pathlib import Path
 
-from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub import CommitInfo, HfApi
 
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.files import atomic_path
+from workflow_scripts.core.hub import HUB_ERRORS, hub_trouble, patiently, short_reason
 from workflow_scripts.core.progress import say
 from workflow_scripts.core.stage import run_stage
 
@@ -22,15 +22,18 @@ def push_encoder(release: Path, pushed: Path, *, hub: str) -> None:
     StudyError: the hub can't be reached, or refuses.
     """
     hub_api = HfApi()
+
+    def upload() -> CommitInfo:
+        return hub_api.upload_folder(repo_id=hub, folder_path=release, commit_message="Encoder", ignore_patterns=[".*"])
+
     try:
-        hub_api.create_repo(hub, private=True, exist_ok=True)
-        commit = hub_api.upload_folder(
-            repo_id=hub, folder_path=release, commit_message="Encoder", ignore_patterns=[".*"]
-        )
-    except (OSError, ValueError, HfHubHTTPError) as error:
+        patiently(lambda: hub_api.create_repo(hub, private=True, exist_ok=True))
+        commit = patiently(upload)
+    except HUB_ERRORS as error:
         raise StudyError(
-            f"{hub!r} can't be pushed to: {str(error).splitlines()[0]} Log in with `hf auth login`, or set HF_TOKEN "
-            "to a token that may write; or write `release: {hub: null}` to keep the encoder here."
+            f"{hub!r} can't be pushed to: {hub_trouble(error, hub, 'model') or short_reason(error)} Log in with "
+            "`hf auth login`, or set HF_TOKEN to a token that may write; or write `release: {hub: null}` to keep the "
+            "encoder here."
         ) from None
     with atomic_path(pushed) as temporary:
         temporary.write_text(json.dumps({"hub": hub, "commit": commit.commit_url}) + "\n", encoding="utf-8")

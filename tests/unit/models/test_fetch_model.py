@@ -8,7 +8,7 @@ import shutil
 import pyarrow.parquet as pq
 import pytest
 import torch
-from model_hub import ModelHub
+from model_hub import Fault, ModelHub
 from safetensors.torch import load_file, save_file
 from tiny_study import ENCODER, encoder_values
 from transformers import AutoTokenizer, BertConfig, GPT2Config, Qwen2Config, T5Config
@@ -16,11 +16,12 @@ from transformers import AutoTokenizer, BertConfig, GPT2Config, Qwen2Config, T5C
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.files import folder_hash
 from workflow_scripts.encoder.init_encoder import init_encoder
+from workflow_scripts.encoder.loading import load_encoder
 from workflow_scripts.language_model.losses import load_language_model
 from workflow_scripts.language_model.tokenize_corpus import tokenize_corpus
 from workflow_scripts.methods.sentence_encoder import open_embedder
 from workflow_scripts.models.fetch_model import fetch_model
-from workflow_scripts.models.loading import load_tokenizer
+from workflow_scripts.models.loading import load_config, load_tokenizer
 from workflow_scripts.provenance.resolve_config import resolve_config
 
 MODEL = "owner/lm"
@@ -131,6 +132,90 @@ def test_a_hub_that_is_down_leaves_what_was_fetched_before(hub, lm, tmp_path, mo
     fetch(tmp_path / "snapshot")
     hub.is_down = True
     assert commit_of(fetch(tmp_path / "again")) == commit
+
+
+@pytest.fixture
+def waited(monkeypatch):
+    """The seconds that were slept."""
+    seconds = []
+    monkeypatch.setattr("time.sleep", seconds.append)
+    return seconds
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+@pytest.mark.parametrize("path", ["/revision/", "/tree/", r"/resolve/.*config\.json", r"/resolve/.*\.safetensors"])
+def test_a_hub_that_is_busy_is_waited_for(hub, lm, tmp_path, waited, status, path):
+    hub.commit(MODEL, lm)
+    hub.faults.append(Fault(path, status, {"Retry-After": "3"}, times=2))
+    snapshot = fetch(tmp_path / "snapshot")
+    assert (snapshot / "model.safetensors").read_bytes() == (lm / "model.safetensors").read_bytes()
+    # The client adds a second where it waits by itself.
+    assert waited
+    assert set(waited) <= {3, 4}
+
+
+def test_a_transfer_that_is_cut_goes_on(hub, lm, tmp_path, waited):
+    hub.commit(MODEL, lm)
+    hub.faults.append(Fault(r"\.safetensors", sent=1000, times=2))
+    snapshot = fetch(tmp_path / "snapshot")
+    assert (snapshot / "model.safetensors").read_bytes() == (lm / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (Fault("/revision/", 429), r"busy \(429 Too Many Requests\)"),
+        (Fault("/revision/", 500), r"busy \(500 Internal Server Error\)"),
+        (Fault(r"\.safetensors", 500), r"busy \(500 Internal Server Error\)"),
+        (Fault(r"\.safetensors", sent=10), r"can't be reached: RemoteProtocolError"),
+        (Fault("/tree/", 403), r"forbids it .*HF_TOKEN"),
+    ],
+)
+def test_a_hub_that_goes_on_failing_is_named(hub, lm, tmp_path, waited, fault, message):
+    hub.commit(MODEL, lm)
+    hub.faults.append(fault)
+    for load in (
+        fetch,
+        lambda folder: load_encoder(MODEL, 64),
+        lambda folder: open_embedder(None, {}, False, model=MODEL),
+    ):
+        with pytest.raises(StudyError, match=f"the model '{MODEL}' can't be loaded: .*{message}"):
+            load(tmp_path / "snapshot")
+
+
+def test_a_tokenizer_alone_asks_for_no_weights(hub, lm, waited):
+    hub.commit(MODEL, lm)
+    hub.faults.append(Fault(r"tokenizer\.json", 429, times=1))
+    assert len(load_tokenizer(MODEL)) > 200
+    assert load_config(MODEL, None, False).vocab_size > 200
+    assert not [path for path in hub.requests if path.endswith(".safetensors")]
+    hub.faults.append(Fault("/revision/", 500))
+    for load in (load_tokenizer, load_config):
+        with pytest.raises(StudyError, match="busy"):
+            load("owner/other", "main", False)
+
+
+@pytest.mark.parametrize("token", ["hf_thegoodtoken\n", "hf_aforeigntoken", None])
+@pytest.mark.parametrize("is_saved", [False, True], ids=["HF_TOKEN", "login"])
+def test_a_gated_model_needs_a_token_and_its_licence(hub, lm, tmp_path, monkeypatch, token, is_saved):
+    hub.commit(MODEL, lm)
+    hub.gated[MODEL] = "hf_thegoodtoken"
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "token"))
+    if token and is_saved:
+        (tmp_path / "token").write_text(token)
+    elif token:
+        monkeypatch.setenv("HF_TOKEN", token)
+    if token == "hf_thegoodtoken\n":
+        fetch(tmp_path / "snapshot")
+        return
+    with pytest.raises(StudyError) as told:
+        fetch(tmp_path / "snapshot")
+    source = "`hf auth login`" if is_saved else "HF_TOKEN"
+    gated = "gated, and you aren't logged in. Accept its licence on https://huggingface.co/owner/lm"
+    assert (f"rejects the token of {source}" if token else gated) in str(told.value)
+    assert "`hf auth login`, or set HF_TOKEN" in str(told.value)
+    assert "foreigntoken" not in str(told.value)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import yaml
+from hub_errors import hub_error
+from huggingface_hub.utils import httpx
 from report_run import METHOD_LDS, make_run
 
 from workflow_scripts.core.errors import StudyError
@@ -102,6 +104,47 @@ def test_a_push_that_fails_says_what_to_do_and_names_no_token(tiny, tmp_path, mo
         push_encoder(tiny.untrained, tmp_path / "pushed.json", hub="me/mine")
     assert not (tmp_path / "pushed.json").exists()
     assert "hf_secret" not in str(error.value) + "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (httpx.ConnectError("no route to host"), "can't be reached: ConnectError: no route to host"),
+        (httpx.ReadTimeout("The read operation timed out"), "can't be reached: ReadTimeout"),
+        (
+            hub_error(401, {"X-Error-Message": "Invalid credentials in Authorization header"}, "hf_x"),
+            "rejects the token",
+        ),
+        (hub_error(403, body={"error": "You don't have the rights"}), "forbids it .You don't have the rights"),
+        (hub_error(500), "busy .500 Internal Server Error"),
+    ],
+)
+@pytest.mark.parametrize("call", ["create_repo", "upload_folder"])
+def test_a_hub_that_refuses_a_push_says_why(tiny, tmp_path, monkeypatch, call, error, message):
+    def fail(api, *arguments, **options):
+        raise error
+
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", lambda api, *arguments, **options: None)
+    monkeypatch.setattr(f"huggingface_hub.HfApi.{call}", fail)
+    with pytest.raises(StudyError, match=f"'me/mine' can't be pushed to: .*{message}"):
+        push_encoder(tiny.untrained, tmp_path / "pushed.json", hub="me/mine")
+
+
+def test_a_push_waits_for_a_hub_that_is_busy(tiny, tmp_path, monkeypatch):
+    waited, errors = [], [hub_error(429, {"Retry-After": "9"}), httpx.RemoteProtocolError("peer closed connection")]
+
+    def upload_folder(api, **options):
+        if errors:
+            raise errors.pop(0)
+        return SimpleNamespace(commit_url="https://hub/me/mine/commit/1")
+
+    monkeypatch.setattr("time.sleep", waited.append)
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", lambda api, *arguments, **options: None)
+    monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", upload_folder)
+    push_encoder(tiny.untrained, tmp_path / "pushed.json", hub="me/mine")
+    assert waited == [9, 2]
+    assert (tmp_path / "pushed.json").exists()
 
 
 def test_a_push_makes_a_private_repository_and_records_the_commit(tiny, tmp_path, monkeypatch):
