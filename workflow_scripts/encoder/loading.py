@@ -11,9 +11,11 @@ from transformers import AutoModel, BertModel
 
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.files import file_hash
+from workflow_scripts.core.progress import say
 from workflow_scripts.encoder.initialization import random_projections
-from workflow_scripts.encoder.model import DENSE_FOLDERS, SPLIT_FOLDERS, AttributionEncoder
+from workflow_scripts.encoder.model import SPLIT_FOLDERS, AttributionEncoder
 from workflow_scripts.encoder.published_format import PROJECTOR, WEIGHTS, is_published_layout, published_config
+from workflow_scripts.encoder.sentence_modules import SentenceModules
 from workflow_scripts.models.device import best_device
 from workflow_scripts.models.loading import load_tokenizer, load_weights, model_folder
 from workflow_scripts.study.choices import View
@@ -35,29 +37,36 @@ def load_encoder(
 
     `precision` is that of the forward passes to come, in which a GPU's packed attention is tried.
 
-    A model that has projections keeps them, its view, and whether they read means of length 1. For one without,
-    random projections to `dimension` are made from `seed` (paper, section 3.2).
+    A model that has projections keeps them, its view, whether they read means of length 1, and where texts are cut.
+    For one without, random projections to `dimension` are made from `seed` (paper, section 3.2).
 
     Raises
     ------
-    StudyError: the model can't be loaded, or its weights aren't whole.
+    StudyError: the model can't be loaded, its weights aren't whole, or it does more to the mean over tokens than an
+        attribution encoder does.
     """
     folder = model_folder(model, revision)
     parts = model_parts(folder)
-    if len({file_hash(*sorted(part.glob("*.safetensors"))) for part in parts}) > 1:
+    modules = SentenceModules(parts[0])
+    transformers = [SentenceModules(part).transformer for part in parts]
+    if len({file_hash(*sorted(each.glob("*.safetensors"))) for each in transformers}) > 1:
         raise StudyError(
             f"{model}: {' and '.join(SPLIT_FOLDERS)} have different transformers. Take a whole copy of it."
         )
-    tokenizer = load_tokenizer(parts[0], trust_remote_code=trust_remote_code)
+    projections = [projection for part in parts if (projection := stored_projection(part))]
+    if projections:
+        stored = modules.projection()
+        normalized = stored is not None and stored[1]
+        max_tokens = min(max_tokens, modules.max_tokens or max_tokens)
+    elif modules.poolings not in ([], ["mean"]):
+        say(f"{model}: its own pooling ({', '.join(modules.poolings)}) isn't used; encoders are trained on the mean.")
+    tokenizer = load_tokenizer(transformers[0], trust_remote_code=trust_remote_code)
     loader, options = AutoModel, {}
     if is_published_layout(folder):
         loader, options = BertModel, {"config": published_config(folder)}
-    transformer = load_weights(loader, parts[0], None, trust_remote_code, unused="pooler.", **options)
+    transformer = load_weights(loader, transformers[0], None, trust_remote_code, unused="pooler.", **options)
     transformer.pooler = None
-    projections = [projection for part in parts if (projection := stored_projection(part))]
-    if projections:
-        normalized = (parts[0] / DENSE_FOLDERS[True]).is_dir()
-    else:
+    if not projections:
         projections = random_projections(transformer.config.hidden_size, dimension, view, seed)
     if {projection.in_features for projection in projections} != {transformer.config.hidden_size}:
         raise StudyError(
@@ -84,7 +93,8 @@ def load_trained_encoder(
     if stored_projection(model_parts(folder)[0]) is None:
         raise StudyError(
             f"{model} has no projection (2_Dense/model.safetensors), so it wasn't trained for attribution. Name "
-            "the `encoder` folder of a study's results, or a published AirRep encoder."
+            "the `encoder` folder of a study's results, or a published AirRep encoder. To compare a model of "
+            "sentence-transformers as it is, name it under scoring.sentence_encoders."
         )
     return load_encoder(folder, max_tokens or sys.maxsize, trust_remote_code=trust_remote_code)
 
@@ -99,17 +109,21 @@ def stored_projection(folder: Path) -> nn.Linear | None:
 
     It is the Dense module of sentence-transformers, or `projector` among the model's weights, as in the
     checkpoint that the paper's authors published.
+
+    Raises
+    ------
+    StudyError: the folder's modules aren't those of an attribution encoder.
     """
-    dense = [("linear.", folder / name / "model.safetensors") for name in DENSE_FOLDERS]
-    for prefix, file in [*dense, (PROJECTOR, folder / WEIGHTS)]:
-        if not file.exists():
-            continue
-        with safe_open(file, "pt") as tensors:
-            names = [name for name in tensors.keys() if name.startswith(prefix)]  # noqa: SIM118
-            weights = {name.removeprefix(prefix): tensors.get_tensor(name).float() for name in names}
-        if weights:
-            outputs, inputs = weights["weight"].shape
-            layer = nn.Linear(inputs, outputs, bias="bias" in weights)
-            layer.load_state_dict(weights)
-            return layer
-    return None
+    dense = SentenceModules(folder).projection()
+    file, prefix = (dense[0], "linear.") if dense else (folder / WEIGHTS, PROJECTOR)
+    if not file.exists():
+        return None
+    with safe_open(file, "pt") as tensors:
+        names = [name for name in tensors.keys() if name.startswith(prefix)]  # noqa: SIM118
+        weights = {name.removeprefix(prefix): tensors.get_tensor(name).float() for name in names}
+    if not weights:
+        return None
+    outputs, inputs = weights["weight"].shape
+    layer = nn.Linear(inputs, outputs, bias="bias" in weights)
+    layer.load_state_dict(weights)
+    return layer

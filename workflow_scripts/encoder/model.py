@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -252,9 +253,13 @@ class AttributionEncoder(nn.Module):
             {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
             for i, (path, kind) in enumerate(names)
         ]
+        transformer = {"max_seq_length": self.max_tokens, "do_lower_case": False}
+        if "add_pooling_layer" in inspect.signature(type(self.transformer)).parameters:
+            # Nobody reads BERT's pooler, and its weights aren't here.
+            transformer["model_args"] = {"add_pooling_layer": False}
         for name, content in {
             "modules.json": modules,
-            "sentence_bert_config.json": {"max_seq_length": self.max_tokens, "do_lower_case": False},
+            "sentence_bert_config.json": transformer,
             "config_sentence_transformers.json": {"similarity_fn_name": "dot"},
             "1_Pooling/config.json": pooling,
             f"{dense_folder}/config.json": dense,
