@@ -28,6 +28,7 @@ from workflow_scripts.models.packing import (
     to_device,
     token_budget,
 )
+from workflow_scripts.models.sharing import apart_from, forget_lengths
 from workflow_scripts.study.choices import View
 
 DENSE_FOLDERS = ("2_Dense", "3_Dense")  # without and with a Normalize module before it
@@ -118,7 +119,8 @@ class AttributionEncoder(nn.Module):
 
     def pack(self, examples: Sequence[EncoderTokens]) -> PackedBatch:
         """Return the parts of tokenised texts as one packed batch on the encoder's device, for `embed`."""
-        return pack([part for example in examples for part in example], self.device)
+        parts = [part for example in examples for part in example]
+        return pack(parts, self.device, apart_from(self.transformer))
 
     def forward(self, examples: Sequence[EncoderTokens]) -> torch.Tensor:
         """Return the embeddings of tokenised texts, float32 [examples, dimension], in the order given."""
@@ -162,6 +164,7 @@ class AttributionEncoder(nn.Module):
     def _padded_states(self, batch: PackedBatch, precision: str) -> torch.Tensor:
         rows = []
         for bucket in batch.buckets:
+            forget_lengths(self.transformer)
             shape = (bucket.examples, bucket.longest)
             mask = torch.ones(shape, dtype=torch.long, device=self.device)
             if bucket.mask is not None:
