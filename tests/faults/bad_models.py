@@ -75,6 +75,36 @@ def sentence_model_without_its_list() -> None:
     load_trained_encoder("bert")
 
 
+def t5_as_encoder() -> None:
+    from transformers import T5Config, T5EncoderModel
+
+    from workflow_scripts.encoder.loading import load_encoder
+
+    T5EncoderModel(T5Config(vocab_size=8, d_model=16, d_kv=8, d_ff=8, num_layers=1, num_heads=2)).save_pretrained("t5")
+    load_encoder("t5", 64)
+
+
+def block_sparse_attention() -> None:
+    from transformers import BigBirdConfig, BigBirdModel
+
+    from workflow_scripts.encoder.loading import load_encoder
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    BigBirdModel(BigBirdConfig(vocab_size=80, **sizes)).save_pretrained("bird")
+    load_encoder("bird", 64)
+
+
+def characters_as_tokens() -> None:
+    from transformers import CanineConfig, CanineModel, CanineTokenizer
+
+    from workflow_scripts.encoder.loading import load_encoder
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    CanineModel(CanineConfig(**sizes, num_hash_functions=1, num_hash_buckets=8)).save_pretrained("canine")
+    CanineTokenizer().save_pretrained("canine")
+    load_encoder("canine", 64)
+
+
 def without_weight(folder: str, name: str) -> None:
     from safetensors.torch import load_file, save_file
 
@@ -155,6 +185,9 @@ MODELS = section_of(
         "weights of another size than the LM's config.json says": lm_of_another_size,
         "an encoder of which a part is missing": half_copied_encoder,
         "a projection made for another hidden size": foreign_projection,
+        "T5 as an encoder": t5_as_encoder,
+        "BigBird with block-sparse attention as an encoder": block_sparse_attention,
+        "an encoder that reads characters": characters_as_tokens,
         "a sentence-transformers model with tanh after its projection, taken for an encoder": another_sentence_model(
             tanh=True
         ),

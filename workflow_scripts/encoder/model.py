@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -72,8 +73,7 @@ class AttributionEncoder(nn.Module):
         self.transformer, self.tokenizer = transformer, tokenizer
         self.projections = nn.ModuleList(projections)
         self.normalized = normalized
-        limit = getattr(transformer.config, "max_position_embeddings", max_tokens)
-        self.max_tokens = min(max_tokens, limit, tokenizer.model_max_length)
+        self.max_tokens = min(max_tokens, position_limit(transformer), tokenizer.model_max_length)
         self.packed = False
         self.eval()
         self.use_packing()
@@ -275,3 +275,14 @@ class AttributionEncoder(nn.Module):
 def token_counts(examples: Sequence[EncoderTokens]) -> np.ndarray:
     """Return the tokens of each example, all parts together, int64 [examples]."""
     return np.fromiter((sum(map(len, example)) for example in examples), np.int64, len(examples))
+
+
+def position_limit(transformer: PreTrainedModel) -> int:
+    """Return the most tokens that a transformer has positions for, `sys.maxsize` where nothing limits it."""
+    for name, module in transformer.named_modules():
+        # RoBERTa and its like number positions from the one after that of padding.
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            return len(module.weight) - module.padding_idx - 1
+    # XLNet says -1.
+    limit = getattr(transformer.config, "max_position_embeddings", None) or 0
+    return limit if limit > 0 else sys.maxsize
