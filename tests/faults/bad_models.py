@@ -27,16 +27,82 @@ def small_bert() -> None:
     BertTokenizerFast(vocab={word: number for number, word in enumerate(words)}).save_pretrained("bert")
 
 
-def foreign_projection() -> None:
+def sentence_model(*, tanh: bool = False, cls: bool = False, inputs: int = 16) -> None:
+    """Write a sentence-transformers model with a Dense module."""
     import torch
     from safetensors.torch import save_file
 
+    small_bert()
+    kinds = {"": "Transformer", "1_Pooling": "Pooling", "2_Dense": "Dense"}
+    modules = [
+        {"idx": place, "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for place, (path, kind) in enumerate(kinds.items())
+    ]
+    activation = "torch.nn.modules.activation.Tanh" if tanh else "torch.nn.modules.linear.Identity"
+    for name, content in {
+        "modules.json": modules,
+        "1_Pooling/config.json": {"pooling_mode_cls_token": cls, "pooling_mode_mean_tokens": not cls},
+        "2_Dense/config.json": {"activation_function": activation},
+    }.items():
+        Path("bert", name).parent.mkdir(exist_ok=True)
+        Path("bert", name).write_text(json.dumps(content))
+    weights = {"linear.weight": torch.zeros(4, inputs), "linear.bias": torch.zeros(4)}
+    save_file(weights, "bert/2_Dense/model.safetensors")
+
+
+def foreign_projection() -> None:
     from workflow_scripts.encoder.loading import load_encoder
 
-    small_bert()
-    Path("bert/2_Dense").mkdir()
-    save_file({"linear.weight": torch.zeros(4, 32), "linear.bias": torch.zeros(4)}, "bert/2_Dense/model.safetensors")
+    sentence_model(inputs=32)
     load_encoder("bert", 64)
+
+
+def another_sentence_model(**kind: bool) -> Callable[[], None]:
+    def try_it() -> None:
+        from workflow_scripts.encoder.loading import load_trained_encoder
+
+        sentence_model(**kind)
+        load_trained_encoder("bert")
+
+    return try_it
+
+
+def sentence_model_without_its_list() -> None:
+    sentence_model()
+    Path("bert/modules.json").unlink()
+    from workflow_scripts.encoder.loading import load_trained_encoder
+
+    load_trained_encoder("bert")
+
+
+def t5_as_encoder() -> None:
+    from transformers import T5Config, T5EncoderModel
+
+    from workflow_scripts.encoder.loading import load_encoder
+
+    T5EncoderModel(T5Config(vocab_size=8, d_model=16, d_kv=8, d_ff=8, num_layers=1, num_heads=2)).save_pretrained("t5")
+    load_encoder("t5", 64)
+
+
+def block_sparse_attention() -> None:
+    from transformers import BigBirdConfig, BigBirdModel
+
+    from workflow_scripts.encoder.loading import load_encoder
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    BigBirdModel(BigBirdConfig(vocab_size=80, **sizes)).save_pretrained("bird")
+    load_encoder("bird", 64)
+
+
+def characters_as_tokens() -> None:
+    from transformers import CanineConfig, CanineModel, CanineTokenizer
+
+    from workflow_scripts.encoder.loading import load_encoder
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    CanineModel(CanineConfig(**sizes, num_hash_functions=1, num_hash_buckets=8)).save_pretrained("canine")
+    CanineTokenizer().save_pretrained("canine")
+    load_encoder("canine", 64)
 
 
 def without_weight(folder: str, name: str) -> None:
@@ -185,6 +251,14 @@ MODELS = section_of(
         "weights of another size than the LM's config.json says": lm_of_another_size,
         "an encoder of which a part is missing": half_copied_encoder,
         "a projection made for another hidden size": foreign_projection,
+        "T5 as an encoder": t5_as_encoder,
+        "BigBird with block-sparse attention as an encoder": block_sparse_attention,
+        "an encoder that reads characters": characters_as_tokens,
+        "a sentence-transformers model with tanh after its projection, taken for an encoder": another_sentence_model(
+            tanh=True
+        ),
+        "a sentence-transformers model that reads the first token": another_sentence_model(cls=True),
+        "an encoder without modules.json": sentence_model_without_its_list,
     },
 )
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -27,6 +29,7 @@ from workflow_scripts.models.packing import (
     to_device,
     token_budget,
 )
+from workflow_scripts.models.sharing import apart_from, forget_lengths
 from workflow_scripts.study.choices import View
 
 DENSE_FOLDERS = ("2_Dense", "3_Dense")  # without and with a Normalize module before it
@@ -70,8 +73,7 @@ class AttributionEncoder(nn.Module):
         self.transformer, self.tokenizer = transformer, tokenizer
         self.projections = nn.ModuleList(projections)
         self.normalized = normalized
-        limit = getattr(transformer.config, "max_position_embeddings", max_tokens)
-        self.max_tokens = min(max_tokens, limit, tokenizer.model_max_length)
+        self.max_tokens = min(max_tokens, position_limit(transformer), tokenizer.model_max_length)
         self.packed = False
         self.eval()
         self.use_packing()
@@ -117,7 +119,8 @@ class AttributionEncoder(nn.Module):
 
     def pack(self, examples: Sequence[EncoderTokens]) -> PackedBatch:
         """Return the parts of tokenised texts as one packed batch on the encoder's device, for `embed`."""
-        return pack([part for example in examples for part in example], self.device)
+        parts = [part for example in examples for part in example]
+        return pack(parts, self.device, apart_from(self.transformer))
 
     def forward(self, examples: Sequence[EncoderTokens]) -> torch.Tensor:
         """Return the embeddings of tokenised texts, float32 [examples, dimension], in the order given."""
@@ -161,6 +164,7 @@ class AttributionEncoder(nn.Module):
     def _padded_states(self, batch: PackedBatch, precision: str) -> torch.Tensor:
         rows = []
         for bucket in batch.buckets:
+            forget_lengths(self.transformer)
             shape = (bucket.examples, bucket.longest)
             mask = torch.ones(shape, dtype=torch.long, device=self.device)
             if bucket.mask is not None:
@@ -252,9 +256,13 @@ class AttributionEncoder(nn.Module):
             {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
             for i, (path, kind) in enumerate(names)
         ]
+        transformer = {"max_seq_length": self.max_tokens, "do_lower_case": False}
+        if "add_pooling_layer" in inspect.signature(type(self.transformer)).parameters:
+            # Nobody reads BERT's pooler, and its weights aren't here.
+            transformer["model_args"] = {"add_pooling_layer": False}
         for name, content in {
             "modules.json": modules,
-            "sentence_bert_config.json": {"max_seq_length": self.max_tokens, "do_lower_case": False},
+            "sentence_bert_config.json": transformer,
             "config_sentence_transformers.json": {"similarity_fn_name": "dot"},
             "1_Pooling/config.json": pooling,
             f"{dense_folder}/config.json": dense,
@@ -267,3 +275,14 @@ class AttributionEncoder(nn.Module):
 def token_counts(examples: Sequence[EncoderTokens]) -> np.ndarray:
     """Return the tokens of each example, all parts together, int64 [examples]."""
     return np.fromiter((sum(map(len, example)) for example in examples), np.int64, len(examples))
+
+
+def position_limit(transformer: PreTrainedModel) -> int:
+    """Return the most tokens that a transformer has positions for, `sys.maxsize` where nothing limits it."""
+    for name, module in transformer.named_modules():
+        # RoBERTa and its like number positions from the one after that of padding.
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            return len(module.weight) - module.padding_idx - 1
+    # XLNet says -1.
+    limit = getattr(transformer.config, "max_position_embeddings", None) or 0
+    return limit if limit > 0 else sys.maxsize

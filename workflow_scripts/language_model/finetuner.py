@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -18,6 +19,7 @@ from workflow_scripts.language_model.oom_retry import explained_lack_of_memory, 
 from workflow_scripts.language_model.tokens import TokenizedExample
 from workflow_scripts.models.device import autocast
 from workflow_scripts.models.packing import ATTENTION, token_budget
+from workflow_scripts.models.sharing import apart_from
 
 
 class Finetuner:
@@ -83,7 +85,7 @@ class Finetuner:
         # Buckets have shapes of their own in each batch, and deterministic algorithms want buckets.
         packed = getattr(lm, "airrep_packed", False) and lm.config._attn_implementation == ATTENTION
         graphed = cuda_graphs and copied and packed and lm.device.type == "cuda"
-        graphed = graphed and not torch.are_deterministic_algorithms_enabled()
+        graphed = graphed and not torch.are_deterministic_algorithms_enabled() and apart_from(lm) == sys.maxsize
         self.graphs = GraphedPasses(self.working_lm) if graphed else None
 
     def _allocate_optimizer_state(self) -> None:

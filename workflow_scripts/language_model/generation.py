@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from workflow_scripts.models.device import autocast
 from workflow_scripts.models.packing import token_budget
+from workflow_scripts.models.sharing import forget_lengths, shared_passes
 
 
 @torch.inference_mode()
@@ -40,7 +41,8 @@ def greedy_answers(
     answers: list[np.ndarray] = [np.empty(0, np.int64)] * len(prompts)
     lengths = np.fromiter((len(prompt) for prompt in prompts), np.int64, len(prompts))
     try:
-        for chosen in token_budget(lengths + new_tokens, max_batch_tokens):
+        for chosen in _batches(lm, lengths, new_tokens, max_batch_tokens):
+            forget_lengths(lm)
             longest = int(lengths[chosen].max())
             tokens = np.full((len(chosen), longest), end_token, np.int64)
             mask = np.zeros_like(tokens)
@@ -59,3 +61,11 @@ def greedy_answers(
     finally:
         lm.set_attn_implementation(attention)
     return answers
+
+
+def _batches(lm: PreTrainedModel, lengths: np.ndarray, new_tokens: int, max_batch_tokens: int) -> Iterator[np.ndarray]:
+    """Yield index arrays of prompts that are answered together."""
+    for batch in token_budget(lengths + new_tokens, max_batch_tokens):
+        # Of one length, or of a length that the longest answer leaves within the limit.
+        for chosen in shared_passes(lm, lengths[batch] + new_tokens):
+            yield batch[chosen]

@@ -14,7 +14,15 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from workflow_scripts.language_model.tokens import TokenizedExample
 from workflow_scripts.models.device import autocast, best_device
 from workflow_scripts.models.loading import load_weights
-from workflow_scripts.models.packing import ATTENTION, PackedBatch, pack, switch_to_packing, to_device, token_budget
+from workflow_scripts.models.packing import (
+    ATTENTION,
+    PackedBatch,
+    pack,
+    switch_to_packing,
+    to_device,
+    token_budget,
+)
+from workflow_scripts.models.sharing import apart_from, forget_lengths, shared_passes
 
 
 def load_language_model(
@@ -57,15 +65,30 @@ def use_packing(lm: PreTrainedModel, precision: str = "float32", attention: str 
 def example_losses(lm: PreTrainedModel, examples: Sequence[TokenizedExample]) -> torch.Tensor:
     """Return the mean cross-entropy of each example's response tokens, float32 [examples], in nats.
 
-    One forward pass; the LM head runs on the positions that predict response tokens and on no other.
+    The LM head runs on the positions that predict response tokens and on no other.
     """
     losses, counts = summed_losses(lm, examples)
     return losses / counts
 
 
 def summed_losses(lm: PreTrainedModel, examples: Sequence[TokenizedExample]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return each example's summed cross-entropy of response tokens and their number, float32 [examples]."""
-    batch = pack([example.tokens for example in examples], lm.device)
+    """Return each example's summed cross-entropy of response tokens and their number, float32 [examples].
+
+    One forward pass, but for LMs whose numbers would depend on what shares it (`models.sharing`).
+    """
+    lengths = np.fromiter((len(example.tokens) for example in examples), np.int64, len(examples))
+    passes = shared_passes(lm, lengths)
+    if len(passes) == 1:
+        return _summed_losses(lm, examples)
+    parts = [_summed_losses(lm, [examples[i] for i in chosen]) for chosen in passes]
+    order = to_device(np.argsort(np.concatenate(passes)), lm.device)
+    losses, counts = (torch.cat(each).index_select(0, order) for each in zip(*parts, strict=True))
+    return losses, counts
+
+
+def _summed_losses(lm: PreTrainedModel, examples: Sequence[TokenizedExample]) -> tuple[torch.Tensor, torch.Tensor]:
+    forget_lengths(lm)
+    batch = pack([example.tokens for example in examples], lm.device, apart_from(lm))
     places, owner, counts = response_positions(batch.order, examples)
     logits = (_packed_logits if lm.airrep_packed else _padded_logits)(lm, batch, places - 1)
     targets = batch.tokens[0, to_device(places, lm.device)]

@@ -21,8 +21,11 @@ from workflow_scripts.language_model.losses import summed_losses
 from workflow_scripts.language_model.tokens import TokenizedExample
 from workflow_scripts.models.device import autocast
 from workflow_scripts.models.packing import Bucket, pack, to_device
+from workflow_scripts.models.sharing import apart_from, shared_passes
 
 MLP = re.compile(r"(^|\.)(mlp|ffn|feed_forward|fc1|fc2|fc_in|fc_out)(\.|$)")
+
+EXPERTS = re.compile(r"(^|[._])(moe|experts?)([._]|$)")
 
 # Takes (name of the layer, which examples, inputs [examples, tokens, in], gradients [examples, tokens, out]).
 GradientHook = Callable[[str, torch.Tensor, torch.Tensor, torch.Tensor], None]
@@ -33,7 +36,7 @@ def mlp_layers(lm: PreTrainedModel) -> dict[str, nn.Module]:
 
     Raises
     ------
-    StudyError: none is found.
+    StudyError: none is found, or the MLPs have other weights, as the experts of a mixture are.
     """
     layers = {
         name: module
@@ -45,7 +48,23 @@ def mlp_layers(lm: PreTrainedModel) -> dict[str, nn.Module]:
             f"{type(lm).__name__} has no linear layer whose name says that it belongs to an MLP, so gradient methods "
             "can't read it. Leave them out of scoring.methods, or take another LM."
         )
+    read = {id(layer.weight) for layer in layers.values()}
+    others = [
+        name
+        for name, parameter in lm.named_parameters()
+        if (MLP.search(name) or EXPERTS.search(name)) and id(parameter) not in read and _is_matrix(parameter)
+    ]
+    if others:
+        raise StudyError(
+            f"{type(lm).__name__} has weights in its MLPs that belong to no linear layer, as in a mixture of experts, "
+            f"e.g. {others[0]}: gradient methods can't read it. Leave them out of scoring.methods, or take another LM."
+        )
     return layers
+
+
+def _is_matrix(parameter: torch.Tensor) -> bool:
+    """Whether a parameter is neither a bias nor a norm's scale, of whatever shape these are."""
+    return sum(size > 1 for size in parameter.shape) > 1
 
 
 class ExampleGradients:
@@ -79,10 +98,17 @@ class ExampleGradients:
         mean: of the mean loss of an example's response tokens, not of their sum.
         """
         self._take = take
-        self._batch = pack([example.tokens for example in examples], self.lm.device)
+        lengths = np.fromiter((len(example.tokens) for example in examples), np.int64, len(examples))
+        for chosen in shared_passes(self.lm, lengths):
+            self._run([examples[i] for i in chosen], chosen, mean)
+
+    def _run(self, examples: Sequence[TokenizedExample], numbers: np.ndarray, mean: bool) -> None:
+        """Run examples that share a forward pass; `numbers` are theirs among all examples, int64 [examples]."""
+        self._batch = pack([example.tokens for example in examples], self.lm.device, apart_from(self.lm))
         ends = np.cumsum([bucket.examples for bucket in self._batch.buckets])
         # Sent to the GPU once, for all layers.
-        places = [to_device(places, self.lm.device) for places in np.split(self._batch.order, ends[:-1])]
+        order = numbers[self._batch.order]
+        places = [to_device(places, self.lm.device) for places in np.split(order, ends[:-1])]
         self._buckets = list(zip(places, self._batch.buckets, strict=True))
         self._calls = dict.fromkeys(self.layers, 0)
         with torch.enable_grad():

@@ -12,6 +12,7 @@ from workflow_scripts.language_model.tokens import TokenizedExample
 from workflow_scripts.methods.embedder import Embedder, LanguageModelReader, unit_length
 from workflow_scripts.models.device import autocast
 from workflow_scripts.models.packing import PackedBatch, example_means, pack, token_budget
+from workflow_scripts.models.sharing import apart_from, forget_lengths, shared_passes
 
 
 def open_embedder(reader: LanguageModelReader, fitted: Mapping[str, torch.Tensor], for_tests: bool) -> Embedder:
@@ -21,15 +22,17 @@ def open_embedder(reader: LanguageModelReader, fitted: Mapping[str, torch.Tensor
     def embed(examples: Sequence[TokenizedExample]) -> np.ndarray:
         lengths = np.fromiter((len(example.tokens) for example in examples), np.int64, len(examples))
         vectors = np.empty((len(examples), reader.lm.config.get_text_config().hidden_size), np.float32)
-        for chosen in token_budget(lengths, reader.batch_tokens):
-            vectors[chosen] = _mean_states(reader, [examples[i].tokens for i in chosen])
+        for batch in token_budget(lengths, reader.batch_tokens):
+            for chosen in shared_passes(reader.lm, lengths[batch]):
+                vectors[batch[chosen]] = _mean_states(reader, [examples[i].tokens for i in batch[chosen]])
         return unit_length(vectors)
 
     return Embedder(reader.lm.config.get_text_config().hidden_size, embed)
 
 
 def _mean_states(reader: LanguageModelReader, examples: Sequence[np.ndarray]) -> np.ndarray:
-    lm, batch = reader.lm, pack(examples, reader.lm.device)
+    lm, batch = reader.lm, pack(examples, reader.lm.device, apart_from(reader.lm))
+    forget_lengths(lm)
     with autocast(lm.device, reader.precision):
         states = _packed_states(lm, batch) if lm.airrep_packed else _padded_states(lm, batch)
     return example_means(states, batch).cpu().numpy()
@@ -37,7 +40,7 @@ def _mean_states(reader: LanguageModelReader, examples: Sequence[np.ndarray]) ->
 
 def _packed_states(lm: PreTrainedModel, batch: PackedBatch) -> torch.Tensor:
     """Return the last hidden states of all tokens, [tokens, hidden], in packed order."""
-    return lm.base_model(
+    return _decoder(lm)(
         input_ids=batch.tokens, position_ids=batch.positions, packing=batch, use_cache=False
     ).last_hidden_state[0]
 
@@ -49,8 +52,13 @@ def _padded_states(lm: PreTrainedModel, batch: PackedBatch) -> torch.Tensor:
         mask = torch.ones(shape, dtype=torch.long, device=lm.device)
         if bucket.mask is not None:
             mask = bucket.mask[:, 0, 0].long()
-        states = lm.base_model(
+        states = _decoder(lm)(
             input_ids=batch.tokens[0, bucket.rows].view(shape), attention_mask=mask, use_cache=False
         ).last_hidden_state.flatten(0, 1)
         rows.append(states if bucket.real is None else states[bucket.real])
     return torch.cat(rows)
+
+
+def _decoder(lm: PreTrainedModel) -> torch.nn.Module:
+    """Return the LM without its head; Llama 4 names itself as its base."""
+    return lm.base_model.model if lm.base_model is lm else lm.base_model

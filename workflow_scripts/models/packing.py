@@ -10,6 +10,7 @@ packed without a change.
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from workflow_scripts.core.errors import lacks_memory
 from workflow_scripts.core.progress import say
+from workflow_scripts.models.sharing import allows_packing, find_dependence
 
 try:
     from torch.nn.attention.varlen import varlen_attn
@@ -64,6 +66,7 @@ class PackedBatch:
     cu_seqlens: where each example begins in the row of tokens, and where the last one ends, int32 [examples + 1].
     max_length: tokens of the longest example.
     example_lengths: `lengths` as an array, which is read without waiting for a GPU.
+    apart_from: no bucket has an example of more tokens than this beside one of another length.
     """
 
     tokens: torch.Tensor
@@ -73,6 +76,7 @@ class PackedBatch:
     cu_seqlens: torch.Tensor
     max_length: int
     example_lengths: np.ndarray
+    apart_from: int = sys.maxsize
 
     @property
     def starts(self) -> torch.Tensor:
@@ -85,7 +89,7 @@ class PackedBatch:
         lengths, device = self.example_lengths, self.tokens.device
         starts = np.cumsum(lengths) - lengths
         buckets = []
-        for first, last in _like_lengths(lengths):
+        for first, last in _like_lengths(lengths, self.apart_from):
             longest = int(lengths[last - 1])
             offsets = np.arange(longest)
             inside = offsets < lengths[first:last, None]
@@ -104,8 +108,13 @@ class PackedBatch:
         return tuple(buckets)
 
 
-def pack(examples: Sequence[np.ndarray], device: torch.device | str = "cpu") -> PackedBatch:
-    """Pack token arrays (1-D integers, none empty) into one row, shortest first."""
+def pack(
+    examples: Sequence[np.ndarray], device: torch.device | str = "cpu", apart_from: int = sys.maxsize
+) -> PackedBatch:
+    """Pack token arrays (1-D integers, none empty) into one row, shortest first.
+
+    `apart_from` is where `PackedBatch.buckets` stop to hold examples of like length, and hold those of one length.
+    """
     lengths = np.fromiter((len(example) for example in examples), np.int64, len(examples))
     order = np.argsort(lengths, kind="stable")
     lengths = lengths[order]
@@ -120,6 +129,7 @@ def pack(examples: Sequence[np.ndarray], device: torch.device | str = "cpu") -> 
         cu_seqlens=to_device(np.concatenate([[0], ends]).astype(np.int32), device),
         max_length=int(lengths[-1]),
         example_lengths=lengths,
+        apart_from=apart_from,
     )
 
 
@@ -145,11 +155,15 @@ def to_host(tensor: torch.Tensor) -> Callable[[], np.ndarray]:
     return wait
 
 
-def _like_lengths(lengths: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Cut sorted lengths into runs whose longest is at most a third (and 8 tokens) over the shortest."""
+def _like_lengths(lengths: np.ndarray, apart_from: int) -> Iterator[tuple[int, int]]:
+    """Cut sorted lengths into runs whose longest is at most a third (and 8 tokens) over the shortest.
+
+    Lengths beyond `apart_from` are only with their like.
+    """
     first = 0
     while first < len(lengths):
-        last = int(np.searchsorted(lengths, lengths[first] * 4 // 3 + 8, side="right"))
+        longest = max(int(lengths[first]), min(int(lengths[first]) * 4 // 3 + 8, apart_from))
+        last = int(np.searchsorted(lengths, longest, side="right"))
         yield first, last
         first = last
 
@@ -363,8 +377,9 @@ def switch_to_packing(
 ) -> bool:
     """Switch `model` to packed attention if that leaves its numbers as they are; return whether it did.
 
-    It is tried in float32 and in the `precision` that will run. In bfloat16 other kernels compute, so gradients are
-    compared too, and buckets are tried where `attention` fails. Whatever fails is told with its reason.
+    First it is found which examples may share a batch at all (`models.sharing`). Packing is tried in float32 and in
+    the `precision` that will run. In bfloat16 other kernels compute, so gradients are compared too, and buckets are
+    tried where `attention` fails. Whatever fails is told with its reason.
 
     Parameters
     ----------
@@ -375,6 +390,11 @@ def switch_to_packing(
     plain = getattr(model, "airrep_plain_attention", model.config._attn_implementation)
     model.airrep_plain_attention = plain
     model.set_attn_implementation(plain)
+    with without_tf32():
+        find_dependence(model, lambda: read(False, "float32"))
+    if not allows_packing(model):
+        _say_padded(model)
+        return False
     precisions = list(dict.fromkeys(("float32", precision)))
     gradients = len(precisions) > 1
     with without_tf32():
@@ -395,8 +415,12 @@ def switch_to_packing(
                     raise
                 say(f"{type(model).__name__}: attention `{name}` can't be used: {error or type(error).__name__}.")
         model.set_attn_implementation(plain)
-    say(f"{type(model).__name__}: batches are padded, which takes more time and memory than packing them.")
+    _say_padded(model)
     return False
+
+
+def _say_padded(model: PreTrainedModel) -> None:
+    say(f"{type(model).__name__}: batches are padded, which takes more time and memory than packing them.")
 
 
 @contextmanager

@@ -5,8 +5,9 @@ from contextlib import closing
 import numpy as np
 import pytest
 import torch
+import transformers
 from exact_gradients import exact_gradients
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.language_model.losses import example_losses, load_language_model, summed_losses, use_packing
@@ -86,6 +87,78 @@ def test_the_lm_is_as_it_was_when_the_reader_is_closed(lm, examples):
 def test_a_lm_without_mlp_layers_is_refused():
     with pytest.raises(StudyError, match="no linear layer whose name says that it belongs to an MLP"):
         mlp_layers(torch.nn.Linear(2, 2))
+
+
+SIZES = {
+    "vocab_size": 61,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "moe_intermediate_size": 8,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "num_experts_per_tok": 2,
+}
+MIXTURES = {
+    # With an expert that every token sees, whose layers alone were read.
+    "Qwen2Moe": {**SIZES, "num_experts": 4, "shared_expert_intermediate_size": 8},
+    "DeepseekV3": {
+        **SIZES,
+        "n_routed_experts": 4,
+        "n_group": 1,
+        "topk_group": 1,
+        "first_k_dense_replace": 1,
+        "q_lora_rank": 8,
+        "kv_lora_rank": 8,
+        "qk_rope_head_dim": 4,
+        "qk_nope_head_dim": 4,
+        "v_head_dim": 8,
+    },
+    "Llama4Text": {**SIZES, "num_local_experts": 4, "intermediate_size_mlp": 24, "interleave_moe_layer_step": 2},
+    "Glm4Moe": {**SIZES, "n_routed_experts": 4, "n_group": 1, "topk_group": 1},
+    "Ernie4_5_Moe": {**SIZES, "moe_num_experts": 4, "moe_k": 2, "moe_num_shared_experts": 1},
+    "Dots1": {**SIZES, "n_routed_experts": 4, "n_group": 1, "topk_group": 1, "n_shared_experts": 1},
+    "GraniteMoeShared": {**SIZES, "num_local_experts": 4, "shared_intermediate_size": 8},
+    # Without one.
+    "Mixtral": {**SIZES, "num_local_experts": 4},
+    "Qwen3Moe": {**SIZES, "num_experts": 4},
+    "Olmoe": {**SIZES, "num_experts": 4},
+    "GptOss": {**SIZES, "num_local_experts": 4},
+    # Its first layer is dense.
+    "Lfm2Moe": {
+        **SIZES,
+        "num_experts": 4,
+        "num_dense_layers": 1,
+        "layer_types": ["full_attention", "full_attention"],
+    },
+}
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_a_mixture_of_experts_is_refused_shared_experts_or_not(name):
+    config = getattr(transformers, f"{name}Config")(**MIXTURES[name])
+    with pytest.raises(StudyError, match="gradient methods can't read it"):
+        mlp_layers(AutoModelForCausalLM.from_config(config))
+
+
+DENSE = {
+    "Qwen2": SIZES,
+    "Gemma3Text": SIZES,
+    "Phi3": {**SIZES, "pad_token_id": 0},
+    "GPTNeoX": SIZES,
+    "OPT": {**SIZES, "ffn_dim": 24, "word_embed_proj_dim": 16},
+    "Bloom": SIZES,
+    "Falcon": {name: size for name, size in SIZES.items() if name != "head_dim"},
+    "GPT2": {"vocab_size": 61, "n_embd": 16, "n_layer": 2, "n_head": 2},
+}
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_the_layers_hold_all_weights_of_dense_mlps(name):
+    lm = AutoModelForCausalLM.from_config(getattr(transformers, f"{name}Config")(**DENSE[name]))
+    layers = mlp_layers(lm)
+    assert len(layers) in (4, 6)
 
 
 def test_projected_gradients_are_the_projections_of_whole_ones_whatever_the_batch(lm, examples):
