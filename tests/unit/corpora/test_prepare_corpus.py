@@ -53,6 +53,7 @@ def test_tables_have_the_columns_of_the_contract(tmp_path):
         "messages": None,
         "label": "t",
         "source_row": 1,
+        "source_file": "rows.jsonl",
     }
     assert (second["example_id"], second["source_row"]) == (1, 3)
     assert second["messages"] == chat["messages"]
