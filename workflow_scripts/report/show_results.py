@@ -14,7 +14,6 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import yaml
 
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.frames import read_frame
@@ -22,6 +21,7 @@ from workflow_scripts.core.parquet import read_table
 from workflow_scripts.core.progress import one_line
 from workflow_scripts.corpora.tables import WHERE, row_name
 from workflow_scripts.study.config import Study, load_study
+from workflow_scripts.study.config_files import read_config
 
 TESTS_SHOWN = 5
 EXAMPLES_SHOWN = 3
@@ -106,7 +106,7 @@ def main() -> None:
     """Show the results of the study whose config is the first argument."""
     config = Path(sys.argv[1])
     try:
-        study = load_study(yaml.safe_load(config.read_text(encoding="utf-8")), origin=str(config))
+        study = load_study(read_config(config), origin=str(config))
         results = Path("results") / study.run
         if not (results / "report.html").exists():
             raise StudyError(f"{results} has no report yet; run the study first")
