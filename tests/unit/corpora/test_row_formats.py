@@ -266,9 +266,7 @@ def test_a_system_column_comes_before_a_chat():
     assert read_example({"messages": CHAT[:3], "system": "Be brief."}, {}) == example
 
 
-@pytest.mark.parametrize(
-    "mark", [{"weight": 0}, {"weight": 0.0}, {"train": False}, {"train": "false"}, {"loss": False}]
-)
+@pytest.mark.parametrize("mark", [{"weight": 0}, {"weight": 0.0}, {"train": False}, {"train": "no"}, {"loss": False}])
 def test_a_turn_that_does_not_count_is_never_the_response(mark):
     masked = [*CHAT[:4], {**CHAT[4], **mark}]
     assert read_example({"messages": masked}, {}) == Example("System: Be brief.\nUser: Hi!", "Hello.", CHAT[:3])
