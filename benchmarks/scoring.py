@@ -138,7 +138,7 @@ def score_file(folder: Path) -> dict[str, Any]:
     outputs = [folder / "scores.parquet", folder / "groups.parquet"]
 
     def run() -> None:
-        score_pairs(None, None, *files, *outputs, evaluation="benchmark", seed=0, **SETTINGS)
+        score_pairs(*corpora(folder), *files, *outputs, evaluation="benchmark", seed=0, **SETTINGS)
 
     return {"timing": alternate({"fast": run}, 2)["fast"]}
 
@@ -154,7 +154,8 @@ def score_in_parts(folder: Path) -> dict[str, Any]:
             files = inputs(folder, f"train.{part}.parquet")
             score_part(*files, scores[part], sums[part], part=str(part), **SETTINGS)
         subsets, validation, *_ = inputs(folder, "train.parquet")
-        merge_scores(subsets, validation, scores, sums, *merged, **OF_STUDY, evaluation="benchmark", top=TOP)
+        evaluation = [*corpora(folder), subsets, validation]
+        merge_scores(*evaluation, scores, sums, *merged, **OF_STUDY, evaluation="benchmark", top=TOP)
 
     timing = alternate({"parts": run}, 1)["parts"]
     largest = 0.0
@@ -165,6 +166,11 @@ def score_in_parts(folder: Path) -> dict[str, Any]:
         difference = np.abs(whole["score"].to_numpy() - parts["score"].to_numpy()).max()
         largest = max(largest, float(difference))
     return {"timing": timing, "largest_difference": largest}
+
+
+def corpora(folder: Path) -> tuple[Path, Path]:
+    """Return the corpora of which scoring reads where the rows of the top lists stand."""
+    return folder / "corpus.parquet", folder / "tests.parquet"
 
 
 def inputs(folder: Path, train: str) -> tuple[Path, Path, Path, list[Path]]:
@@ -179,6 +185,9 @@ def write_inputs(folder: Path, tests: int, examples: int, parts: int) -> None:
     write_table(folder / "subsets.parquet", pa.table(subsets))
     write_table(folder / "validation.parquet", pa.table({"fold": [0], "example_ids": pa.array([range(tests)], ids)}))
     write_table(folder / "test.parquet", embeddings_table(0, random_tests(tests)))
+    for path, rows in zip(corpora(folder), (examples, tests), strict=True):
+        where = {"source_file": ["rows.jsonl"] * rows, "source_row": np.arange(1, rows + 1)}
+        write_table(path, pa.table(where))
     starts = range(0, examples, 2 * TILE)
     files = {"train": starts} | {f"train.{part}": starts[part::parts] for part in range(parts)}
     for name, chosen in files.items():

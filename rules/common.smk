@@ -1,15 +1,18 @@
 # The study, and what every rule file needs of it. No rules here.
 import os
 import re
+from pathlib import Path
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.gpus import limit_gpu_jobs
 from workflow_scripts.study.plan import EXPERIMENT_TABLES, StudyPlan
 from workflow_scripts.study.resources import JobResources
 from workflow_scripts.study.specs import StageSpecs
 from workflow_scripts.study.config import load_study
+from workflow_scripts.study.config_files import refuse_repeated_keys
 from snakemake.exceptions import WorkflowError
 
 try:
+    refuse_repeated_keys(map(Path, workflow.configfiles))
     study = load_study(config, origin=str((workflow.configfiles or ["config"])[-1]))
 except StudyError as error:
     raise WorkflowError(str(error)) from None

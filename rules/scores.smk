@@ -77,6 +77,8 @@ rule score_part:
 rule merge_scores:
     """Put the scores of all parts together."""
     input:
+        train=corpus_of("train"),
+        test=corpus_of("test"),
         subsets=f"{RESULTS}/subsets/{{evaluation}}.parquet",
         validation=f"{RESULTS}/subsets/{{evaluation}}.validation.parquet",
         part_scores=of_every_part("scores"),

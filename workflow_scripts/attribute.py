@@ -9,19 +9,21 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import transformers
 
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.files import folder_hash
 from workflow_scripts.core.parquet import read_metadata, read_table, write_table
-from workflow_scripts.core.progress import one_line
+from workflow_scripts.core.progress import one_line, say
 from workflow_scripts.core.redaction import redact_output
-from workflow_scripts.corpora.prepare_corpus import prepare_corpus
-from workflow_scripts.corpora.tables import CORPUS_SCHEMA
+from workflow_scripts.corpora.prepare_corpus import TooManyRejectedError, prepare_corpus
+from workflow_scripts.corpora.tables import CORPUS_SCHEMA, WHERE, take_examples
 from workflow_scripts.corpora.templates import encoder_text
 from workflow_scripts.embeddings.embed_corpus import embed_corpus
 from workflow_scripts.embeddings.tiles import embedding_tiles, inner_products
@@ -29,27 +31,32 @@ from workflow_scripts.encoder.loading import load_trained_encoder
 from workflow_scripts.encoder.model import AttributionEncoder
 from workflow_scripts.models.loading import model_folder
 from workflow_scripts.scoring.top_k import Sign, TopScores
-from workflow_scripts.study.sections import Corpus, Encoder, EncoderTraining, Scoring
+from workflow_scripts.study.sections import COLUMN_MEANINGS, Corpus, Encoder, EncoderTraining, Scoring
 
 PROMPT_WORDS = Encoder().prompt_words
 CHUNK_TOKENS = EncoderTraining().chunk_tokens
 TILE_EXAMPLES = Scoring().tile_examples
 SHOWN_CHARACTERS = 60
+REJECTED_SHOWN = 10
 
 
 @dataclass(frozen=True)
 class Query:
-    """An answer whose training examples are wanted."""
+    """An answer whose training examples are wanted; `row` and `file` say where it stands, if it is of a file."""
 
     prompt: str
     response: str
+    row: int = 1
+    file: str | None = None
 
 
 def attribute(
     encoder: str, corpus: Path, queries: Sequence[Query], *, embeddings: Path | None, top: int, sign: Sign
 ) -> pa.Table:
-    """Return the `top` training examples of each query, best first: columns query, rank, score, example_id, label,
-    prompt, response.
+    """Return the `top` training examples of each query, best first.
+
+    Columns: query (its row in the source), query_file, query_prompt, query_response, rank, score, source_file,
+    source_row (of the example), example_id, label, prompt, response.
 
     Parameters
     ----------
@@ -75,7 +82,7 @@ def attribute(
         score = inner_products(vectors)
         for ids, tile in embedding_tiles(file, TILE_EXAMPLES):
             best.update(ids, score(tile, slice(None)))
-    return _result(corpus, *best.result())
+    return _result(corpus, queries, *best.result())
 
 
 def _embed(corpus: Path, folder: Path, embeddings: Path, max_tokens: int) -> None:
@@ -114,27 +121,66 @@ def _check_embeddings(embeddings: Path, corpus: Path, folder: Path, dimension: i
         )
 
 
-def _result(corpus: Path, example_ids: np.ndarray, scores: np.ndarray) -> pa.Table:
-    queries, top = example_ids.shape
-    # The ids of a corpus are its row numbers.
-    rows = read_table(corpus, ["example_id", "label", "prompt", "response"]).take(example_ids.ravel())
+def _result(corpus: Path, queries: Sequence[Query], example_ids: np.ndarray, scores: np.ndarray) -> pa.Table:
+    top = example_ids.shape[1]
+    asked = [query for query in queries for _ in range(top)]
     found = {
-        "query": pa.array(np.repeat(np.arange(queries), top), pa.int32()),
-        "rank": pa.array(np.tile(np.arange(1, top + 1), queries), pa.int32()),
+        "query": pa.array([query.row for query in asked], pa.int64()),
+        "query_file": pa.array([query.file for query in asked], pa.string()),
+        "query_prompt": pa.array([query.prompt for query in asked], pa.string()),
+        "query_response": pa.array([query.response for query in asked], pa.string()),
+        "rank": pa.array(np.tile(np.arange(1, top + 1), len(queries)), pa.int32()),
         "score": pa.array(scores.ravel(), pa.float32()),
     }
+    rows = take_examples(corpus, example_ids.ravel(), [*WHERE, "example_id", "label", "prompt", "response"])
     return pa.table({**found, **{name: rows[name] for name in rows.column_names}})
 
 
-def prepared_corpus(source: str, folder: Path) -> Path:
-    """Return `source` itself if it is a `corpora/` file of the workflow, else read it into one in `folder`."""
+def prepared_corpus(source: str, folder: Path, **reading: Any) -> Path:
+    """Return `source` itself if it is a `corpora/` file of the workflow, else read it into one in `folder`.
+
+    `reading` holds keys of a study's corpus, `columns` and `max_rejected_share` for instance.
+
+    Raises
+    ------
+    StudyError: the source can't be read, or too many of its rows can't be used; the message names them.
+    """
     path = Path(source)
     if path.suffix == ".parquet" and path.exists() and set(CORPUS_SCHEMA.names) <= set(_columns(path)):
         return path
     corpus = folder / f"{len(list(folder.iterdir()))}.parquet"
-    settings = Corpus(source=source).model_dump(exclude={"without"})
-    prepare_corpus(corpus, corpus.with_suffix(".rejected.parquet"), **settings)
+    rejected = corpus.with_suffix(".rejected.parquet")
+    settings = Corpus(source=source, **reading).model_dump(exclude={"without"})
+    try:
+        prepare_corpus(corpus, rejected, **settings)
+    except TooManyRejectedError as error:
+        raise StudyError(
+            f"{error.found}\nMend the rows, name their columns by --columns or --query-columns, e.g. "
+            "prompt=question,response=reply, or raise --max-rejected-share."
+        ) from None
+    for row in read_table(rejected).slice(0, REJECTED_SHOWN).to_pylist():
+        say(f"{source}: row {row['source_row']} of {row['source_file']} is left out: {row['reason']}")
     return corpus
+
+
+def columns_given(text: str) -> dict[str, str | list[str]]:
+    """Return `--columns` as the key `columns` of a study, e.g. `prompt=context,prompt=question,response=answer`.
+
+    Raises
+    ------
+    argparse.ArgumentTypeError: a part isn't written that way.
+    """
+    columns: dict[str, str | list[str]] = {}
+    for part in text.split(","):
+        meaning, equals, name = (piece.strip() for piece in part.partition("="))
+        if not equals or not name or meaning not in COLUMN_MEANINGS or (meaning in columns and meaning != "prompt"):
+            raise argparse.ArgumentTypeError(
+                f"{part!r} is not one of {', '.join(COLUMN_MEANINGS)} (each once, but for prompt), '=' and a column's "
+                "name"
+            )
+        before = columns.get(meaning, [])
+        columns[meaning] = [*before, name] if meaning == "prompt" else name
+    return columns
 
 
 def _columns(path: Path) -> list[str]:
@@ -146,20 +192,31 @@ def _columns(path: Path) -> list[str]:
 
 def read_queries(corpus: Path) -> list[Query]:
     """Return every row of a `corpora/` file as a query."""
-    table = read_table(corpus, ["prompt", "response"])
-    return [Query(**row) for row in table.to_pylist()]
+    table = read_table(corpus, ["prompt", "response", *WHERE])
+    return [Query(row["prompt"], row["response"], row["source_row"], row["source_file"]) for row in table.to_pylist()]
 
 
 def as_text(result: pa.Table) -> str:
-    """Return a result as a table for the screen, long texts cut."""
-    lines = [f"{'query':>5} {'rank':>4} {'score':>9} {'example':>8}  {'label':<20} example's prompt -> response"]
+    """Return a result as a table for the screen, each query above its examples, long texts cut.
+
+    `query` and `row` are rows of the sources; where a source has several files, theirs follows.
+    """
+    several_queried, several = (pc.count_distinct(result[name]).as_py() > 1 for name in ("query_file", "source_file"))
+    lines = [f"{'query':>5} {'rank':>4} {'score':>9} {'row':>8}  {'label':<20} example's prompt -> response"]
     for row in result.to_pylist():
-        texts = f"{one_line(row['prompt'], SHOWN_CHARACTERS)} -> {one_line(row['response'], SHOWN_CHARACTERS)}"
+        if row["rank"] == 1:
+            file = f" of {row['query_file']}" if several_queried else ""
+            lines.append(f"{row['query']:>5}{file}: {_shown(row['query_prompt'], row['query_response'])}")
+        where = f"{row['source_row']:>8}" + (f" of {row['source_file']}" if several else "")
         lines.append(
-            f"{row['query']:>5} {row['rank']:>4} {row['score']:>9.4f} {row['example_id']:>8}  "
-            f"{one_line(row['label'] or '', 20):<20} {texts}"
+            f"{row['query']:>5} {row['rank']:>4} {row['score']:>9.4f} {where}  "
+            f"{one_line(row['label'] or '', 20):<20} {_shown(row['prompt'], row['response'])}"
         )
     return "\n".join(lines) + "\n"
+
+
+def _shown(prompt: str, response: str) -> str:
+    return f"{one_line(prompt, SHOWN_CHARACTERS)} -> {one_line(response, SHOWN_CHARACTERS)}"
 
 
 def as_json(result: pa.Table) -> str:
@@ -183,6 +240,22 @@ def arguments_parser() -> argparse.ArgumentParser:
     asked = parser.add_mutually_exclusive_group(required=True)
     asked.add_argument("--query", help="prompt of one query")
     asked.add_argument("--queries", help="file of queries, prompt and response, of any kind that --corpus takes")
+    parser.add_argument(
+        "--columns",
+        type=columns_given,
+        default={},
+        help="columns of the file --corpus, where they aren't recognised, e.g. "
+        "prompt=context,prompt=question,response=reply,label=topic",
+    )
+    parser.add_argument(
+        "--query-columns", type=columns_given, help="columns of the file --queries (default: those of --columns)"
+    )
+    parser.add_argument(
+        "--max-rejected-share",
+        type=float,
+        default=Corpus(source="-").max_rejected_share,
+        help="stop when more than this share of the rows of a file can't be used (default: %(default)s)",
+    )
     parser.add_argument("--response", default="", help="response that belongs to --query")
     parser.add_argument(
         "--embeddings",
@@ -204,6 +277,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     if given.top < 1:
         parser.error("--top must be at least 1")
+    if not 0 <= given.max_rejected_share <= 1:
+        parser.error("--max-rejected-share must be from 0 to 1")
     if given.format == "parquet" and not given.output:
         parser.error("--format parquet needs --output FILE")
     if given.response and not given.query:
@@ -213,9 +288,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     transformers.logging.disable_progress_bar()
     try:
         with tempfile.TemporaryDirectory() as temporary:
-            corpus = prepared_corpus(given.corpus, Path(temporary))
+            share = given.max_rejected_share
+            corpus = prepared_corpus(given.corpus, Path(temporary), columns=given.columns, max_rejected_share=share)
             if given.queries:
-                queries = read_queries(prepared_corpus(given.queries, Path(temporary)))
+                columns = given.columns if given.query_columns is None else given.query_columns
+                asked = prepared_corpus(given.queries, Path(temporary), columns=columns, max_rejected_share=share)
+                queries = read_queries(asked)
             else:
                 queries = [Query(given.query, given.response)]
             result = attribute(

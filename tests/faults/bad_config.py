@@ -13,6 +13,7 @@ from bad_case import section_of
 from pydantic import BaseModel
 
 from workflow_scripts.study.config import Study, load_study
+from workflow_scripts.study.config_files import read_config
 
 SMOKE = yaml.safe_load((Path(__file__).parents[2] / "configs" / "smoke.yaml").read_text(encoding="utf-8"))
 
@@ -88,11 +89,18 @@ def each_without_the_other() -> None:
     load_study(values, origin="configs/mine.yaml")
 
 
+def key_twice() -> None:
+    path = Path("mine.yaml")
+    path.write_text("run: mine\nseed: 1\nseed: 2\n", encoding="utf-8")
+    read_config(path)
+
+
 CONFIG = section_of(
     "The config",
     {
         "a misspelt key": config_with("targets.fold", 3),
         "an unknown key": config_with("encoder.colour", "blue"),
+        "a key that stands twice": key_twice,
         "a missing key": config_without("targets.folds"),
         "a missing section": config_without("evaluations"),
         "an empty file": lambda: load_study({}, origin="configs/mine.yaml"),

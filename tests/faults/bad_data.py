@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from bad_case import section_of
 
 from workflow_scripts.study.sections import Corpus
@@ -36,6 +37,17 @@ def folder_as_source() -> None:
     prepared("data")()
 
 
+def columns_of_one_name() -> None:
+    column = pa.array(["a"])
+    pq.write_table(pa.table([column, column, column], names=["prompt", "response", "response"]), "mine.parquet")
+    prepared("mine.parquet")()
+
+
+def broken_link() -> None:
+    Path("more.jsonl").symlink_to("moved/more.jsonl")
+    prepared("*.jsonl", None)()
+
+
 SAME = json.dumps({"prompt": "Why?", "response": "Because."}).encode() + b"\n"
 CORPORA = section_of(
     "A corpus",
@@ -50,10 +62,20 @@ CORPORA = section_of(
         "a CSV file with a quote that never closes": prepared("mine.csv", b'prompt,response\n"a,b\nc,d\n'),
         "a JSON file that ends early": prepared("mine.json", b'[{"prompt": "a", "response": "b"}'),
         "a Parquet file that isn't one": prepared("mine.parquet", b"PAR1 not PAR1"),
+        "a Parquet file with two columns of one name": columns_of_one_name,
+        "a pattern that matches a broken link": broken_link,
         "a gzip file that ends early": prepared("mine.jsonl.gz", gzip.compress(rows(999), mtime=0)[:500]),
         "rows of an unknown shape": prepared("mine.jsonl", b'{"text": "only text"}\n'),
         "more bad rows than allowed": prepared("mine.jsonl", rows(9) + b"{}\nnull\n"),
         "a mapped column that isn't there": prepared("mine.jsonl", rows(3), columns={"label": "tasks"}),
+        "a choice that there isn't": prepared(
+            "mine.jsonl", b'{"question": "Which?", "choices": ["this", "that"], "answer": 2}\n'
+        ),
+        "a chat whose answers are all masked": prepared(
+            "mine.jsonl",
+            b'{"messages": [{"role": "user", "content": "Hi!"}, '
+            b'{"role": "assistant", "content": "Hm.", "weight": 0}]}\n',
+        ),
         "one row, and a part without it": prepared("mine.jsonl", rows(1), part=(0.5, 0.51)),
         "identical rows, which share one place": prepared("mine.jsonl", 100 * SAME, part=(0.5, 0.51)),
     },

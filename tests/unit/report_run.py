@@ -205,6 +205,7 @@ def _corpus(path: Path, rows: int, texts: list[str] | None) -> Path:
         "response": responses,
         "label": pa.array(labels, pa.string()),
         "source_row": pa.array(range(1, rows + 1), pa.int64()),
+        "source_file": [f"{path.stem}.jsonl"] * rows,
     }
     write_table(path, pa.table(columns))
     return path
@@ -250,7 +251,8 @@ def _tokens(path: Path, rows: int, generator: np.random.Generator) -> Path:
 
 
 def _rejected_tokens(path: Path) -> Path:
-    table = pa.table({"example_id": pa.array([7], pa.int32()), "reason": ["no response token left"]})
+    table = pa.table({"example_id": pa.array([7], pa.int32()), "reason": ["no response token within 64"]})
+    table = table.append_column("source_file", [["train.jsonl"]]).append_column("source_row", [[8]])
     write_table(path, table)
     return path
 

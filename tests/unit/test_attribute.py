@@ -34,6 +34,11 @@ def folder(tmp_path_factory):
     return folder
 
 
+def _answers(result, number):
+    """Return what was found for the query `number`, as rows."""
+    return [row for row in result.to_pylist() if row["query_prompt"] == QUERIES[number].prompt]
+
+
 def _ask(folder, embeddings=None, top=4, sign="helpful", encoder="encoder", corpus="corpus.parquet"):
     return attribute(str(folder / encoder), folder / corpus, QUERIES, embeddings=embeddings, top=top, sign=sign)
 
@@ -49,9 +54,9 @@ def _scores(folder):
 @pytest.mark.parametrize(("sign", "direction"), [("helpful", -1), ("harmful", 1)])
 def test_the_best_examples_are_those_of_the_inner_products(folder, sign, direction):
     expected = _scores(folder)
-    result = _ask(folder, sign=sign).to_pylist()
+    result = _ask(folder, sign=sign)
     for query, scores in enumerate(expected):
-        rows = [row for row in result if row["query"] == query]
+        rows = _answers(result, query)
         best = np.argsort(direction * scores, kind="stable")[:4]
         assert [row["rank"] for row in rows] == [1, 2, 3, 4]
         np.testing.assert_allclose([row["score"] for row in rows], scores[best], rtol=1e-4)
@@ -124,9 +129,11 @@ def _command(folder, *more):
 def test_a_question_is_answered_on_the_screen(folder, capsys):
     main(_command(folder, "--query", QUERIES[0].prompt, "--response", QUERIES[0].response, "--top", "2"))
     head, *lines = capsys.readouterr().out.splitlines()
-    assert head.split()[:4] == ["query", "rank", "score", "example"]
-    expected = [row for row in _ask(folder, top=2).to_pylist() if row["query"] == 0]
-    assert [int(line.split()[3]) for line in lines] == [row["example_id"] for row in expected]
+    assert head.split()[:4] == ["query", "rank", "score", "row"]
+    asked, *lines = lines
+    assert asked == f"    1: {QUERIES[0].prompt} -> {QUERIES[0].response}"
+    expected = _answers(_ask(folder, top=2), 0)
+    assert [int(line.split()[3]) for line in lines] == [row["example_id"] + 1 for row in expected]
 
 
 def test_a_file_of_questions_is_answered_as_json_and_parquet(folder, tmp_path, capsys):
@@ -136,7 +143,61 @@ def test_a_file_of_questions_is_answered_as_json_and_parquet(folder, tmp_path, c
     rows = json.loads(capsys.readouterr().out)
     main([*command, "--format", "parquet", "--output", str(tmp_path / "found.parquet")])
     assert pq.read_table(tmp_path / "found.parquet").to_pylist() == rows
-    assert [(row["query"], row["rank"]) for row in rows] == [(query, rank) for query in (0, 1) for rank in (1, 2, 3)]
+    assert [(row["query"], row["rank"]) for row in rows] == [(query, rank) for query in (1, 2) for rank in (1, 2, 3)]
+    assert {row["query_prompt"] for row in rows} == {"What is the sum of 3?", "Name a root."}
+
+
+def _asked(folder, queries, capsys, *more):
+    main(_command(folder, "--queries", str(queries), "--top", "2", "--format", "json", *more))
+    said = capsys.readouterr()
+    return json.loads(said.out), said.err
+
+
+def _write_queries(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_a_refused_query_moves_no_other(folder, tmp_path, capsys):
+    rows = [{"prompt": f"What is the root of {number}?", "response": f"It is {number}."} for number in range(40)]
+    good, _ = _asked(folder, _write_queries(tmp_path / "queries.jsonl", rows), capsys)
+    rows[5]["response"] = ""
+    bad, said = _asked(folder, _write_queries(tmp_path / "queries.jsonl", rows), capsys)
+    good = [row for row in good if row["query"] != 6]
+    # How many queries there are decides in which order a matrix product adds.
+    assert [row.pop("score") for row in bad] == pytest.approx([row.pop("score") for row in good])
+    assert bad == good
+    assert all(row["query_prompt"] == rows[row["query"] - 1]["prompt"] for row in bad)
+    assert "row 6 of queries.jsonl is left out: 'response' is empty" in said
+
+
+def test_examples_are_named_by_their_rows_in_the_source(folder, tmp_path, capsys):
+    rows = [{}, *ROWS]
+    (tmp_path / "encoder").symlink_to(folder / "encoder")
+    _write_queries(tmp_path / "rows.jsonl", rows)
+    found, said = _asked(tmp_path, _write_queries(tmp_path / "queries.jsonl", ROWS[:3]), capsys)
+    assert all(row["prompt"] == rows[row["source_row"] - 1]["prompt"] for row in found)
+    assert "row 1 of rows.jsonl is left out: the row is an empty object" in said
+
+
+def test_a_file_with_bad_rows_says_what_this_command_can_do(folder, tmp_path, capsys):
+    rows = [{"ask": ROWS[0]["prompt"], "reply": ROWS[0]["response"]}, {"ask": "Why?", "reply": ""}]
+    queries = _write_queries(tmp_path / "queries.jsonl", rows)
+    with pytest.raises(SystemExit) as error:
+        _asked(folder, queries, capsys)
+    message = str(error.value)
+    assert "e.g. queries.jsonl, row 1: no known column: the row has ['ask', 'reply']" in message
+    assert "--query-columns" in message
+    assert "--max-rejected-share" in message
+    assert ".failed.parquet" not in message
+    columns = ["--query-columns", "prompt=ask,response=reply"]
+    with pytest.raises(SystemExit, match="1 of 2 rows can't be used"):
+        _asked(folder, queries, capsys, *columns)
+    found, _ = _asked(folder, queries, capsys, *columns, "--max-rejected-share", "0.5")
+    assert {row["query"] for row in found} == {1}
+    with pytest.raises(SystemExit):
+        main(_command(folder, "--queries", str(queries), "--columns", "ask"))
+    assert "'ask' is not one of prompt, response, messages, label" in capsys.readouterr().err
 
 
 def test_texts_of_a_corpus_cannot_steer_the_terminal(folder):

@@ -15,10 +15,10 @@ from workflow_scripts.core.files import folder_hash
 METHODS = ("airrep", "airrep_mean", "untrained", "tfidf", "bm25", "length", "random")
 CONTRACT = {
     "corpora/*.parquet": "example_id int64, prompt string, response string, messages list<struct<role: string, "
-    "content: string>>, label string, source_row int64, hash string",
+    "content: string>>, label string, source_row int64, source_file string, hash string",
     "corpora/*.rejected.parquet": "source_row int64, source_file string, reason string",
     "tokens/*.parquet": "example_id int32, input_ids list<int32>, prompt_tokens int32, cut_tokens int32",
-    "tokens/*.rejected.parquet": "example_id int32, reason string",
+    "tokens/*.rejected.parquet": "example_id int32, source_file string, source_row int64, reason string",
     "subsets/*.parquet": "fold int32, subset int32, example_ids list<int32>",
     "subsets/*.validation.parquet": "fold int32, example_ids list<int32>",
     "targets/*/*.parquet": "fold int32, index int32, seed int32, example_id int32, base_loss float, loss float, "
@@ -27,14 +27,16 @@ CONTRACT = {
     "label halffloat, status string",
     "encoder.log.parquet": "step int32, loss float, validation_lds float, seconds float",
     "embeddings/*/*.parquet": "example_id int32, hash string, embedding fixed_size_list<halffloat>[32]",
-    "scores/*/*.parquet": "test_id int32, sign string, rank int32, example_id int32, score float",
+    "scores/*/*.parquet": "test_id int32, sign string, rank int32, example_id int32, score float, test_file string, "
+    "test_row int64, example_file string, example_row int64",
     "groups/*/*.parquet": "test_id int32, subset int32, pooling string, score float",
     "evaluation/lds.parquet": "method string, evaluation string, pooling string, lds double, ci_low double, "
     "ci_high double, ceiling double, seed_agreement double, n_tests int32, n_subsets int32, seconds double, "
     "bytes_per_example double",
     "evaluation/differences.parquet": "method_a string, pooling_a string, method_b string, pooling_b string, "
     "evaluation string, difference double, ci_low double, ci_high double",
-    "evaluation/leaks.parquet": "evaluation string, test_id int32, example_id int32, similarity float",
+    "evaluation/leaks.parquet": "evaluation string, test_id int32, example_id int32, similarity float, "
+    "test_file string, test_row int64, example_file string, example_row int64",
 }
 ROWS = {
     "corpora/train.parquet": 400,

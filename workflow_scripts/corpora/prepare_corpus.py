@@ -4,7 +4,7 @@ import contextlib
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,9 +14,10 @@ from workflow_scripts.core.errors import StudyError, UnusableRowError
 from workflow_scripts.core.parquet import read_batches, table_writer
 from workflow_scripts.core.progress import say
 from workflow_scripts.core.stage import run_stage
+from workflow_scripts.corpora.cells import shown
 from workflow_scripts.corpora.chat import Turn
 from workflow_scripts.corpora.readers import SourceRow, read_rows
-from workflow_scripts.corpora.row_formats import Example, plain_name, prompt_key, read_example
+from workflow_scripts.corpora.row_formats import Columns, Example, plain_name, prompt_key, read_example
 from workflow_scripts.corpora.tables import CORPUS_SCHEMA, REJECTED_SCHEMA
 
 BATCH_ROWS = 10_000
@@ -24,6 +25,17 @@ BATCH_CHARACTERS = 2**24
 SECONDS_BETWEEN_LINES = 10.0
 REASONS_SHOWN = 20
 COLUMNS_SHOWN = 30
+
+
+class TooManyRejectedError(StudyError):
+    """More rows can't be used than `max_rejected_share` allows: `found` says which, the message what to do too."""
+
+    def __init__(self, found: str, kept: Path):
+        self.found = found
+        super().__init__(
+            f"{found}\nAll of them are in {kept}. Mend the rows, name their columns under `columns`, or raise "
+            "max_rejected_share."
+        )
 
 
 def prepare_corpus(
@@ -36,7 +48,7 @@ def prepare_corpus(
     split: str,
     revision: str | None,
     data_files: str | None,
-    columns: dict[str, str],
+    columns: dict[str, str | list[str]],
     response_turn: Turn,
     part: tuple[float, float],
     limit: int | None,
@@ -59,7 +71,7 @@ def prepare_corpus(
     kept = rejected.with_suffix(".failed.parquet")
     kept.unlink(missing_ok=True)
     rows = read_rows(source, config_name=config_name, split=split, revision=revision, data_files=data_files)
-    tally = _Tally(unseen_columns={plain_name(name) for name in columns.values()})
+    tally = _Tally(unseen_columns={plain_name(name) for names in columns.values() for name in _listed(names)})
     prompts_left_out = {
         prompt_key(prompt)
         for path in without
@@ -79,6 +91,7 @@ def prepare_corpus(
                 except UnusableRowError as error:
                     bad_rows.add(tally.reject(row, str(error)))
                 else:
+                    tally.unread_columns.update(dict.fromkeys(example.unread))
                     if prompts_left_out and prompt_key(example.prompt) in prompts_left_out:
                         tally.left_out += 1
                     elif part[0] <= example.place < part[1]:
@@ -88,11 +101,13 @@ def prepare_corpus(
                 if tally.accepted == limit:
                     break
         say(f"prepare_corpus: {source}: {tally.summary()}")
+        if tally.unread_columns:
+            say(f"prepare_corpus: {source}: columns that aren't read: {tally.unread()}")
         tally.check(source, columns, part, max_rejected_share, kept)
     os.replace(kept, rejected)
 
 
-def _example_of(row: SourceRow, columns: Mapping[str, str], response_turn: Turn) -> Example:
+def _example_of(row: SourceRow, columns: Columns, response_turn: Turn) -> Example:
     if row.cells is None:
         raise UnusableRowError(row.reason)
     return read_example(row.cells, columns, response_turn)
@@ -106,6 +121,7 @@ def _record(example_id: int, row: SourceRow, example: Example) -> dict[str, obje
         "messages": example.messages,
         "label": example.label,
         "source_row": row.number,
+        "source_file": row.file,
         "hash": example.hash,
     }
 
@@ -139,6 +155,7 @@ class _Tally:
 
     unseen_columns: set[str]
     seen_columns: dict[str, None] = field(default_factory=dict)
+    unread_columns: dict[str, None] = field(default_factory=dict)
     read: int = 0
     accepted: int = 0
     rejected: int = 0
@@ -165,6 +182,12 @@ class _Tally:
         self.first_rows.setdefault(kind, f"{row.file}, row {row.number}: {reason}")
         return {"source_row": row.number, "source_file": row.file, "reason": reason}
 
+    def unread(self) -> str:
+        """Return the columns that took no part in any example that has them, for the log."""
+        names = list(self.unread_columns)
+        more = f" and {len(names) - COLUMNS_SHOWN:,} more" if len(names) > COLUMNS_SHOWN else ""
+        return ", ".join(map(shown, names[:COLUMNS_SHOWN])) + more
+
     def summary(self) -> str:
         outside = self.read - self.accepted - self.rejected - self.left_out
         tail = f", {outside:,} outside the part" if outside else ""
@@ -174,7 +197,7 @@ class _Tally:
     def check(
         self,
         source: str,
-        columns: Mapping[str, str],
+        columns: Columns,
         part: tuple[float, float],
         max_rejected_share: float,
         kept: Path,
@@ -188,27 +211,31 @@ class _Tally:
                 f"it has {', '.join(map(repr, self.seen_columns)) or 'none'}"
             )
         if self.rejected > max_rejected_share * self.read:
-            raise StudyError(
+            raise TooManyRejectedError(
                 f"{source}: {self.rejected:,} of {self.read:,} rows can't be used, more than "
-                f"max_rejected_share: {max_rejected_share}. {self._reasons_shown(kept)}"
+                f"max_rejected_share: {max_rejected_share}. {self._reasons_shown()}",
+                kept,
             )
+        if self.rejected == self.read:
+            raise TooManyRejectedError(f"{source}: {self.summary()}; no row is left. {self._reasons_shown()}", kept)
         if not self.accepted:
-            advice = "widen it" if self.rejected < self.read else self._reasons_shown(kept)
-            raise StudyError(f"{source}: {self.summary()}; no row is left in part: {list(part)}; {advice}")
+            raise StudyError(f"{source}: {self.summary()}; no row is left in part: {list(part)}; widen it")
 
-    def _reasons_shown(self, kept: Path) -> str:
+    def _reasons_shown(self) -> str:
         lines = [
             f"  {count:,} x {kind}, e.g. {self.first_rows[kind]}"
             for kind, count in self.reasons.most_common(REASONS_SHOWN)
         ]
-        return (
-            "Most frequent reasons:\n" + "\n".join(lines) + f"\nAll of them are in {kept}. Mend the rows, "
-            "name their columns under `columns`, or raise max_rejected_share."
-        )
+        return "Most frequent reasons:\n" + "\n".join(lines)
 
 
-def _shown_map(columns: Mapping[str, str], unseen: set[str]) -> str:
-    return ", ".join(f"{meaning}: {name}" for meaning, name in columns.items() if plain_name(name) in unseen)
+def _listed(names: str | Sequence[str]) -> Sequence[str]:
+    return [names] if isinstance(names, str) else names
+
+
+def _shown_map(columns: Columns, unseen: set[str]) -> str:
+    named = [(meaning, name) for meaning, names in columns.items() for name in _listed(names)]
+    return ", ".join(f"{meaning}: {name}" for meaning, name in named if plain_name(name) in unseen)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from workflow_scripts.core.errors import StudyError, UnusableRowError
 from workflow_scripts.corpora.builtin import BUILTIN_CORPORA
 from workflow_scripts.corpora.cells import kind_of
 from workflow_scripts.corpora.json_rows import decode_json, decode_json_at, object_of, skip_blanks
-from workflow_scripts.study.sources import local_files
+from workflow_scripts.study.sources import broken_links, local_files
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
@@ -72,6 +72,10 @@ def _local_files(source: str) -> list[Path]:
     path = Path(source).expanduser()
     if path.is_dir():
         raise StudyError(f"source: {source} is a folder; write the files in it, e.g. {source}/*.jsonl")
+    if broken := broken_links(source):
+        raise StudyError(
+            f"source: {broken[0]} is a link to {os.readlink(broken[0])}, where nothing is; mend it, or take it away"
+        )
     files = local_files(source)
     if not files and glob.has_magic(source):
         raise StudyError(f"source: no file matches {source} (looked in {Path.cwd()})")
@@ -98,15 +102,17 @@ def _read_file(path: Path) -> Generator[SourceRow, None, None]:
     compression = COMPRESSIONS.get(path.suffix.lower())
     try:
         with pa.input_stream(path, compression=compression) as stream, io.BufferedReader(stream) as file:
-            for number, (cells, reason) in enumerate(_READERS[_format_of(path)](file), 1):
-                yield SourceRow(name, number, cells, reason)
+            for number, row in enumerate(_READERS[_format_of(path)](file), 1):
+                if row is not None:
+                    yield SourceRow(name, number, *row)
     except (OSError, pa.ArrowException) as error:
         raise StudyError(f"source: {path} can't be read: {error}") from error
     except UnusableRowError as error:
         raise StudyError(f"source: {path}: {error}; mend the file, or write it as JSON Lines") from None
 
 
-_Rows = Iterator[tuple[dict[str, object] | None, str]]
+# None stands for a blank line: no row, but it has a number.
+_Rows = Iterator[tuple[dict[str, object] | None, str] | None]
 
 
 def _checked(value: object) -> tuple[dict[str, object] | None, str]:
@@ -119,7 +125,7 @@ def _read_json_lines(file: io.BufferedReader) -> _Rows:
         try:
             text = line.decode("utf-8-sig" if number == 0 else "utf-8")
             if not text.strip():
-                yield None, "the line is empty"
+                yield None
             else:
                 yield _checked(decode_json(text.removesuffix("\n")))
         except UnicodeDecodeError as error:
@@ -168,8 +174,9 @@ def _read_csv(file: io.BufferedReader) -> _Rows:
                 ) from None
             yield None, f"not CSV: {error}"
             continue
-        if not row:
-            yield None, "the line is empty"
+        # Tables end in lines of commas alone where a spreadsheet has empty rows.
+        if not any(cell.strip() for cell in row):
+            yield None
         elif len(row) != len(header):
             yield None, f"not as wide as the header: {len(row)} cells under {len(header)} names"
         else:
@@ -179,11 +186,28 @@ def _read_csv(file: io.BufferedReader) -> _Rows:
 def _read_parquet(file: io.BufferedReader) -> _Rows:
     # Parquet is read from its end, which a compressed stream can't do.
     table = pq.ParquetFile(file if file.seekable() else pa.BufferReader(file.read()))
+    if repeated := _repeated_names(table.schema_arrow, ""):
+        raise UnusableRowError(f"it has several columns of the name {', '.join(map(repr, repeated))}")
     for batch in table.iter_batches(PARQUET_BATCH_ROWS):
         try:
             yield from ((row, "") for row in batch.to_pylist())
         except (ValueError, pa.ArrowException):
             yield from (_parquet_row(batch.slice(index, 1)) for index in range(batch.num_rows))
+
+
+def _repeated_names(fields: Iterable[pa.Field], prefix: str) -> list[str]:
+    """Return the names that several columns have, or several fields of a column's objects."""
+    repeated, seen = [], set()
+    for field in fields:
+        name, kind = f"{prefix}{field.name}", field.type
+        if name in seen:
+            repeated.append(name)
+        seen.add(name)
+        while pa.types.is_list(kind) or pa.types.is_large_list(kind):
+            kind, name = kind.value_type, f"{name}[]"
+        if pa.types.is_struct(kind):
+            repeated += _repeated_names(kind.fields, f"{name}.")
+    return repeated
 
 
 def _parquet_row(row: pa.RecordBatch) -> tuple[dict[str, object] | None, str]:

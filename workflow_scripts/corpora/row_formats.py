@@ -7,22 +7,29 @@ import json
 import math
 import re
 import unicodedata
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from workflow_scripts.core.errors import UnusableRowError
-from workflow_scripts.corpora.cells import filled_text_of, shown, text_of
-from workflow_scripts.corpora.chat import Message, Turn, read_chat, render_prompt
-from workflow_scripts.corpora.json_rows import RepeatedKey, object_of
+from workflow_scripts.corpora.cells import filled_text_of, kind_of, shown, text_of
+from workflow_scripts.corpora.chat import Message, Turn, read_chat, read_history, render_prompt
+from workflow_scripts.corpora.json_rows import RepeatedKey, decode_json, object_of
 
 CHAT_COLUMNS = ("messages", "conversations")
+# Earlier pairs win where a row has several.
 TEXT_SHAPES = (
     ("instruction", "output"),
     ("inputs", "targets"),
     ("prompt", "response"),
     ("prompt", "completion"),
     ("question", "answer"),
+    ("question", "response"),
+    ("instruction", "response"),
+    ("question", "answerkey"),
 )
+SYSTEM_COLUMNS = ("system", "system_prompt")
+CHOICES_COLUMNS = ("choices", "options")
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 LABEL_COLUMNS = ("label", "task", "task_name", "dataset", "is_safe", "source", "category")
 
 
@@ -34,6 +41,8 @@ class Example:
     response: str
     messages: list[Message] | None = None
     label: str | None = None
+    # Columns with something in them that took no part in the example, as `prompt` or `messages[].name`.
+    unread: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def hash(self) -> str:
@@ -54,33 +63,76 @@ def prompt_key(prompt: str) -> int:
     return int.from_bytes(hashlib.sha256(letters.encode()).digest()[:8], "big")
 
 
-def read_example(row: Mapping[str, object], columns: Mapping[str, str], response_turn: Turn = "last") -> Example:
+Columns = Mapping[str, str | Sequence[str]]
+
+
+def read_example(row: Mapping[str, object], columns: Columns, response_turn: Turn = "last") -> Example:
     """Return the example that `row` holds, its text unchanged.
 
-    Shapes, in this order: chat (`messages`, ShareGPT's `conversations`), Alpaca
-    (instruction, input, output), FLAN (inputs, targets), prompt and response or completion, question
-    and answer, UltraChat's `data`. Column names count without case and outer spaces. `columns` maps
-    prompt, response, messages and label to other names, and wins; a mapped prompt is that column alone.
-    `response_turn` says which assistant turn of a chat is the response.
+    Shapes, in this order: chat (`messages`, ShareGPT's `conversations`), then the pairs of `TEXT_SHAPES`, then
+    UltraChat's `data`. Column names count without case and outer spaces. Beside them are read: `system` or
+    `system_prompt` as system turn; and where there is no chat, `history` as earlier turns, Alpaca's `input` after
+    the instruction, `context` (after an instruction, before any other prompt), and `choices` or `options` after the
+    prompt: an answer that is a choice's place (from 0) or letter becomes that choice.
+    `columns` maps prompt, response, messages and label to other names, and wins; a mapped prompt is the columns that
+    it names alone, several joined by blank lines. `response_turn` says which assistant turn of a chat is the response.
 
     Raises
     ------
     UnusableRowError: no shape is recognised, or a cell of the shape can't be used.
     """
-    cells = plain_names(row)
-    columns = {meaning: plain_name(name) for meaning, name in columns.items()}
-    label = _label(cells, columns.get("label"))
-    chat = _chat_column(cells, columns)
+    cells = Cells(row)
+    mapped = {meaning: _plain(names) for meaning, names in columns.items()}
+    label = _label(cells, mapped)
+    chat = _chat_column(cells, mapped)
     if chat is None:
-        prompt_column, response_column = _text_columns(cells, columns)
-        prompt = filled_text_of(cells[prompt_column], prompt_column)
-        if prompt_column == "instruction" and "prompt" not in columns:
-            prompt += _alpaca_input(cells)
-        return Example(prompt, filled_text_of(cells[response_column], response_column), label=label)
-    *context, response = read_chat(cells.get(chat), chat, response_turn)
+        turns = _turns_of_texts(cells, mapped)
+    else:
+        turns = read_chat(cells.read(chat), chat, response_turn, cells.unread_of_turns)
+        if system := _filled(cells, SYSTEM_COLUMNS):
+            turns = [{"role": "system", "content": system}, *(turns if turns[0]["content"] != system else turns[1:])]
+    *context, response = turns
     if [message["role"] for message in context] == ["user"]:
-        return Example(context[0]["content"], response["content"], label=label)
-    return Example(render_prompt(context), response["content"], [*context, response], label)
+        return Example(context[0]["content"], response["content"], None, label, cells.unread())
+    return Example(render_prompt(context), response["content"], turns, label, cells.unread())
+
+
+class Cells:
+    """The cells of a row by their plain names, and which of them took part in its example."""
+
+    def __init__(self, row: Mapping[str, object]):
+        self.values = plain_names(row)
+        self.unread_of_turns: dict[str, None] = {}
+        self._row, self._read = row, set[str]()
+
+    def __contains__(self, column: str) -> bool:
+        return column in self.values
+
+    def peek(self, column: str) -> object:
+        """Return a cell, or None where there is none."""
+        return self.values.get(column)
+
+    def read(self, column: str) -> object:
+        """Return a cell, and note that it takes part."""
+        self._read.add(column)
+        return self.values.get(column)
+
+    def unread(self) -> tuple[str, ...]:
+        """Return the columns with something in them that took no part, as the row spells them."""
+        columns = [
+            str(name)
+            for name, value in self._row.items()
+            if not (plain_name(name) in self._read and self.values[plain_name(name)] is value) and not _is_empty(value)
+        ]
+        return (*columns, *self.unread_of_turns)
+
+
+def _is_empty(value: object) -> bool:
+    return value is None or value != value or (isinstance(value, str | list | dict) and not value)
+
+
+def _plain(names: str | Sequence[str]) -> list[str]:
+    return [plain_name(name) for name in ([names] if isinstance(names, str) else names)]
 
 
 def plain_name(name: object) -> str:
@@ -95,49 +147,146 @@ def plain_names(row: Mapping[str, object]) -> dict[str, object]:
     return object_of([(plain, value) for plain, _, value in pairs]) | plain_before
 
 
-def _chat_column(cells: Mapping[str, object], columns: Mapping[str, str]) -> str | None:
+def _chat_column(cells: Cells, columns: Mapping[str, Sequence[str]]) -> str | None:
     if "messages" in columns:
-        return columns["messages"]
+        return columns["messages"][0]
     if "prompt" in columns or "response" in columns:
         return None
     # A table that mixes shapes has the columns of all of them, null where another shape is used.
     for column in CHAT_COLUMNS:
-        if cells.get(column) is not None:
+        if cells.peek(column) is not None:
             return column
     has_pair = any(prompt in cells and response in cells for prompt, response in TEXT_SHAPES)
-    if isinstance(cells.get("data"), list) and not has_pair:
+    if isinstance(cells.peek("data"), list) and not has_pair:
         return "data"
     return next((column for column in CHAT_COLUMNS if column in cells and not has_pair), None)
 
 
-def _text_columns(cells: Mapping[str, object], columns: Mapping[str, str]) -> tuple[str, str]:
-    pairs = [(columns.get("prompt", prompt), columns.get("response", response)) for prompt, response in TEXT_SHAPES]
-    named = [pair for pair in pairs if pair[0] in cells and pair[1] in cells]
-    filled = [pair for pair in named if cells[pair[0]] is not None and cells[pair[1]] is not None]
+def _turns_of_texts(cells: Cells, columns: Mapping[str, Sequence[str]]) -> list[Message]:
+    prompt_columns, response_column = _text_columns(cells, columns)
+    answer = cells.read(response_column)
+    if "prompt" in columns:
+        prompt = _joined(cells, prompt_columns)
+        response = filled_text_of(answer, response_column)
+        return [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
+    (prompt_column,) = prompt_columns
+    prompt = filled_text_of(cells.read(prompt_column), prompt_column)
+    parts = [prompt]
+    if prompt_column == "instruction":
+        parts.append(_filled(cells, ("input",)))
+    if context := _filled(cells, ("context",)):
+        parts.insert(len(parts) if prompt_column == "instruction" else 0, context)
+    prompt = "\n\n".join(part for part in parts if part)
+    choices = _choices(cells)
+    if choices:
+        prompt += "\n" + "\n".join(f"{name}. {choice}" for name, choice in choices.items())
+        response = _chosen(answer, response_column, choices)
+    elif response_column == "answerkey":
+        raise UnusableRowError("the row has 'answerkey', but no choices")
+    else:
+        response = filled_text_of(answer, response_column)
+    turns = read_history(cells.read("history"), "history") if "history" in cells else []
+    if system := _filled(cells, SYSTEM_COLUMNS):
+        turns.insert(0, {"role": "system", "content": system})
+    return [*turns, {"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
+
+
+def _text_columns(cells: Cells, columns: Mapping[str, Sequence[str]]) -> tuple[Sequence[str], str]:
+    pairs = [
+        (columns.get("prompt", [prompt]), columns.get("response", [response])[0]) for prompt, response in TEXT_SHAPES
+    ]
+    named = [pair for pair in pairs if any(name in cells for name in pair[0]) and pair[1] in cells]
+    filled = [
+        pair
+        for pair in named
+        if any(cells.peek(name) is not None for name in pair[0]) and cells.peek(pair[1]) is not None
+    ]
     if named:
         return (filled or named)[0]
-    for there, missing in [*pairs, *((response, prompt) for prompt, response in pairs)]:
+    ones = [(prompts[0], response) for prompts, response in pairs]
+    for there, missing in [*ones, *((response, prompt) for prompt, response in ones)]:
         if there in cells:
             raise UnusableRowError(f"the row has {shown(there)}, but no {shown(missing)}")
-    if not cells:
+    if not cells.values:
         raise UnusableRowError("the row is an empty object")
-    raise UnusableRowError(f"no known column: the row has {shown(sorted(cells))}")
+    raise UnusableRowError(f"no known column: the row has {shown(sorted(cells.values))}")
 
 
-def _alpaca_input(cells: Mapping[str, object]) -> str:
-    if cells.get("input") is None:
-        return ""
-    text = text_of(cells["input"], "input")
-    return f"\n\n{text}" if text.strip() else ""
+def _joined(cells: Cells, columns: Sequence[str]) -> str:
+    if len(columns) == 1:
+        return filled_text_of(cells.read(columns[0]), columns[0])
+    texts = [text for column in columns if (text := _filled(cells, (column,)))]
+    if not texts:
+        raise UnusableRowError(f"every column of the prompt is empty: {shown(list(columns))}")
+    return "\n\n".join(texts)
 
 
-def _label(cells: Mapping[str, object], mapped: str | None) -> str | None:
-    if mapped is not None:
-        return _label_text(cells.get(mapped), mapped)
+def _filled(cells: Cells, columns: Sequence[str]) -> str:
+    """Return the text of the first of `columns` that isn't empty or blank; a list of texts is joined by line breaks."""
+    for column in columns:
+        if not _is_empty(cells.peek(column)):
+            value = cells.read(column)
+            values = value if isinstance(value, list) and column != "input" else [value]
+            text = "\n".join(text_of(one, column) for one in values)
+            if text.strip():
+                return text
+    return ""
+
+
+def _choices(cells: Cells) -> dict[str, str]:
+    """Return the choices by letter or label: a list of texts, {letter: text}, or {label: [...], text: [...]}."""
+    for column in CHOICES_COLUMNS:
+        if _is_empty(cells.peek(column)):
+            continue
+        value = cells.read(column)
+        if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
+            value = decode_json(value)
+        if isinstance(value, dict) and isinstance(value.get("text"), list) and isinstance(value.get("label"), list):
+            if len(value["text"]) != len(value["label"]):
+                raise UnusableRowError(f"{shown(column)} has not as many labels as texts")
+            pairs = list(zip(value["label"], value["text"], strict=True))
+        elif isinstance(value, dict):
+            pairs = [(name, text) for name, text in value.items() if text is not None]
+        elif isinstance(value, list) and len(value) <= len(LETTERS):
+            pairs = list(zip(LETTERS, value, strict=False))
+        else:
+            raise UnusableRowError(f"{shown(column)} is {kind_of(value)}: it must be a list of at most 26 texts")
+        choices = {text_of(name, column): filled_text_of(text, column) for name, text in pairs}
+        if len(choices) < len(pairs):
+            raise UnusableRowError(f"{shown(column)} has a label twice")
+        return choices
+    return {}
+
+
+def _chosen(answer: object, column: str, choices: Mapping[str, str]) -> str:
+    """Return the choice that `answer` names by its place from 0 or by its label, or the text of `answer` itself."""
+    texts = list(choices.values())
+    if isinstance(answer, float) and answer.is_integer():
+        answer = int(answer)
+    if isinstance(answer, int) and not isinstance(answer, bool) and not any(name.isdigit() for name in choices):
+        if not 0 <= answer < len(texts):
+            raise UnusableRowError(f"{shown(column)} is the place of no choice: {answer} of {len(texts)}, from 0")
+        return texts[answer]
+    text = filled_text_of(answer, column)
+    name = text.strip()
+    readings = {text} if name in texts else set()
+    if name in choices:
+        readings.add(choices[name])
+    elif name.isdecimal() and int(name) < len(texts):
+        readings.add(texts[int(name)])
+    if len(readings) > 1:
+        raise UnusableRowError(f"{shown(column)} may be a choice's text or its place: {shown(text)}")
+    return next(iter(readings), text)
+
+
+def _label(cells: Cells, columns: Mapping[str, Sequence[str]]) -> str | None:
+    if "label" in columns:
+        (column,) = columns["label"]
+        return _label_text(cells.read(column), column)
     for column in LABEL_COLUMNS:
         # Lists of tags and the like aren't labels; only the user can say that a column was meant to be one.
-        if column in cells and isinstance(cells[column], str | int | float | RepeatedKey | None):
-            return _label_text(cells[column], column)
+        if column in cells and isinstance(cells.peek(column), str | int | float | RepeatedKey | None):
+            return _label_text(cells.read(column), column)
     return None
 
 

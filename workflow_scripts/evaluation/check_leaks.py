@@ -15,6 +15,7 @@ from workflow_scripts.core.parquet import read_table
 from workflow_scripts.core.progress import Progress, say
 from workflow_scripts.core.stage import run_stage
 from workflow_scripts.corpora.near_duplicates import word_triples
+from workflow_scripts.corpora.tables import WHERE
 
 SCHEMA = pa.schema(
     [
@@ -22,8 +23,13 @@ SCHEMA = pa.schema(
         ("test_id", pa.int32()),
         ("example_id", pa.int32()),
         ("similarity", pa.float32()),
+        ("test_file", pa.string()),
+        ("test_row", pa.int64()),
+        ("example_file", pa.string()),
+        ("example_row", pa.int64()),
     ]
 )
+COLUMNS = ["example_id", "prompt", "response", "hash", *WHERE]
 ROWS_AT_ONCE = 20_000
 
 
@@ -44,12 +50,12 @@ def check_leaks(
     ------
     StudyError: a test example stands in `corpus` word for word.
     """
-    seen = read_table(corpus, ["example_id", "prompt", "response", "hash"])
+    seen = read_table(corpus, COLUMNS)
     found = []
     for test_corpus, validation in zip(tests, validations, strict=True):
         evaluation = validation.name.removesuffix(".validation.parquet")
         chosen = read_table(validation)["example_ids"].combine_chunks().values
-        table = read_table(test_corpus, ["example_id", "prompt", "response", "hash"]).take(chosen)
+        table = read_table(test_corpus, COLUMNS).take(chosen)
         _refuse_exact(evaluation, table, seen, corpus)
         near = _near_duplicates(evaluation, table, seen, near_duplicate)
         found.append(near)
@@ -59,12 +65,14 @@ def check_leaks(
 
 def _refuse_exact(evaluation: str, tests: pa.Table, seen: pa.Table, corpus: Path) -> None:
     place = pc.index_in(tests["hash"], seen["hash"])
-    leaked = tests["example_id"].filter(pc.is_valid(place))
+    leaked = tests.filter(pc.is_valid(place))
     if len(leaked):
-        test_id, example_id = leaked[0], seen["example_id"][pc.drop_null(place)[0].as_py()]
+        first, its_example = leaked.slice(0, 1).to_pylist()[0], pc.drop_null(place)[0].as_py()
+        same = seen.slice(its_example, 1).to_pylist()[0]
         raise StudyError(
             f"{len(leaked):,} test examples of {evaluation!r} stand word for word in {corpus.stem!r}, which the "
-            f"encoder is trained on (e.g. test {test_id} is its example {example_id}). Write parts that don't "
+            f"encoder is trained on (e.g. row {first['source_row']} of {first['source_file']} "
+            f"is its row {same['source_row']} of {same['source_file']}). Write parts that don't "
             f"overlap, or `without: [<the test corpus>]` under corpora.{corpus.stem}."
         )
 
@@ -93,8 +101,15 @@ def _near_duplicates(evaluation: str, tests: pa.Table, seen: pa.Table, smallest:
             "test_id": tests["example_id"].to_numpy()[close],
             "example_id": seen["example_id"].to_numpy()[nearest[close]],
             "similarity": best[close],
+            **_where("test", tests, np.flatnonzero(close)),
+            **_where("example", seen, nearest[close]),
         }
     )
+
+
+def _where(role: str, corpus: pa.Table, places: np.ndarray) -> dict[str, list[object]]:
+    taken = corpus.select(WHERE).take(pa.array(places, pa.int64()))
+    return {f"{role}_file": taken["source_file"].to_pylist(), f"{role}_row": taken["source_row"].to_pylist()}
 
 
 if __name__ == "__main__":

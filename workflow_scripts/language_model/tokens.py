@@ -10,6 +10,9 @@ import numpy as np
 
 from workflow_scripts.core.parquet import read_table
 
+# How the reason begins for which an example has no tokens to learn from.
+NO_RESPONSE = "no response token"
+
 
 @dataclass(frozen=True)
 class TokenizedExample:

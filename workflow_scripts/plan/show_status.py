@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import yaml
 
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.parquet import read_table
 from workflow_scripts.report.formatting import duration
 from workflow_scripts.study.config import load_study
+from workflow_scripts.study.config_files import read_config
 from workflow_scripts.study.plan import StudyPlan
 from workflow_scripts.study.stage_versions import STAGE_VERSIONS
 
@@ -178,7 +178,7 @@ def main() -> None:
     try:
         if not path.exists():
             raise StudyError(f"there is no config {path}; write the path of a study's YAML file")
-        print(status_text(StudyPlan(load_study(yaml.safe_load(path.read_text()), origin=str(path))), time.time()))
+        print(status_text(StudyPlan(load_study(read_config(path), origin=str(path))), time.time()))
     except StudyError as error:
         sys.exit(f"error: {error}")
 

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow.compute as pc
 
-from workflow_scripts.core.frames import read_frame
+from workflow_scripts.core.frames import read_frame, rows_of
 from workflow_scripts.core.parquet import read_table
+from workflow_scripts.corpora.tables import WHERE, row_name
+from workflow_scripts.language_model.tokens import NO_RESPONSE
 from workflow_scripts.study.config import Study
 
 LENGTH_BINS = 24
@@ -24,7 +27,7 @@ class Reject:
 
     reason: str
     rows: int
-    first: list[int]
+    first: list[str]
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,11 @@ def _roles(study: Study, corpus: str) -> list[str]:
 def _profile(
     corpus: Path, rejected: Path | None, tokens: Path | None, without_response: Path | None, roles: list[str]
 ) -> CorpusProfile:
-    table = read_table(corpus, ["prompt", "response", "label"])
+    table = read_table(corpus, ["prompt", "response", "label", "source_file"])
+    several_files = pc.count_distinct(table["source_file"]).as_py() > 1
+    cut = read_frame(without_response, [*WHERE, "reason"]) if without_response else pd.DataFrame(columns=["reason"])
+    is_cut = cut["reason"].str.startswith(NO_RESPONSE)
+    refused = [cut[~is_cut], *([read_frame(rejected, [*WHERE, "reason"])] if rejected else [])]
     labels = table["label"].to_pandas().value_counts().sort_index().sort_values(ascending=False, kind="stable")
     tokenised, shortened = 0, 0
     if tokens:
@@ -123,19 +130,24 @@ def _profile(
         name=_corpus(corpus),
         roles=roles,
         rows=table.num_rows,
-        rejects=_rejects(rejected) if rejected else [],
+        rejects=_rejects(pd.concat(refused), several_files),
         tokenised=tokenised,
         shortened=shortened,
-        without_response=read_table(without_response, ["reason"]).num_rows if without_response else 0,
+        without_response=int(is_cut.sum()),
         lengths=lengths,
         labels=list(labels.head(LABELS_SHOWN).items()),
         distinct_labels=len(labels),
     )
 
 
-def _rejects(path: Path) -> list[Reject]:
-    by_reason = read_frame(path, ["source_row", "reason"]).groupby("reason", sort=False)["source_row"]
-    rejects = [Reject(str(reason), len(rows), rows.head(REJECTS_SHOWN).tolist()) for reason, rows in by_reason]
+def _rejects(rejected: pd.DataFrame, several_files: bool) -> list[Reject]:
+    rejects = []
+    for reason, rows in rejected.groupby("reason", sort=False):
+        first = [
+            row_name(row.source_file, row.source_row, several_files).removeprefix("row ")
+            for row in rows_of(rows.head(REJECTS_SHOWN))
+        ]
+        rejects.append(Reject(str(reason), len(rows), first))
     return sorted(rejects, key=lambda reject: -reject.rows)
 
 

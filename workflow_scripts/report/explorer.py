@@ -54,7 +54,8 @@ def gather_explorer(
     doesn't suffice, fewer than `examples` are kept. The data say what was kept in `characters` and `examples`.
     A text that was cut is `[what is left, length of the whole]`. An example is
     `[example_id, source_row, label or -1, prompt, response]`, the last three as places in `labels` and
-    `texts`. `scores[method][test]` is `{sign: [places in the training corpus, scores]}`, best first.
+    `texts`; `files[corpus]` has the file of each example where a source has several. `scores[method][test]` is
+    `{sign: [places in the training corpus, scores]}`, best first.
     """
     tables = {(path.stem, path.parent.name): read_table(path) for path in scores}
     files = {path.stem: path for path in corpora}
@@ -164,7 +165,7 @@ def _lists(table: pa.Table, train_index: _Index) -> dict[int, dict[str, list[lis
 
 
 def _rows(corpus: Path, example_ids: list[int]) -> list[dict[str, Any]]:
-    table = read_table(corpus, ["example_id", "source_row", "label", "prompt", "response"])
+    table = read_table(corpus, ["example_id", "source_file", "source_row", "label", "prompt", "response"])
     table = table.filter(pc.is_in(table["example_id"], pa.array(example_ids, table["example_id"].type)))
     by_id = {row["example_id"]: row for row in table.to_pylist()}
     return [by_id[example] for example in example_ids]
@@ -185,8 +186,10 @@ def _texts(rows: Mapping[str, list[dict[str, Any]]], characters: int) -> dict[st
         ]
         for name, examples in rows.items()
     }
+    files = {name: [row["source_file"] for row in examples] for name, examples in rows.items()}
+    files = {name: its_files for name, its_files in files.items() if len(set(its_files)) > 1}
     shown = [_shortened(label) for label in labels.values()]
-    return {"texts": texts.values(), "labels": shown, "corpora": corpora}
+    return {"texts": texts.values(), "labels": shown, "corpora": corpora, "files": files}
 
 
 def _shortened(label: str) -> str:

@@ -3,21 +3,25 @@
 Run: python -m workflow_scripts.report.show_results CONFIG
 """
 
+from __future__ import annotations
+
 import itertools
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import yaml
 
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.frames import read_frame
 from workflow_scripts.core.parquet import read_table
 from workflow_scripts.core.progress import one_line
+from workflow_scripts.corpora.tables import WHERE, row_name
 from workflow_scripts.study.config import Study, load_study
+from workflow_scripts.study.config_files import read_config
 
 TESTS_SHOWN = 5
 EXAMPLES_SHOWN = 3
@@ -47,23 +51,35 @@ def _best_examples(results: Path, study: Study, evaluation: str) -> Iterator[str
     best = table.to_pandas().sort_values(["test_id", "rank"]).groupby("test_id")
     corpora = study.evaluations[evaluation]
     tests, examples = (
-        read_table(results / "corpora" / f"{corpus}.parquet", ["prompt", "response"])
-        for corpus in (corpora.test, corpora.train)
+        _Shown.read(results / "corpora" / f"{corpus}.parquet") for corpus in (corpora.test, corpora.train)
     )
     yield ""
     yield f"Most helpful training examples on {evaluation} by {method} ({len(best):,} tests; all scores: {path})"
     for test, rows in itertools.islice(best, TESTS_SHOWN):
-        yield f"  test {test}: {_example(tests, test)}"
+        yield f"  test, {tests.text(test)}"
         for row in rows.itertuples():
-            yield f"  {row.score:>9.4f}  example {row.example_id}: {_example(examples, row.example_id)}"
+            yield f"  {row.score:>9.4f}  {examples.text(row.example_id)}"
     if len(best) > TESTS_SHOWN:
         yield f"  ... and {len(best) - TESTS_SHOWN:,} tests more"
 
 
-def _example(corpus: pa.Table, example_id: int) -> str:
-    # The ids of a corpus are its row numbers.
-    prompt, response = (corpus[name][example_id].as_py() for name in ("prompt", "response"))
-    return f"{one_line(prompt, CHARACTERS)} -> {one_line(response, CHARACTERS)}"
+@dataclass(frozen=True)
+class _Shown:
+    """A corpus whose examples are shown."""
+
+    corpus: pa.Table
+    several_files: bool
+
+    @classmethod
+    def read(cls, corpus: Path) -> _Shown:
+        table = read_table(corpus, ["prompt", "response", *WHERE])
+        return cls(table, pc.count_distinct(table["source_file"]).as_py() > 1)
+
+    def text(self, example_id: int) -> str:
+        # The ids of a corpus are the places of its rows.
+        (row,) = self.corpus.slice(example_id, 1).to_pylist()
+        where = row_name(row["source_file"], row["source_row"], self.several_files)
+        return f"{where}: {one_line(row['prompt'], CHARACTERS)} -> {one_line(row['response'], CHARACTERS)}"
 
 
 def _near_duplicates(results: Path, study: Study) -> Iterator[str]:
@@ -90,7 +106,7 @@ def main() -> None:
     """Show the results of the study whose config is the first argument."""
     config = Path(sys.argv[1])
     try:
-        study = load_study(yaml.safe_load(config.read_text(encoding="utf-8")), origin=str(config))
+        study = load_study(read_config(config), origin=str(config))
         results = Path("results") / study.run
         if not (results / "report.html").exists():
             raise StudyError(f"{results} has no report yet; run the study first")

@@ -12,6 +12,8 @@ from workflow_scripts.scoring.tables import read_part, write_scores
 
 
 def merge_scores(
+    train: Path,
+    test: Path,
     subsets: Path,
     validation: Path,
     part_scores: Sequence[Path],
@@ -42,6 +44,8 @@ def merge_scores(
     costs = [read_metadata(path) for path in part_scores]
     embedding_seconds = sum(float(cost["embedding_seconds"]) for cost in costs)
     write_scores(
+        train,
+        test,
         scores,
         groups,
         result,

@@ -58,6 +58,8 @@ def score_pairs(
         source = _open_texts(method, train, test, test_ids, seed, tile_examples)
     result = score_source(source, len(test_ids), top, membership, poolings, f"score_pairs {method} {evaluation}")
     write_scores(
+        train,
+        test,
         scores,
         groups,
         result,

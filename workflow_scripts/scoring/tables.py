@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from workflow_scripts.core.parquet import read_table, write_table
+from workflow_scripts.corpora.tables import WHERE, take_examples
 from workflow_scripts.scoring.corpus_scores import CorpusScores, PartScores
 from workflow_scripts.scoring.group_scores import GroupSums
 from workflow_scripts.scoring.top_k import Sign
@@ -18,6 +19,8 @@ SIGNS: tuple[Sign, ...] = ("helpful", "harmful")
 
 
 def write_scores(
+    train: Path,
+    test: Path,
     scores: Path,
     groups: Path,
     result: CorpusScores,
@@ -26,14 +29,22 @@ def write_scores(
     subsets: np.ndarray,
     **costs: str,
 ) -> None:
-    """Write the top examples of each test, with `costs` as metadata, and the scores of all subsets."""
+    """Write the top examples of each test, with `costs` as metadata, and the scores of all subsets.
+
+    The corpora `train` and `test` say in which rows of their sources tests and examples stand.
+    """
     tables = []
     for pooling in poolings:
         found = result.groups(pooling)
         columns = {**_pairs(test_ids, subsets), "pooling": pa.array([pooling] * found.size, pa.string())}
         tables.append(pa.table({**columns, "score": pa.array(found.ravel(), pa.float32())}))
     write_table(groups, pa.concat_tables(tables))
-    write_table(scores, _top_table({sign: result.top(sign) for sign in SIGNS}, test_ids), **costs)
+    top = _top_table({sign: result.top(sign) for sign in SIGNS}, test_ids)
+    for role, corpus, ids in (("test", test, top["test_id"]), ("example", train, top["example_id"])):
+        where = take_examples(corpus, ids.to_numpy(), WHERE)
+        for column, name in zip(where.columns, ("file", "row"), strict=True):
+            top = top.append_column(f"{role}_{name}", column)
+    write_table(scores, top, **costs)
 
 
 def write_part(

@@ -6,9 +6,9 @@ The field descriptions are the config reference: `docs/config.md` and `configs/s
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from workflow_scripts.study.choices import Pooling, View
 from workflow_scripts.study.methods import METHODS
@@ -46,6 +46,20 @@ class Section(BaseModel):
         return self.model_dump(exclude={*self.NOT_IN_SPEC, *at_default})
 
 
+ColumnMeaning = Literal["prompt", "response", "messages", "label"]
+
+
+def _check_columns(names: object) -> object:
+    listed = names if isinstance(names, list) else [names]
+    if not listed or not all(isinstance(name, str) for name in listed):
+        raise ValueError(f"{names!r} is no column: write its name, or for a prompt of several columns a list of names")
+    return names
+
+
+ColumnNames = Annotated[str | list[str], BeforeValidator(_check_columns)]
+COLUMN_MEANINGS: tuple[str, ...] = get_args(ColumnMeaning)
+
+
 class Corpus(Section):
     """Where rows come from, and which of them."""
 
@@ -61,9 +75,11 @@ class Corpus(Section):
         description="Hub only: file or pattern inside the dataset; with `source: json`, `csv` or `parquet`, the "
         "`hf://` address of a file.",
     )
-    columns: dict[Literal["prompt", "response", "messages", "label"], str] = Field(
+    columns: dict[ColumnMeaning, ColumnNames] = Field(
         default_factory=dict,
-        description="Column names, where the shape is not recognised by itself, e.g. `{label: task}`.",
+        description="Column names, where the shape is not recognised by itself, e.g. `{label: task}`. The prompt may "
+        "be several columns, joined by blank lines in the order given: `{prompt: [context, question]}`. A prompt that "
+        "is named is these columns alone. The log names the columns that aren't read.",
     )
     response_turn: Literal["last", "first"] = Field(
         "last",
@@ -89,6 +105,13 @@ class Corpus(Section):
                 "source: Snakemake takes braces for wildcards, and can't do with a line break; rename the file, or "
                 "link it under a plain name"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _only_the_prompt_is_several_columns(self) -> Corpus:
+        for meaning, names in self.columns.items():
+            if isinstance(names, list) and meaning != "prompt":
+                raise ValueError(f"columns.{meaning}: {names} is a list; write the name of one column")
         return self
 
     @model_validator(mode="after")

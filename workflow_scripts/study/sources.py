@@ -25,6 +25,12 @@ def local_files(source: str) -> list[Path]:
     return sorted(Path(name) for name in glob.glob(str(path), recursive=True) if os.path.isfile(name))
 
 
+def broken_links(source: str) -> list[Path]:
+    """Return what a path or pattern matches that is a link to nothing."""
+    names = glob.glob(str(Path(source).expanduser()), recursive=True)
+    return sorted(Path(name) for name in names if os.path.islink(name) and not os.path.exists(name))
+
+
 def is_hub_id(model: str) -> bool:
     """Return whether a model is one of the hub: it is written as an id, and no local folder has that name."""
     return bool(HUB_ID.fullmatch(model)) and not os.path.isdir(model)

@@ -46,15 +46,15 @@ def encoder(tiny):
 def test_tokens_are_a_cut_of_prompt_answer_and_end(tokenizers, rows, max_tokens):
     plain, without = tokenizers
     rows = [{"example_id": number, "messages": None, **row} for number, row in enumerate(rows)]
-    tokens = list(_tokenized(plain, rows, max_tokens, chat_template=False))
-    for row, whole in zip(tokens, _tokenized(plain, rows, 10_000, chat_template=False), strict=True):
+    tokens = list(_tokenized(plain, rows, max_tokens, chat_template=False, refused=[]))
+    for row, whole in zip(tokens, _tokenized(plain, rows, 10_000, chat_template=False, refused=[]), strict=True):
         assert row["prompt_tokens"] == whole["prompt_tokens"] > 0
         assert len(row["input_ids"]) == min(len(whole["input_ids"]), max_tokens)
         assert row["cut_tokens"] == len(whole["input_ids"]) - len(row["input_ids"])
         assert whole["input_ids"][: len(row["input_ids"])].tolist() == row["input_ids"].tolist()
         assert whole["input_ids"][-1] == plain.eos_token_id
         assert 0 <= whole["input_ids"].min() <= whole["input_ids"].max() < len(plain)
-    for row, other in zip(tokens, _tokenized(without, rows, max_tokens, chat_template=False), strict=True):
+    for row, other in zip(tokens, _tokenized(without, rows, max_tokens, chat_template=False, refused=[]), strict=True):
         assert row["input_ids"].tolist() == other["input_ids"].tolist()
 
 

@@ -14,6 +14,7 @@ from workflow_scripts.corpora.prepare_corpus import prepare_corpus
 from workflow_scripts.study.sections import Corpus
 
 GOOD = None
+NO_ROW = "no row"
 
 
 def _line(prompt="Name a tree.", response="Oak.", **others):
@@ -103,7 +104,8 @@ LINES = [
     ("bare string", b'"a"', "not an object: the row is text"),
     ("null", b"null", "not an object: the row is null"),
     ("empty object", b"{}", "the row is an empty object"),
-    ("empty line", b"", "the line is empty"),
+    # Files end in blank lines, and a blank line holds nothing that could be lost.
+    ("empty line", b"", NO_ROW),
     # Most parsers keep the last one without a word; which one is meant is a guess.
     ("key given twice", b'{"instruction": "a", "output": "b", "output": "c"}', "'output' is given twice"),
     ("other key given twice", b'{"instruction": "a", "output": "b", "n": 1, "n": 2}', GOOD),
@@ -151,6 +153,8 @@ def test_each_line_gets_its_verdict(verdicts, number, reason):
     examples, reasons = verdicts
     if reason is GOOD:
         assert number in examples, reasons.get(number)
+    elif reason is NO_ROW:
+        assert number not in {*examples, *reasons}
     else:
         assert number not in examples
         assert reason in reasons[number]
@@ -158,7 +162,8 @@ def test_each_line_gets_its_verdict(verdicts, number, reason):
 
 def test_no_line_is_lost_and_none_counted_twice(verdicts):
     examples, reasons = verdicts
-    assert sorted([*examples, *reasons]) == list(range(1, len(LINES) + 1))
+    rows = [number for number, (_, _, reason) in enumerate(LINES, 1) if reason is not NO_ROW]
+    assert sorted([*examples, *reasons]) == rows
 
 
 def test_text_of_good_lines_is_unchanged(verdicts):
@@ -184,6 +189,7 @@ SHARED_GOOD = {
     "nasty_rawbytes.jsonl": {1, 2, 8},
 }
 SHARED_LINES = {"nasty.jsonl": 60, "nasty_rawbytes.jsonl": 8}
+SHARED_BLANK = {"nasty.jsonl": {53}, "nasty_rawbytes.jsonl": set()}
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +204,7 @@ def shared_data():
 def test_shared_bad_rows(shared_data, tmp_path, name):
     examples, reasons = _verdicts(shared_data / name, tmp_path)
     assert set(examples) == SHARED_GOOD[name]
-    assert set(reasons) == set(range(1, SHARED_LINES[name] + 1)) - SHARED_GOOD[name]
+    assert set(reasons) == set(range(1, SHARED_LINES[name] + 1)) - SHARED_GOOD[name] - SHARED_BLANK[name]
     assert all(reasons.values())
 
 

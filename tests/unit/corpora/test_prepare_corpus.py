@@ -53,6 +53,7 @@ def test_tables_have_the_columns_of_the_contract(tmp_path):
         "messages": None,
         "label": "t",
         "source_row": 1,
+        "source_file": "rows.jsonl",
     }
     assert (second["example_id"], second["source_row"]) == (1, 3)
     assert second["messages"] == chat["messages"]
@@ -221,6 +222,13 @@ def test_any_rows_are_accepted_unchanged_or_rejected_with_a_reason(tmp_path, row
             assert example["prompt"].encode() == row["instruction"].encode()
 
 
+def _is_blank(line, *, first):
+    try:
+        return not line.decode("utf-8-sig" if first else "utf-8").strip()
+    except UnicodeDecodeError:
+        return False
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.binary(max_size=60).map(lambda line: line.replace(b"\n", b"")), min_size=1, max_size=8))
 def test_any_bytes_cost_no_other_line(tmp_path, lines):
@@ -229,7 +237,9 @@ def test_any_bytes_cost_no_other_line(tmp_path, lines):
     path.write_bytes(b"\n".join(part for line in lines for part in (line, good)))
     accepted, rejected = _prepare(tmp_path, str(path), max_rejected_share=1.0)
     numbers = [row["source_row"] for row in (*accepted, *rejected)]
-    assert sorted(numbers) == list(range(1, 2 * len(lines) + 1))
+    # White space alone is no row; a byte order mark is white space before the first one.
+    blank = {2 * place + 1 for place, line in enumerate(lines) if _is_blank(line, first=place == 0)}
+    assert sorted(numbers) == sorted({*range(1, 2 * len(lines) + 1)} - blank)
     assert {row["source_row"] for row in accepted} >= set(range(2, 2 * len(lines) + 1, 2))
     assert all(row["reason"].strip() for row in rejected)
 
@@ -256,3 +266,20 @@ def test_a_greeting_before_the_first_question_is_no_response(tmp_path):
     source = _write(tmp_path, [{"messages": [{"role": role, "content": text} for role, text in turns]}])
     (row,), _ = _prepare(tmp_path, source, response_turn="first")
     assert (row["prompt"], row["response"]) == ("Assistant: Hi!\nUser: Why?", "Because.")
+
+
+def test_one_line_names_the_columns_that_are_not_read(tmp_path, capsys):
+    rows = [{**row, "id": number, "tools": "" if number % 2 else "[1]"} for number, row in enumerate(_rows(4))]
+    _prepare(tmp_path, _write(tmp_path, rows))
+    lines = [line for line in capsys.readouterr().err.splitlines() if "aren't read" in line]
+    assert [line.split(": ", 2)[2] for line in lines] == ["columns that aren't read: 'id', 'tools'"]
+    _prepare(tmp_path, _write(tmp_path, _rows(4)))
+    assert "aren't read" not in capsys.readouterr().err
+
+
+def test_several_columns_make_the_prompt(tmp_path):
+    source = _write(tmp_path, [{"context": "c", "ask": "a", "reply": "r"}])
+    message = _error(tmp_path, source, columns={"prompt": ["context", "question"], "response": "reply"})
+    assert "columns: prompt: question: " in message
+    (row,), _ = _prepare(tmp_path, source, columns={"prompt": ["context", "ask"], "response": "reply"})
+    assert (row["prompt"], row["response"]) == ("c\n\na", "r")

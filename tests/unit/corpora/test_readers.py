@@ -107,7 +107,6 @@ def test_a_bad_row_of_a_json_array_or_csv_costs_no_other(tmp_path):
     assert [row.reason for row in rows] == [
         "",
         "not as wide as the header: 1 cells under 2 names",
-        "the line is empty",
         "not as wide as the header: 3 cells under 2 names",
         "not CSV: ',' expected after '\"'",
         "",
@@ -261,3 +260,37 @@ def test_one_file_of_a_hub_dataset_with_a_script_is_read_by_its_address(tmp_path
     (tmp_path / "rows.json").write_text('[{"instruction": "a", "output": "b"}]')
     (row,) = read_rows("json", data_files=str(tmp_path / "rows.json"))
     assert row.cells == {"instruction": "a", "output": "b"}
+
+
+def test_two_parquet_columns_of_one_name_are_refused(tmp_path):
+    pair = pa.array(["a"])
+    pq.write_table(pa.table([pair, pair, pair], names=["prompt", "response", "response"]), tmp_path / "rows.parquet")
+    with pytest.raises(StudyError, match=r"rows\.parquet: it has several columns of the name 'response'; mend"):
+        list(read_rows(str(tmp_path / "rows.parquet")))
+    turn = pa.StructArray.from_arrays([pair, pair], names=["content", "content"])
+    messages = pa.ListArray.from_arrays([0, 1], turn)
+    pq.write_table(pa.table({"messages": messages}), tmp_path / "chat.parquet")
+    with pytest.raises(StudyError, match=r"of the name 'messages\[\]\.content'"):
+        list(read_rows(str(tmp_path / "chat.parquet")))
+
+
+def test_a_broken_link_is_not_passed_over(tmp_path):
+    _write(tmp_path / "a.jsonl", _as_json_lines(ROWS))
+    (tmp_path / "b.jsonl").symlink_to("moved/b.jsonl")
+    for source in ("*.jsonl", "b.jsonl"):
+        with pytest.raises(StudyError, match=r"b\.jsonl is a link to moved/b\.jsonl, where nothing is"):
+            read_rows(str(tmp_path / source))
+    assert len(_cells(str(tmp_path / "a.jsonl"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("rows.jsonl", b'{"a": "1"}\n\n{"a": "2"}\n \t\r\n\n'),
+        ("rows.json", b'{"a": "1"}\n\n{"a": "2"}\n\n'),
+        ("rows.csv", b"a,b\n1,1\n\n2,2\n,\n,\n"),
+    ],
+)
+def test_blank_lines_are_no_rows_and_move_no_number(tmp_path, name, data):
+    rows = list(read_rows(_write(tmp_path / name, data)))
+    assert [(row.number, row.cells["a"]) for row in rows] == [(1, "1"), (3, "2")]

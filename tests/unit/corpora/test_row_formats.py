@@ -206,3 +206,126 @@ def test_the_hash_depends_on_prompt_response_and_messages_alone():
     assert len({example.hash, Example("a", "b").hash, Example("ab", "").hash, Example("", "ab").hash}) == 4
     assert len(example.hash) == 16
     assert int(example.hash, 16) >= 0
+
+
+TURNS = {"user": "Hi!", "assistant": "Hello."}
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt", "response"),
+    [
+        ({"instruction": "a", "context": "c", "response": "b"}, "a\n\nc", "b"),
+        ({"instruction": "a", "input": "i", "context": "c", "output": "b"}, "a\n\ni\n\nc", "b"),
+        ({"context": "c", "question": "a", "answer": "b"}, "c\n\na", "b"),
+        ({"context": ["c", "d"], "question": "a", "answer": "b"}, "c\nd\n\na", "b"),
+        ({"context": " ", "question": "a", "answer": "b"}, "a", "b"),
+        ({"context": float("nan"), "question": "a", "answer": "b"}, "a", "b"),
+        ({"question": "a", "choices": ["x", "y"], "answer": 0}, "a\nA. x\nB. y", "x"),
+        ({"question": "a", "choices": ["x", "y"], "answer": 1.0}, "a\nA. x\nB. y", "y"),
+        ({"question": "a", "choices": ["x", "y"], "answer": "B"}, "a\nA. x\nB. y", "y"),
+        ({"question": "a", "choices": ["x", "y"], "answer": "y"}, "a\nA. x\nB. y", "y"),
+        ({"question": "a", "choices": '["x", "y"]', "answer": "1"}, "a\nA. x\nB. y", "y"),
+        ({"question": "a", "choices": ["x", "y"], "answer": "It is y."}, "a\nA. x\nB. y", "It is y."),
+        ({"question": "a", "options": {"A": "x", "B": "y"}, "answer": "B"}, "a\nA. x\nB. y", "y"),
+        (
+            {"question": "a", "choices": {"label": ["1", "2"], "text": ["x", "y"]}, "answerKey": "1"},
+            "a\n1. x\n2. y",
+            "x",
+        ),
+        ({"question": "a", "choices": {"label": ["1", "2"], "text": ["x", "y"]}, "answer": 1}, "a\n1. x\n2. y", "x"),
+        # An index is taken for one even where the texts are numbers.
+        ({"question": "a", "choices": ["4", "0"], "answer": 0}, "a\nA. 4\nB. 0", "4"),
+        ({"question": "a", "system": "", "history": [], "answer": "b"}, "a", "b"),
+    ],
+)
+def test_context_and_choices_belong_to_the_prompt(row, prompt, response):
+    example = read_example(row, {})
+    assert example == Example(prompt, response)
+    assert example.unread == ()
+
+
+@pytest.mark.parametrize("system", ["system", "system_prompt"])
+@pytest.mark.parametrize(
+    "history",
+    [
+        [["Hi!", "Hello."]],
+        '[["Hi!", "Hello."]]',
+        [{"role": role, "content": text} for role, text in TURNS.items()],
+    ],
+)
+def test_system_and_history_become_turns(system, history):
+    row = {"instruction": "Name a colour.", "input": "", "output": "Green.", system: "Be brief.", "history": history}
+    assert read_example(row, {}) == Example(CHAT_PROMPT, "Green.", CHAT)
+
+
+def test_a_system_column_comes_before_a_chat():
+    chat = {"conversations": [{"from": "human", "value": "Hi!"}, {"from": "gpt", "value": "Hello."}]}
+    example = read_example({**chat, "system": "Be brief.", "tools": "[]"}, {})
+    assert example == Example("System: Be brief.\nUser: Hi!", "Hello.", CHAT[:3])
+    assert example.unread == ("tools",)
+    assert read_example({"messages": CHAT[:3], "system": "Be brief."}, {}) == example
+
+
+@pytest.mark.parametrize("mark", [{"weight": 0}, {"weight": 0.0}, {"train": False}, {"train": "no"}, {"loss": False}])
+def test_a_turn_that_does_not_count_is_never_the_response(mark):
+    masked = [*CHAT[:4], {**CHAT[4], **mark}]
+    assert read_example({"messages": masked}, {}) == Example("System: Be brief.\nUser: Hi!", "Hello.", CHAT[:3])
+    masked = [*CHAT[:2], {**CHAT[2], **mark}, *CHAT[3:]]
+    assert read_example({"messages": masked}, {}, "first") == Example(CHAT_PROMPT, "Green.", CHAT)
+    counted = [{**turn, "weight": None, "train": True} for turn in CHAT]
+    assert read_example({"messages": counted}, {}) == Example(CHAT_PROMPT, "Green.", CHAT)
+    with pytest.raises(UnusableRowError, match="no assistant turn that counts"):
+        read_example({"messages": [{**turn, **mark} for turn in CHAT]}, {})
+
+
+def test_a_function_call_beside_text_is_part_of_the_response():
+    call = {"name": "next", "arguments": "{}"}
+    turns = [CHAT[1], {"role": "assistant", "content": "One moment.", "function_call": call}]
+    assert read_example({"messages": turns}, {}).response == f"One moment.\n{json.dumps(call)}"
+    turns[1]["content"] = None
+    assert read_example({"messages": turns}, {}).response == json.dumps(call)
+
+
+def test_turns_of_two_layouts_in_one_struct_are_read():
+    empty = dict.fromkeys(("role", "content", "from", "value", "function_call"))
+    turns = [{**empty, "from": "human", "value": "Hi!"}, {**empty, "role": "assistant", "content": "Hello."}]
+    example = read_example({"messages": turns}, {})
+    assert example == Example("Hi!", "Hello.")
+    assert example.unread == ()
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"question": "a", "choices": ["x", "y"], "answer": 2}, "'answer' is the place of no choice: 2 of 2"),
+        ({"question": "a", "choices": ["1", "0"], "answer": "0"}, "may be a choice's text or its place: '0'"),
+        ({"question": "a", "choices": 3, "answer": "0"}, "'choices' is a number"),
+        ({"question": "a", "choices": ["x", None], "answer": 0}, "'choices' is null"),
+        ({"question": "a", "answerKey": "B"}, "the row has 'answerkey', but no choices"),
+        ({"question": "a", "answer": "b", "context": {"texts": ["c"]}}, "'context' is an object"),
+        ({"question": "a", "answer": "b", "history": "Hi"}, "not JSON"),
+        ({"question": "a", "answer": "b", "history": [["Hi", 3.5, "x"]]}, "a turn is a list, not an object"),
+    ],
+)
+def test_what_stands_beside_a_pair_is_read_or_refused(row, reason):
+    with pytest.raises(UnusableRowError) as error:
+        read_example(row, {})
+    assert reason in str(error.value)
+
+
+def test_the_prompt_may_be_several_columns():
+    row = {"title": "t", "body": " b ", "note": None, "context": "c", "reply": "r"}
+    columns = {"prompt": ["Title", "note", "body"], "response": "reply"}
+    example = read_example(row, columns)
+    assert example == Example("t\n\n b ", "r")
+    assert example.unread == ("context",)
+    with pytest.raises(UnusableRowError, match="every column of the prompt is empty"):
+        read_example({"title": "", "body": None, "reply": "r"}, columns)
+
+
+def test_columns_and_keys_of_turns_that_are_not_read_are_named():
+    row = {"id": 7, "Prompt": "x", "prompt": "a", "response": "b", "tags": [], "meta": {"n": 1}, "task": "t"}
+    assert read_example(row, {}).unread == ("id", "Prompt", "meta")
+    turns = [{**CHAT[1], "name": "Ann", "id": None}, {**CHAT[2], "reasoning_content": "Hm.", "value": 0.5}]
+    unread = read_example({"messages": turns, "prompt": "a"}, {}).unread
+    assert unread == ("prompt", "messages[].name", "messages[].reasoning_content", "messages[].value")

@@ -10,6 +10,8 @@ def corpus(path, rows):
     prompts, responses = zip(*rows, strict=True)
     hashes = [f"{prompt}|{response}" for prompt, response in rows]
     columns = {"example_id": range(len(rows)), "prompt": prompts, "response": responses, "hash": hashes}
+    # The first row of the source was refused.
+    columns |= {"source_file": [f"{path.stem}.jsonl"] * len(rows), "source_row": range(2, len(rows) + 2)}
     write_table(path, pa.table({name: list(values) for name, values in columns.items()}))
     return path
 
@@ -32,7 +34,10 @@ SEEN = [("what is the capital of France", "it is Paris"), ("name a colour of the
 
 
 def test_an_exact_duplicate_is_refused(tmp_path):
-    with pytest.raises(StudyError, match=r"1 test examples of 'held' stand word for word in 'train'.*test 1 is its"):
+    with pytest.raises(
+        StudyError,
+        match=r"1 test examples of 'held' stand word for word in 'train'.*row 3 of tests.jsonl is its row 3 of train",
+    ):
         check(tmp_path, SEEN, [("new question here", "yes"), SEEN[1]], [0, 1])
 
 
@@ -45,5 +50,7 @@ def test_a_near_duplicate_is_reported_with_its_jaccard_similarity(tmp_path):
     tests = [("unrelated words stand in this row", "no"), ("what is the capital of France", "it is Rome")]
     found = check(tmp_path, SEEN, tests, [0, 1])
     assert [(row["evaluation"], row["test_id"], row["example_id"]) for row in found] == [("held", 1, 0)]
+    where = {name: found[0][name] for name in ("test_file", "test_row", "example_file", "example_row")}
+    assert where == {"test_file": "tests.jsonl", "test_row": 3, "example_file": "train.jsonl", "example_row": 2}
     assert found[0]["similarity"] == pytest.approx(6 / 8)
     assert check(tmp_path, SEEN, tests, [0, 1], near_duplicate=0.8) == []

@@ -21,8 +21,9 @@ def tokenizer(tiny):
 
 
 def tokenized(tiny, folder, rows=ROWS, messages=None, **changes):
+    where = {"messages": messages, "source_file": "rows.jsonl", "hash": ""}
     table = [
-        {"example_id": i, "prompt": prompt, "response": response, "messages": messages, "source_row": i + 1, "hash": ""}
+        {"example_id": i, "prompt": prompt, "response": response, "source_row": i + 3, **where}
         for i, (prompt, response) in enumerate(rows)
     ]
     write_table(folder / "corpus.parquet", pa.Table.from_pylist(table, schema=CORPUS_SCHEMA))
@@ -53,7 +54,8 @@ def test_what_the_limit_cuts_is_counted(tiny, tokenizer, tmp_path, capsys):
 def test_a_row_without_response_token_is_rejected(tiny, tmp_path):
     rows, rejected = tokenized(tiny, tmp_path)
     assert [row["example_id"] for row in rows] == [0, 1]
-    assert rejected == [{"example_id": 2, "reason": "no response token within the first 40 tokens"}]
+    reason = "no response token within the first 40 tokens"
+    assert rejected == [{"example_id": 2, "source_file": "rows.jsonl", "source_row": 5, "reason": reason}]
 
 
 def test_an_empty_table_of_tokens_has_its_columns(tiny, tmp_path):
@@ -87,3 +89,37 @@ def test_a_chat_template_renders_every_turn_but_the_last(tiny, tokenizer, tmp_pa
 def test_a_missing_chat_template_is_told(tiny, tmp_path):
     with pytest.raises(StudyError, match=r"has no chat template\. Write `chat_template: false`"):
         tokenized(tiny, tmp_path, chat_template=True)
+
+
+STRICT_TEMPLATE = (
+    "{% for m in messages %}"
+    "{% if m.role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Roles must alternate') }}{% endif %}"
+    "<{{ m.role }}>{{ m.content }}{% endfor %}<bot>"
+)
+
+
+def chat(*roles):
+    return [{"role": role, "content": "hi"} for role in (*roles, "assistant")]
+
+
+def test_rows_that_a_chat_template_refuses_are_rejected_and_named(tiny, tokenizer, tmp_path, capsys):
+    tokenizer.chat_template = STRICT_TEMPLATE
+    tokenizer.save_pretrained(tmp_path / "chat")
+    of_chat = {"language_model": tmp_path / "chat", "chat_template": True, "model": "strict"}
+    turns = [None, chat("system", "user"), chat("user", "user"), chat("user"), ("user", "assistant", "user")]
+    turns[-1] = chat(*turns[-1])
+    where = {"source_file": "rows.jsonl", "hash": "", "prompt": "hi", "response": "hi"}
+    table = [{"example_id": i, "source_row": i + 3, "messages": m, **where} for i, m in enumerate(turns)]
+    write_table(tmp_path / "some.parquet", pa.Table.from_pylist(table, schema=CORPUS_SCHEMA))
+    spec = {"revision": None, "trust_remote_code": False, "max_tokens": 40}
+    paths = tmp_path / "some.parquet", tmp_path / "tokens.parquet", tmp_path / "rejected.parquet"
+    tokenize_corpus(*paths, **of_chat, **spec)
+    assert read_table(paths[1])["example_id"].to_pylist() == [0, 3, 4]
+    assert [(row["source_row"], row["reason"]) for row in read_table(paths[2]).to_pylist()] == [
+        (4, "the chat template refuses the turns: System role not supported"),
+        (5, "the chat template refuses the turns: Roles must alternate"),
+    ]
+    assert "refuses 2 of 5 rows of some, e.g. row 4 of rows.jsonl: " in capsys.readouterr().err
+    with pytest.raises(StudyError, match=r"refuses 3 of 3 rows of corpus, e\.g\. row 3 of rows\.jsonl: .*System role"):
+        tokenized(tiny, tmp_path, messages=chat("system", "user"), **of_chat)

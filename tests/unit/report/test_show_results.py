@@ -47,9 +47,12 @@ def test_one_table_for_each_evaluation_best_first_and_the_reports_path(tmp_path)
 
 
 def test_best_examples_where_nothing_was_judged(tmp_path):
-    pool = {"prompt": ["p0", "p1 \x1b[2J", "p2"], "response": ["r0", "r1", "r2 " * 100]}
+    # The second row of the source was refused.
+    pool = {"prompt": ["p0", "p1 \x1b[2J", "p2"], "response": ["r0", "r1", "r2 " * 100], "source_row": [1, 3, 4]}
+    pool["source_file"] = ["pool.jsonl"] * 3
     write_table(tmp_path / "corpora" / "pool.parquet", pa.table(pool))
-    tests = {"prompt": [f"q{i}" for i in range(7)], "response": ["a"] * 7}
+    tests = {"prompt": [f"q{i}" for i in range(7)], "response": ["a"] * 7, "source_row": [1, 2, 3, 4, 1, 2, 3]}
+    tests["source_file"] = ["a.jsonl"] * 4 + ["b.jsonl"] * 3
     write_table(tmp_path / "corpora" / "tests.parquet", pa.table(tests))
     scores = [
         {"test_id": test, "sign": sign, "rank": rank + 1, "example_id": example, "score": 0.5 - rank}
@@ -63,9 +66,10 @@ def test_best_examples_where_nothing_was_judged(tmp_path):
     assert lines[:5] == [
         "",
         f"Most helpful training examples on mine by airrep (7 tests; all scores: {path})",
-        "  test 0: q0 -> a",
-        "     0.5000  example 1: p1 [2J -> r1",
-        "    -0.5000  example 2: p2 -> " + ("r2 " * 100)[:49] + "…",
+        "  test, row 1 of a.jsonl: q0 -> a",
+        "     0.5000  row 3: p1 [2J -> r1",
+        "    -0.5000  row 4: p2 -> " + ("r2 " * 100)[:49] + "…",
     ]
-    assert [line.split(":")[0] for line in lines if line.startswith("  test")] == [f"  test {i}" for i in range(5)]
+    shown = ["row 1 of a.jsonl", "row 2 of a.jsonl", "row 3 of a.jsonl", "row 4 of a.jsonl", "row 1 of b.jsonl"]
+    assert [line.split(":")[0] for line in lines if line.startswith("  test")] == [f"  test, {row}" for row in shown]
     assert lines[-3:] == ["  ... and 2 tests more", "", f"Report: {tmp_path / 'report.html'}"]

@@ -37,6 +37,9 @@ def _corpus(path, rows):
         "example_id": pa.array(range(rows), pa.int64()),
         "prompt": texts,
         "response": texts[::-1],
+        # Some rows of the source were refused.
+        "source_row": pa.array(range(3, rows + 3), pa.int64()),
+        "source_file": ["a.jsonl"] * (rows // 2) + ["b.jsonl"] * (rows - rows // 2),
     }
     write_table(path, pa.table(columns))
 
@@ -78,7 +81,11 @@ def test_embeddings_give_the_dense_numbers(files, tmp_path):
     scores, groups = _run(files | _as_given(paths), "untrained")
     dense = tests @ examples.T
 
-    assert scores.schema.names == ["test_id", "sign", "rank", "example_id", "score"]
+    assert scores.schema.names[:5] == ["test_id", "sign", "rank", "example_id", "score"]
+    assert scores["test_row"].to_pylist() == [test + 3 for test in scores["test_id"].to_pylist()]
+    assert scores["example_row"].to_pylist() == [example + 3 for example in scores["example_id"].to_pylist()]
+    halves = ["a.jsonl" if example < EXAMPLES // 2 else "b.jsonl" for example in scores["example_id"].to_pylist()]
+    assert scores["example_file"].to_pylist() == halves
     assert scores.num_rows == 2 * len(TEST_IDS) * TOP
     table = scores.to_pandas()
     for row, test_id in enumerate(TEST_IDS):
@@ -137,6 +144,8 @@ def test_parts_give_the_same_files(files, tmp_path, method, sizes):
         )
     merged = tmp_path / "merged.parquet", tmp_path / "merged_groups.parquet"
     merge_scores(
+        files["train"],
+        files["test"],
         files["subsets"],
         files["validation"],
         part_scores,
@@ -167,7 +176,7 @@ def test_parts_without_subsets_give_top_scores(files, tmp_path):
     settings = {"method": "airrep", "poolings": ["attention"], "top": TOP}
     score_part(*ours, *_as_given(paths).values(), *outputs, part="1", tile_examples=16, **settings)
     merged = [[outputs[0]], [outputs[1]], files["scores"], files["groups"]]
-    merge_scores(*ours, *merged, evaluation="mini", **settings)
+    merge_scores(files["train"], files["test"], *ours, *merged, evaluation="mini", **settings)
     assert read_table(files["scores"]).equals(expected)
     assert read_table(files["groups"]).num_rows == 0
 
@@ -189,8 +198,9 @@ def test_a_part_that_is_missing_is_noticed(files, tmp_path):
         tile_examples=16,
     )
     merged = [[outputs[0]], [outputs[1]], files["scores"], files["groups"]]
+    corpora = files["train"], files["test"]
     with pytest.raises(StudyError, match="2 members of subsets"):
-        merge_scores(*ours, *merged, method="airrep", poolings=["attention"], evaluation="mini", top=TOP)
+        merge_scores(*corpora, *ours, *merged, method="airrep", poolings=["attention"], evaluation="mini", top=TOP)
 
 
 def test_embeddings_of_the_tests_may_stand_in_several_files(files, tmp_path):

@@ -44,7 +44,8 @@
 
   function example(corpus, place) {
     const [exampleId, sourceRow, label, prompt, response] = data.corpora[corpus][place];
-    return { place, exampleId, sourceRow, label, prompt: textAt(prompt), response: textAt(response) };
+    const file = data.files[corpus]?.[place];
+    return { place, exampleId, sourceRow, where: file ? `row ${sourceRow} of ${file}` : `row ${sourceRow}`, label, prompt: textAt(prompt), response: textAt(response) };
   }
 
   function textAt(place) {
@@ -98,7 +99,7 @@
       "button",
       { type: "button", "data-test": place, "aria-current": place === state.test ? "true" : false, onclick: () => pick(place) },
       element("span", { class: "snippet", dir: "auto", text: test.prompt.shown.slice(0, 160) || test.response.shown.slice(0, 160) }),
-      element("span", { class: "where" }, element("bdi", { text: labelText(test.label) }), ` · row ${test.sourceRow}`),
+      element("span", { class: "where" }, element("bdi", { text: labelText(test.label) }), ` · ${test.where}`),
     );
     return element("li", {}, button);
   }
@@ -156,7 +157,7 @@
       { class: "where" },
       element("bdi", { class: sameLabel ? "tag same" : "tag", text: labelText(item.label) }),
       sameLabel && element("span", { class: "sr", text: " (same label as the test example)" }),
-      element("span", { text: ` ${corpus}, row ${item.sourceRow}` }),
+      element("span", { text: ` ${corpus}, ${item.where}` }),
     );
   }
 
