@@ -38,7 +38,7 @@ SHOWN_CHARACTERS = 60
 
 @dataclass(frozen=True)
 class Query:
-    """An answer whose training examples are wanted."""
+    """A prompt and its response, for which training examples are ranked."""
 
     prompt: str
     response: str
@@ -47,19 +47,28 @@ class Query:
 def attribute(
     encoder: str, corpus: Path, queries: Sequence[Query], *, embeddings: Path | None, top: int, sign: Sign
 ) -> pa.Table:
-    """Return the `top` training examples of each query, best first: columns query, rank, score, example_id, label,
-    prompt, response.
+    """Return the training examples that help or harm each query most.
+
+    A score is the inner product of the example's embedding and the query's (paper, section 3.2).
 
     Parameters
     ----------
     encoder: folder or hub id of a trained encoder.
     corpus: a `corpora/` file of the workflow.
-    embeddings: of this corpus by this encoder; made there if the file doesn't exist, and kept nowhere if None.
+    queries: at least one.
+    embeddings: Parquet file of this corpus's embeddings by this encoder; computed and written there if it doesn't
+        exist, computed and not kept if None.
+    top: how many examples to return for each query; all of them if the corpus has fewer.
     sign: `helpful` for the largest scores, `harmful` for the smallest.
+
+    Returns
+    -------
+    One row per query and rank, best first, with the columns `query` (int32, its index in `queries`), `rank` (int32,
+    from 1), `score` (float32), `example_id` (int32), `label`, `prompt` and `response`.
 
     Raises
     ------
-    StudyError: a model or file can't be read, or they don't belong together.
+    StudyError: the model or a file can't be read, or `embeddings` come from another encoder or another corpus.
     """
     folder = model_folder(encoder)
     model = load_trained_encoder(folder)
@@ -126,7 +135,12 @@ def _result(corpus: Path, example_ids: np.ndarray, scores: np.ndarray) -> pa.Tab
 
 
 def prepared_corpus(source: str, folder: Path) -> Path:
-    """Return `source` itself if it is a `corpora/` file of the workflow, else read it into one in `folder`."""
+    """Return `source` itself if it is a `corpora/` file of the workflow, else read it into one in `folder`.
+
+    Raises
+    ------
+    StudyError: `source` can't be read, or more than 5 % of its rows are unusable.
+    """
     path = Path(source)
     if path.suffix == ".parquet" and path.exists() and set(CORPUS_SCHEMA.names) <= set(_columns(path)):
         return path
@@ -150,7 +164,7 @@ def read_queries(corpus: Path) -> list[Query]:
 
 
 def as_text(result: pa.Table) -> str:
-    """Return a result as a table for the screen, long texts cut."""
+    """Return a result of `attribute` as a table for the screen, long texts cut."""
     lines = [f"{'query':>5} {'rank':>4} {'score':>9} {'example':>8}  {'label':<20} example's prompt -> response"]
     for row in result.to_pylist():
         texts = f"{one_line(row['prompt'], SHOWN_CHARACTERS)} -> {one_line(row['response'], SHOWN_CHARACTERS)}"
@@ -162,7 +176,7 @@ def as_text(result: pa.Table) -> str:
 
 
 def as_json(result: pa.Table) -> str:
-    """Return a result as a JSON list of rows."""
+    """Return a result of `attribute` as a JSON list with one object per row."""
     return json.dumps(result.to_pylist(), ensure_ascii=False, indent=1) + "\n"
 
 
@@ -197,7 +211,16 @@ def arguments_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Answer the command line."""
+    """Run the command line.
+
+    Parameters
+    ----------
+    arguments: words of the command line; those of this process if None.
+
+    Raises
+    ------
+    SystemExit: the arguments don't fit together (code 2), or a `StudyError` was raised (its message).
+    """
     parser = arguments_parser()
     given = parser.parse_args(arguments)
     if given.top < 1:
@@ -206,7 +229,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("--format parquet needs --output FILE")
     if given.response and not given.query:
         parser.error("--response belongs to --query; a file of --queries has its own responses")
-    # What transformers says while it loads is about weights that no encoder has (see `load_encoder`).
+    # What transformers logs while it loads is about weights that no encoder has (see `load_encoder`).
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     try:

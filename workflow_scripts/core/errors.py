@@ -1,8 +1,8 @@
-"""Exceptions whose message is written for the user, and what the exceptions of others tell."""
+"""Exceptions whose message is written for the user, and a test for libraries' out-of-memory errors."""
 
 
 class StudyError(Exception):
-    """Something the user can mend: the message names the file, row or key and says what to write instead."""
+    """An error that the user can fix: the message names the file, row or key and says what to write instead."""
 
 
 class UnusableRowError(Exception):
@@ -13,7 +13,7 @@ class UnusableRowError(Exception):
 
 
 def lacks_memory(error: BaseException) -> bool:
-    """Return whether an error tells of too little memory, on a GPU or on the CPU."""
+    """Return whether an error means that memory ran out, on a GPU or on the CPU."""
     words = (
         "out of memory",
         "out_of_memory",
