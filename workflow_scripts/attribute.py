@@ -64,7 +64,7 @@ def attribute(
     Returns
     -------
     One row per query and rank, best first, with the columns `query` (int32, its index in `queries`), `rank` (int32,
-    from 1), `score` (float32), `example_id` (int32), `label`, `prompt` and `response`.
+    from 1), `score` (float32), `example_id` (int64), `label`, `prompt` and `response`.
 
     Raises
     ------

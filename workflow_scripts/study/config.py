@@ -1,4 +1,4 @@
-"""The study's configuration: typed, unknown keys refused, sections that fit together."""
+"""The configuration of a study as a pydantic model, with the checks that involve several sections."""
 
 from __future__ import annotations
 
@@ -200,13 +200,23 @@ class Study(Section):
         return self
 
     def language_model_named(self, name: str | None) -> LanguageModel:
-        """Return the LM of `language_models`, or for None the one that the targets are made with."""
+        """Return the settings of an LM of `language_models`, or for None those of the LM that the targets come from.
+
+        Raises
+        ------
+        ValueError: the changes in `language_models` don't make a valid section.
+        """
         if name is None:
             return self.language_model
         return _changed(self.language_model, self.language_models[name], f"language_models.{name}")
 
     def encoder_of(self, variant: str | None) -> tuple[Encoder, EncoderTraining]:
-        """Return how an encoder of `encoder_variants` starts and is trained; for None, the study's own."""
+        """Return how an encoder of `encoder_variants` starts and is trained; for None, the study's own.
+
+        Raises
+        ------
+        ValueError: the changes in `encoder_variants` don't make valid sections.
+        """
         if variant is None:
             return self.encoder, self.encoder_training
         changes, key = self.encoder_variants[variant], f"encoder_variants.{variant}"
@@ -229,11 +239,17 @@ def _changed(section: AnySection, changes: Mapping[str, Any], key: str) -> AnySe
 
 
 def load_study(values: Mapping[str, Any], origin: str = "config.yaml") -> Study:
-    """Return the typed study of `values`, as Snakemake read them from `origin`.
+    """Return the validated study.
+
+    Parameters
+    ----------
+    values: keys and values of the config, as Snakemake or YAML reads them.
+    origin: name of the config file, for the message.
 
     Raises
     ------
-    StudyError: one line per wrong key, each with what to write instead.
+    StudyError: a key is missing, unknown or has a wrong value, or sections don't fit together; one line per key, each
+        with what to write instead.
     """
     try:
         return Study.model_validate(dict(values))

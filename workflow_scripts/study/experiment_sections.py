@@ -1,4 +1,4 @@
-"""The sections of a study's configuration under `experiments`, as `study.sections` has the others."""
+"""The sections of a study's configuration under `experiments`; `study.sections` has the others."""
 
 from __future__ import annotations
 
