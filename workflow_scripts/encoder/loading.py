@@ -33,14 +33,24 @@ def load_encoder(
 ) -> AttributionEncoder:
     """Load an encoder from a folder or hub id, onto the job's GPU if it has one.
 
-    `precision` is that of the forward passes to come, in which a GPU's packed attention is tried.
+    A model that has projections keeps them, its view, and whether they read means of length 1. A model without gets
+    random ones (paper, section 3.2).
 
-    A model that has projections keeps them, its view, and whether they read means of length 1. For one without,
-    random projections to `dimension` are made from `seed` (paper, section 3.2).
+    Parameters
+    ----------
+    model: folder or hub id.
+    max_tokens: longest text in tokens; less where model or tokenizer allow less.
+    view: of a model without projections, whether prompt and response are read as one text or as two.
+    normalized: of a model without projections, whether means are scaled to length 1 before the projection.
+    dimension: of a model without projections, the size of an embedding.
+    seed: seed of random projections.
+    revision: commit, tag or branch on the hub; None for the default branch.
+    trust_remote_code: whether code that comes with the model may run.
+    precision: `float32` or `bfloat16`, that of later forward passes, in which packed attention on a GPU is tested.
 
     Raises
     ------
-    StudyError: the model can't be loaded, or its weights aren't whole.
+    StudyError: the model can't be loaded, weights are missing, or its parts come from different models.
     """
     folder = model_folder(model, revision)
     parts = model_parts(folder)
@@ -74,7 +84,14 @@ def load_encoder(
 def load_trained_encoder(
     model: str | Path, max_tokens: int | None = None, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> AttributionEncoder:
-    """Load an encoder that was trained for attribution; texts are cut where its tokenizer says, or at `max_tokens`.
+    """Load an encoder that was trained for attribution.
+
+    Parameters
+    ----------
+    model: folder or hub id.
+    max_tokens: longest text in tokens; None for the limit of its tokenizer.
+    revision: commit, tag or branch on the hub; None for the default branch.
+    trust_remote_code: whether code that comes with the model may run.
 
     Raises
     ------
@@ -90,12 +107,12 @@ def load_trained_encoder(
 
 
 def model_parts(folder: Path) -> list[Path]:
-    """Return the model folders that an encoder's folder consists of: itself, or one for each part of its view."""
+    """Return the model folders in an encoder's folder: itself, or `prompt` and `response` under the view `split`."""
     return [folder / part for part in SPLIT_FOLDERS if (folder / part).is_dir()] or [folder]
 
 
 def stored_projection(folder: Path) -> nn.Linear | None:
-    """Return the projection that lies in a model folder, or None.
+    """Return the projection in a model folder, a float32 layer; None if there is none.
 
     It is the Dense module of sentence-transformers, or `projector` among the model's weights, as in the
     checkpoint that the paper's authors published.
