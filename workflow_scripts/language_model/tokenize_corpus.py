@@ -1,4 +1,4 @@
-"""Turn a corpus into the LM's tokens, once for all jobs, and say what the token limit cuts."""
+"""Tokenise a corpus for an LM, once for all jobs, and report what the token limit cuts."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,10 +38,26 @@ def tokenize_corpus(
     max_tokens: int,
     chat_template: bool,
 ) -> None:
-    """Write the tokens of every example that keeps a response token, and the others with the reason.
+    """Write the tokens of every example that keeps a response token, and list the others with the reason.
 
-    An example is its prompt, its response and the end-of-text token, cut at `max_tokens`. `prompt_tokens`
-    counts the tokens that bear no loss, `cut_tokens` the response tokens that were cut.
+    An example is its prompt, its response and the end-of-text token, cut at `max_tokens`. In the table,
+    `prompt_tokens` is the number of prompt tokens, which have no loss, and `cut_tokens` that of the tokens cut off.
+
+    Parameters
+    ----------
+    corpus: `corpora/` file.
+    tokens: Parquet file to write, one row per example.
+    rejected: Parquet file to write, one row per example without a response token.
+    language_model: folder of the LM, where the workflow made or fetched it; None to load `model`.
+    model: folder or hub id of the LM.
+    revision: commit, tag or branch on the hub; None for the default branch.
+    trust_remote_code: whether code that comes with the model may run.
+    max_tokens: longest example in tokens.
+    chat_template: whether prompts are rendered with the tokenizer's chat template.
+
+    Raises
+    ------
+    StudyError: the tokenizer can't be loaded, or has no end-of-text token or no chat template where one is asked for.
     """
     tokenizer = load_tokenizer(language_model or model, revision, trust_remote_code)
     if chat_template and not tokenizer.chat_template:
@@ -81,7 +97,7 @@ def tokenize_corpus(
 
 
 class _Row(TypedDict):
-    """A row of the tokens' table."""
+    """A row of the table of tokens."""
 
     example_id: int
     input_ids: np.ndarray
@@ -103,7 +119,7 @@ def _tokenized(tokenizer: Any, rows: list[dict[str, Any]], max_tokens: int, chat
     prompt_ids = tokenizer(prompts, add_special_tokens=not chat_template)["input_ids"]
     response_ids = tokenizer([row["response"] for row in rows], add_special_tokens=False)["input_ids"]
     for row, prompt, response in zip(rows, prompt_ids, response_ids, strict=True):
-        # Some tokenizers end what they read with end-of-text; the response follows, so it goes.
+        # Some tokenizers append end-of-text; it is removed, because the response follows.
         if prompt and prompt[-1] == tokenizer.eos_token_id and not chat_template:
             prompt = prompt[:-1]
         whole = [*prompt, *response, tokenizer.eos_token_id]
