@@ -15,7 +15,14 @@ from workflow_scripts.models.packing import PackedBatch, example_means, pack, to
 
 
 def open_embedder(reader: LanguageModelReader, fitted: Mapping[str, torch.Tensor], for_tests: bool) -> Embedder:
-    """Return an embedder of mean last hidden states, over prompt and response, of unit length."""
+    """Return an embedder of mean last hidden states, over prompt and response, of unit length.
+
+    Parameters
+    ----------
+    reader: the LM.
+    fitted: not used: the method isn't fitted.
+    for_tests: not used: tests are embedded as training examples are.
+    """
 
     @torch.inference_mode()
     def embed(examples: Sequence[TokenizedExample]) -> np.ndarray:
@@ -36,7 +43,7 @@ def _mean_states(reader: LanguageModelReader, examples: Sequence[np.ndarray]) ->
 
 
 def _packed_states(lm: PreTrainedModel, batch: PackedBatch) -> torch.Tensor:
-    """Return the last hidden states of all tokens, [tokens, hidden], in packed order."""
+    """Return the last hidden states of all tokens, float [tokens, hidden], in packed order."""
     return lm.base_model(
         input_ids=batch.tokens, position_ids=batch.positions, packing=batch, use_cache=False
     ).last_hidden_state[0]
