@@ -45,8 +45,8 @@ def random_projections(layers: Mapping[str, nn.Module], rank: int, seed: int) ->
         outputs, inputs = layer.weight.T.shape if isinstance(layer, Conv1D) else layer.weight.shape
         for side, width in (("inputs", inputs), ("outputs", outputs)):
             kept = min(rank, width)
-            random = torch.Generator().manual_seed(derive_seed(seed, "projection", name, side))
-            projections[f"{name}.{side}"] = torch.randn(kept, width, generator=random) / kept**0.5
+            rng = torch.Generator().manual_seed(derive_seed(seed, "projection", name, side))
+            projections[f"{name}.{side}"] = torch.randn(kept, width, generator=rng) / kept**0.5
     return projections
 
 

@@ -1,4 +1,4 @@
-"""Models by name or folder: loading and saving."""
+"""Load models and tokenizers by folder or hub id, and save them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FEWEST_WORDS = 2
 
 
 class Loader(Protocol):
-    """A class that makes models or tokenizers from files, e.g. `transformers.AutoTokenizer`."""
+    """A class that loads models or tokenizers from files, e.g. `transformers.AutoTokenizer`."""
 
     def from_pretrained(self, model: str, **options: object) -> Any: ...
 
@@ -29,7 +29,18 @@ class Loader(Protocol):
 def load_tokenizer(
     model: str | Path, revision: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a hub id or folder; raises `StudyError` if it can't be had, or knows no words."""
+    """Load a tokenizer.
+
+    Parameters
+    ----------
+    model: folder or hub id.
+    revision: commit, tag or branch on the hub; None for the default branch.
+    trust_remote_code: whether code that comes with the model may run.
+
+    Raises
+    ------
+    StudyError: the tokenizer can't be loaded, or has special tokens only.
+    """
     # Imported here: it costs seconds, and most users of this module need no tokenizer.
     from transformers import AutoTokenizer
 
@@ -39,10 +50,19 @@ def load_tokenizer(
 
 
 def require_words(tokenizer: PreTrainedTokenizerBase, model: str | Path) -> None:
-    """Raise `StudyError` if a tokenizer knows special tokens alone.
+    """Check that a tokenizer has more than special tokens.
 
-    That is what transformers returns for many kinds of models where the files of the tokenizer are missing: every
-    text becomes the same tokens, or none.
+    For many kinds of models, that is all that transformers returns if the files of the tokenizer are missing: every
+    text then becomes the same tokens, or none.
+
+    Parameters
+    ----------
+    tokenizer: the tokenizer.
+    model: its name, for the message.
+
+    Raises
+    ------
+    StudyError: it has special tokens only.
     """
     words = tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys() - set(tokenizer.all_special_tokens)
     if len(words) < FEWEST_WORDS:
@@ -56,7 +76,20 @@ def require_words(tokenizer: PreTrainedTokenizerBase, model: str | Path) -> None
 def load_pretrained(
     loader: Loader, model: str | Path, revision: str | None, trust_remote_code: bool, **options: object
 ) -> Any:
-    """Call `loader.from_pretrained`; raises `StudyError` with advice where it fails."""
+    """Return the result of `loader.from_pretrained`.
+
+    Parameters
+    ----------
+    loader: a class of transformers.
+    model: folder or hub id.
+    revision: commit, tag or branch on the hub; None for the default branch.
+    trust_remote_code: whether code that comes with the model may run.
+    options: further arguments of `from_pretrained`.
+
+    Raises
+    ------
+    StudyError: it can't be loaded; the message says why and what to write instead.
+    """
     if trust_remote_code:
         say(f"trust_remote_code is on: Python code that comes with {str(model)!r} may run here. Did you read it?")
     try:
@@ -76,9 +109,20 @@ def load_weights(
     unused: str = "",
     **options: object,
 ) -> PreTrainedModel:
-    """Load a model in float32 from safetensors; raises `StudyError` where its weights aren't whole.
+    """Load a model in float32 from safetensors.
 
-    `unused` begins the names of weights that nobody reads, so they may be missing (empty: none).
+    Parameters
+    ----------
+    loader: a class of transformers.
+    model: folder or hub id.
+    revision: commit, tag or branch on the hub; None for the default branch.
+    trust_remote_code: whether code that comes with the model may run.
+    unused: prefix of the names of weights that are not used, so that they may be missing; empty for none.
+    options: further arguments of `from_pretrained`.
+
+    Raises
+    ------
+    StudyError: the model can't be loaded, or weights are missing or have another shape than the config says.
     """
     import torch
     from transformers.utils import logging
@@ -103,11 +147,16 @@ def load_weights(
 
 
 def model_folder(model: str | Path, revision: str | None = None) -> Path:
-    """Return the folder of a model: `model` itself, or where the hub's files lie on this machine.
+    """Return the folder of a model: `model` itself, or the one in the hub's cache, downloaded if it isn't there yet.
+
+    Parameters
+    ----------
+    model: folder or hub id.
+    revision: commit, tag or branch on the hub; None for the default branch.
 
     Raises
     ------
-    StudyError: there is no such folder, and the hub doesn't give it.
+    StudyError: there is no such folder, and the model can't be downloaded.
     """
     if Path(model).is_dir():
         return Path(model)
@@ -136,7 +185,7 @@ def _cant_be_loaded(model: str | Path, error: Exception) -> StudyError:
 
 
 def save_folder(folder: Path, *parts: Any) -> None:
-    """Write models and tokenizers (`save_pretrained`) to `folder`, which appears only when it is whole."""
+    """Write models and tokenizers (`save_pretrained`) to `folder`, which appears only once it is complete."""
     with atomic_folder(folder) as temporary:
         for part in parts:
             part.save_pretrained(temporary)

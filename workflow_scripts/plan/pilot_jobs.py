@@ -131,18 +131,18 @@ def _tokens(examples: Sequence[TokenizedExample]) -> int:
 
 def time_scores(dimension: int) -> dict[str, float]:
     """Return the seconds of a scored pair, and of one pair of subsets in one bootstrap draw of one test and row."""
-    random = np.random.default_rng(0)
-    tests = random.standard_normal((SCORED_TESTS, dimension), np.float32)
-    tile = torch.from_numpy(random.standard_normal((SCORED_EXAMPLES, dimension), np.float32)).half()
-    members = [random.choice(SCORED_EXAMPLES, 100, replace=False) for _ in range(SCORED_SUBSETS)]
+    rng = np.random.default_rng(0)
+    tests = rng.standard_normal((SCORED_TESTS, dimension), np.float32)
+    tile = torch.from_numpy(rng.standard_normal((SCORED_EXAMPLES, dimension), np.float32)).half()
+    members = [rng.choice(SCORED_EXAMPLES, 100, replace=False) for _ in range(SCORED_SUBSETS)]
 
     def score() -> None:
         scores = CorpusScores(SCORED_TESTS, TOP, Membership(members), ["attention", "mean"])
         scores.add_tiles([(np.arange(SCORED_EXAMPLES), tile)], inner_products(tests))
 
     few_tests = 4
-    values = random.standard_normal((2, few_tests, SCORED_SUBSETS))
-    resamples = Bootstrap.draw(few_tests, SCORED_SUBSETS, DRAWS, random)
+    values = rng.standard_normal((2, few_tests, SCORED_SUBSETS))
+    resamples = Bootstrap.draw(few_tests, SCORED_SUBSETS, DRAWS, rng)
     score()  # warm-up
     return {
         "scored_pair": typical_seconds(score, 0.5) / (SCORED_EXAMPLES * SCORED_TESTS),
