@@ -1,4 +1,4 @@
-"""Chats of any common layout as a list of {role, content} turns that ends with the response."""
+"""Read chats of any common format into a list of {role, content} turns that ends with the response."""
 
 from __future__ import annotations
 
@@ -34,12 +34,17 @@ ROLES = {
 
 
 def read_chat(turns: object, column: str, response_turn: Turn = "last") -> list[Message]:
-    """Return the turns up to the last assistant turn, or the first after a user turn, which is the response.
+    """Return the turns of a chat up to the response.
 
-    `turns` is a list of {role, content} or ShareGPT's {from, value} (or the JSON text of one, as in
-    CSV cells), or UltraChat's list of strings, which user and assistant say in turn. Turns after the
-    response are left out, and so are empty system turns. The calls of
-    an assistant turn that calls tools belong to its content, as JSON.
+    Turns after the response are left out, and so are empty system turns. The content of an assistant turn that calls
+    tools includes its calls, as JSON.
+
+    Parameters
+    ----------
+    turns: list of {role, content} or ShareGPT's {from, value} (or the JSON text of one, as in CSV cells), or
+        UltraChat's list of strings, which are user and assistant turns alternately.
+    column: name of its column, for the message.
+    response_turn: which assistant turn is the response, the `last` or the `first` after a user turn.
 
     Raises
     ------
