@@ -92,7 +92,7 @@ def train_encoder(
         training.pooling, training.min_label_gap, training.max_pair_weight, training.learned_scale
     ).to(model.device)
     folds = read_folds(subsets, targets, training.label_spread, training.label_clip)
-    trained_on, held_back = folds[: -training.validation_folds], folds[-training.validation_folds :]
+    trained_on, held_out = folds[: -training.validation_folds], folds[-training.validation_folds :]
     tokens = tokenize(model, corpus, folds, prompt_words, training.truncation)
     passes = (training.chunk_tokens, training.precision)
 
@@ -105,7 +105,7 @@ def train_encoder(
     started = time.monotonic() - (state.log[-1]["seconds"] if state.log else 0.0)
 
     def validate() -> float:
-        return broadcast_from_rank_zero(validation_lds(model, objective, tokens, held_back, *passes))
+        return broadcast_from_rank_zero(validation_lds(model, objective, tokens, held_out, *passes))
 
     if not state.log:
         if training.learned_scale:

@@ -82,13 +82,13 @@ class TaskMeans:
     ----------
     tests_of: for each task, int [tests], the ids of its tests.
     draws: number of resamples.
-    random: source of randomness.
+    rng: source of randomness.
     """
 
-    def __init__(self, tests_of: Sequence[np.ndarray], draws: int, random: np.random.Generator):
+    def __init__(self, tests_of: Sequence[np.ndarray], draws: int, rng: np.random.Generator):
         self.tests_of = tests_of
-        self.tasks = random.multinomial(len(tests_of), np.full(len(tests_of), 1 / len(tests_of)), size=draws)
-        self.tests = [random.multinomial(len(one), np.full(len(one), 1 / len(one)), size=draws) for one in tests_of]
+        self.tasks = rng.multinomial(len(tests_of), np.full(len(tests_of), 1 / len(tests_of)), size=draws)
+        self.tests = [rng.multinomial(len(one), np.full(len(one), 1 / len(one)), size=draws) for one in tests_of]
 
     def __call__(self, values: pd.Series) -> tuple[float, np.ndarray]:
         """Return the mean of values by test id, and that of each resample, float64 [draws]; NaN values are left out."""

@@ -77,9 +77,9 @@ def _cheaper(study: Study, pilot: Pilot, concurrency: Concurrency) -> Iterator[d
     for share, left in LDS_LEFT.items():
         if not targets:
             break
-        held_back = study.encoder_training.validation_folds
-        folds = held_back + round((targets.folds - held_back) * share)
-        if held_back < folds < targets.folds:
+        held_out = study.encoder_training.validation_folds
+        folds = held_out + round((targets.folds - held_out) * share)
+        if held_out < folds < targets.folds:
             changed = study.model_copy(update={"targets": targets.model_copy(update={"folds": folds})})
             yield {
                 "setting": f"targets.folds: {folds}",

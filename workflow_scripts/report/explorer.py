@@ -1,4 +1,4 @@
-"""The explorer's data: test examples, their ranked training examples under each method, every text once."""
+"""Data of the report's explorer: test examples, their top training examples by each method, and every text once."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ SIGNS = ("helpful", "harmful")
 SCORE_DIGITS = 4
 SHORTEST_CUT = 160
 LABEL_CHARACTERS = 60
-# Control characters have no shape of their own; Unicode has pictures of them. Tab and newline stay.
+# Control characters are invisible; Unicode has pictures of them. Tab and newline stay.
 _PICTURES = {code: 0x2400 + code for code in range(32) if code not in (9, 10)} | {13: None, 127: 0x2421}
 _PICTURES |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 
 
 class _Index:
-    """Values in order of first sight, each once."""
+    """Distinct values in the order of their first occurrence."""
 
     def __init__(self) -> None:
         self.places: dict[Any, int] = {}
@@ -48,13 +48,27 @@ def gather_explorer(
     characters: int,
     largest_bytes: int,
 ) -> dict[str, Any]:
-    """Return the explorer's data as plain lists and dicts, in `largest_bytes` of JSON wherever one example a list fits.
+    """Return the explorer's data as plain lists and dicts.
 
-    Texts are cut at `characters`. While the data are too large they are cut shorter, down to 160; where that
-    doesn't suffice, fewer than `examples` are kept. The data say what was kept in `characters` and `examples`.
-    A text that was cut is `[what is left, length of the whole]`. An example is
-    `[example_id, source_row, label or -1, prompt, response]`, the last three as places in `labels` and
-    `texts`. `scores[method][test]` is `{sign: [places in the training corpus, scores]}`, best first.
+    While the data are too large, texts are cut shorter, down to 160 characters; if that doesn't suffice, fewer examples
+    are kept. The data record what was kept in `characters` and `examples`. A text that was cut is
+    `[the rest, length of the whole]`. An example is `[example_id, source_row, label or -1, prompt, response]`, the last
+    three as indices into `labels` and `texts`. `scores[method][test]` is
+    `{sign: [indices into the training corpus, scores]}`, best first.
+
+    Parameters
+    ----------
+    scores: `scores/<method>/<evaluation>.parquet`.
+    corpora: `corpora/` files, matched by their names.
+    study: the study.
+    tests: most tests per evaluation.
+    examples: most helpful and most harmful examples for each test.
+    characters: longest text.
+    largest_bytes: most bytes of the data as JSON, kept to unless even one example per list is too much.
+
+    Raises
+    ------
+    StudyError: a file can't be read.
     """
     tables = {(path.stem, path.parent.name): read_table(path) for path in scores}
     files = {path.stem: path for path in corpora}
@@ -97,7 +111,7 @@ def _evaluations(
 
 
 def json_for_html(data: Any) -> str:
-    """Return `data` as JSON that may stand inside any HTML element: it holds no `<`, `>` or `&`.
+    """Return `data` as JSON that is safe inside any HTML element: it has no `<`, `>` or `&`.
 
     The two line separators that JSON allows and older JavaScript doesn't are escaped as well.
     """
@@ -108,12 +122,12 @@ def json_for_html(data: Any) -> str:
 
 
 def visible(text: str) -> str:
-    """Return `text` with control characters shown as their pictures; tabs and newlines stay."""
+    """Return `text` with control characters replaced by Unicode's pictures of them; tabs and newlines stay."""
     return text.replace("\r\n", "\n").translate(_PICTURES)
 
 
 def _explored(methods: list[str]) -> list[str]:
-    """Return the methods whose rankings differ: pooling doesn't change how single examples rank."""
+    """Return the methods whose rankings differ, because pooling doesn't change the ranks of single examples."""
     known = list(METHODS)
     bases = {method: method.partition("@")[0] for method in methods}
     kept, encoders = [], set()
@@ -146,7 +160,7 @@ def _evaluation(
 
 
 def _spread(ranked: Mapping[str, pa.Table], tests: int) -> list[int]:
-    """Return at most `tests` test ids, evenly spread, so that every part of the corpus is seen."""
+    """Return at most `tests` test ids, evenly spaced, so that every part of the corpus is covered."""
     known = np.unique(np.concatenate([table["test_id"].to_numpy() for table in ranked.values()]))
     places = np.linspace(0, len(known) - 1, min(tests, len(known))).round().astype(int)
     return known[places].tolist()

@@ -1,4 +1,4 @@
-"""Print a finished study's LDS tables, the best examples of what has none, and where the report lies.
+"""Print a finished study's LDS tables, the top examples of evaluations without one, and the path of the report.
 
 Run: python -m workflow_scripts.report.show_results CONFIG
 """
@@ -25,9 +25,14 @@ CHARACTERS = 50
 
 
 def results_text(results: Path, study: Study) -> str:
-    """Return the results of every evaluation set in the folder `results`, and the report's path.
+    """Return the results of every evaluation and the report's path, as text.
 
-    That is its LDS table, or, where no LM was fine-tuned to evaluate methods, some tests with their best examples.
+    For an evaluation that is its LDS table, or some tests with their top examples if it has no LDS.
+
+    Parameters
+    ----------
+    results: folder of the study's results.
+    study: the study.
     """
     has_lds = any(evaluation.subsets for evaluation in study.evaluations.values())
     rows = read_frame(results / "evaluation" / "lds.parquet") if has_lds else pd.DataFrame()
@@ -87,7 +92,7 @@ def _lds_table(evaluation: str, rows: pd.DataFrame) -> Iterator[str]:
 
 
 def main() -> None:
-    """Show the results of the study whose config is the first argument."""
+    """Print the results of the study whose config is the first argument of the command line."""
     config = Path(sys.argv[1])
     try:
         study = load_study(yaml.safe_load(config.read_text(encoding="utf-8")), origin=str(config))

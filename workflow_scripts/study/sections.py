@@ -289,7 +289,7 @@ class EncoderTraining(Section):
         description="Learn the scale of the scores, which is the pooling's temperature; it is folded into the "
         "projection when the encoder is saved.",
     )
-    validation_folds: Positive = Field(2, description="Folds held back to choose the best checkpoint.")
+    validation_folds: Positive = Field(2, description="Folds held out to choose the best checkpoint.")
     validate_every: Positive = Field(100, description="Steps between two validations and checkpoints.")
     patience: Positive | None = Field(None, description="Stop after so many validations without a better one.")
     chunk_tokens: Positive | None = Field(
