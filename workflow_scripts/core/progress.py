@@ -29,7 +29,7 @@ class Progress:
         self.done = self.done_before = done
         self.start = self.last_said = time.monotonic()
         if done:
-            say(f"{title}: going on from {done:,} of {total:,} {unit}")
+            say(f"{title}: resuming at {done:,} of {total:,} {unit}")
 
     def advance(self, units: int = 1, note: str = "") -> None:
         """Count `units` more as done; `note` (e.g. the current loss) is printed at the end of the line."""

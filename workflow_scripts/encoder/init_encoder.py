@@ -153,7 +153,7 @@ def tokens_of_lm(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
     """
     if not tokenizer.is_fast:
         raise StudyError(
-            f"the LM's tokenizer ({type(tokenizer).__name__}) has no tokenizer.json, so the encoder can't take it. "
+            f"the LM's tokenizer ({type(tokenizer).__name__}) has no tokenizer.json, so the encoder can't use it. "
             "Write `tokenizer: wordpiece` under `encoder`."
         )
     end = tokenizer.eos_token

@@ -56,7 +56,7 @@ def load_encoder(
     parts = model_parts(folder)
     if len({file_hash(*sorted(part.glob("*.safetensors"))) for part in parts}) > 1:
         raise StudyError(
-            f"{model}: {' and '.join(SPLIT_FOLDERS)} have different transformers. Take a whole copy of it."
+            f"{model}: {' and '.join(SPLIT_FOLDERS)} have different transformers. Use a complete copy of it."
         )
     tokenizer = load_tokenizer(parts[0], trust_remote_code=trust_remote_code)
     loader, options = AutoModel, {}
@@ -71,8 +71,8 @@ def load_encoder(
         projections = random_projections(transformer.config.hidden_size, dimension, view, seed)
     if {projection.in_features for projection in projections} != {transformer.config.hidden_size}:
         raise StudyError(
-            f"{model}: its projection reads vectors of {projections[0].in_features} numbers, and its transformer makes "
-            f"those of {transformer.config.hidden_size}: they come from two models. Take a whole copy of one."
+            f"{model}: its projection reads vectors of {projections[0].in_features} numbers, and its transformer "
+            f"outputs those of {transformer.config.hidden_size}: they come from two models. Use a complete copy of one."
         )
     encoder = AttributionEncoder(transformer, tokenizer, projections, max_tokens, normalized).to(best_device())
     if encoder.device.type == "cuda":

@@ -71,7 +71,7 @@ def save_published(encoder: AttributionEncoder, folder: Path) -> None:
     (projection,) = encoder.projections
     if encoder.dimension != hidden or projection.bias is None:
         raise StudyError(
-            f"the published layout has a square projection, and this one makes {encoder.dimension} numbers of "
+            f"the published layout has a square projection, and this one makes {encoder.dimension} numbers from "
             f"{hidden}; write encoder.dimension: {hidden}, or another release.layout"
         )
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")

@@ -55,7 +55,9 @@ def check_leaks(
         _refuse_exact(evaluation, table, seen, corpus)
         near = _near_duplicates(evaluation, table, seen, near_duplicate)
         found.append(near)
-        say(f"check_leaks {evaluation}: {len(near):,} of {table.num_rows:,} tests nearly stand in {corpus.stem}")
+        say(
+            f"check_leaks {evaluation}: {len(near):,} of {table.num_rows:,} tests have a near duplicate in {corpus.stem}"
+        )
     write_frame(leaks, pd.concat(found), SCHEMA)
 
 
@@ -65,7 +67,7 @@ def _refuse_exact(evaluation: str, tests: pa.Table, seen: pa.Table, corpus: Path
     if len(leaked):
         test_id, example_id = leaked[0], seen["example_id"][pc.drop_null(place)[0].as_py()]
         raise StudyError(
-            f"{len(leaked):,} test examples of {evaluation!r} stand word for word in {corpus.stem!r}, which the "
+            f"{len(leaked):,} test examples of {evaluation!r} occur word for word in {corpus.stem!r}, which the "
             f"encoder is trained on (e.g. test {test_id} is its example {example_id}). Write parts that don't "
             f"overlap, or `without: [<the test corpus>]` under corpora.{corpus.stem}."
         )

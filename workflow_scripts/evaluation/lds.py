@@ -84,7 +84,7 @@ def linear_datamodeling_score(scores: np.ndarray, losses: np.ndarray) -> float:
     """
     if losses.shape[1] < SMALLEST_NUMBER_OF_SUBSETS:
         raise StudyError(
-            f"an LDS needs at least {SMALLEST_NUMBER_OF_SUBSETS} subsets, and here are {losses.shape[1]}: raise "
+            f"an LDS needs at least {SMALLEST_NUMBER_OF_SUBSETS} subsets, and there are {losses.shape[1]}: raise "
             "`subsets` of the evaluation (the paper takes 100)"
         )
     correlations = correlations_by_test(scores, losses)

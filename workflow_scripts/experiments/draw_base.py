@@ -32,7 +32,7 @@ def draw_base(train_tokens: Path, base: Path, *, seed: int, experiment: str, bas
     if len(pool) < base_examples:
         raise StudyError(
             f"experiments.{experiment}.base_examples is {base_examples:,}, but {train_tokens} has only {len(pool):,} "
-            "usable examples. Lower it, or take a larger part of the corpus."
+            "usable examples. Lower it, or use a larger part of the corpus."
         )
     drawn = generator(seed, experiment, "base").choice(pool, base_examples, replace=False)
     columns = {"fold": [0] * base_examples, "subset": range(base_examples), "example_ids": drawn[:, None].tolist()}

@@ -59,7 +59,7 @@ def draw_selection(
     if len(pool) < examples:
         raise StudyError(
             f"experiments.selection.examples is {examples:,}, but {train_tokens} has only {len(pool):,} usable "
-            "examples. Lower it, or take a larger part of the corpus."
+            "examples. Lower it, or use a larger part of the corpus."
         )
     nothing = pool[:0]
     rows: list[tuple[dict[str, str | None], ListedRun]] = []

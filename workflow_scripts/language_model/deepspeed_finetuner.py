@@ -113,7 +113,7 @@ class ZeroFinetuner:
         """Explain a lack of memory; a process can't try again with less, because the others wait for it meanwhile."""
         return explained_lack_of_memory(
             f"forward passes of {tokens:,} tokens in a process of DeepSpeed",
-            f"Lower {key}, raise finetuning.zero_stage, write offload: true, or take more GPUs.",
+            f"Lower {key}, raise finetuning.zero_stage, write offload: true, or use more GPUs.",
         )
 
     def _step(self, batch: Sequence[TokenizedExample]) -> float:

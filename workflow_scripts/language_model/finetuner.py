@@ -72,7 +72,7 @@ class Finetuner:
         trained = sum(parameter.numel() for parameter in self.parameters)
         with explained_lack_of_memory(
             f"weights, gradients and AdamW's moments of {trained:,} parameters, {20 * trained / 2**30:.1f} GiB",
-            "Write finetuning.engine: deepspeed, or take a GPU with more memory.",
+            "Write finetuning.engine: deepspeed, or use a GPU with more memory.",
         ):
             self.base_weights = [parameter.detach().clone() for parameter in self.parameters]
             self.working_lm = bfloat16_copy(lm) if bfloat16_weights and precision == "bfloat16" else lm

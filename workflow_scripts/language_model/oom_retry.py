@@ -42,7 +42,7 @@ def with_fewer_tokens(
                 raise StudyError(
                     f"the memory does not suffice for one example of {max(lengths):,} tokens. Lower "
                     "language_model.max_tokens, write finetuning.precision: bfloat16 or finetuning.engine: deepspeed, "
-                    "or take a GPU with more memory."
+                    "or use a GPU with more memory."
                 ) from error
         # Only here are the tensors of the failed attempt freed.
         tokens = min(tokens, sum(lengths)) // 2

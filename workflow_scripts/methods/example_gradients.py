@@ -44,7 +44,7 @@ def mlp_layers(lm: PreTrainedModel) -> dict[str, nn.Module]:
     if not layers:
         raise StudyError(
             f"{type(lm).__name__} has no linear layer whose name says that it belongs to an MLP, so gradient methods "
-            "can't read it. Leave them out of scoring.methods, or take another LM."
+            "can't read it. Leave them out of scoring.methods, or use another LM."
         )
     return layers
 

@@ -65,7 +65,7 @@ def _require_weights(folder: Path, files: list[str], model: str) -> None:
     }
     if missing := sorted(listed - weights) or ([] if weights else ["*.safetensors"]):
         raise StudyError(
-            f"{model}: {missing[0]} is missing. Weights are read from safetensors alone: name a model or a `revision` "
+            f"{model}: {missing[0]} is missing. Weights are read from safetensors only: name a model or a `revision` "
             "that has them. If it has, run the same command again when this machine can reach the hub."
         )
 

@@ -67,8 +67,8 @@ def require_words(tokenizer: PreTrainedTokenizerBase, model: str | Path) -> None
     words = tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys() - set(tokenizer.all_special_tokens)
     if len(words) < FEWEST_WORDS:
         raise StudyError(
-            f"the tokenizer of {str(model)!r} has special tokens alone and can't tell words apart: its files are "
-            "missing (tokenizer.json; or vocab.txt, vocab.json and merges.txt, *.model). Take a whole copy of the "
+            f"the tokenizer of {str(model)!r} has special tokens only and can't tell words apart: its files are "
+            "missing (tokenizer.json; or vocab.txt, vocab.json and merges.txt, *.model). Use a complete copy of the "
             "model; if it comes from the hub, run the same command again when this machine can reach the hub."
         )
 
@@ -91,7 +91,7 @@ def load_pretrained(
     StudyError: it can't be loaded; the message says why and what to write instead.
     """
     if trust_remote_code:
-        say(f"trust_remote_code is on: Python code that comes with {str(model)!r} may run here. Did you read it?")
+        say(f"trust_remote_code is on: Python code that comes with {str(model)!r} may run here. Have you read it?")
     try:
         return loader.from_pretrained(str(model), revision=revision, trust_remote_code=trust_remote_code, **options)
     except Exception as error:
@@ -137,11 +137,11 @@ def load_weights(
     finally:
         logging.set_verbosity(verbosity)
     if missing := sorted(name for name in found["missing_keys"] if not (unused and name.startswith(unused))):
-        raise StudyError(f"{model}: {len(missing)} weights are missing, e.g. {missing[0]}. Take a whole copy of it.")
+        raise StudyError(f"{model}: {len(missing)} weights are missing, e.g. {missing[0]}. Use a complete copy of it.")
     for name, stored, expected in sorted(found["mismatched_keys"]):
         raise StudyError(
             f"{model}: {name} is stored with shape {list(stored)}, and config.json asks for {list(expected)}: they "
-            "come from two models. Take a whole copy of one."
+            "come from two models. Use a complete copy of one."
         )
     return loaded
 

@@ -75,7 +75,7 @@ def _near_duplicates(results: Path, study: Study) -> Iterator[str]:
     path = results / "evaluation" / "leaks.parquet"
     if study.targets and path.exists() and (found := read_table(path, ["evaluation"]).num_rows):
         yield ""
-        yield f"{found:,} tests nearly stand in the corpus that the encoder is trained on: {path}"
+        yield f"{found:,} tests have a near duplicate in the corpus that the encoder is trained on: {path}"
 
 
 def _lds_table(evaluation: str, rows: pd.DataFrame) -> Iterator[str]:

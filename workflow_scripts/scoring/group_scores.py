@@ -93,7 +93,7 @@ class GroupScores:
         self._signed = "signed" in poolings
         self._attention = "attention" in poolings or self._signed
         if self._signed and "attention" in poolings:
-            raise ValueError("poolings: attention and signed can't be had in one pass; make them two methods")
+            raise ValueError("poolings: attention and signed can't be computed in one pass; make them two methods")
         self._additive = "mean" in poolings or "sum" in poolings
         self._members = np.zeros(shape[0], np.int64)
         self._total = np.zeros(shape)

@@ -95,7 +95,7 @@ class Study(Section):
             used["warmup.corpus"] = self.warmup.corpus
         for name, evaluation in self.evaluations.items():
             if name == "train":
-                raise ValueError("evaluations.train: 'train' names the encoder's targets; take another name")
+                raise ValueError("evaluations.train: 'train' names the encoder's targets; choose another name")
             used[f"evaluations.{name}.train"] = evaluation.train
             used[f"evaluations.{name}.test"] = evaluation.test
         for name, corpus in self.corpora.items():
@@ -139,7 +139,7 @@ class Study(Section):
                 "of a trained encoder"
             )
         if os.path.normpath(model) == os.path.join("results", self.run, "encoder"):
-            raise ValueError(f"encoder.model: {model!r} is where this study writes; take another name for run")
+            raise ValueError(f"encoder.model: {model!r} is where this study writes; choose another name for run")
         if self.release.hub:
             raise ValueError("release.hub: without targets there is no encoder of this study's to push; leave it out")
         if self.encoder_variants:
@@ -174,7 +174,7 @@ class Study(Section):
                 continue
             values = experiment.model_dump()
             if name == "amortisation" and not self.targets:
-                raise ValueError("experiments.amortisation: without targets no encoder's training is paid for")
+                raise ValueError("experiments.amortisation: without targets no encoder is trained")
             named = [values.get("evaluation"), values.get("home"), *(values.get("evaluations") or [])]
             if missing := [one for one in named if one and one not in self.evaluations]:
                 raise ValueError(
@@ -186,7 +186,7 @@ class Study(Section):
                     f"experiments.{name}: evaluation {no_lds[0]!r} has no LM that is fine-tuned; give it `subsets`"
                 )
             if missing := [one for one in values.get("methods") or [] if one not in self.scoring.methods]:
-                raise ValueError(f"experiments.{name}.methods: {missing[0]!r} doesn't score; add it to scoring.methods")
+                raise ValueError(f"experiments.{name}.methods: {missing[0]!r} is not in scoring.methods; add it there")
         selection, transfer = self.experiments.selection, self.experiments.transfer
         if selection and selection.examples > self.scoring.top:
             raise ValueError(
@@ -194,7 +194,7 @@ class Study(Section):
                 "raise scoring.top"
             )
         if selection and self.finetuning.engine != "native":
-            raise ValueError("experiments.selection lets the LM answer, which needs finetuning.engine: native")
+            raise ValueError("experiments.selection has the LM generate answers, which needs finetuning.engine: native")
         if transfer and not self.evaluations[transfer.evaluation].language_model:
             raise ValueError(f"experiments.transfer: evaluation {transfer.evaluation!r} names no other language_model")
         return self

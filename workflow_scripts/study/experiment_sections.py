@@ -11,7 +11,7 @@ from workflow_scripts.study.sections import Name, Positive, Section
 
 def _something_stays(section: LeaveOut | Removal) -> LeaveOut | Removal:
     if max(section.sizes) >= section.base_examples:
-        raise ValueError("sizes: must be less than base_examples, or nothing would stay to fine-tune on")
+        raise ValueError("sizes: must be less than base_examples, or nothing would be left to fine-tune on")
     return section
 
 

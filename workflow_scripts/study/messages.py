@@ -23,7 +23,7 @@ def explain(detail: Mapping[str, Any], section: type[BaseModel]) -> str:
     key = ".".join(str(part) for part in detail["loc"] if part != "[key]") or "study"
     if detail["type"] == "extra_forbidden":
         if new := RENAMED.get(str(detail["loc"][-1])):
-            return f"  {key}: is called {new!r} now; write {new}"
+            return f"  {key}: was renamed to {new!r}; write {new}"
         known = _known_keys(detail["loc"][:-1], section)
         near = difflib.get_close_matches(str(detail["loc"][-1]), known, n=1)
         advice = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"

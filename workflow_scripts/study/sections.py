@@ -86,7 +86,7 @@ class Corpus(Section):
     def _snakemake_can_name_the_source(self) -> Corpus:
         if any(character in self.source for character in "{}\n"):
             raise ValueError(
-                "source: Snakemake takes braces for wildcards, and can't do with a line break; rename the file, or "
+                "source: Snakemake takes braces for wildcards, and doesn't accept a line break; rename the file, or "
                 "link it under a plain name"
             )
         return self
@@ -178,9 +178,9 @@ class Finetuning(Section):
     def _only_deepspeed_splits(self) -> Finetuning:
         for name in ("zero_stage", "offload", "processes"):
             if self.engine == "native" and getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(f"{name} has a meaning for DeepSpeed alone: add engine: deepspeed, or leave it out")
+                raise ValueError(f"{name} applies to DeepSpeed only: add engine: deepspeed, or leave it out")
         if self.compile and self.engine != "native":
-            raise ValueError("compile has a meaning for the native engine alone: leave it out, or write engine: native")
+            raise ValueError("compile applies to the native engine only: leave it out, or write engine: native")
         return self
 
 
@@ -391,7 +391,7 @@ class Scoring(Section):
     @model_validator(mode="after")
     def _methods_exist(self) -> Scoring:
         if taken := sorted(METHODS.keys() & self.sentence_encoders.keys()):
-            raise ValueError(f"sentence_encoders: {taken[0]!r} is another method's name; take another one")
+            raise ValueError(f"sentence_encoders: {taken[0]!r} is another method's name; choose another one")
         known = [*METHODS, *self.sentence_encoders]
         for key, names in {"methods": self.methods, "poolings": self.poolings}.items():
             for name in names:
@@ -402,9 +402,11 @@ class Scoring(Section):
                     raise ValueError(f"{key}: there is no method {name!r}; write one of {', '.join(known)}")
         for name, poolings in self.poolings.items():
             if {"attention", "signed"} <= set(poolings):
-                raise ValueError(f"poolings.{name}: attention and signed can't be had in one pass; write one of them")
+                raise ValueError(
+                    f"poolings.{name}: attention and signed can't be computed in one pass; write one of them"
+                )
         if repeated := {name for name in self.methods if self.methods.count(name) > 1}:
-            raise ValueError(f"methods: {min(repeated)!r} stands there twice; write it once")
+            raise ValueError(f"methods: {min(repeated)!r} is listed twice; write it once")
         return self
 
 

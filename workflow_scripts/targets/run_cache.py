@@ -44,7 +44,7 @@ class FinishedRuns:
                 return
             table = read_table(path)
         except StudyError as error:
-            say(f"{error} Its runs are done again.")
+            say(f"{error} Its runs are repeated.")
             return
         if not table.num_rows:
             return

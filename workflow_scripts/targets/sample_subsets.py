@@ -76,7 +76,7 @@ def _refuse_equal_examples(pool: str, train_tokens: Path) -> None:
     if second is not None and first == second and all(row == first for row in rows):
         raise StudyError(
             f"{pool}: all usable examples of {train_tokens.stem} are the same, so no subset differs from another and "
-            "there is nothing to measure. Take another corpus, or name other `columns` of it."
+            "there is nothing to measure. Use another corpus, or name other `columns` of it."
         )
 
 

@@ -94,7 +94,7 @@ class Sampling:
         if there < needed:
             raise StudyError(
                 f"{self.pool}: {needed:,} {what} examples are needed, but the corpus has only {there:,} usable "
-                "ones. Lower the sizes under targets or evaluations, take a larger part of the corpus, or raise "
+                "ones. Lower the sizes under targets or evaluations, use a larger part of the corpus, or raise "
                 "language_model.max_tokens where it leaves examples out (tokens/*.rejected.parquet)."
             )
 

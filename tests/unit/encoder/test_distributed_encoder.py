@@ -109,7 +109,7 @@ def test_two_processes_go_on_from_what_one_left(inputs, one_process, tmp_path, m
         train_encoder(**inputs, **outputs(tmp_path), **SPEC)
     capsys.readouterr()
     run_in_processes(train_encoder, 2, **inputs, **outputs(tmp_path), **SPEC)
-    assert "going on from 4 of 6 steps" in capsys.readouterr().err
+    assert "resuming at 4 of 6 steps" in capsys.readouterr().err
     assert_like_one_process(tmp_path, one_process)
 
 
@@ -131,7 +131,7 @@ def test_one_process_goes_on_from_what_two_left(inputs, one_process, tmp_path, c
         run_in_processes(stop_in_two, 2, after=2, **inputs, **outputs(tmp_path), **SPEC)
     capsys.readouterr()
     train_encoder(**inputs, **outputs(tmp_path), **SPEC)
-    assert "going on from 2 of 6 steps" in capsys.readouterr().err
+    assert "resuming at 2 of 6 steps" in capsys.readouterr().err
     assert_like_one_process(tmp_path, one_process)
 
 

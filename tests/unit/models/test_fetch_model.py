@@ -136,7 +136,7 @@ def test_a_hub_that_is_down_leaves_what_was_fetched_before(hub, lm, tmp_path, mo
 @pytest.mark.parametrize(
     ("missing", "message"),
     [
-        (["tokenizer.json", "tokenizer_config.json"], "special tokens alone and can't tell words apart"),
+        (["tokenizer.json", "tokenizer_config.json"], "special tokens only and can't tell words apart"),
         (["model.safetensors"], f"{MODEL}: .*safetensors is missing"),
     ],
     ids=["tokenizer", "weights"],

@@ -45,7 +45,7 @@ def test_a_good_study_loads_with_its_defaults():
         ("targets.fold", 3, "targets.fold: no such key; did you mean 'folds'?"),
         ("corpora.train.sorce", "x", "corpora.train.sorce: no such key; did you mean 'source'?"),
         ("evaluations.heldout.seds", 2, "evaluations.heldout.seds: no such key; did you mean 'seeds'?"),
-        ("encoder_training.largest_weight", 5, "is called 'max_pair_weight' now; write max_pair_weight"),
+        ("encoder_training.largest_weight", 5, "was renamed to 'max_pair_weight'; write max_pair_weight"),
         ("judging.zzz", 1, "judging.zzz: no such key; known keys: bootstrap, confidence"),
         ("targets.folds", GONE, "targets.folds: is missing; add it"),
         ("run", GONE, "run: is missing; add it"),
@@ -55,7 +55,7 @@ def test_a_good_study_loads_with_its_defaults():
         ("corpora.bad name", {"source": "x"}, "'bad name' is not a usable name"),
         ("finetuning.precision", "half", "'float32' or 'bfloat16' (you wrote 'half')"),
         ("scoring.methods", ["airrep", "magic"], "scoring: methods: there is no method 'magic'; write one of airrep, "),
-        ("scoring.methods", ["bm25", "bm25"], "scoring: methods: 'bm25' stands there twice; write it once"),
+        ("scoring.methods", ["bm25", "bm25"], "scoring: methods: 'bm25' is listed twice; write it once"),
         ("scoring.sentence_encoders", {"rds": "x"}, "sentence_encoders: 'rds' is another method's name"),
         ("scoring.poolings", {"gte": ["mean"]}, "poolings: there is no method 'gte'; write one of airrep, "),
         ("scoring.poolings", {"bm25": ["max"]}, "'attention', 'signed', 'mean' or 'sum' (you wrote 'max')"),
@@ -124,7 +124,7 @@ def test_scores_alone_need_no_targets_and_no_lm():
     ("change", "expected"),
     [
         ({"encoder": {}}, "encoder.model: without targets nothing trains 'builtin:small'; add targets, or write"),
-        ({"encoder": {"model": "results/mine/encoder"}}, "is where this study writes; take another name for run"),
+        ({"encoder": {"model": "results/mine/encoder"}}, "is where this study writes; choose another name for run"),
         ({"scoring": {"methods": ["untrained", "bm25"]}}, "without targets none is trained; write [bm25]"),
         ({"release": {"hub": "me/mine"}}, "release.hub: without targets there is no encoder of this study's to push"),
         (
