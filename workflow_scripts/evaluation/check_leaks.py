@@ -55,9 +55,8 @@ def check_leaks(
         _refuse_exact(evaluation, table, seen, corpus)
         near = _near_duplicates(evaluation, table, seen, near_duplicate)
         found.append(near)
-        say(
-            f"check_leaks {evaluation}: {len(near):,} of {table.num_rows:,} tests have a near duplicate in {corpus.stem}"
-        )
+        duplicated = f"{len(near):,} of {table.num_rows:,} tests"
+        say(f"check_leaks {evaluation}: {duplicated} have a near duplicate in {corpus.stem}")
     write_frame(leaks, pd.concat(found), SCHEMA)
 
 
