@@ -1,6 +1,6 @@
 """The GPUs of this machine and of a job: counted without torch, claimed by file locks, and checked before work starts.
 
-Read while Snakemake parses, so nothing heavy is imported here.
+Imported while Snakemake parses, so nothing heavy is imported here.
 """
 
 from __future__ import annotations

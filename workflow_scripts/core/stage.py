@@ -147,7 +147,7 @@ def _use_threads(threads: int) -> None:
 
 
 class _Tee:
-    """The screen and a log file. Errors of the log are ignored: it may lie on the disk that has just filled up."""
+    """The screen and a log file. Errors of the log are ignored: it may be on the disk that has just filled up."""
 
     def __init__(self, screen: TextIO, log: TextIO):
         self.screen, self.log = screen, log

@@ -24,7 +24,7 @@ class TrainingState:
 
     Parameters
     ----------
-    folder: where the file lies; its name holds the hash of everything that decides the run, so that a state of other
+    folder: folder of the file; its name contains the hash of everything that decides the run, so that a state of other
         data or settings is never restored.
     modules: what is trained, by name.
     optimizer: the optimiser of their parameters.

@@ -43,8 +43,8 @@ class Study(Section):
     seed: int = Field(0, ge=0, description="Every random choice derives from it.")
     deterministic: bool = Field(
         False,
-        description="On a GPU: take only algorithms that add in a fixed order, which are slower, so that a job that "
-        "runs again gives the same bits. On a CPU it always does. See docs/reproducibility.md.",
+        description="On a GPU: use deterministic algorithms only, which are slower, so that a job that runs again "
+        "gives the same bits. On a CPU it always does. See docs/reproducibility.md.",
     )
     corpora: dict[Name, Corpus] = Field(description="Corpora by name.", min_length=1)
     language_model: LanguageModel = Field(default_factory=LanguageModel)

@@ -48,7 +48,7 @@ class Selection(Section):
 
     evaluation: Name = Field(description="The evaluation whose pool, tests and LM are used; its tests need labels.")
     examples: Positive = Field(description="Examples selected for a task (paper: 1,000); at most `scoring.top`.")
-    tasks: Positive | None = Field(None, description="So many tasks, those with most tests first; `null` for all.")
+    tasks: Positive | None = Field(None, description="Number of tasks, those with most tests first; `null` for all.")
     methods: list[str] | None = Field(None, description="Which methods select; `null` for all that score.")
     full_data: bool = Field(True, description="Also fine-tune once on the whole pool.")
     new_tokens: Positive = Field(64, description="Longest answer in tokens.")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from workflow_scripts.core.distributed import _path_as_json, _path_from_json
+from workflow_scripts.core.distributed import _as_json, _from_json
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.models import loading as models
 
@@ -82,6 +82,6 @@ def test_a_token_is_in_no_message(monkeypatch):
 
 def test_other_processes_get_plain_values_and_paths():
     arguments = {"paths": [Path("a b"), Path("c;d")], "values": {"rate": 0.1, "none": None}, "one": Path("../x")}
-    assert json.loads(json.dumps(arguments, default=_path_as_json), object_hook=_path_from_json) == arguments
+    assert json.loads(json.dumps(arguments, default=_as_json), object_hook=_from_json) == arguments
     with pytest.raises(TypeError, match="neither a plain value nor a path"):
-        json.dumps({"code": print}, default=_path_as_json)
+        json.dumps({"code": print}, default=_as_json)

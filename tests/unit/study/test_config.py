@@ -129,7 +129,7 @@ def test_scores_alone_need_no_targets_and_no_lm():
         ({"release": {"hub": "me/mine"}}, "release.hub: without targets there is no encoder of this study's to push"),
         (
             {"evaluations": {"asked": {**SCORES_ALONE["evaluations"]["asked"], "subsets": 5}}},
-            "evaluations.asked: subset_examples is missing; add it, or write `subsets: 0` for scores alone",
+            "evaluations.asked: subset_examples is missing; add it, or write `subsets: 0` for scores only",
         ),
     ],
 )
