@@ -29,8 +29,9 @@ status: $(VENV)/.installed
 smoke:
 	@$(MAKE) --no-print-directory run CONFIG=configs/smoke.yaml
 
+# A file's tests share what they make, so each file stays with one worker.
 test: lint
-	$(BIN)/pytest -m "not slow" tests/unit tests/workflow
+	$(BIN)/pytest -m "not slow" -n auto --maxprocesses 4 --dist loadfile tests/unit tests/workflow
 	$(BIN)/pytest -m "not slow" tests/faults
 
 # A gradient method through Snakemake: warm-up, fit, embeddings and scores of the smoke study.

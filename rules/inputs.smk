@@ -75,7 +75,9 @@ def inputs_of_untrained_encoder(wildcards):
 
 
 def untrained_encoder(wildcards):
-    return f"{RESULTS}/encoder_untrained" + (wildcards.variant if plan_of_study.has_own_initialization(wildcards.variant) else "")
+    return f"{RESULTS}/encoder_untrained" + (
+        wildcards.variant if plan_of_study.has_own_initialization(wildcards.variant) else ""
+    )
 
 
 def encoder_folder(wildcards):

@@ -5,14 +5,13 @@ from __future__ import annotations
 import heapq
 import os
 import re
-import subprocess
-import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import yaml
+from forked_snakemake import run_forked
 
 SLURM = Path(__file__).parents[2] / "slurm"
 README = (SLURM / "README.md").read_text(encoding="utf-8")
@@ -47,13 +46,12 @@ class Job:
 
 def planned_jobs(folder: Path, preset: str) -> list[Job]:
     """Return the jobs that `snakemake --profile slurm` would send for a preset."""
-    command = [str(Path(sys.executable).parent / "snakemake"), "--profile", "slurm", "-n", "--configfile"]
+    words = ["--profile", "slurm", "-n", "--configfile", f"configs/{preset}.yaml"]
     edited = {name: value for name, value in os.environ.items() if not name.startswith("AIRREP_")}
-    done = subprocess.run([*command, f"configs/{preset}.yaml"], cwd=folder, env=edited, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    screen = done.stdout + done.stderr
-    jobs = [Job.of_text(text) for text in re.findall(r"^rule \w+:\n(?:    .*\n)+", screen, re.MULTILINE)]
-    assert len(jobs) == int(re.search(r"^total +(\d+)$", screen, re.MULTILINE).group(1))
+    done = run_forked(words, folder, edited)
+    assert done.returncode == 0, done.stdout
+    jobs = [Job.of_text(text) for text in re.findall(r"^rule \w+:\n(?:    .*\n)+", done.stdout, re.MULTILINE)]
+    assert len(jobs) == int(re.search(r"^total +(\d+)$", done.stdout, re.MULTILINE).group(1))
     return [job for job in jobs if job.rule not in NOT_SENT]
 
 

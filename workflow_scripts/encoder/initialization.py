@@ -7,9 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy import sparse
-from sklearn.preprocessing import normalize
-from sklearn.utils.extmath import randomized_svd
 from torch import nn
 
 from workflow_scripts.encoder.model import SPLIT_FOLDERS, AttributionEncoder, EncoderTokens, token_counts
@@ -97,6 +94,11 @@ def start_words_at_principal_axes(encoder: AttributionEncoder, examples: Sequenc
     examples: tokenised texts.
     seed: seed of the randomized singular value decomposition.
     """
+    # Every job that loads an encoder imports this module, and scikit-learn alone takes longer than most of them need.
+    from scipy import sparse
+    from sklearn.preprocessing import normalize
+    from sklearn.utils.extmath import randomized_svd
+
     embeddings = encoder.transformer.embeddings
     words, hidden = embeddings.word_embeddings.weight.shape
     parts = [part for example in examples for part in example]

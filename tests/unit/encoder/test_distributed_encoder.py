@@ -88,15 +88,15 @@ def one_process(inputs, tmp_path_factory):
     return folder
 
 
-def test_two_processes_train_the_encoder_of_one(inputs, one_process, tmp_path, tiny):
-    run_in_processes(train_encoder, 2, **inputs, **outputs(tmp_path), **SPEC)
-    assert_like_one_process(tmp_path, one_process)
-    untrained = load_encoder(tiny.untrained, 64).state_dict().values()
-    start = np.concatenate([tensor.reshape(-1) for tensor in untrained])
-    assert np.linalg.norm(weights(tmp_path) - start) > 0.01 * np.linalg.norm(start)
+def train_both(folders, **arguments):
+    """Train the encoder in each of the folders; runs in each process."""
+    for folder in folders:
+        train_encoder(**arguments, **outputs(folder))
 
 
-def test_two_processes_go_on_from_what_one_left(inputs, one_process, tmp_path, monkeypatch, capsys):
+def test_two_processes_train_the_encoder_of_one_and_go_on_from_what_one_left(
+    inputs, one_process, tmp_path, tiny, monkeypatch, capsys
+):
     save = TrainingState.save
 
     def save_and_stop(state):
@@ -104,13 +104,19 @@ def test_two_processes_go_on_from_what_one_left(inputs, one_process, tmp_path, m
         if state.steps_done == 4:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(TrainingState, "save", save_and_stop)
-    with pytest.raises(KeyboardInterrupt):
-        train_encoder(**inputs, **outputs(tmp_path), **SPEC)
+    with monkeypatch.context() as patched:
+        patched.setattr(TrainingState, "save", save_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            train_encoder(**inputs, **outputs(tmp_path / "begun"), **SPEC)
     capsys.readouterr()
-    run_in_processes(train_encoder, 2, **inputs, **outputs(tmp_path), **SPEC)
-    assert "resuming at 4 of 6 steps" in capsys.readouterr().err
-    assert_like_one_process(tmp_path, one_process)
+    folders = [tmp_path / "new", tmp_path / "begun"]
+    run_in_processes(train_both, 2, folders=folders, **inputs, **SPEC)
+    assert capsys.readouterr().err.count("resuming at 4 of 6 steps") == 1
+    for folder in folders:
+        assert_like_one_process(folder, one_process)
+    untrained = load_encoder(tiny.untrained, 64).state_dict().values()
+    start = np.concatenate([tensor.reshape(-1) for tensor in untrained])
+    assert np.linalg.norm(weights(tmp_path / "new") - start) > 0.01 * np.linalg.norm(start)
 
 
 def stop_in_two(after, **arguments):

@@ -10,7 +10,7 @@ from workflow_scripts.experiments.base_set import read_base
 from workflow_scripts.experiments.draw_base import draw_base
 from workflow_scripts.experiments.draw_removal import draw_removal
 from workflow_scripts.experiments.evaluate_removal import evaluate_removal
-from workflow_scripts.experiments.removal import RANDOM, WHOLE, most_helpful
+from workflow_scripts.experiments.removal import RANDOM, WHOLE
 from workflow_scripts.experiments.runs import MEASURED_SCHEMA
 
 
@@ -35,10 +35,6 @@ def files(tiny, tmp_path):
         seeds=2,
     )
     return tmp_path
-
-
-def test_the_most_helpful_come_first_and_ties_by_id():
-    assert most_helpful(np.array([9, 4, 7, 2]), np.array([1.0, 3.0, 1.0, -2.0])).tolist() == [4, 7, 9, 2]
 
 
 def test_the_runs_leave_out_each_tests_most_helpful_examples(files):

@@ -1,4 +1,4 @@
-"""Selection by ranks, and F1 of answers, against numbers made by hand."""
+"""Selection by ranks, and what it gains, against numbers made by hand."""
 
 import numpy as np
 import pandas as pd
@@ -10,8 +10,7 @@ from workflow_scripts.core.parquet import read_table, write_table
 from workflow_scripts.experiments.draw_selection import draw_selection
 from workflow_scripts.experiments.evaluate_selection import TaskMeans, evaluate_selection
 from workflow_scripts.experiments.runs import MEASURED_SCHEMA
-from workflow_scripts.experiments.selection import FULL, RANDOM, best_ranked, group_by_task
-from workflow_scripts.experiments.unigram_f1 import unigram_f1
+from workflow_scripts.experiments.selection import FULL, RANDOM
 
 LABELS = ["a", "b", None, "a", "b", "b", "c"]
 RESPONSES = ["red", "blue", "x", "green grass", "blue", "the sky", "c"]
@@ -50,32 +49,6 @@ def select(files, **changes):
         **values,
     )
     return read_table(files / "runs.parquet").to_pylist()
-
-
-@pytest.mark.parametrize(
-    ("answer", "reference", "f1"),
-    [
-        ("The cat sat", "the cat sat.", 1.0),
-        ("a a b", "a b b", 2 * 2 / 6),
-        ("one two", "three", 0.0),
-        ("one", "one two three", 0.5),
-        ("", "one", 0.0),
-        ("?!", "", 1.0),
-    ],
-)
-def test_unigram_f1_of_hand(answer, reference, f1):
-    assert unigram_f1(answer, reference) == pytest.approx(f1)
-    assert unigram_f1(reference, answer) == pytest.approx(f1)
-
-
-def test_an_example_has_the_best_rank_that_it_reaches():
-    assert best_ranked(np.array([5, 3, 3, 9, 5]), np.array([2, 3, 1, 1, 4])).tolist() == [3, 9, 5]
-
-
-def test_tasks_are_labels_with_most_tests_first(files):
-    tests = group_by_task(files / "test.parquet", np.arange(7), 2)
-    assert {task: ids.tolist() for task, ids in tests.items()} == {"b": [1, 4, 5], "a": [0, 3]}
-    assert list(tests) == ["b", "a"]
 
 
 def test_each_task_gets_its_best_ranked_usable_examples(files):

@@ -97,6 +97,12 @@ def zero_shards(folder, tiny):
             tiny.block(folder / f"{name}.parquet", indexes=indexes, finetuning=SETTINGS | of_config(name))
 
 
+def zero_runs(folder, tiny):
+    """Both of these, because most of the time goes into the start; in a process of a group."""
+    zero_losses(folder / "losses.npz", tiny)
+    zero_shards(folder, tiny)
+
+
 def targets_of(losses):
     targets = losses.with_suffix(".targets.parquet")
     collect_targets([losses], targets, folds=2, subsets_per_fold=3, seeds=1, max_diverged_share=0.0)
@@ -109,18 +115,21 @@ def native(tiny):
 
 
 @pytest.fixture(scope="module")
-def with_zero(tiny, tmp_path_factory):
-    path = tmp_path_factory.mktemp("zero") / "losses.npz"
-    run_in_processes(zero_losses, 2, losses=path, tiny=asdict(tiny))
-    return np.load(path)
+def made_by_zero(tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("zero")
+    run_in_processes(zero_runs, 2, folder=folder, tiny=asdict(tiny))
+    return folder
 
 
 @pytest.fixture(scope="module")
-def shards(tiny, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("shards")
-    tiny.block(folder / "native.parquet", finetuning=SETTINGS)
-    run_in_processes(zero_shards, 2, folder=folder, tiny=asdict(tiny))
-    return folder
+def with_zero(made_by_zero):
+    return np.load(made_by_zero / "losses.npz")
+
+
+@pytest.fixture(scope="module")
+def shards(tiny, made_by_zero):
+    tiny.block(made_by_zero / "native.parquet", finetuning=SETTINGS)
+    return made_by_zero
 
 
 @needs_deepspeed
