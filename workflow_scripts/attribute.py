@@ -62,12 +62,20 @@ def attribute(
     ----------
     encoder: folder or hub id of a trained encoder.
     corpus: a `corpora/` file of the workflow.
-    embeddings: of this corpus by this encoder; made there if the file doesn't exist, and kept nowhere if None.
+    queries: at least one.
+    embeddings: Parquet file of this corpus's embeddings by this encoder; computed and written there if it doesn't
+        exist, computed and not kept if None.
+    top: how many examples to return for each query; all of them if the corpus has fewer.
     sign: `helpful` for the largest scores, `harmful` for the smallest.
+
+    Returns
+    -------
+    One row per query and rank, best first, with the columns `query` (int32, its index in `queries`), `rank` (int32,
+    from 1), `score` (float32), `example_id` (int64), `label`, `prompt` and `response`.
 
     Raises
     ------
-    StudyError: a model or file can't be read, or they don't belong together.
+    StudyError: the model or a file can't be read, or `embeddings` come from another encoder or another corpus.
     """
     folder = model_folder(encoder)
     model = load_trained_encoder(folder)
@@ -220,7 +228,7 @@ def _shown(prompt: str, response: str) -> str:
 
 
 def as_json(result: pa.Table) -> str:
-    """Return a result as a JSON list of rows."""
+    """Return a result of `attribute` as a JSON list with one object per row."""
     return json.dumps(result.to_pylist(), ensure_ascii=False, indent=1) + "\n"
 
 
@@ -283,7 +291,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("--format parquet needs --output FILE")
     if given.response and not given.query:
         parser.error("--response belongs to --query; a file of --queries has its own responses")
-    # What transformers says while it loads is about weights that no encoder has (see `load_encoder`).
+    # What transformers logs while it loads is about weights that no encoder has (see `load_encoder`).
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     try:

@@ -65,7 +65,7 @@ def test_kill_at_random_moments(tiny, tmp_path, straight, trained, fault_table, 
             lost += len(finished & set(trained))
             wrong += not read_table(path).equals(straight)
             path.unlink()
-    saw = "going on from ... runs"
+    saw = "resuming at ... runs"
     fault_table.record("kill -9 of a shard at random moments", kills, saw, lost=lost, wrong=wrong)
 
 

@@ -58,7 +58,7 @@ def test_kill_at_random_moments(train, tmp_path, fault_table, kills):
         if (folder / "log.parquet").exists() or injected == kills:
             wrong += differ(train(folder), expected)
             (folder / "log.parquet").unlink()
-    saw = "going on from ... steps"
+    saw = "resuming at ... steps"
     fault_table.record("kill -9 of the encoder's training at random moments", kills, saw, wrong=wrong)
 
 
@@ -94,7 +94,7 @@ def test_kill_at_the_worst_moment(train, expected, tmp_path, monkeypatch, fault_
     states = {"inside a step": 4, "while the state is written": 4, "while the encoder is written": 8}[moment]
     lost = len(steps) - (TRAINING.steps - states)
     fault_table.record(
-        f"kill -9 of the training {moment}", 1, f"going on from {states} of 8 steps", lost=lost, wrong=wrong
+        f"kill -9 of the training {moment}", 1, f"resuming at {states} of 8 steps", lost=lost, wrong=wrong
     )
 
 

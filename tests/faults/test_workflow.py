@@ -49,7 +49,7 @@ def lost_runs(workspace, before):
     lost = 0
     for (pool, block), runs in before.items():
         said = (workspace.results / "logs" / "finetune_shard" / pool / f"{block}.log").read_text()
-        took_up = re.findall(r"going on from (\d+) of", said)
+        took_up = re.findall(r"resuming at (\d+) of", said)
         lost += max(0, runs - int(took_up[-1])) if took_up else 0
     return lost
 
@@ -86,7 +86,7 @@ def test_kill_of_the_driver(tmp_path, straight_study, fault_table, with_jobs):
     fault_table.record(
         f"kill -9 of the driver ({'and its jobs' if with_jobs else 'its jobs live on'})",
         kills,
-        "going on from ... runs, after --unlock and --rerun-incomplete",
+        "resuming at ... runs, after --unlock and --rerun-incomplete",
         lost=lost,
         wrong=wrong,
     )

@@ -62,7 +62,7 @@ def hold_shard(cluster: Cluster, checkout: Checkout, shard: str) -> Job:
 
 def went_on_from(log: str, title: str) -> int:
     """Return how many units of work the last attempt found done, by its log."""
-    found = re.search(rf"{title}.*: going on from (\d+) of \d+", log)
+    found = re.search(rf"{title}.*: resuming at (\d+) of \d+", log)
     assert found, f"{title} started over:\n{log}"
     return int(found.group(1))
 

@@ -27,7 +27,7 @@ def leaky(finished, tmp_path):
 def test_a_leaked_row_stops_the_study_before_any_fine_tuning(leaky):
     workspace, done = leaky(change=str)
     assert done.returncode == 1
-    message = "error in check_leaks: 20 test examples of 'heldout' stand word for word in 'train', which the encoder"
+    message = "error in check_leaks: 20 test examples of 'heldout' occur word for word in 'train', which the encoder"
     assert message in done.stdout
     assert "`without: [<the test corpus>]` under corpora.train" in done.stdout
     assert "Traceback" not in done.stdout
@@ -39,7 +39,7 @@ def test_rows_that_are_nearly_the_same_are_reported(leaky):
     wanted = "results/smoke/evaluation/leaks.parquet"
     workspace, done = leaky(wanted, change=lambda response: response + " indeed", judging__near_duplicate=0.5)
     assert done.returncode == 0, done.stdout
-    said = int(re.search(r"check_leaks heldout: (\d+) of 20 tests nearly stand in train", done.stdout)[1])
+    said = int(re.search(r"check_leaks heldout: (\d+) of 20 tests have a near duplicate in train", done.stdout)[1])
     found = pq.read_table(workspace.folder / wanted).to_pylist()
     assert len(found) == said > 10
     for row in found:

@@ -1,1 +1,1 @@
-"""What every stage rests on: files, tables, seeds, progress, errors, GPUs, groups of processes."""
+"""What every stage builds on: files, tables, seeds, progress, errors, GPUs, process groups."""

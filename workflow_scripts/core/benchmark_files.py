@@ -1,4 +1,4 @@
-"""What jobs took, from the benchmark files that Snakemake writes."""
+"""Time and memory of jobs, read from the benchmark files that Snakemake writes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MEASURED = ["s", "cpu_time", "max_rss"]
 def read_benchmarks(paths: Iterable[Path]) -> pd.DataFrame:
     """Return one row per repeat of a job: its file `path`, `s` and `cpu_time` (seconds), and `max_rss` (MiB).
 
-    What Snakemake could not measure, because a job ended too soon, is NaN.
+    The last three are float64; what Snakemake could not measure, because a job ended too soon, is NaN.
     """
     rows = []
     for path in paths:
@@ -28,11 +28,16 @@ def read_benchmarks(paths: Iterable[Path]) -> pd.DataFrame:
 
 
 def benchmark_seconds(benchmarks: Path, patterns: Sequence[str]) -> float:
-    """Return the seconds of all jobs whose benchmark files match, in Snakemake's folder of benchmarks.
+    """Return the wall-clock seconds of all jobs whose benchmark files match.
+
+    Parameters
+    ----------
+    benchmarks: folder that Snakemake writes the benchmark files of a run to.
+    patterns: globs below it; a job counts once for each pattern that matches it.
 
     Raises
     ------
-    StudyError: a pattern matches no file, or one that says no seconds.
+    StudyError: a pattern matches no file, or one without seconds.
     """
     seconds = 0.0
     for pattern in patterns:

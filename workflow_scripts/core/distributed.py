@@ -1,7 +1,7 @@
 """One function in several processes of this machine, which form a torch.distributed group.
 
-Every process makes the same calls; what they share is cut by `shard_indices` and put together by `gather_rows`. In
-a process on its own, these give everything and change nothing.
+Every process makes the same calls; `shard_indices` splits the work and `gather_rows` puts the results together. In a
+process without a group, the first returns every row and the others change nothing.
 """
 
 from __future__ import annotations
@@ -40,15 +40,21 @@ _PATH, _SECTION = "a path", "a section"
 def run_in_processes(function: Callable[..., object], processes: int, **arguments: object) -> None:
     """Call `function(**arguments)` in `processes` processes that form one group; return when all are done.
 
-    One process is this one. Several are new ones, each with a GPU of its own (NCCL) or on the CPU (gloo), with
-    their share of this one's threads. They import `function` by its module and name; that of a stage run as a
-    script is found in the package. What the first of them says is passed on. If one ends early, or this one
-    does, all of them end.
+    With one process, that is this one. Several are new ones, each with a GPU of its own (NCCL) or on the CPU (gloo),
+    and with their share of this one's threads. The standard error of the first of them is passed on. If one of them
+    fails, or this one does, all of them end.
+
+    Parameters
+    ----------
+    function: a function at the top level of a module, which the processes import by name; of a stage that is run as
+        a script, the module is found in the package.
+    processes: how many; at most as many as there are GPUs, where there are any.
+    arguments: JSON values, paths and sections of the config.
 
     Raises
     ------
     StudyError: there are fewer GPUs than processes, or a process raised it.
-    RuntimeError: a process failed otherwise; with its traceback or last words.
+    RuntimeError: a process failed otherwise; with its traceback, or the end of its log.
     """
     if processes == 1:
         function(**arguments)
@@ -64,9 +70,10 @@ def run_in_processes(function: Callable[..., object], processes: int, **argument
 
 
 def run_in_new_processes(function: Callable[..., object], processes: int, **arguments: object) -> None:
-    """Call `function(**arguments)` as `run_in_processes` does, but in a new process also where one is to do it.
+    """Call `function(**arguments)` as `run_in_processes` does, but in a new process even if `processes` is 1.
 
-    What such a process held of a GPU is free when it has ended.
+    The GPU memory of such a process is free once it has ended. Parameters and errors as in `run_in_processes`, but the
+    number of GPUs is not checked.
     """
     metadata, deterministic = dict(metadata_in_force()), torch.are_deterministic_algorithms_enabled()
     job = [processes, _importable_module(function), function.__name__, arguments, metadata, deterministic]
@@ -86,7 +93,7 @@ def run_in_new_processes(function: Callable[..., object], processes: int, **argu
 
 
 def _importable_module(function: Callable[..., object]) -> str:
-    """Return the name that other processes import `function`'s module by; as a script it has none but its file's."""
+    """Return the name that other processes import `function`'s module by; a script's comes from its file."""
     if function.__module__ != "__main__":
         return function.__module__
     package = Path(workflow_scripts.__file__).resolve().parent
@@ -100,7 +107,7 @@ def _exit_codes_once_decided(group: list[subprocess.Popen[bytes]]) -> list[int |
     while True:
         codes = [process.poll() for process in group]
         if any(codes):
-            # The one that another lost may have ended since it was asked.
+            # A process that failed first may have been polled before it ended.
             return [process.poll() for process in group]
         if None not in codes:
             return codes
@@ -136,7 +143,7 @@ def _start(folder: Path, rank: int, processes: int, job_text: str) -> subprocess
 
 
 def _loopback() -> str:
-    """Return this machine's interface to itself: `lo` on Linux, `lo0` on macOS."""
+    """Return the name of this machine's loopback interface: `lo` on Linux, `lo0` on macOS."""
     return next(name for _, name in socket.if_nameindex() if name in ("lo", "lo0"))
 
 
@@ -160,14 +167,14 @@ def _end(group: list[subprocess.Popen[bytes]]) -> None:
 
 
 def _failure(folder: Path, codes: list[int | None]) -> Exception:
-    """Return the error that the others' errors follow from."""
+    """Return the error that caused the others."""
     files = sorted(folder.glob("*.error"), key=lambda path: path.stat().st_mtime_ns)
     errors = {int(path.stem): json.loads(path.read_text()) for path in files}
     for is_ours, message in errors.values():
         if is_ours:
             return StudyError(message)
     for rank, code in enumerate(codes):
-        # One that was killed says nothing; what others say then is that they lost it.
+        # One that was killed reports nothing; the others then report that they lost it.
         if code and rank not in errors:
             words = (folder / f"{rank}.log").read_text(errors="replace")[-4000:]
             return RuntimeError(f"process {rank} ended with code {code}\n{words}")
@@ -244,15 +251,19 @@ def is_rank_zero() -> bool:
 
 
 def barrier() -> None:
-    """Return when every process of the group has come here."""
+    """Wait until every process of the group has reached this call."""
     if in_group():
         dist.barrier()
 
 
 def shard_indices(sizes: np.ndarray) -> np.ndarray:
-    """Return the rows that this process works on, out of rows of `sizes` (e.g. tokens), int64.
+    """Return the indices of the rows that this process works on, int64 [rows of this process].
 
-    Rows are dealt out in order of size, so shares differ by at most the largest row.
+    Rows are dealt out in order of size, so the processes' total sizes differ by at most the largest row.
+
+    Parameters
+    ----------
+    sizes: int [rows], the size of each row, e.g. its number of tokens.
     """
     if not in_group():
         return np.arange(len(sizes))
@@ -260,7 +271,14 @@ def shard_indices(sizes: np.ndarray) -> np.ndarray:
 
 
 def gather_rows(own: torch.Tensor, share: np.ndarray, rows: int) -> torch.Tensor:
-    """Return all rows, [rows, width], of which this process has `own` [len(share), width]: those of `share`."""
+    """Return the rows of all processes, in every process: [rows, width], with the dtype and device of `own`.
+
+    Parameters
+    ----------
+    own: [len(share), width], the rows that this process has computed.
+    share: int64 [rows of this process], their indices; those of all processes together are `range(rows)`.
+    rows: number of rows of all processes.
+    """
     gathered = own.new_zeros(rows, own.shape[1])
     places = torch.from_numpy(share)
     # From other memory than pinned, a GPU would have to be waited for.
@@ -271,7 +289,7 @@ def gather_rows(own: torch.Tensor, share: np.ndarray, rows: int) -> torch.Tensor
 
 
 def sum_gradients(parameters: list[torch.nn.Parameter]) -> None:
-    """Replace each parameter's gradient by its sum over the processes; none counts as zero."""
+    """Replace each parameter's gradient by its sum over the processes; a missing gradient counts as zero."""
     if not in_group():
         return
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
@@ -282,7 +300,7 @@ def sum_gradients(parameters: list[torch.nn.Parameter]) -> None:
 
 
 def broadcast_from_rank_zero(value: Value) -> Value:
-    """Return the first process's `value`, so that all decide alike: each measures and reads at another moment."""
+    """Return the `value` of the process of rank 0 in every process, so that all of them take the same decision."""
     if not in_group():
         return value
     told = [value]

@@ -1,4 +1,4 @@
-"""Exceptions whose message is written for the user, and what the exceptions of others tell."""
+"""Exceptions whose message is written for the user, and a test for libraries' out-of-memory errors."""
 
 from workflow_scripts.core.redaction import redacted
 
@@ -21,7 +21,7 @@ class UnusableRowError(Exception):
 
 
 def lacks_memory(error: BaseException) -> bool:
-    """Return whether an error tells of too little memory, on a GPU or on the CPU."""
+    """Return whether an error means that memory ran out, on a GPU or on the CPU."""
     words = (
         "out of memory",
         "out_of_memory",

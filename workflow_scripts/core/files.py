@@ -15,7 +15,7 @@ SNAPSHOT = "snapshot.json"
 
 
 def file_hash(*paths: Path) -> str:
-    """Return 16 hex digits of the bytes of the files, in the order given."""
+    """Return 16 hex digits: a hash of the files' bytes, in the order given."""
     digest = hashlib.sha256()
     for path in paths:
         with open(path, "rb") as file:
@@ -26,9 +26,10 @@ def file_hash(*paths: Path) -> str:
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary sibling of `path`; it takes the name `path` only if the block ends well.
+    """Yield a temporary path beside `path`; the file is renamed to `path` only if the block raises nothing.
 
-    The name is unique to the host and process, so that a twin of a job never writes into the same file.
+    The name is unique to the host and process, so that two runs of one job never write into the same file. Missing
+    folders above `path` are created.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,8 +45,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """Yield an empty sibling of `folder`; it takes the name `folder`, in the place of what stood there, only if the
-    block ends well."""
+    """Yield an empty folder beside `folder`; it replaces `folder` only if the block raises nothing."""
     folder = Path(folder)
     temporary = folder.with_name(f".{folder.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -58,13 +58,13 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
 
 def publish_folder(temporary: Path, folder: Path) -> None:
-    """Give the finished folder `temporary` the name `folder`, in the place of what stood there."""
+    """Rename the finished folder `temporary` to `folder`, which it replaces."""
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(temporary, folder)
 
 
 def folder_hash(folder: Path) -> str:
-    """Return 16 hex digits of a model folder's weights, config and tokenizer; of a snapshot's, its commit's."""
+    """Return 16 hex digits: a hash of a model folder's weights, config and tokenizer, or of a snapshot's commit."""
     if (snapshot := Path(folder) / SNAPSHOT).exists():
         return file_hash(snapshot)
     files = sorted(path for path in Path(folder).rglob("*") if path.suffix in {".safetensors", ".json", ".txt"})

@@ -1,6 +1,6 @@
 """The GPUs of this machine and of a job: counted without torch, claimed by file locks, and checked before work starts.
 
-Read while Snakemake parses, so nothing heavy is imported here.
+Imported while Snakemake parses, so nothing heavy is imported here.
 """
 
 from __future__ import annotations
@@ -32,7 +32,14 @@ COMPUTE_ON_THE_CPU = "To compute on the CPU instead, set CUDA_VISIBLE_DEVICES to
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU, or an instance of one that MIG has split, by its UUID; `index` is the GPU's own."""
+    """A GPU, or an instance of one that MIG has split.
+
+    Attributes
+    ----------
+    index: number of the GPU on this machine, from 0; instances have that of their GPU.
+    name: model, and for an instance its profile.
+    uuid: as `nvidia-smi -L` lists it; the index as text where the driver doesn't say.
+    """
 
     index: int
     name: str
@@ -40,7 +47,7 @@ class Gpu:
 
 
 def installed_gpus() -> list[Gpu]:
-    """Return the GPUs that the driver shows, whatever CUDA_VISIBLE_DEVICES says; none without an NVIDIA driver."""
+    """Return the GPUs that the driver lists, whatever CUDA_VISIBLE_DEVICES says; none without an NVIDIA driver."""
     return _listed(_nvidia_smi()) or _known_to_the_kernel()
 
 
@@ -80,7 +87,7 @@ def _known_to_the_kernel() -> list[Gpu]:
 
 
 def visible_gpus(environment: Mapping[str, str] = os.environ) -> list[str]:
-    """Return the GPUs that this process may use, as names for CUDA_VISIBLE_DEVICES.
+    """Return the GPUs that a process with this `environment` may use, as names for CUDA_VISIBLE_DEVICES.
 
     CUDA reads that variable up to the first name that isn't one: -1 and NoDevFiles hide what follows.
     """
@@ -95,10 +102,14 @@ def visible_gpus(environment: Mapping[str, str] = os.environ) -> list[str]:
 
 
 def limit_gpu_jobs(workflow: Any) -> int:
-    """Let Snakemake start no more jobs on GPUs than this machine has, and return that number.
+    """Let Snakemake start no more GPU jobs than this machine has GPUs, and return that number.
 
-    `--resources gpu=N` takes its place. Nothing is limited where there is no GPU, as all jobs compute on the CPU then,
-    and on a cluster, where the scheduler hands GPUs out: the result is 0.
+    `--resources gpu=N` overrides it. Nothing is limited, and 0 returned, where there is no GPU, because all jobs then
+    compute on the CPU, and on a cluster, where the scheduler assigns GPUs.
+
+    Parameters
+    ----------
+    workflow: the `workflow` object of a Snakefile.
     """
     sends_jobs = workflow.non_local_exec or (workflow.dryrun and workflow.nodes is not None)
     if sends_jobs or not workflow.is_main_process or not (here := len(visible_gpus())):
@@ -111,7 +122,7 @@ def limit_gpu_jobs(workflow: Any) -> int:
 
 
 def gpus_asked_for(resources: Mapping[str, Any]) -> int:
-    """Return how many GPUs a job's resources ask for: as `gpu`, or as Slurm's `gres`, e.g. gpu:h100:2."""
+    """Return how many GPUs a job's resources ask for: as `gpu`, or as Slurm's `gres`, e.g. `gpu:h100:2`."""
     asked = int(resources.get("gpu", 0) or 0)
     for part in str(resources.get("gres", "")).split(","):
         kind, *words = part.strip().split(":")
@@ -122,10 +133,14 @@ def gpus_asked_for(resources: Mapping[str, Any]) -> int:
 
 @contextlib.contextmanager
 def pinned(count: int) -> Iterator[None]:
-    """Show this process only its own GPUs while the block runs: none to a job that asks for none.
+    """Claim `count` GPUs and make only them visible to this process while the block runs; none if `count` is 0.
 
-    To be entered before anything starts CUDA, which reads CUDA_VISIBLE_DEVICES once. Within a Slurm job too: all jobs
-    of a Snakemake that runs inside one allocation see all its GPUs.
+    Enter it before anything starts CUDA, which reads CUDA_VISIBLE_DEVICES once. It is needed within a Slurm job too:
+    all jobs of a Snakemake that runs inside one allocation see all its GPUs.
+
+    Raises
+    ------
+    StudyError: GPUs are visible, but fewer than `count`.
     """
     before = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = visible_gpus() if count else []
@@ -145,14 +160,20 @@ def pinned(count: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def own_gpus(count: int, gpus: Sequence[str], folder: Path | None = None) -> Iterator[list[str]]:
-    """Claim `count` of `gpus` for this process while the block runs; wait until so many are free.
+    """Claim `count` of `gpus` for this process while the block runs; wait until so many are free, and yield them.
 
-    Snakemake's `gpu` resource only counts; which GPU a job takes is decided here. A lock is the kernel's, so
-    that of a killed job is free at once.
+    Snakemake's `gpu` resource only counts; which GPU a job takes is decided here. The kernel holds the locks, so
+    those of a killed job are released at once.
+
+    Parameters
+    ----------
+    count: how many to claim.
+    gpus: names for CUDA_VISIBLE_DEVICES, as `visible_gpus` returns them.
+    folder: where the lock files lie; by default one of this user's in the folder for temporary files.
 
     Raises
     ------
-    StudyError: the machine has fewer GPUs than the job needs.
+    StudyError: `count` exceeds the number of `gpus`.
     """
     if count > len(gpus):
         raise StudyError(
@@ -178,10 +199,10 @@ def own_gpus(count: int, gpus: Sequence[str], folder: Path | None = None) -> Ite
 
 
 def lock_name(gpu: str, environment: Mapping[str, str] = os.environ) -> str:
-    """Return a file name for the GPU that CUDA_VISIBLE_DEVICES calls `gpu`: its UUID, where that can be had.
+    """Return a file name for the GPU that CUDA_VISIBLE_DEVICES calls `gpu`: its UUID, where the driver gives one.
 
-    Within a Slurm job it belongs to that job: Slurm gives no GPU to two of them, and where it shuts the other GPUs
-    away, each job of a node counts its own from 0.
+    Within a Slurm job the name contains the job's id: Slurm gives no GPU to two jobs, and where it hides the other
+    GPUs, each job of a node counts its own from 0.
     """
     if allocation := environment.get("SLURM_JOB_ID"):
         gpu = f"job-{allocation}-{gpu}"
@@ -207,13 +228,18 @@ def _release(held: dict[str, IO[str]]) -> None:
 
 
 def require_promised_gpus(asked: int, environment: Mapping[str, str] = os.environ) -> None:
-    """Stop a job that asked for GPUs and was promised some, but can't use them: the CPU would take hours in silence.
+    """Stop a job that was promised GPUs but can't use them: it would silently take hours on the CPU.
 
-    Where nothing promises a GPU, as on a laptop, the same job computes on the CPU.
+    Where nothing promises a GPU, as on a laptop, or AIRREP_GPU_OPTIONAL is set, the same job computes on the CPU.
+
+    Parameters
+    ----------
+    asked: number of GPUs that the job asked for.
+    environment: environment variables of the job.
 
     Raises
     ------
-    StudyError: says why, and what to do.
+    StudyError: GPUs were promised and torch can use fewer than `asked`; says why, and what to do.
     """
     if not asked or environment.get("AIRREP_GPU_OPTIONAL") or not is_promised(environment):
         return
@@ -238,7 +264,7 @@ def is_promised(environment: Mapping[str, str] = os.environ) -> bool:
 
 
 def torch_facts() -> dict[str, Any]:
-    """Return the driver, torch's version and CUDA's, and how many GPUs torch can use; starts no CUDA context."""
+    """Return the versions of `driver`, `torch` and `cuda`, and how many GPUs are `usable`; starts no CUDA context."""
     import torch
 
     return {
@@ -259,11 +285,12 @@ def driver_version() -> str | None:
 
 
 def gpu_problem(facts: Mapping[str, Any], asked: int) -> str | None:
-    """Return why a job that asked for GPUs can't use so many and what to change, or None.
+    """Return why a job can't use as many GPUs as it asked for and what to change, or None if it can.
 
     Parameters
     ----------
     facts: those of `torch_facts`, the `host`, and CUDA_VISIBLE_DEVICES as `visible_devices`.
+    asked: number of GPUs that the job asked for.
     """
     if facts["usable"] >= asked:
         return None
@@ -303,9 +330,9 @@ def gpu_problem(facts: Mapping[str, Any], asked: int) -> str | None:
 
 
 def use_deterministic_algorithms() -> None:
-    """Let torch take only algorithms that add in a fixed order; to be called before CUDA starts.
+    """Make torch use deterministic algorithms only; call it before CUDA starts.
 
-    Other processes that this one starts inherit cuBLAS's part of it alone, and must call it again.
+    Processes that this one starts inherit the setting of cuBLAS only, and must call it again.
     """
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     import torch

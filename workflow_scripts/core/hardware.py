@@ -1,4 +1,4 @@
-"""What this machine is made of."""
+"""Processor, memory and GPUs of this machine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from workflow_scripts.core.gpus import installed_gpus
 
 
 def hardware() -> dict[str, Any]:
-    """Return processor, cores, memory and GPUs of this machine."""
+    """Return this machine's `processor` (name), `cores` (logical), `memory_gib` and `gpus` (names)."""
     model = ""
     if (info := Path("/proc/cpuinfo")).exists():
         names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]

@@ -1,4 +1,4 @@
-"""Parquet files that are either whole or absent, each carrying the spec that made it."""
+"""Parquet files that are either whole or absent, each with the hash of the spec that made it in its metadata."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _metadata_in_force: ContextVar[Mapping[str, str]] = ContextVar("table_metadata",
 
 
 def spec_hash(spec: Mapping[str, Any]) -> str:
-    """Return 16 hex digits that depend on the values of `spec` alone, not on the order of its keys."""
+    """Return 16 hex digits: a hash of the values of `spec`, whatever the order of its keys."""
     text = json.dumps(spec, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -44,13 +44,13 @@ def table_metadata(**entries: str) -> Iterator[None]:
 
 
 def metadata_in_force() -> Mapping[str, str]:
-    """Return the entries that tables written now are stamped with."""
+    """Return the entries that the `table_metadata` blocks around the caller add to every table."""
     return _metadata_in_force.get()
 
 
 def _seal(schema: pa.Schema, rows: int, entries: Mapping[str, str]) -> str:
-    """Return 16 hex digits of what a file's footer says; its pages have checksums of their own."""
-    # Parquet has a name of its own for what a list holds.
+    """Return 16 hex digits: a hash of a file's footer; its pages have checksums of their own."""
+    # Parquet renames the field of a list's elements.
     columns = [[field.name, re.sub(r"list<\w+: ", "list<", str(field.type)), field.nullable] for field in schema]
     others = {name: value for name, value in entries.items() if name != SEAL}
     return spec_hash({"columns": columns, "rows": rows, "entries": others})
@@ -71,7 +71,14 @@ def _stamped(schema: pa.Schema, metadata: Mapping[str, str]) -> pa.Schema:
 
 
 def write_table(path: Path, table: pa.Table, **metadata: str) -> None:
-    """Write `table` to `path` (zstd), whole or not at all."""
+    """Write `table` to the Parquet file `path` (zstd), whole or not at all.
+
+    Parameters
+    ----------
+    path: the file; an existing one is replaced, missing folders are created.
+    table: its rows.
+    metadata: entries of the file's metadata, besides those of `table_metadata`; `read_metadata` returns them.
+    """
     write_batches(path, table.schema, [table], None, **metadata)
 
 
@@ -82,9 +89,15 @@ def write_batches(
     measured: Callable[[], Mapping[str, str]] | None = None,
     **metadata: str,
 ) -> int:
-    """Stream `tables` of one schema into `path`, whole or not at all; return the number of rows.
+    """Stream tables into the Parquet file `path`, whole or not at all; return the number of rows.
 
-    `measured` gives metadata that is known only after the last table.
+    Parameters
+    ----------
+    path: the file.
+    schema: columns of the file, which every table is cast to.
+    tables: read one by one.
+    measured: called after the last table, for metadata that is known only then.
+    metadata: further entries of the file's metadata, see `write_table`.
     """
     rows = 0
     with table_writer(path, schema, measured, **metadata) as write:
@@ -101,9 +114,9 @@ def table_writer(
     measured: Callable[[], Mapping[str, str]] | None = None,
     **metadata: str,
 ) -> Iterator[Callable[[pa.Table], None]]:
-    """Yield a function that appends a table of `schema` to `path`, which appears when the block ends well.
+    """Yield a function that appends a table to `path`, which appears only if the block raises nothing.
 
-    For one pass over the data that fills several files; otherwise `write_batches` is simpler.
+    For one pass over the data that fills several files; otherwise `write_batches` is simpler. Parameters as there.
     """
     floats = [field.name for field in schema if pa.types.is_floating(field.type)]
     others = [field.name for field in schema if not pa.types.is_floating(field.type)]
@@ -139,7 +152,17 @@ def write_csv(path: Path, table: pa.Table) -> None:
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read a Parquet file; a damaged one raises `StudyError` with its name and what to do."""
+    """Read a Parquet file.
+
+    Parameters
+    ----------
+    path: the file.
+    columns: which to read; all if None.
+
+    Raises
+    ------
+    StudyError: the file is missing or damaged, or lacks one of `columns`; names the file and says what to do.
+    """
     try:
         with open_table(path) as file:
             _check_columns(path, file, columns)
@@ -151,9 +174,18 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
 def read_batches(
     path: Path, rows: int, columns: Sequence[str] | None = None, groups: Sequence[int] | None = None
 ) -> Iterator[pa.RecordBatch]:
-    """Yield a Parquet file, or some of its row groups, in batches of at most `rows`. Errors as `read_table`.
+    """Yield a Parquet file, or some of its row groups, in batches; memory depends on their size alone.
 
-    Memory depends on `rows` alone.
+    Parameters
+    ----------
+    path: the file.
+    rows: most rows in a batch.
+    columns: which to read; all if None.
+    groups: numbers of the row groups to read, in this order; all if None.
+
+    Raises
+    ------
+    StudyError: as in `read_table`, but only once the first batch is asked for, or the damaged one.
     """
     try:
         with open_table(path) as file:
@@ -164,7 +196,7 @@ def read_batches(
 
 
 def rows_of_groups(path: Path) -> list[int]:
-    """Return the number of rows in each row group of a Parquet file. Errors as `read_table`."""
+    """Return the number of rows in each row group of a Parquet file. Errors as in `read_table`."""
     try:
         with open_table(path) as file:
             return [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
@@ -173,7 +205,7 @@ def rows_of_groups(path: Path) -> list[int]:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """Return the `airrep.*` entries of a Parquet file's metadata, without the prefix. Errors as `read_table`."""
+    """Return the `airrep.*` entries of a Parquet file's metadata, without the prefix. Errors as in `read_table`."""
     try:
         with open_table(path) as file:
             return _entries(file.metadata.metadata)
@@ -182,7 +214,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def read_schema(path: Path) -> tuple[pa.Schema, int]:
-    """Return the columns of a Parquet file and its number of rows. Errors as `read_table`."""
+    """Return the schema of a Parquet file and its number of rows. Errors as in `read_table`."""
     try:
         with open_table(path) as file:
             return file.schema_arrow, file.metadata.num_rows
@@ -191,16 +223,20 @@ def read_schema(path: Path) -> tuple[pa.Schema, int]:
 
 
 def damaged(path: Path, error: Exception) -> StudyError:
-    """Return the error that tells the user of a damaged file."""
+    """Return the error to raise for a damaged file: it says to delete the file and run again."""
     return StudyError(
         f"{path} can't be read as Parquet ({error}). Delete the file and run again: the workflow recomputes it."
     )
 
 
 def open_table(path: Path) -> pq.ParquetFile:
-    """Open a Parquet file whose pages are checked as they are read; a damaged one raises one of `DAMAGE`.
+    """Open a Parquet file whose pages are checked as they are read.
 
     For row groups in any order; otherwise `read_table` and `read_batches` are simpler.
+
+    Raises
+    ------
+    One of `DAMAGE`: the file is missing or damaged, or its footer was changed after it was written.
     """
     # A small buffer instead of whole row groups.
     file = pq.ParquetFile(path, buffer_size=READ_BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True)

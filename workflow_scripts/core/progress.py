@@ -1,4 +1,4 @@
-"""Progress of long stages: done of all, rate, time left; on the screen and in the stage's log."""
+"""Progress of long stages (units done, rate, time left), on the screen and in the stage's log."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from datetime import timedelta
 
 
 def say(message: str) -> None:
-    """Print one line where both the screen and the log see it."""
+    """Print one line to standard error, which `core.stage` copies to the stage's log."""
     print(message, file=sys.stderr, flush=True)
 
 
 class Progress:
-    """Count work done and say so at most every `interval` seconds, and at the end.
+    """Count finished units of work and report them at most every `interval` seconds, and at the end.
 
     Parameters
     ----------
-    title: what is being worked on, e.g. `finetune_shard train 0`.
-    total: units of work in all.
-    unit: plural noun of the units, e.g. `subsets`.
+    title: begins each line, e.g. `finetune_shard train 0`.
+    total: number of units in all.
+    unit: what they are called, in the plural, e.g. `subsets`.
     done: units that an earlier attempt had finished; they don't count towards the rate.
+    interval: fewest seconds between two lines.
     """
 
     def __init__(self, title: str, total: int, unit: str, done: int = 0, interval: float = 10.0):
@@ -28,10 +29,10 @@ class Progress:
         self.done = self.done_before = done
         self.start = self.last_said = time.monotonic()
         if done:
-            say(f"{title}: going on from {done:,} of {total:,} {unit}")
+            say(f"{title}: resuming at {done:,} of {total:,} {unit}")
 
     def advance(self, units: int = 1, note: str = "") -> None:
-        """Count `units` more as done; `note` (e.g. the current loss) ends the line."""
+        """Count `units` more as done; `note` (e.g. the current loss) is printed at the end of the line."""
         self.done += units
         now = time.monotonic()
         if self.done < self.total and now - self.last_said < self.interval:

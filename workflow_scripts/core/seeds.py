@@ -1,4 +1,4 @@
-"""Random generators that depend on names and numbers alone, never on order, shard or machine."""
+"""Random generators seeded by names and numbers alone, never by order, shard or machine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def derive_seed(*parts: int | str) -> int:
-    """Return a 63-bit seed of `parts`, e.g. `derive_seed(seed, "finetune", fold, subset)`."""
+    """Return a 63-bit seed, a hash of `parts`, e.g. `derive_seed(seed, "finetune", fold, subset)`."""
     text = "\x1f".join(str(part) for part in parts)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 

@@ -1,4 +1,4 @@
-"""The bridge from a Snakemake job to a stage: a function of paths and plain values."""
+"""Run a Snakemake job as a call of its stage, which is a function of paths and plain values."""
 
 from __future__ import annotations
 
@@ -46,15 +46,24 @@ def run_stage(stage: Callable[..., object]) -> None:
 
 
 def run_job(smk: Any, stage: Callable[..., object]) -> None:
-    """Call `stage` with the named inputs and outputs of the job `smk` and the values of its spec.
+    """Call `stage` with the named inputs and outputs of a job and the values of its spec.
 
-    A rule says by an empty list that a file is absent: a parameter annotated `Path | None` gets None for it, and a
-    `list[Path]` stays empty. A parameter annotated with a section of the config gets the section that its values make.
+    A rule's empty list of files means that the file is absent: a parameter annotated `Path | None` gets None for it,
+    and a `list[Path]` stays empty. For a parameter annotated with a section of the config, the section is built from
+    its values in the spec.
 
-    A job whose resources name `processes` calls it in so many processes, see `core.distributed`. It sees the GPUs that
-    its resources ask for and no other, and where its spec says `deterministic`, torch adds in a fixed order.
-    A `StudyError`, a disk that is full or not writable, and a lack of memory end the job with a message alone; any
-    other exception keeps its traceback, because it is a fault of ours.
+    If the job's resources have `processes`, the stage runs in that many processes (`core.distributed`). It sees only
+    the GPUs that its resources ask for; if its spec has `deterministic`, torch uses deterministic algorithms only.
+
+    Parameters
+    ----------
+    smk: the `snakemake` object of a script, whose `params.spec` is that of `study.specs`.
+    stage: annotated function of paths and plain values.
+
+    Raises
+    ------
+    SystemExit: a `StudyError`, a disk that is full or not writable, or a lack of memory; a message was printed.
+        Any other exception keeps its traceback, because it is a bug of the workflow.
     """
     spec = dict(smk.params.spec)
     spec.pop("version")
@@ -80,7 +89,7 @@ def run_job(smk: Any, stage: Callable[..., object]) -> None:
 
 
 def storage_trouble(error: BaseException) -> str | None:
-    """Return what the user is told where a disk refused to write, and None for any other error."""
+    """Return the message for a disk that is full or not writable, and None for any other error."""
     code = error.errno if isinstance(error, OSError) else None
     # Libraries written in Rust, copies of folders, and other processes pass on the system's words without its number.
     told = (number for number in _STORAGE_TROUBLES if code == number or os.strerror(number) in str(error))
@@ -95,11 +104,11 @@ def storage_trouble(error: BaseException) -> str | None:
 
 
 def memory_trouble(error: BaseException, stage: str) -> str | None:
-    """Return what the user is told where the memory did not suffice for `stage`, and None for any other error."""
+    """Return the message for an error of `stage` by which memory ran out, and None for any other error."""
     if not lacks_memory(error):
         return None
     key = _MEMORY_KEYS.get(stage)
-    # Of another process, a whole traceback comes along.
+    # The error of another process contains its whole traceback.
     reason = next((line for line in str(error).splitlines() if lacks_memory(RuntimeError(line))), type(error).__name__)
     return (
         f"the memory does not suffice ({reason.strip()}). {f'Lower {key}, or give' if key else 'Give'} the job more "

@@ -1,4 +1,4 @@
-"""Spearman's rank correlation, many columns at once."""
+"""Spearman's rank correlation of many columns at once."""
 
 from __future__ import annotations
 
@@ -7,9 +7,14 @@ from scipy.stats import rankdata
 
 
 def spearman_by_column(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Return Spearman's correlation of each column of two arrays [subsets, tests], float64 [tests].
+    """Return Spearman's correlation of each column, float64 [tests]; NaN for a column that does not vary.
 
-    Ties get their average rank. A column that does not vary has no correlation: NaN.
+    Ties get their average rank.
+
+    Parameters
+    ----------
+    left: float [subsets, tests].
+    right: float [subsets, tests], as `left`.
     """
     left, right = (rankdata(values, axis=0) for values in (left, right))
     left, right = left - left.mean(axis=0), right - right.mean(axis=0)

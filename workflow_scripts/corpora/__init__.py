@@ -1,1 +1,1 @@
-"""From files of any usual shape to tables of prompts and responses."""
+"""Read corpora of any common format into tables of prompts and responses."""

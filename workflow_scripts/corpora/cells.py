@@ -1,4 +1,4 @@
-"""Cells of a corpus row as text, or the reason why they aren't."""
+"""Convert cells of a corpus row to text, or say why they can't be."""
 
 from __future__ import annotations
 
@@ -33,13 +33,18 @@ def kind_of(value: object) -> str:
 
 
 def text_of(value: object, column: str) -> str:
-    """Return the text of a cell, unchanged; a number becomes the shortest text that reads back as it.
+    """Return the text of a cell, unchanged; a number becomes the shortest text that reads back as the same number.
 
     A boolean isn't text: whether it means `true`, `True` or `yes` would be a guess.
 
+    Parameters
+    ----------
+    value: content of the cell.
+    column: name of its column, for the message.
+
     Raises
     ------
-    UnusableRowError: the cell is neither text nor a finite number, or no valid Unicode.
+    UnusableRowError: the cell is neither text nor a finite number, or not valid Unicode.
     """
     if isinstance(value, int | float | Decimal) and not isinstance(value, bool):
         if not math.isfinite(value):
@@ -57,11 +62,11 @@ def text_of(value: object, column: str) -> str:
 
 
 def filled_text_of(value: object, column: str) -> str:
-    """Return the text of a cell as `text_of` does.
+    """Return the text of a cell as `text_of` does; parameters as there.
 
     Raises
     ------
-    UnusableRowError: also if there is nothing but white space.
+    UnusableRowError: as in `text_of`, or the text is empty or white space only.
     """
     text = text_of(value, column)
     if not text.strip():

@@ -1,4 +1,4 @@
-"""Chats of any common layout as a list of {role, content} turns that ends with the response."""
+"""Read chats of any common format into a list of {role, content} turns that ends with the response."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Strict JSON: a fault is named in plain words, and a key given twice is never settled by a guess."""
+"""Strict JSON: errors are explained in plain words, and of a repeated key no value is chosen by a guess."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from workflow_scripts.core.errors import UnusableRowError
 
 
 class RepeatedKey:
-    """Stands for the value of a key that a JSON object has more than once."""
+    """Replaces the value of a key that a JSON object has more than once."""
 
 
 def object_of(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -37,7 +37,7 @@ _PLAIN_WORDS = {
 
 
 def decode_json(text: str) -> object:
-    """Return the one JSON value that `text` holds, its objects as `object_of` makes them.
+    """Return the one JSON value in a text; objects are those of `object_of`.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Texts that nearly equal one another, by the words that they share."""
+"""Word 3-grams of texts, by which near duplicates are found."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ from sklearn.feature_extraction.text import HashingVectorizer
 
 
 def word_triples(table: pa.Table) -> sparse.csr_matrix:
-    """Return which three words in a row each text holds, as a matrix of ones, float32 [texts, 2^22]."""
+    """Return which word 3-grams each text has, as a sparse matrix of zeros and ones, float32 [texts, 2^22] (hashed).
+
+    Parameters
+    ----------
+    table: has the columns `prompt` and `response`.
+    """
     texts = [
         f"{prompt}\n{response}"
         for prompt, response in zip(table["prompt"].to_pylist(), table["response"].to_pylist(), strict=True)

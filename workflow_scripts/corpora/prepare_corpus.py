@@ -1,4 +1,4 @@
-"""Read a corpus of any recognised shape, and tell the rows that can be used from those that can't."""
+"""Read a corpus of any recognised format, and separate the rows that can be used from those that can't."""
 
 import contextlib
 import os
@@ -54,18 +54,33 @@ def prepare_corpus(
     limit: int | None,
     max_rejected_share: float,
 ) -> None:
-    """Write the examples of `source` to `corpus` and its bad rows to `rejected` (columns: docs/artifacts.md).
+    """Write the examples of a source and its bad rows (columns: docs/artifacts.md).
 
-    Ids count the accepted rows in source order, so that rows appended to the source change none. Rows
-    that repeat others are kept: corpora have them, and they share a hash. Rows outside `part` are left
-    out, and so are rows whose prompt stands in one of the corpora `without`; bad rows have no prompt and
-    so no part, and every part of a source reports them. Reading stops after `limit` accepted rows.
+    Ids count the accepted rows in source order, so that rows appended to the source change none. Duplicate rows are
+    kept: corpora have them, and they share a hash. Bad rows have no prompt and so no part; every part of a source
+    reports them.
+
+    Parameters
+    ----------
+    corpus: Parquet file to write, one row per example.
+    rejected: Parquet file to write, one row per bad row.
+    without: `corpora/` files; rows whose prompt, normalised, is in one of them are left out.
+    source: `builtin:mini`, a local file or glob, or a hub dataset id.
+    config_name: hub only, the dataset's config name.
+    split: hub only, the split.
+    revision: hub only, a commit or tag.
+    data_files: hub only, file or pattern inside the dataset.
+    columns: names of the columns `prompt`, `response`, `messages` and `label`, where they differ.
+    response_turn: which assistant turn of a chat is the response, `last` or `first`.
+    part: [from, to) in [0, 1]; rows whose prompt's hash is outside are left out.
+    limit: reading stops after so many accepted rows; None for no limit.
+    max_rejected_share: largest share of the rows read that may be bad, in [0, 1].
 
     Raises
     ------
     StudyError: the source can't be read, a mapped column doesn't exist, no row is accepted, or more than
-    `max_rejected_share` of the rows read are bad. The bad rows then stand beside `rejected`, in
-    `<name>.failed.parquet`.
+        `max_rejected_share` of the rows read are bad. The bad rows are then kept beside `rejected`, in
+        `<name>.failed.parquet`.
     """
     # Snakemake deletes the declared outputs of a failed job, just when the bad rows are needed most.
     kept = rejected.with_suffix(".failed.parquet")
@@ -127,7 +142,7 @@ def _record(example_id: int, row: SourceRow, example: Example) -> dict[str, obje
 
 
 class _Batch(contextlib.AbstractContextManager["_Batch"]):
-    """Rows on their way to a table, few enough for any memory."""
+    """A buffer of rows that are written to a table, of limited size."""
 
     def __init__(self, schema: pa.Schema, write: Callable[[pa.Table], None]):
         self.schema, self.write = schema, write
@@ -151,7 +166,7 @@ class _Batch(contextlib.AbstractContextManager["_Batch"]):
 
 @dataclass
 class _Tally:
-    """What was read so far; rows that are neither accepted nor rejected nor left out lie outside the part."""
+    """Counts of the rows read so far; those neither accepted nor rejected nor left out are outside the part."""
 
     unseen_columns: set[str]
     seen_columns: dict[str, None] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Rows of a corpus source, one at a time, in an order that appending doesn't change."""
+"""Read the rows of a corpus source, one at a time, in an order that appending doesn't change."""
 
 from __future__ import annotations
 
@@ -28,9 +28,14 @@ PARQUET_BATCH_ROWS = 1024
 
 @dataclass(frozen=True, slots=True)
 class SourceRow:
-    """A row and where it stands: base name of its file, line or row number from 1.
+    """A row of a source.
 
-    `cells` is None where the row can't be read, and `reason` says why.
+    Parameters
+    ----------
+    file: base name of its file.
+    number: line or row number in the file, from 1.
+    cells: values by column; None if the row can't be read.
+    reason: why it can't be read.
     """
 
     file: str
@@ -47,8 +52,15 @@ def read_rows(
     revision: str | None = None,
     data_files: str | None = None,
 ) -> Generator[SourceRow, None, None]:
-    """Yield the rows of `source`: `builtin:mini`, a local file or glob (files in order of their paths), or a
-    hub dataset id. The keyword arguments are for the hub alone.
+    """Yield the rows of a source.
+
+    Parameters
+    ----------
+    source: `builtin:mini`, a local file or glob (files are read in order of their paths), or a hub dataset id.
+    config_name: hub only, the dataset's config name.
+    split: hub only, the split.
+    revision: hub only, a commit or tag.
+    data_files: hub only, file or pattern inside the dataset.
 
     Raises
     ------
@@ -141,7 +153,7 @@ def _read_json(file: io.BufferedReader) -> _Rows:
     if not head.lstrip().startswith(b"["):
         yield from _read_json_lines(file)
         return
-    # Bytes that aren't UTF-8 become half surrogate pairs: the row they stand in is rejected, no other.
+    # Bytes that aren't UTF-8 become half surrogate pairs: only the row that has them is rejected.
     text = file.read().decode("utf-8-sig", errors="surrogateescape")
     position = skip_blanks(text, text.index("[") + 1)
     while not text.startswith("]", position):
@@ -158,7 +170,7 @@ def _read_json(file: io.BufferedReader) -> _Rows:
 
 def _read_csv(file: io.BufferedReader) -> _Rows:
     csv.field_size_limit(LONGEST_CSV_CELL)
-    # As in _read_json, bytes that aren't UTF-8 cost their own row alone.
+    # As in _read_json, only the row that has bytes that aren't UTF-8 is rejected.
     text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
     rows = csv.reader(text, strict=True)
     header = next(rows, [])

@@ -1,4 +1,4 @@
-"""Corpus rows of any recognised shape as examples."""
+"""Convert corpus rows of any recognised format to examples."""
 
 from __future__ import annotations
 
@@ -35,7 +35,15 @@ LABEL_COLUMNS = ("label", "task", "task_name", "dataset", "is_safe", "source", "
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One pair to learn from; `messages` is None where the prompt is the text of a single user turn."""
+    """One training or test example.
+
+    Parameters
+    ----------
+    prompt: text before the response.
+    response: text that the LM is to generate.
+    messages: turns of the chat, the response last; None if the prompt is the text of a single user turn.
+    label: class label; None if there is none.
+    """
 
     prompt: str
     response: str
@@ -46,19 +54,19 @@ class Example:
 
     @property
     def hash(self) -> str:
-        """16 hex digits that depend on prompt, response and messages, and not on the label."""
+        """16 hex digits: a hash of prompt, response and messages, and not of the label."""
         text = json.dumps([self.prompt, self.response, self.messages], ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
     def place(self) -> float:
-        """The prompt's place in [0, 1), by its key."""
+        """The prompt's place in [0, 1), computed from its key, by which parts of a corpus are chosen."""
         # 53 bits are what a float holds exactly; more could round up to 1.
         return (prompt_key(self.prompt) >> 11) / 2**53
 
 
 def prompt_key(prompt: str) -> int:
-    """Return 64 bits that are the same for prompts that differ in case, spaces and punctuation alone."""
+    """Return a 64-bit hash, the same for prompts that differ only in case, spaces and punctuation."""
     letters = re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", prompt).casefold())
     return int.from_bytes(hashlib.sha256(letters.encode()).digest()[:8], "big")
 
@@ -79,7 +87,7 @@ def read_example(row: Mapping[str, object], columns: Columns, response_turn: Tur
 
     Raises
     ------
-    UnusableRowError: no shape is recognised, or a cell of the shape can't be used.
+    UnusableRowError: no format is recognised, or a cell can't be used.
     """
     cells = Cells(row)
     mapped = {meaning: _plain(names) for meaning, names in columns.items()}
@@ -141,7 +149,7 @@ def plain_name(name: object) -> str:
 
 
 def plain_names(row: Mapping[str, object]) -> dict[str, object]:
-    """Return `row` with plain names; where several become one, a name that was plain before wins."""
+    """Return `row` with plain names; if several become the same, one that was plain before takes precedence."""
     pairs = [(plain_name(name), name, value) for name, value in row.items()]
     plain_before = {name: value for plain, name, value in pairs if name == plain}
     return object_of([(plain, value) for plain, _, value in pairs]) | plain_before

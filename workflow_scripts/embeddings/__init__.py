@@ -1,1 +1,1 @@
-"""Embeddings of whole corpora, on disk and in tiles."""
+"""Embeddings of whole corpora: computed, stored on disk, and read in tiles."""

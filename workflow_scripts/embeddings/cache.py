@@ -1,4 +1,4 @@
-"""Embeddings that a former run left, by content hash."""
+"""A cache of embeddings from earlier runs, looked up by content hash."""
 
 from __future__ import annotations
 
@@ -13,19 +13,23 @@ from workflow_scripts.core.progress import say
 
 
 class StoredEmbeddings:
-    """Looks embeddings up in files with columns hash and embedding that were made with the same `key`.
+    """Looks embeddings up in Parquet files with the columns `hash` and `embedding`.
 
-    A row costs 16 bytes of memory, and one row group is in memory besides: a corpus that only grew is read in its
-    order, each group once.
+    Memory holds 16 bytes per row and one row group; for a corpus that was only appended to, each group is read once.
+
+    Parameters
+    ----------
+    paths: files to look in; missing and damaged ones are skipped.
+    key: hash of everything that decides an embedding; files with another `key` in their metadata are skipped.
 
     Attributes
     ----------
-    seconds: the time that a full embedding takes, as the last of the files says; 0 if there is none.
+    seconds: seconds that a full embedding takes, from the metadata of the last file; 0 if there is none.
     """
 
     def __init__(self, paths: Iterable[Path], key: str):
         self.seconds = 0.0
-        # Not the open files: a stopped run of a long corpus leaves more than a process may hold open.
+        # Not open files: an interrupted run of a long corpus leaves more of them than a process may hold open.
         self._groups: list[tuple[Path, int]] = []
         self._last_read: tuple[int, np.ndarray] | None = None
         hashes, places = [np.empty(0, np.uint64)], [np.empty(0, np.uint64)]
@@ -39,7 +43,7 @@ class StoredEmbeddings:
         self._hashes, self._places = every[order], np.concatenate(places)[order]
 
     def _hashes_of(self, path: Path, key: str) -> list[np.ndarray]:
-        """Return the hashes of each row group of a file that is of use, as numbers."""
+        """Return the hashes in each row group of a file, uint64 [rows]; no group for a file of no use."""
         if not path.exists():
             return []
         try:
@@ -55,7 +59,13 @@ class StoredEmbeddings:
             return []
 
     def fill(self, hashes: Sequence[str], vectors: np.ndarray) -> np.ndarray:
-        """Put the known embeddings into `vectors` [rows, dimension]; return the rows that are not known."""
+        """Fill in the known embeddings; return the indices of the rows that are not known, int64 [unknown rows].
+
+        Parameters
+        ----------
+        hashes: content hash of each row, 16 hex digits.
+        vectors: [rows, dimension], whose known rows are overwritten.
+        """
         wanted = _numbers(hashes)
         at = np.searchsorted(self._hashes, wanted)
         known = np.zeros(len(wanted), bool)

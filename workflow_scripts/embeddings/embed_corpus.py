@@ -1,4 +1,4 @@
-"""Embed every example of a corpus; an example whose text was embedded before keeps its embedding."""
+"""Embed every example of a corpus by an encoder; a text that was embedded before keeps its embedding."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ from workflow_scripts.encoder.model import CHUNK_TOKENS, AttributionEncoder, Enc
 from workflow_scripts.study.stage_versions import STAGE_VERSIONS
 
 ROWS_AT_ONCE = 16_384
-# On a CPU, what a longer forward pass computes no longer fits the cache (15 % slower at 16,384 tokens).
+# On a CPU, the activations of a longer forward pass don't fit the cache (15 % slower at 16,384 tokens).
 MAX_TOKENS_ON_CPU = 2048
 
 
@@ -35,22 +35,31 @@ def embed_corpus(
     precision: str,
     part: Sequence[int] = (1, 1),
 ) -> None:
-    """Write the embedding of every row of `corpus`, or of a part of it, in its order.
+    """Write the embedding of every row of a corpus, or of a part of it, in its order.
 
-    Rows are batched by length within blocks of 16,384, so memory does not grow with the corpus. If
-    `embeddings` exists and comes from the same encoder and settings, rows with the same content hash are
-    taken from it. So they are from the blocks of a run that was stopped, which are kept beside `embeddings` until it
-    is whole. The file's metadata holds `encoder`, the hash of the encoder's folder, and `seconds`, the time that a
-    full embedding takes at the rate measured.
+    Rows are batched by length within blocks of 16,384, so memory does not grow with the corpus. If `embeddings` exists
+    and comes from the same encoder and settings, rows with the same content hash are copied from it, and also from the
+    blocks of an interrupted run, which are kept beside `embeddings` until it is complete. The file's metadata holds
+    `encoder`, the hash of the encoder's folder, and `seconds`, the time that a full embedding takes at the measured
+    rate.
 
-    In several processes (`core.distributed`), each tokenises and embeds its share of a block, and the first one
-    writes.
+    In several processes (`core.distributed`), each tokenises and embeds its share of a block, and rank 0 writes.
 
     Parameters
     ----------
-    embedding_precision: `float16` or `float32`, of the numbers on disk.
-    chunk_tokens, precision: most tokens in one forward pass (None: see `encoder.CHUNK_TOKENS`), and its precision.
-    part: see `embedding_files.part_of_rows`.
+    corpus: `corpora/` file.
+    encoder: folder of the encoder.
+    embeddings: Parquet file to write, one row per example.
+    prompt_words: number of words of a prompt that are read.
+    max_tokens: longest text in tokens.
+    embedding_precision: `float16` or `float32`, that of the numbers on disk.
+    chunk_tokens: most tokens in one forward pass; None for the device's number in `encoder.model.CHUNK_TOKENS`.
+    precision: `float32` or `bfloat16`, that of the forward passes.
+    part: (number of the part from 1, number of parts), see `embeddings.store.part_of_rows`.
+
+    Raises
+    ------
+    StudyError: the encoder or the corpus can't be read.
     """
     key = spec_hash(
         {
@@ -90,7 +99,14 @@ def embed_corpus(
 
 
 class TextShare(NamedTuple):
-    """The tokens of those of `texts` texts that this process embeds, at the places `share`."""
+    """The tokenised texts that this process embeds.
+
+    Attributes
+    ----------
+    texts: number of texts of all processes.
+    share: int64 [texts of this process], their indices among all.
+    tokens: the encoder's tokens of each text of `share`.
+    """
 
     texts: int
     share: np.ndarray
@@ -98,13 +114,21 @@ class TextShare(NamedTuple):
 
 
 def tokenize_share(model: AttributionEncoder, texts: Sequence[EncoderText]) -> TextShare:
-    """Tokenise this process's share of texts."""
+    """Tokenise this process's share of `texts`, which are the same in every process."""
     share = shard_indices(np.fromiter((sum(map(len, text)) for text in texts), np.int64, len(texts)))
     return TextShare(len(texts), share, model.tokenize([texts[i] for i in share]))
 
 
 def embed_share(model: AttributionEncoder, part: TextShare, chunk_tokens: int | None, precision: str) -> torch.Tensor:
-    """Return the embeddings of all texts, float32 [texts, dimension], of which each process computes its share."""
+    """Return the embeddings of all texts, float32 [texts, dimension] on the encoder's device.
+
+    Parameters
+    ----------
+    model: the encoder.
+    part: tokens of this process's share.
+    chunk_tokens: most tokens in one forward pass; None for the device's number in `encoder.model.CHUNK_TOKENS`.
+    precision: `float32` or `bfloat16`, that of the forward passes.
+    """
     max_batch_tokens = chunk_tokens or CHUNK_TOKENS[model.device.type]
     if model.device.type == "cpu":
         max_batch_tokens = min(max_batch_tokens, MAX_TOKENS_ON_CPU)

@@ -1,4 +1,4 @@
-"""Writing files of embeddings: rows that were embedded before keep theirs, also those of a stopped run."""
+"""Write files of embeddings; rows that were embedded before, even by an interrupted run, keep their embeddings."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from workflow_scripts.core.progress import Progress, say
 from workflow_scripts.embeddings.cache import StoredEmbeddings
 from workflow_scripts.models.packing import to_host
 
-# Blocks that wait between two steps of the work.
+# Number of blocks that wait between two steps of the work.
 BLOCKS_AHEAD = 2
 # A larger block (of gradients) is written before the next one is begun, so that memory holds one of them.
 MAX_BYTES_WAITING = 1 << 26
@@ -33,12 +33,13 @@ MAX_BYTES_WAITING = 1 << 26
 class EmbeddingBlock:
     """Rows to embed.
 
-    Attributes
+    Parameters
     ----------
-    example_ids, hashes: their ids and content hashes (16 hex digits).
-    prepare: a function from some rows' places to what `embed` reads of them, e.g. their tokens. It runs in another
-        thread, while other blocks are embedded, so it must not call the other processes of the group.
-    embed: a function from that to float32 [rows, dimension], on the CPU or on a GPU.
+    example_ids: int [rows], their ids.
+    hashes: their content hashes, 16 hex digits each.
+    prepare: function from the indices of some rows, int64, to the input of `embed`, e.g. their tokens. It runs in
+        another thread, while other blocks are embedded, so it must not communicate with the other processes.
+    embed: function from that input to float32 [rows, dimension], on the CPU or on a GPU.
     """
 
     example_ids: pa.Array
@@ -58,20 +59,26 @@ def write_embeddings(
     key: str,
     **metadata: str,
 ) -> None:
-    """Write the embedding of every row of `blocks`, `rows` in all, in their order.
+    """Write the embedding of every row of some blocks, in their order.
 
-    If `embeddings` exists and was made with the same `key`, rows with the same hash are taken from it. So they are
-    from the blocks of a run that was stopped, which are kept beside `embeddings` until it is whole. The file's
-    metadata holds `metadata`, and `seconds`, the time that a full embedding takes at the rate measured. In several
-    processes (`core.distributed`) all embed, and the first one writes.
+    If `embeddings` exists and was made with the same `key`, rows with the same hash are copied from it, and also from
+    the blocks of an interrupted run, which are kept beside `embeddings` until it is complete. In several processes
+    (`core.distributed`) all embed, and rank 0 writes.
 
-    While a block is embedded, the next ones are prepared in a thread and the last ones written in another. An error
+    While a block is embedded, the next ones are prepared in a thread and the previous ones written in another. An error
     in either ends the call with that error; blocks that were embedded before it are written.
 
     Parameters
     ----------
-    stage: its name, for the progress display.
-    precision: `float16` or `float32`, of the numbers on disk.
+    embeddings: Parquet file to write.
+    blocks: the rows, generated block by block.
+    stage: name of the stage, for the progress display.
+    rows: number of rows of all blocks.
+    dimension: size of an embedding.
+    precision: `float16` or `float32`, that of the numbers on disk.
+    key: hash of everything that decides an embedding but the row itself.
+    metadata: further entries of the file's metadata, beside `seconds`, the time that a full embedding takes at the
+        measured rate.
     """
     folder = embeddings.with_name(f".{embeddings.stem}.{key}.blocks")
     stored = StoredEmbeddings([embeddings, *sorted(folder.glob("*.parquet"))], key)
@@ -126,7 +133,7 @@ def write_embeddings(
         pending: deque[Future[None]] = deque()
         for number, work in enumerate(_ahead(started())):
             fetch = _fetching(work.block.embed(work.prepared.result())) if work.prepared else None
-            # A thread knows nothing of `table_metadata` by itself.
+            # A thread doesn't inherit the context variable of `table_metadata`.
             context = contextvars.copy_context()
             pending.append(writing.submit(context.run, finish, number, work, fetch, write))
             while len(pending) > work.blocks_beside:
@@ -143,7 +150,7 @@ def write_embeddings(
 
 @dataclass(frozen=True)
 class _Work:
-    """A block whose rows `new` are not known: `vectors` has all others, `prepared` is what the new ones are made of."""
+    """A block whose rows `new` have to be embedded: `vectors` has all others, `prepared` the input for the new ones."""
 
     block: EmbeddingBlock
     vectors: np.ndarray
@@ -152,12 +159,12 @@ class _Work:
 
     @property
     def blocks_beside(self) -> int:
-        """How many blocks of this size may wait beside the one that is worked on."""
+        """How many blocks of this size may wait while another one is embedded."""
         return BLOCKS_AHEAD if self.vectors.nbytes <= MAX_BYTES_WAITING else 0
 
 
 def _ahead(items: Iterator[_Work]) -> Iterator[_Work]:
-    """Yield `items` in their order, and begin the next ones before."""
+    """Yield `items` in their order, and start the next ones before."""
     waiting: deque[_Work] = deque()
     for item in items:
         waiting.append(item)
@@ -168,8 +175,7 @@ def _ahead(items: Iterator[_Work]) -> Iterator[_Work]:
 
 @contextlib.contextmanager
 def _thread(cancel: bool = False) -> Iterator[ThreadPoolExecutor]:
-    """Yield a thread that does one thing after the other; at the end of the block what it was given is done, or left
-    undone if `cancel`."""
+    """Yield an executor of one thread; the end of the block waits for what was submitted, or cancels it if `cancel`."""
     executor = ThreadPoolExecutor(1)
     try:
         yield executor
@@ -187,12 +193,13 @@ def _writing_nothing() -> Iterator[Callable[[pa.Table], None]]:
 
 
 def part_of_rows(path: Path, part: Sequence[int]) -> tuple[list[int], int]:
-    """Return the row groups of a part of a file, and how many rows they have.
+    """Return the numbers of the row groups in a part of a file, and the number of their rows.
 
     Parameters
     ----------
-    part: (number from 1, number of parts). A part has every so-manieth row group, so appended rows move no other row
-        to another part.
+    path: Parquet file.
+    part: (number of the part from 1, number n of parts). A part has every n-th row group, so appended rows move no
+        other row to another part.
     """
     rows = rows_of_groups(path)
     groups = list(range(part[0] - 1, len(rows), part[1]))

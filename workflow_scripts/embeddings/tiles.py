@@ -1,4 +1,4 @@
-"""Scores of encoders: inner products of stored embeddings (paper, section 3.2)."""
+"""Read stored embeddings, and score by their inner products (paper, section 3.2)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,12 @@ from workflow_scripts.core.parquet import read_batches
 
 
 def embedding_tiles(path: Path, examples: int) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-    """Yield (ids int32 [n], embeddings as stored [n, dimension]) with n <= `examples`, in the file's order.
+    """Yield a file of embeddings in tiles: ids int32 [n], and embeddings float16 or float32 [n, dimension], on the CPU.
+
+    Parameters
+    ----------
+    path: file of embeddings.
+    examples: most examples in a tile.
 
     Raises
     ------
@@ -30,13 +35,16 @@ def embedding_tiles(path: Path, examples: int) -> Iterator[tuple[np.ndarray, tor
 
 
 def read_embeddings(paths: Sequence[Path], example_ids: np.ndarray) -> np.ndarray:
-    """Return the embeddings of these examples, float32 [examples, dimension], in the order asked for.
+    """Return the embeddings of some examples, float32 [examples, dimension], in the order given.
 
-    They stand in the file or files of one corpus.
+    Parameters
+    ----------
+    paths: file or files with the embeddings of one corpus.
+    example_ids: int [examples].
 
     Raises
     ------
-    StudyError: as `embedding_tiles`, or an example is not in the file.
+    StudyError: a file is damaged, its ids don't ascend, or an example is in no file.
     """
     place = {int(example_id): row for row, example_id in enumerate(example_ids)}
     found: dict[int, np.ndarray] = {}
@@ -53,14 +61,18 @@ def read_embeddings(paths: Sequence[Path], example_ids: np.ndarray) -> np.ndarra
 
 
 def inner_products(tests: np.ndarray) -> Callable[[torch.Tensor, slice], np.ndarray]:
-    """Return a function that scores a tile of embeddings for a slice of `tests`, as `CorpusScores` wants it.
+    """Return a function that scores a tile of embeddings for a slice of the tests, see `CorpusScores.add_tiles`.
 
-    Scores are computed and summed in float32, whatever the precision of the stored embeddings. They are
-    overwritten by the same thread's next call.
+    Scores are computed and summed in float32, whatever the precision of the stored embeddings. The same thread's next
+    call overwrites them.
+
+    Parameters
+    ----------
+    tests: float32 [tests, dimension], embeddings of the tests.
 
     Raises
     ------
-    StudyError: an embedding is not finite.
+    StudyError: raised by the function that is returned, if an embedding is not finite.
     """
 
     def score(tile: torch.Tensor, columns: slice) -> np.ndarray:

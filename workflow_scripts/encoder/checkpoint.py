@@ -1,4 +1,4 @@
-"""The state of an encoder's training on disk: what a stopped run needs to go on to the same numbers."""
+"""The state of an encoder's training on disk, from which an interrupted run resumes to the same numbers."""
 
 from __future__ import annotations
 
@@ -22,8 +22,19 @@ from workflow_scripts.core.progress import say
 class TrainingState:
     """Weights, optimiser state, the best checkpoint so far and the log, in one safetensors file.
 
-    The folder is named by the hash of everything that decides the run, so a state of other data or settings
-    is never taken up. The log is a list of {step, loss, validation_lds, seconds}.
+    Parameters
+    ----------
+    folder: folder of the file; its name contains the hash of everything that decides the run, so that a state of other
+        data or settings is never restored.
+    modules: what is trained, by name.
+    optimizer: the optimiser of their parameters.
+
+    Attributes
+    ----------
+    log: one {step, loss, validation_lds, seconds} per recorded step.
+    best_score: the best validation LDS so far.
+    best_weights: the weights of that validation, on the CPU.
+    validations_since_best: number of validations after it.
     """
 
     def __init__(self, folder: Path, modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer):
@@ -36,10 +47,19 @@ class TrainingState:
 
     @property
     def steps_done(self) -> int:
+        """The last recorded step; 0 if there is none."""
         return self.log[-1]["step"] if self.log else 0
 
     def record(self, step: int, loss: float | None, score: float | None, seconds: float) -> None:
-        """Add a row to the log; a better validation LDS than before makes these weights the best ones."""
+        """Add a row to the log, and keep the current weights if the validation LDS is the best so far.
+
+        Parameters
+        ----------
+        step: number of the step, from 1; 0 for the validation before training.
+        loss: loss of the step; None before training.
+        score: validation LDS after the step; None if there was no validation.
+        seconds: since the start of training.
+        """
         self.log.append({"step": step, "loss": loss, "validation_lds": score, "seconds": seconds})
         if score is None:
             return
@@ -56,7 +76,7 @@ class TrainingState:
         }
 
     def save(self) -> None:
-        """Write the whole state, or leave the former one."""
+        """Write the state to disk, where it replaces the former one only once it is complete."""
         tensors = {f"now.{name}": tensor for name, tensor in self._weights().items()}
         tensors |= {f"best.{name}": tensor for name, tensor in self.best_weights.items()}
         for index, moments in self.optimizer.state_dict()["state"].items():
@@ -72,7 +92,7 @@ class TrainingState:
             save_file(copies, temporary, metadata=metadata)
 
     def restore(self) -> None:
-        """Take up the state on disk, if there is a whole one; all processes that of the first."""
+        """Load the state on disk, if there is a complete one; all processes load what rank 0 reads."""
         # Meanwhile the job of a killed driver may write the next one.
         if (state := broadcast_from_rank_zero(self._read())) is None:
             return
@@ -105,7 +125,7 @@ class TrainingState:
             return None
 
     def load_best(self) -> None:
-        """Put the weights of the best validation back into the modules."""
+        """Load the weights of the best validation into the modules."""
         self._load(self.best_weights)
 
     def _load(self, weights: dict[str, torch.Tensor]) -> None:
@@ -113,7 +133,7 @@ class TrainingState:
             module.load_state_dict(_with_prefix(weights, f"{name}."))
 
     def clear(self) -> None:
-        """Drop the state on disk: the result is published."""
+        """Delete the state on disk, once the result is written."""
         shutil.rmtree(self.file.parent, ignore_errors=True)
 
 

@@ -1,4 +1,4 @@
-"""Make the encoder before training: a pretrained one with a random projection, or a small builtin."""
+"""Make the encoder before training: a pretrained one with a new projection, or the small builtin one."""
 
 import itertools
 from collections import Counter
@@ -52,11 +52,17 @@ def init_encoder(
 
     Parameters
     ----------
+    corpus: `corpora/` file whose texts vocabulary and principal axes come from.
+    encoder: folder to write.
     language_model: folder of the LM, where the workflow made or fetched it.
     lm_source: `model`, `revision` and `trust_remote_code` of the LM, if its tokens are read.
     snapshot: folder of `settings.model`, where it was fetched from the hub.
     settings: the section `encoder` of the config.
-    seed: of all random weights.
+    seed: seed of all random weights.
+
+    Raises
+    ------
+    StudyError: a model can't be loaded, or the LM's tokenizer is a slow one.
     """
     table = read_table(corpus, ["prompt", "response"])
     is_builtin, source = settings.model == BUILTIN, snapshot or settings.model
@@ -109,7 +115,19 @@ def small_encoder(
     seed: int,
     normalized: bool = False,
 ) -> AttributionEncoder:
-    """Return a small BERT with random weights."""
+    """Return a small BERT with random weights and random projections.
+
+    Parameters
+    ----------
+    tokenizer: its vocabulary is the model's.
+    view: whether prompt and response are read as one text or as two.
+    dimension: size of an embedding.
+    max_tokens: longest text in tokens.
+    hidden: hidden size; there is one attention head for each 32.
+    layers: number of layers.
+    seed: seed of all weights.
+    normalized: whether means over tokens are scaled to length 1 before the projection.
+    """
     torch.manual_seed(derive_seed(seed, "encoder"))
     config = BertConfig(
         vocab_size=len(tokenizer),
@@ -131,11 +149,11 @@ def tokens_of_lm(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
 
     Raises
     ------
-    StudyError: it is one of the old kind, which exists as Python code alone.
+    StudyError: it is a slow tokenizer, one that is implemented in Python only.
     """
     if not tokenizer.is_fast:
         raise StudyError(
-            f"the LM's tokenizer ({type(tokenizer).__name__}) has no tokenizer.json, so the encoder can't take it. "
+            f"the LM's tokenizer ({type(tokenizer).__name__}) has no tokenizer.json, so the encoder can't use it. "
             "Write `tokenizer: wordpiece` under `encoder`."
         )
     end = tokenizer.eos_token
@@ -145,13 +163,19 @@ def tokens_of_lm(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
 
 
 def wordpiece_tokenizer(texts: Sequence[EncoderText], vocabulary: int) -> PreTrainedTokenizerFast:
-    """Return BERT's tokenizer with a lower-case WordPiece vocabulary of `texts`."""
+    """Return BERT's tokenizer with a lower-case WordPiece vocabulary of `texts`, of at most `vocabulary` tokens."""
     parts = [part for text in texts for part in text]
     return BertTokenizerFast(vocab=wordpieces(parts, vocabulary), do_lower_case=True)
 
 
 def wordpieces(texts: Sequence[str], vocabulary: int) -> dict[str, int]:
-    """Return a lower-case WordPiece vocabulary of `texts`, token to id; the same texts give the same one."""
+    """Return a lower-case WordPiece vocabulary of `texts`, token to id, the same one each time.
+
+    Parameters
+    ----------
+    texts: any texts.
+    vocabulary: most tokens in it.
+    """
     trainer = BertWordPieceTokenizer(lowercase=True)
     counts = Counter(itertools.chain.from_iterable(trainer.normalize(text) for text in texts))
     counts = Counter({character: count for character, count in counts.items() if not character.isspace()})

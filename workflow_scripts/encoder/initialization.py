@@ -1,4 +1,4 @@
-"""How an encoder starts: random projections, or the principal axes of texts."""
+"""Initial weights of an encoder: random projections, or the principal axes of texts."""
 
 from __future__ import annotations
 
@@ -15,16 +15,21 @@ from workflow_scripts.study.choices import View
 
 
 def random_projections(hidden: int, dimension: int, view: View, seed: int) -> list[nn.Linear]:
-    """Return the linear layers of a view's parts, started at random from `seed`; bias zero.
+    """Return randomly initialized linear layers, one for each part of an example (paper, section 3.2); biases are 0.
 
-    They map [hidden] to an equal share of `dimension` each.
+    Parameters
+    ----------
+    hidden: size of their inputs.
+    dimension: size of an embedding; each layer's outputs are an equal share of it.
+    view: `joint` for one part, `split` for two.
+    seed: seed of the weights.
     """
     parts = 1 if view == "joint" else len(SPLIT_FOLDERS)
-    random = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(seed)
     layers = [nn.Linear(hidden, dimension // parts) for _ in range(parts)]
     with torch.no_grad():
         for layer in layers:
-            layer.weight.normal_(std=dimension**-0.5, generator=random)
+            layer.weight.normal_(std=dimension**-0.5, generator=rng)
             layer.bias.zero_()
     return layers
 
@@ -36,7 +41,7 @@ def start_at_principal_axes(
     max_batch_tokens: int,
     prompt_scale: float | None = None,
 ) -> None:
-    """Start the projections from texts themselves: centred, along the principal axes, large ones scaled down.
+    """Initialize the projections from texts: centred, along the principal axes, large ones scaled down.
 
     Means over the tokens of real text differ most along a few directions (frequent words, length), which say
     little and drown all others in an inner product. Each axis is scaled by (its variance + a hundredth of the
@@ -44,9 +49,11 @@ def start_at_principal_axes(
 
     Parameters
     ----------
-    examples: tokenised texts, more than the hidden size has numbers.
-    prompt_scale: under the view `split`, the root mean square length of the prompts' vectors in that of the responses'
-        (None: as it comes).
+    encoder: its projections are changed in place.
+    examples: tokenised texts, more of them than the hidden size.
+    max_batch_tokens: most tokens in one forward pass.
+    prompt_scale: under the view `split`, the root mean square length of the prompts' vectors over that of the
+        responses'; None to leave it as it is.
     """
     means = torch.cat(
         [
@@ -75,12 +82,17 @@ def start_at_principal_axes(
 
 @torch.no_grad()
 def start_words_at_principal_axes(encoder: AttributionEncoder, examples: Sequence[EncoderTokens], seed: int) -> None:
-    """Start the word embeddings from texts themselves, and those of positions and segments at zero.
+    """Initialize the word embeddings from texts, and those of positions and segments with zeros.
 
-    Each part of an example counts its words, scaled to length 1. Along the principal axes of these vectors, as many as
-    the hidden size has numbers, texts differ most; a word's embedding is its place on them (latent semantic analysis).
-    Random embeddings mix all words alike instead, and random positions add to the mean over a text what says little
-    but its length.
+    A word's embedding is its coordinates on the principal axes of the texts' word counts, each text scaled to length 1
+    (latent semantic analysis); there are as many axes as the hidden size. Random embeddings mix all words alike
+    instead, and random positions add to the mean over a text little but its length.
+
+    Parameters
+    ----------
+    encoder: its embedding tables are changed in place.
+    examples: tokenised texts.
+    seed: seed of the randomized singular value decomposition.
     """
     # Every job that loads an encoder imports this module, and scikit-learn alone takes longer than most of them need.
     from scipy import sparse

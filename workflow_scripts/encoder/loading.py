@@ -53,7 +53,8 @@ def load_encoder(
 ) -> AttributionEncoder:
     """Load an encoder from a folder or hub id, onto the job's GPU if it has one.
 
-    `precision` is that of the forward passes to come, in which a GPU's packed attention is tried.
+    A model that has projections keeps them, its view, and whether they read means of length 1. A model without gets
+    random ones (paper, section 3.2).
 
     A model that has projections keeps them, its view, whether they read means of length 1, and where texts are cut.
     For one without, random projections to `dimension` are made from `seed` (paper, section 3.2).
@@ -69,7 +70,7 @@ def load_encoder(
     transformers = [SentenceModules(part).transformer for part in parts]
     if len({file_hash(*sorted(each.glob("*.safetensors"))) for each in transformers}) > 1:
         raise StudyError(
-            f"{model}: {' and '.join(SPLIT_FOLDERS)} have different transformers. Take a whole copy of it."
+            f"{model}: {' and '.join(SPLIT_FOLDERS)} have different transformers. Use a complete copy of it."
         )
     projections = [projection for part in parts if (projection := stored_projection(part))]
     if projections:
@@ -97,8 +98,8 @@ def load_encoder(
         projections = random_projections(transformer.config.hidden_size, dimension, view, seed)
     if {projection.in_features for projection in projections} != {transformer.config.hidden_size}:
         raise StudyError(
-            f"{model}: its projection reads vectors of {projections[0].in_features} numbers, and its transformer makes "
-            f"those of {transformer.config.hidden_size}: they come from two models. Take a whole copy of one."
+            f"{model}: its projection reads vectors of {projections[0].in_features} numbers, and its transformer "
+            f"outputs those of {transformer.config.hidden_size}: they come from two models. Use a complete copy of one."
         )
     encoder = _made(model, transformer, tokenizer, projections, max_tokens, normalized)
     encoder.to(best_device())
@@ -157,7 +158,14 @@ def _require_encoder(folder: Path, trust_remote_code: bool) -> None:
 def load_trained_encoder(
     model: str | Path, max_tokens: int | None = None, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> AttributionEncoder:
-    """Load an encoder that was trained for attribution; texts are cut where its tokenizer says, or at `max_tokens`.
+    """Load an encoder that was trained for attribution.
+
+    Parameters
+    ----------
+    model: folder or hub id.
+    max_tokens: longest text in tokens; None for the limit of its tokenizer.
+    revision: commit, tag or branch on the hub; None for the default branch.
+    trust_remote_code: whether code that comes with the model may run.
 
     Raises
     ------
@@ -174,12 +182,12 @@ def load_trained_encoder(
 
 
 def model_parts(folder: Path) -> list[Path]:
-    """Return the model folders that an encoder's folder consists of: itself, or one for each part of its view."""
+    """Return the model folders in an encoder's folder: itself, or `prompt` and `response` under the view `split`."""
     return [folder / part for part in SPLIT_FOLDERS if (folder / part).is_dir()] or [folder]
 
 
 def stored_projection(folder: Path) -> nn.Linear | None:
-    """Return the projection that lies in a model folder, or None.
+    """Return the projection in a model folder, a float32 layer; None if there is none.
 
     It is the Dense module of sentence-transformers, or `projector` among the model's weights, as in the
     checkpoint that the paper's authors published.

@@ -35,24 +35,28 @@ from workflow_scripts.study.choices import View
 DENSE_FOLDERS = ("2_Dense", "3_Dense")  # without and with a Normalize module before it
 # Under the view `split`, each part is a model folder of its own, and an embedding is both vectors side by side.
 SPLIT_FOLDERS = ("prompt", "response")
-# Short enough to be cut nowhere.
+# Too short for any truncation.
 A_WORD = "a"
-# Most tokens in one forward pass, where nobody says otherwise.
+# Default of the most tokens in one forward pass, by type of device.
 CHUNK_TOKENS = {"cpu": 16_384, "cuda": 65_536}
 
 EncoderTokens = tuple[np.ndarray, ...]  # int32 [length] of each part of an example
 
 
 class AttributionEncoder(nn.Module):
-    """Turns texts into vectors whose inner products are attribution scores.
+    """Turns texts into vectors whose inner products are attribution scores (paper, section 3.2).
+
+    Parameters
+    ----------
+    transformer: any BERT-type model.
+    tokenizer: its tokenizer.
+    projections: linear layers from its hidden size, one for each part of an example (`corpora.templates.encoder_text`);
+        an embedding is their outputs, concatenated.
+    max_tokens: longest part in tokens, special tokens included; less where model or tokenizer allow less.
+    normalized: whether the mean over a part's tokens is scaled to length 1 before the projection.
 
     Attributes
     ----------
-    transformer: any BERT-type model.
-    projections: linear layers from its hidden size, one for each part of an example (`corpora.templates.encoder_text`);
-        an embedding is their outputs side by side.
-    normalized: whether the mean over a part's tokens is scaled to length 1 before the projection.
-    max_tokens: where each part is cut, never beyond what model and tokenizer allow.
     packed: whether the transformer reads packed batches.
     bfloat16_weights: whether a forward pass in bfloat16 has weights in bfloat16, copied again from those in float32 for
         each pass, instead of autocast. No activation is float32 then, which moves less memory, and gradients are ten
@@ -84,6 +88,7 @@ class AttributionEncoder(nn.Module):
 
     @property
     def dimension(self) -> int:
+        """Size of an embedding, all parts together."""
         return sum(projection.out_features for projection in self.projections)
 
     @property
@@ -91,9 +96,12 @@ class AttributionEncoder(nn.Module):
         return "joint" if len(self.projections) == 1 else "split"
 
     def tokenize(self, texts: Sequence[EncoderText], keep: str = "first") -> list[EncoderTokens]:
-        """Return the token ids of each text's parts, special tokens included, each cut at `max_tokens`.
+        """Return the token ids of each text: one int32 [length] per part, special tokens included.
 
-        `keep` says which tokens stay of a part that is too long, the `first` or the `last`.
+        Parameters
+        ----------
+        texts: each has as many parts as the encoder has projections.
+        keep: which `max_tokens` tokens of a longer part are kept, the `first` or the `last`.
         """
         self.tokenizer.truncation_side = {"first": "right", "last": "left"}[keep]
         parts = [part for text in texts for part in text]
@@ -127,9 +135,12 @@ class AttributionEncoder(nn.Module):
         return self.embed(self.pack(examples))
 
     def embed(self, batch: PackedBatch, precision: str = "float32") -> torch.Tensor:
-        """Return the embeddings of a batch that `pack` made, float32 [examples, dimension].
+        """Return the embeddings of a packed batch, float32 [examples, dimension].
 
-        `precision` is that of the forward pass, `float32` or `bfloat16`; the means over tokens are taken in float32.
+        Parameters
+        ----------
+        batch: result of `pack`.
+        precision: `float32` or `bfloat16`, that of the forward pass; means over tokens are taken in float32.
         """
         with self._autocast(precision):
             means = self._means(batch, precision)
@@ -137,7 +148,7 @@ class AttributionEncoder(nn.Module):
         return vectors.to(torch.promote_types(vectors.dtype, torch.float32))
 
     def means(self, examples: Sequence[EncoderTokens]) -> torch.Tensor:
-        """Return what the projections read, the mean over each part's tokens, float [examples, parts, hidden]."""
+        """Return the inputs of the projections, the mean over each part's tokens, float32 [examples, parts, hidden]."""
         return self._means(self.pack(examples), "float32")
 
     def _means(self, batch: PackedBatch, precision: str) -> torch.Tensor:
@@ -175,13 +186,16 @@ class AttributionEncoder(nn.Module):
         return torch.cat(rows)
 
     def use_packing(self, precision: str = "float32", attention: str = ATTENTION) -> bool:
-        """Switch to packed attention if that leaves the means over tokens as they are; return whether it did.
+        """Switch to packed attention if the means over tokens stay the same; return whether it did.
 
-        See `packing.switch_to_packing`.
+        Parameters
+        ----------
+        precision: `float32` or `bfloat16`, in which the means are compared.
+        attention: name of the attention implementation, see `packing.switch_to_packing`.
         """
-        random = np.random.default_rng(0)
+        rng = np.random.default_rng(0)
         lengths = [min(length, self.max_tokens) for length in (4, 7, 21)]
-        texts = [random.integers(0, self.transformer.config.vocab_size, length) for length in lengths]
+        texts = [rng.integers(0, self.transformer.config.vocab_size, length) for length in lengths]
         sample = [(tokens,) * len(self.projections) for tokens in texts]
 
         def means(packed: bool, precision: str) -> torch.Tensor:
@@ -193,7 +207,7 @@ class AttributionEncoder(nn.Module):
         return self.packed
 
     def compile_layers(self) -> None:
-        """Let `torch.compile` make few kernels of many in each layer, for batches of any length."""
+        """Compile each layer with `torch.compile`, for batches of any length."""
         compile_layers(self.transformer)
 
     @torch.inference_mode()
@@ -206,7 +220,9 @@ class AttributionEncoder(nn.Module):
 
         Parameters
         ----------
-        max_batch_tokens, precision: most tokens in one forward pass (None: see `CHUNK_TOKENS`), and its precision.
+        examples: tokenised texts, in any order.
+        max_batch_tokens: most tokens in one forward pass; None for the device's number in `CHUNK_TOKENS`.
+        precision: `float32` or `bfloat16`, that of the forward passes.
         """
         embeddings = torch.empty(len(examples), self.dimension, device=self.device)
         for chosen in token_budget(token_counts(examples), max_batch_tokens or CHUNK_TOKENS[self.device.type]):
@@ -217,13 +233,14 @@ class AttributionEncoder(nn.Module):
     def encode(
         self, examples: Sequence[EncoderTokens], max_batch_tokens: int | None = None, precision: str = "float32"
     ) -> np.ndarray:
-        """Return what `encode_on_device` does, as an array."""
+        """Return the result of `encode_on_device` as a NumPy array; parameters as there."""
         return self.encode_on_device(examples, max_batch_tokens, precision).cpu().numpy()
 
     def save(self, folder: Path) -> None:
         """Write a folder that `SentenceTransformer(folder)` and `AutoModel.from_pretrained` load.
 
-        Under the view `split` there are two, `prompt` and `response`: an embedding is the vectors of both.
+        Under the view `split` there are two such folders in it, `prompt` and `response`; an embedding is the vectors of
+        both, concatenated.
         """
         parts = ("",) if self.view == "joint" else SPLIT_FOLDERS
         attention = self.transformer.config._attn_implementation
@@ -273,7 +290,7 @@ class AttributionEncoder(nn.Module):
 
 
 def token_counts(examples: Sequence[EncoderTokens]) -> np.ndarray:
-    """Return the tokens of each example, all parts together, int64 [examples]."""
+    """Return the number of tokens of each example, all parts together, int64 [examples]."""
     return np.fromiter((sum(map(len, example)) for example in examples), np.int64, len(examples))
 
 

@@ -29,7 +29,7 @@ PROJECTOR = "projector."
 
 
 def is_published_layout(folder: Path) -> bool:
-    """Return whether a model folder has this layout."""
+    """Return whether a model folder has the published layout."""
     file = Path(folder) / WEIGHTS
     if not file.exists():
         return False
@@ -38,17 +38,18 @@ def is_published_layout(folder: Path) -> bool:
 
 
 def published_config(folder: Path) -> BertConfig:
-    """Return the config of the BERT inside, whatever name its `model_type` gives the whole."""
+    """Return the config of the BERT in a folder of the published layout, whatever its `model_type` says."""
     values = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
     return BertConfig.from_dict({**values, "model_type": BertConfig.model_type})
 
 
 def save_published(encoder: AttributionEncoder, folder: Path) -> None:
-    """Write an encoder to `folder` in this layout, its weights rounded to bfloat16.
+    """Write an encoder to `folder` in the published layout, its weights rounded to bfloat16.
 
     Raises
     ------
-    StudyError: the layout has no place for what the encoder is.
+    StudyError: the layout can't hold the encoder: it isn't a BERT, reads prompt and response apart, scales means to
+        length 1, or its projection isn't square with a bias.
     """
     folder = Path(folder)
     hidden = encoder.transformer.config.hidden_size
@@ -70,7 +71,7 @@ def save_published(encoder: AttributionEncoder, folder: Path) -> None:
     (projection,) = encoder.projections
     if encoder.dimension != hidden or projection.bias is None:
         raise StudyError(
-            f"the published layout has a square projection, and this one makes {encoder.dimension} numbers of "
+            f"the published layout has a square projection, and this one makes {encoder.dimension} numbers from "
             f"{hidden}; write encoder.dimension: {hidden}, or another release.layout"
         )
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")

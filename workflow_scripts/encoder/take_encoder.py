@@ -15,11 +15,16 @@ def take_encoder(
     trust_remote_code: bool,
     max_tokens: int,
 ) -> None:
-    """Write the trained encoder `model` to the folder `encoder`, in the layout of sentence-transformers.
+    """Copy a trained encoder into the study, in the layout of sentence-transformers.
 
-    Of a model of the hub, `snapshot` is the folder that it was fetched to.
-
-    Texts are cut at `max_tokens`, or earlier where the model's own tokenizer says so.
+    Parameters
+    ----------
+    encoder: folder to write.
+    snapshot: folder that a model of the hub was fetched to; None to load `model`.
+    model: folder or hub id of the trained encoder.
+    revision: commit, tag or branch on the hub; None for the default branch.
+    trust_remote_code: whether code that comes with the model may run.
+    max_tokens: longest text in tokens; less where the model's tokenizer allows less.
 
     Raises
     ------

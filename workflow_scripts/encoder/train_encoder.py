@@ -48,21 +48,32 @@ def train_encoder(
     max_tokens: int,
     seed: int,
 ) -> None:
-    """Write the checkpoint with the best LDS on the held-back folds to the folder `encoder`.
+    """Train the encoder and write the checkpoint with the best validation LDS.
 
-    `log` gets one row per step: the loss, the validation LDS where it was taken, and the seconds since the
-    start. The last `training.validation_folds` folds are held back. After each validation the whole state is saved
-    beside `encoder`; a run that was stopped goes on from there to the same numbers.
+    The last `training.validation_folds` folds are held out for validation. After each validation the whole state is
+    saved beside `encoder`; an interrupted run resumes from there to the same numbers.
 
-    In several processes (`core.distributed`), each encodes its share of every step and of every validation; they
-    hold the same weights throughout, and the first one writes. Their number changes results by rounding only,
-    so a stopped run may go on with another number.
+    In several processes (`core.distributed`), each encodes its share of every step and of every validation; they hold
+    the same weights throughout, and rank 0 writes. Their number changes results by rounding only, so a run may be
+    resumed with another number.
 
     Parameters
     ----------
+    corpus: `corpora/` file of the examples.
+    untrained: folder of the encoder to start from.
+    subsets: file that `sample_subsets` wrote.
+    targets: file that `collect_targets` wrote.
+    encoder: folder to write.
+    log: Parquet file to write, one row per step: the loss, the validation LDS if there was a validation, and the
+        seconds since the start; step 0 is the validation before training.
     training: the section `encoder_training` of the config.
-    prompt_words, max_tokens: words of a prompt, and tokens of a text, that are read.
-    seed: of the order of folds and of each step's draw.
+    prompt_words: number of words of a prompt that are read.
+    max_tokens: longest text in tokens.
+    seed: seed of the order of folds and of each step's draw.
+
+    Raises
+    ------
+    StudyError: the encoder or a file can't be read, or targets and subsets don't belong together.
     """
     key = spec_hash(
         {
@@ -81,7 +92,7 @@ def train_encoder(
         training.pooling, training.min_label_gap, training.max_pair_weight, training.learned_scale
     ).to(model.device)
     folds = read_folds(subsets, targets, training.label_spread, training.label_clip)
-    trained_on, held_back = folds[: -training.validation_folds], folds[-training.validation_folds :]
+    trained_on, held_out = folds[: -training.validation_folds], folds[-training.validation_folds :]
     tokens = tokenize(model, corpus, folds, prompt_words, training.truncation)
     passes = (training.chunk_tokens, training.precision)
 
@@ -94,7 +105,7 @@ def train_encoder(
     started = time.monotonic() - (state.log[-1]["seconds"] if state.log else 0.0)
 
     def validate() -> float:
-        return broadcast_from_rank_zero(validation_lds(model, objective, tokens, held_back, *passes))
+        return broadcast_from_rank_zero(validation_lds(model, objective, tokens, held_out, *passes))
 
     if not state.log:
         if training.learned_scale:
@@ -135,7 +146,7 @@ def _publish(state: TrainingState, encoder: Path, log: Path) -> None:
 
 
 def _fold_of_step(step: int, folds: int, seed: int) -> int:
-    """Return the fold of a step (from 1): each fold once in every round, in an order drawn per round."""
+    """Return the fold of a step (from 1): every round visits each fold once, in an order drawn for the round."""
     round_, place = divmod(step - 1, folds)
     return int(generator(seed, "fold order", round_).permutation(folds)[place])
 
@@ -145,7 +156,13 @@ def tokenize(
 ) -> Mapping[int, EncoderTokens]:
     """Return the encoder's tokens of every example that occurs in `folds`, by example id.
 
-    `truncation` says which tokens of a text that is too long are kept, the `first` or the `last`.
+    Parameters
+    ----------
+    model: the encoder, whose tokenizer and limit of tokens are used.
+    corpus: `corpora/` file of the examples.
+    folds: their tests and members are tokenised.
+    prompt_words: number of words of a prompt that are read.
+    truncation: which tokens of a longer text are kept, the `first` or the `last`.
     """
     used = np.unique(np.concatenate([part.reshape(-1) for fold in folds for part in (fold.tests, fold.members)]))
     table = read_table(corpus, ["prompt", "response"]).take(used)

@@ -19,7 +19,14 @@ from workflow_scripts.targets.tables import FoldTargets
 
 @dataclass(frozen=True)
 class Draw:
-    """The part of a fold that one step uses; the same names and shapes as `FoldTargets`."""
+    """The part of a fold that one step uses.
+
+    Parameters
+    ----------
+    tests: int [examples], ids of the drawn validation examples.
+    members: int [subsets, size], ids of the examples in each drawn subset.
+    labels: float32 [subsets, examples], r(x, S); NaN for a run that diverged.
+    """
 
     tests: np.ndarray
     members: np.ndarray
@@ -27,7 +34,15 @@ class Draw:
 
 
 def draw_step(fold: FoldTargets, subsets: int, examples: int, *seed: int | str) -> Draw:
-    """Draw `subsets` of the fold's subsets and `examples` of its validation examples, by seed."""
+    """Draw the part of a fold that one step uses.
+
+    Parameters
+    ----------
+    fold: what to draw from.
+    subsets: number of subsets; all if the fold has fewer.
+    examples: number of validation examples; all if the fold has fewer.
+    seed: parts of the seed, see `core.seeds`.
+    """
     rng = generator(*seed)
     columns = rng.permutation(len(fold.tests))[:examples]
     rows = rng.permutation(len(fold.members))[:subsets]
@@ -44,17 +59,22 @@ def backpropagate_step(
 ) -> float:
     """Add the gradient of one step's loss to the parameters; return the loss.
 
-    Each distinct example is encoded once. Where all tokens fit in one chunk, the step is one graph. Else
-    gradients are cached: encode everything without a graph, take the loss and its gradient with respect to
-    the embeddings, then encode again chunk by chunk and pass these gradients on. The result is the gradient
-    of the whole loss. The loss is known before the second pass, so a GPU may still be at work when this returns.
+    Each distinct example is encoded once. If all tokens fit in one chunk, the step is one autograd graph. Otherwise
+    gradients are cached: encode everything without a graph, compute the loss and its gradient with respect to the
+    embeddings, then encode again chunk by chunk and backpropagate these gradients. The result is the gradient of the
+    whole loss. The loss is known before the second pass, so a GPU may still be at work when this returns.
 
-    Several processes each encode their share and take the loss of all embeddings; parameters must have no
-    gradient before, and have that of the whole loss after.
+    Several processes each encode their share and compute the loss of all embeddings; parameters must have no gradient
+    before, and have that of the whole loss after.
 
     Parameters
     ----------
-    chunk_tokens, precision: most tokens in one forward pass (None: see `encoder.CHUNK_TOKENS`), and its precision.
+    encoder: the encoder.
+    objective: the loss.
+    tokens: tokens of every example in `draw`, by example id.
+    draw: the step's tests, subsets and labels.
+    chunk_tokens: most tokens in one forward pass; None for the device's number in `encoder.model.CHUNK_TOKENS`.
+    precision: `float32` or `bfloat16`, that of the forward passes.
     """
     ids, examples = _distinct(tokens, draw)
     lengths = token_counts(examples)
@@ -97,7 +117,10 @@ def _distinct(tokens: Mapping[int, EncoderTokens], draw: Draw) -> tuple[np.ndarr
 def encode_together(
     encoder: AttributionEncoder, examples: Sequence[EncoderTokens], chunk_tokens: int | None, precision: str
 ) -> torch.Tensor:
-    """Return the embeddings of tokenised texts, float32 [examples, dimension]; each process encodes its share."""
+    """Return the embeddings of tokenised texts, float32 [examples, dimension] on the encoder's device.
+
+    Each process encodes its share, and gets all of them. Parameters as in `AttributionEncoder.encode_on_device`.
+    """
     share = shard_indices(token_counts(examples))
     own = encoder.encode_on_device([examples[i] for i in share], chunk_tokens, precision)
     return gather_rows(own, share, len(examples))
@@ -111,7 +134,17 @@ def validation_lds(
     chunk_tokens: int | None,
     precision: str,
 ) -> float:
-    """Return the LDS on folds that training does not see: mean over their validation examples."""
+    """Return the LDS on held-out folds: the mean over their validation examples of Spearman's correlation.
+
+    Parameters
+    ----------
+    encoder: the encoder.
+    objective: its group scores are correlated with the labels.
+    tokens: tokens of every example in `folds`, by example id.
+    folds: the held-out folds.
+    chunk_tokens: most tokens in one forward pass; None for the device's number in `encoder.model.CHUNK_TOKENS`.
+    precision: `float32` or `bfloat16`, that of the forward passes.
+    """
     correlations = []
     for fold in folds:
         ids, examples = _distinct(tokens, Draw(fold.tests, fold.members, fold.labels))

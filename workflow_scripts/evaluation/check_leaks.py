@@ -1,4 +1,4 @@
-"""Refuse an evaluation whose test examples the encoder was trained on, and report near duplicates."""
+"""Reject an evaluation whose test examples are in the encoder's training corpus, and report near duplicates."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,19 +36,21 @@ ROWS_AT_ONCE = 20_000
 def check_leaks(
     corpus: Path, tests: Sequence[Path], validations: Sequence[Path], leaks: Path, *, near_duplicate: float
 ) -> None:
-    """Write the test examples that nearly stand in the encoder's corpus, each with its nearest example there.
+    """Write the test examples with a near duplicate in the encoder's corpus, each with the most similar example there.
 
     Parameters
     ----------
-    corpus: what the encoder's targets are drawn from.
-    tests: the test corpus of each evaluation; validations: its chosen test examples, in the same order, named
+    corpus: `corpora/` file that the encoder's targets are drawn from.
+    tests: for each evaluation, the `corpora/` file of its tests.
+    validations: for each evaluation, the file with the ids of its test examples,
         `<evaluation>.validation.parquet`.
-    near_duplicate: smallest Jaccard similarity of the sets of three words in a row that is reported. Texts of
-        less than three words are compared exactly alone.
+    leaks: Parquet file to write, one row per near duplicate.
+    near_duplicate: smallest Jaccard similarity of the sets of word 3-grams that is reported. Texts of fewer than three
+        words are only compared exactly.
 
     Raises
     ------
-    StudyError: a test example stands in `corpus` word for word.
+    StudyError: a test example is in `corpus` word for word.
     """
     seen = read_table(corpus, COLUMNS)
     found = []
@@ -59,7 +61,8 @@ def check_leaks(
         _refuse_exact(evaluation, table, seen, corpus)
         near = _near_duplicates(evaluation, table, seen, near_duplicate)
         found.append(near)
-        say(f"check_leaks {evaluation}: {len(near):,} of {table.num_rows:,} tests nearly stand in {corpus.stem}")
+        duplicated = f"{len(near):,} of {table.num_rows:,} tests"
+        say(f"check_leaks {evaluation}: {duplicated} have a near duplicate in {corpus.stem}")
     write_frame(leaks, pd.concat(found), SCHEMA)
 
 

@@ -1,4 +1,4 @@
-"""Judge every method by its LDS, with interval and noise ceiling (paper, section 4.1)."""
+"""Evaluate every method by its LDS, with interval and noise ceiling (paper, section 4.1)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -68,21 +68,23 @@ def evaluate_lds(
     confidence: float,
     seed: int,
 ) -> None:
-    """Write and show the LDS of every method and pooling on every evaluation set.
+    """Write and print the LDS of every method and pooling on every evaluation set.
 
-    Losses are the mean over a subset's fine-tuning runs; a run that diverged doesn't count, and neither does a
-    subset of which every run diverged. An evaluation set on which the LDS is undefined has no rows, and is told.
+    Losses are the mean over a subset's fine-tuning runs; a run that diverged doesn't count, and neither does a subset
+    whose runs all diverged. An evaluation set on which the LDS is undefined is reported and has no rows.
 
     Parameters
     ----------
-    groups, scores: `groups/<method>/<evaluation>.parquet` and `scores/<method>/<evaluation>.parquet`, of every
-        method and evaluation. The seconds of a method stand in the metadata of its scores.
+    groups: `groups/<method>/<evaluation>.parquet` of every method and evaluation.
+    scores: `scores/<method>/<evaluation>.parquet` of every method and evaluation, for the seconds in the metadata.
     targets: `targets/<evaluation>.parquet` of every evaluation.
-    lds: one row per evaluation, method and pooling, in the order of `targets` and of falling LDS.
-    differences: AirRep's LDS minus that of every other row, from the same bootstrap draws; where AirRep is not
-        among the methods, the first one's.
-    bootstrap: draws over tests and subsets.
-    confidence: coverage of the intervals.
+    lds: Parquet file to write, one row per evaluation, method and pooling, in the order of `targets` and by decreasing
+        LDS.
+    differences: Parquet file to write, AirRep's LDS minus that of every other row, from the same bootstrap draws; if
+        AirRep is not among the methods, the first method's.
+    bootstrap: number of bootstrap draws over tests and subsets.
+    confidence: coverage of the intervals, in (0, 1).
+    seed: seed of the bootstrap.
 
     Raises
     ------
@@ -120,7 +122,7 @@ def evaluate_lds(
 
 @dataclass(frozen=True)
 class _Candidate:
-    """One row to be: `scores` [tests, subsets]; `cost` holds seconds and bytes per example."""
+    """A method and pooling to evaluate: `scores` float32 [tests, subsets]; `cost` has seconds and bytes per example."""
 
     method: str
     pooling: str

@@ -1,4 +1,4 @@
-"""Measured losses of an evaluation set, and group scores lined up with them."""
+"""Measured losses of an evaluation set, and group scores in the same order of tests and subsets."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class MeasuredLosses:
 
     Parameters
     ----------
-    tests: ids of the test examples, int [tests].
-    subsets: numbers of the subsets of which at least one run ended well, int [subsets].
-    by_seed: float64 [tests, subsets, seeds]; NaN for a run that diverged.
-    diverged: how many runs diverged, those of left-out subsets included.
+    tests: int32 [tests], ids of the test examples.
+    subsets: int32 [subsets], numbers of the subsets with at least one run that didn't diverge.
+    by_seed: float64 [tests, subsets, seeds], losses in nats per response token; NaN for a run that diverged.
+    diverged: number of runs that diverged, those of left-out subsets included.
     """
 
     tests: np.ndarray
@@ -32,7 +32,7 @@ class MeasuredLosses:
 
     @property
     def mean(self) -> np.ndarray:
-        """Losses averaged over the runs of a subset that ended well, float64 [tests, subsets]."""
+        """Mean losses over the runs of a subset that didn't diverge, float64 [tests, subsets]."""
         return np.nanmean(self.by_seed, axis=2)
 
 
@@ -41,7 +41,7 @@ def read_losses(targets: Path) -> MeasuredLosses:
 
     Raises
     ------
-    StudyError: every run diverged, or a run lacks tests.
+    StudyError: the file can't be read, every run diverged, or a run lacks tests.
     """
     table = read_table(targets, columns=["subset", "seed", "example_id", "loss", "status"])
     seeds = len(pc.unique(table["seed"]))
@@ -60,7 +60,16 @@ def read_losses(targets: Path) -> MeasuredLosses:
 
 
 def read_group_scores(groups: Path, measured: MeasuredLosses) -> dict[str, np.ndarray]:
-    """Read `groups/<method>/<evaluation>.parquet`: pooling to float32 [tests, subsets], as in `measured`.
+    """Read a method's group scores for the measured tests and subsets.
+
+    Parameters
+    ----------
+    groups: `groups/<method>/<evaluation>.parquet`.
+    measured: gives the tests and subsets, and their order.
+
+    Returns
+    -------
+    For each pooling, float32 [tests, subsets].
 
     Raises
     ------

@@ -1,9 +1,8 @@
 """The linear datamodeling score (LDS), its bootstrap interval and its noise ceiling (paper, section 4.1).
 
-A test's correlation is Spearman's, over subsets, between the group scores f(x, S) and minus the measured
-losses l(x; S); the LDS is its mean over tests. Two cases are settled once, here: a test whose losses are all
-equal says nothing and is left out; a method whose scores of a test are all equal predicts nothing and gets
-correlation 0 there.
+A test's correlation is Spearman's, over subsets, between the group scores f(x, S) and minus the measured losses
+l(x; S); the LDS is its mean over tests. A test whose losses are all equal is left out; a method whose scores of a test
+are all equal gets correlation 0 there.
 """
 
 from __future__ import annotations
@@ -18,20 +17,20 @@ from workflow_scripts.core.statistics import spearman_by_column
 
 
 class UndefinedLdsError(StudyError):
-    """The measured losses of an evaluation set give no method anything to predict."""
+    """The measured losses of an evaluation set don't vary, so that no LDS is defined."""
 
 
-SMALLEST_NUMBER_OF_SUBSETS = 3  # Of two, the rank correlation is 1 or -1 whatever they are.
+SMALLEST_NUMBER_OF_SUBSETS = 3  # With two, every rank correlation is 1 or -1.
 
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """Resamples of tests and subsets together; every method of an evaluation is resampled alike.
+    """Resamples of tests and subsets, the same for every method of an evaluation.
 
     Parameters
     ----------
-    test_counts: how often each test is drawn, float32 [draws, tests].
-    subset_counts: how often each subset is drawn, float32 [draws, subsets].
+    test_counts: float32 [draws, tests], how often each test is drawn.
+    subset_counts: float32 [draws, subsets], how often each subset is drawn.
     """
 
     test_counts: np.ndarray
@@ -39,7 +38,15 @@ class Bootstrap:
 
     @classmethod
     def draw(cls, tests: int, subsets: int, draws: int, generator: np.random.Generator) -> Bootstrap:
-        """Draw as many tests and subsets as there are, with replacement, `draws` times."""
+        """Draw resamples of tests and subsets with replacement, as many of each as there are.
+
+        Parameters
+        ----------
+        tests: number of tests.
+        subsets: number of subsets.
+        draws: number of resamples.
+        generator: source of randomness.
+        """
         counts = (
             generator.multinomial(number, np.full(number, 1 / number), size=draws).astype(np.float32)
             for number in (tests, subsets)
@@ -48,11 +55,14 @@ class Bootstrap:
 
 
 def correlations_by_test(scores: np.ndarray, losses: np.ndarray) -> np.ndarray:
-    """Return each test's correlation, float64 [tests]; NaN where all losses are equal.
+    """Return each test's Spearman correlation of scores and minus the losses, float64 [tests].
+
+    It is NaN where all losses are equal, and 0 where only the scores are.
 
     Parameters
     ----------
-    scores, losses: [tests, subsets], finite.
+    scores: float [tests, subsets], finite.
+    losses: float [tests, subsets], finite.
     """
     correlations = spearman_by_column(scores.T, -losses.T)
     varies = np.ptp(losses, axis=1) > 0
@@ -60,15 +70,21 @@ def correlations_by_test(scores: np.ndarray, losses: np.ndarray) -> np.ndarray:
 
 
 def linear_datamodeling_score(scores: np.ndarray, losses: np.ndarray) -> float:
-    """Return the LDS of scores and losses, both [tests, subsets].
+    """Return the LDS (paper, section 4.1).
+
+    Parameters
+    ----------
+    scores: float [tests, subsets], finite.
+    losses: float [tests, subsets], finite.
 
     Raises
     ------
-    StudyError: there are too few subsets; as `UndefinedLdsError`, there is no test whose losses differ.
+    StudyError: there are fewer than three subsets.
+    UndefinedLdsError: there is no test whose losses differ.
     """
     if losses.shape[1] < SMALLEST_NUMBER_OF_SUBSETS:
         raise StudyError(
-            f"an LDS needs at least {SMALLEST_NUMBER_OF_SUBSETS} subsets, and here are {losses.shape[1]}: raise "
+            f"an LDS needs at least {SMALLEST_NUMBER_OF_SUBSETS} subsets, and there are {losses.shape[1]}: raise "
             "`subsets` of the evaluation (the paper takes 100)"
         )
     correlations = correlations_by_test(scores, losses)
@@ -81,13 +97,15 @@ def linear_datamodeling_score(scores: np.ndarray, losses: np.ndarray) -> float:
 
 
 def bootstrap_lds(scores: np.ndarray, losses: np.ndarray, bootstrap: Bootstrap) -> np.ndarray:
-    """Return the LDS of several methods in each resample, float64 [methods, draws].
+    """Return the LDS of several methods in each resample, float64 [methods, draws]; NaN where it is undefined.
 
     Within a resample a subset that was drawn c times counts c times, and its copies are tied.
 
     Parameters
     ----------
-    scores: [methods, tests, subsets]; losses: [tests, subsets].
+    scores: float [methods, tests, subsets], finite.
+    losses: float [tests, subsets], finite.
+    bootstrap: the resamples.
     """
     counts = bootstrap.subset_counts
     weighted = np.zeros((len(scores), len(counts)))
@@ -111,30 +129,42 @@ def bootstrap_lds(scores: np.ndarray, losses: np.ndarray, bootstrap: Bootstrap) 
 
 
 def interval(draws: np.ndarray, confidence: float) -> tuple[float, float]:
-    """Return the percentile interval of bootstrap draws, which covers `confidence` of them."""
+    """Return the percentile interval (low, high) of bootstrap draws.
+
+    Parameters
+    ----------
+    draws: float [draws]; NaN values are left out.
+    confidence: share of the draws that it covers, in (0, 1).
+    """
     tail = (1 - confidence) / 2
     low, high = np.nanquantile(draws, [tail, 1 - tail])
     return float(low), float(high)
 
 
 def paired_difference(a: np.ndarray, b: np.ndarray, confidence: float) -> tuple[float, float]:
-    """Return the interval of the difference of two methods' LDS, from the same bootstrap's draws of both.
+    """Return the interval (low, high) of the difference of two methods' LDS.
 
-    Both methods meet the same tests and subsets in each draw, so what makes a draw easy or hard cancels; the
-    interval is narrower than the two methods' own intervals suggest.
+    Both methods have the same tests and subsets in each draw, so what makes a draw easy or hard cancels; the interval
+    is narrower than the two methods' own intervals suggest.
+
+    Parameters
+    ----------
+    a: float [draws], the first method's LDS in each draw.
+    b: float [draws], the second method's LDS in the same draws.
+    confidence: coverage of the interval, in (0, 1).
     """
     return interval(a - b, confidence)
 
 
 def seed_agreement(losses: np.ndarray) -> float:
-    """Return how well one fine-tuning run of each subset predicts another: the LDS of one seed's losses.
+    """Return how well one fine-tuning run of each subset predicts another.
 
-    The mean over tests and over pairs of seeds of Spearman's correlation over the subsets on which neither
-    diverged.
+    It is the mean, over tests and pairs of seeds, of Spearman's correlation between the two seeds' losses, over the
+    subsets of which neither run diverged.
 
     Parameters
     ----------
-    losses: [tests, subsets, seeds]; NaN for a run that diverged.
+    losses: float [tests, subsets, seeds]; NaN for a run that diverged.
 
     Raises
     ------
@@ -165,6 +195,11 @@ def noise_ceiling(agreement: float, seeds: int) -> float:
     r_k = k r / (1 + (k - 1) r). A perfect method knows the effect but not the noise, and the correlation of the
     effect with effect plus noise is the root of the reliability: sqrt(r_k). (Exact for Pearson's correlation; for
     ranks it is a close approximation.)
+
+    Parameters
+    ----------
+    agreement: r, the result of `seed_agreement`; below 0 counts as 0.
+    seeds: k, the number of runs per subset.
     """
     agreement = max(agreement, 0.0)
     return float(np.sqrt(seeds * agreement / (1 + (seeds - 1) * agreement)))

@@ -1,1 +1,1 @@
-"""The paper's experiments beside the LDS."""
+"""The paper's experiments other than the LDS: runs are drawn, fine-tuned and evaluated."""

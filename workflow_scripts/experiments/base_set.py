@@ -18,11 +18,18 @@ def read_base(base: Path) -> np.ndarray:
 
 
 def read_base_scores(groups: Path, base_ids: np.ndarray) -> pd.DataFrame:
-    """Read a method's scores of subsets of one example each; with one member, every pooling gives its score.
+    """Read a method's scores of a base set, which are group scores of subsets of one example each.
+
+    With one member, every pooling gives the example's score.
+
+    Parameters
+    ----------
+    groups: the method's group scores of the base set.
+    base_ids: int32 [examples], ids of the base set in its order.
 
     Returns
     -------
-    Scores, float32: one row per test, its id in the index, and one column per example, named by its id.
+    float32 scores: one row per test, with its id as the index, and one column per example, named by its id.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Refuse experiments that ask for labels which the corpora don't have, and count the labels."""
+"""Reject experiments that need class labels which the corpora don't have, and count the labels."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,17 +23,18 @@ def check_labels(
     evaluations: Mapping[str, Sequence[str]],
     classified: Sequence[str],
 ) -> None:
-    """Write how many training and test examples of each evaluation carry each label (null: none).
+    """Write how many training and test examples of each evaluation have each class label (null: none).
 
     Parameters
     ----------
-    corpora: all that the evaluations need, matched by their names.
-    evaluations: names of the training and the test corpus of each evaluation that needs labels.
-    classified: those whose tests are classified, so that the training examples need labels that differ.
+    corpora: `corpora/` files that the evaluations need, matched by their names.
+    labels: Parquet file to write, one row per evaluation, role and label.
+    evaluations: for each evaluation that needs labels, the names of its training and its test corpus.
+    classified: evaluations whose tests are classified, so that the training examples need labels that differ.
 
     Raises
     ------
-    StudyError: no test of an evaluation has a label, or the training examples of a classified one are all alike.
+    StudyError: no test of an evaluation has a label, or all training examples of a classified one have the same.
     """
     corpus = {path.stem: path for path in corpora}
     counted = []

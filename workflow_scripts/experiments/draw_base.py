@@ -14,7 +14,15 @@ SCHEMA = pa.schema([("fold", pa.int32()), ("subset", pa.int32()), ("example_ids"
 
 
 def draw_base(train_tokens: Path, base: Path, *, seed: int, experiment: str, base_examples: int) -> None:
-    """Write `base_examples` distinct examples of the pool to `base`, in random order.
+    """Draw the examples of a base set, distinct and in random order.
+
+    Parameters
+    ----------
+    train_tokens: `tokens/` file of the pool.
+    base: Parquet file to write, one row per example, in the columns of a table of subsets.
+    seed: the study's seed.
+    experiment: name of the experiment.
+    base_examples: number of examples to draw.
 
     Raises
     ------
@@ -24,7 +32,7 @@ def draw_base(train_tokens: Path, base: Path, *, seed: int, experiment: str, bas
     if len(pool) < base_examples:
         raise StudyError(
             f"experiments.{experiment}.base_examples is {base_examples:,}, but {train_tokens} has only {len(pool):,} "
-            "usable examples. Lower it, or take a larger part of the corpus."
+            "usable examples. Lower it, or use a larger part of the corpus."
         )
     drawn = generator(seed, experiment, "base").choice(pool, base_examples, replace=False)
     columns = {"fold": [0] * base_examples, "subset": range(base_examples), "example_ids": drawn[:, None].tolist()}

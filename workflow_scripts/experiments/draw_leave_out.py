@@ -1,4 +1,4 @@
-"""Draw the groups of examples that leave-one-out (and leave-k-out) runs do without."""
+"""Draw the groups of examples that are left out of leave-one-out (and leave-k-out) runs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,9 +18,19 @@ FIELDS = [("size", pa.int32()), ("group", pa.int32())]
 def draw_leave_out(
     base: Path, validation: Path, runs: Path, *, seed: int, sizes: Sequence[int], groups: int, seeds: int
 ) -> None:
-    """Write the runs: `size` 0 is the base set as it is, the others leave a group of so many examples out.
+    """Write the runs of the experiment: one on the whole base set, and one without each group.
 
     Groups of one size are disjoint as long as the base set suffices; a group depends on (seed, size, number) alone.
+
+    Parameters
+    ----------
+    base: file that `draw_base` wrote.
+    validation: file with the ids of the test examples, in one row.
+    runs: Parquet file to write, one row per run and seed; `size` is the number of examples left out, 0 for none.
+    seed: the study's seed.
+    sizes: sizes of the groups.
+    groups: number of groups of each size.
+    seeds: number of fine-tuning runs per group.
     """
     base_ids = read_base(base)
     tests = read_table(validation)["example_ids"][0].values.to_numpy()
@@ -33,7 +43,17 @@ def draw_leave_out(
 
 
 def draw_group(base_ids: np.ndarray, size: int, group: int, seed: int) -> np.ndarray:
-    """Return the examples of a group, int [size]: a shuffled base set is cut into groups, then another one is."""
+    """Return the ids of a group's examples, int32 [size].
+
+    A shuffled base set is cut into groups; for more groups, it is shuffled again.
+
+    Parameters
+    ----------
+    base_ids: int32 [examples], ids of the base set.
+    size: number of examples in a group.
+    group: number of the group, from 0.
+    seed: the study's seed.
+    """
     round_, place = divmod(group, len(base_ids) // size)
     shuffled = generator(seed, "leave_out", "groups", size, round_).permutation(base_ids)
     return shuffled[place * size : (place + 1) * size]

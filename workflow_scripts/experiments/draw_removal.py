@@ -1,4 +1,4 @@
-"""Choose what the removal curve leaves out: each test's most helpful examples by each method, and random ones."""
+"""Choose the examples that the removal curve leaves out: each test's most helpful ones by each method, or random."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,9 +28,26 @@ def draw_removal(
     random_draws: int,
     seeds: int,
 ) -> None:
-    """Write the runs of the base set without the `size` examples that a method ranks first for a test.
+    """Write the runs of the experiment: the base set without the examples that a method ranks first for a test.
 
-    Those of random removals, and the base set as it is, are measured on all tests at once; `test_id` is null there.
+    Runs with random removals, and the run on the whole base set, are measured on all tests at once; their `test_id` is
+    null.
+
+    Parameters
+    ----------
+    base: file that `draw_base` wrote.
+    validation: file with the ids of the test examples, in one row.
+    groups: each method's scores of the base set, `.../<method>/<evaluation>.parquet`.
+    runs: Parquet file to write, one row per run and seed.
+    seed: the study's seed.
+    sizes: numbers of examples to remove.
+    tests: number of tests, the first ones of `validation`.
+    random_draws: number of random removals of each size.
+    seeds: number of fine-tuning runs per removal.
+
+    Raises
+    ------
+    StudyError: scores were made for another base set.
     """
     base_ids = read_base(base)
     chosen = read_table(validation)["example_ids"][0].values.to_numpy()[:tests]

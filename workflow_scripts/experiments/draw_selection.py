@@ -1,4 +1,4 @@
-"""Select training data for each task by the ranks of each method (paper, section 4.1), beside random and all data."""
+"""Select training data for each task by each method's ranks (paper, section 4.1), at random, and all of it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,27 +31,35 @@ def draw_selection(
     full_data: bool,
     seeds: int,
 ) -> None:
-    """Write the runs: for each task and method the `examples` training examples of best rank.
+    """Write the runs of the experiment: for each task and method the training examples of best rank.
 
-    An example's rank for a task is the best one that it reaches for any of the task's tests; ties go to the lower id.
-    Random examples are drawn separately for each task; all data is one run for the tests of all tasks (`task` is null).
+    An example's rank for a task is its best one for any of the task's tests; ties go to the lower id. Random examples
+    are drawn separately for each task; all data is one run for the tests of all tasks (`task` is null).
 
     Parameters
     ----------
-    test: corpus of the tests, whose labels are the tasks; `check_labels` has seen that there are some.
-    scores: `scores/<method>/<evaluation>.parquet`.
-    tasks: how many tasks, those with most tests first; None for all.
+    test: `corpora/` file of the tests, whose class labels are the tasks; `check_labels` ensures that there are some.
+    validation: file with the ids of the test examples, in one row.
+    train_tokens: `tokens/` file of the pool.
+    scores: `scores/<method>/<evaluation>.parquet` of each method.
+    runs: Parquet file to write, one row per run and seed.
+    seed: the study's seed.
+    examples: number of examples to select for a task.
+    tasks: number of tasks, those with most tests first; None for all.
+    full_data: whether there is a run on the whole pool.
+    seeds: number of fine-tuning runs per selection.
 
     Raises
     ------
-    StudyError: fewer than `examples` usable examples are there, or are ranked.
+    StudyError: the pool has fewer than `examples` usable examples, a method ranks fewer for a task, or no test has a
+        label.
     """
     tests_of = group_by_task(test, read_table(validation)["example_ids"][0].values.to_numpy(), tasks)
     pool = usable_ids(train_tokens)
     if len(pool) < examples:
         raise StudyError(
             f"experiments.selection.examples is {examples:,}, but {train_tokens} has only {len(pool):,} usable "
-            "examples. Lower it, or take a larger part of the corpus."
+            "examples. Lower it, or use a larger part of the corpus."
         )
     nothing = pool[:0]
     rows: list[tuple[dict[str, str | None], ListedRun]] = []

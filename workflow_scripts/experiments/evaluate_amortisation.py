@@ -1,4 +1,4 @@
-"""From measured seconds: the corpus size from which on an encoder has paid for its training."""
+"""Compute from measured seconds the corpus size from which on an encoder has paid for its training."""
 
 import itertools
 import math
@@ -41,20 +41,24 @@ def evaluate_amortisation(
     benchmarks: str,
     fixed: Mapping[str, Sequence[str]],
 ) -> None:
-    """Write one row per method whose encoder is trained and other method.
+    """Write the break-even point of every method with a trained encoder and every other method.
 
-    `crossover_examples` is where the encoder becomes the cheaper one: 0 at once, null where it never does. Seconds
-    per example are those of embedding and scoring, tests included, divided by the examples of the pool.
+    Seconds per example are those of embedding and scoring, tests included, divided by the examples of the pool.
 
     Parameters
     ----------
-    scores: `scores/<method>/<evaluation>.parquet` of every method; their metadata holds the seconds.
-    train: corpus of the pool. trained: methods whose encoder is trained.
-    benchmarks: folder of Snakemake's benchmark files. fixed: which of them each method's once-only stages left.
+    scores: `scores/<method>/<evaluation>.parquet` of every method; their metadata has the seconds.
+    train: `corpora/` file of the pool.
+    table: Parquet file to write, one row per pair of methods; `crossover_examples` is the number of scored examples
+        from which on the encoder is cheaper, 0 if it always is, null if it never is.
+    evaluation: name of the evaluation.
+    trained: names of the methods with a trained encoder.
+    benchmarks: folder of Snakemake's benchmark files.
+    fixed: for each method, globs below `benchmarks` of the jobs that it needs once, whatever it scores.
 
     Raises
     ------
-    StudyError: a benchmark file is missing, or says no seconds.
+    StudyError: a benchmark file is missing, or has no seconds.
     """
     examples = pq.read_metadata(train).num_rows
     costs = {}

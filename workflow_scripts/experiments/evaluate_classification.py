@@ -1,4 +1,4 @@
-"""Ask whether the top-ranked training example carries the test's label (paper, section 4.1)."""
+"""Evaluate how often the top-ranked training example has the test's class label (paper, section 4.1)."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,8 +31,16 @@ def evaluate_classification(
 
     Parameters
     ----------
-    scores: `scores/<method>/<evaluation>.parquet`. corpora: all that the evaluations need, matched by their names.
-    evaluations: names of the training and the test corpus of each evaluation, whose labels `check_labels` has seen.
+    scores: `scores/<method>/<evaluation>.parquet` of every method and classified evaluation.
+    corpora: `corpora/` files that the evaluations need, matched by their names.
+    table: Parquet file to write, one row per method and evaluation.
+    evaluations: for each evaluation, the names of its training and its test corpus; `check_labels` ensures that they
+        have labels.
+    confidence: coverage of the intervals, in (0, 1).
+
+    Raises
+    ------
+    StudyError: no test of an evaluation has a label.
     """
     corpus = {path.stem: path for path in corpora}
     rows = []
@@ -49,7 +57,13 @@ def evaluate_classification(
 
 
 def top_example_has_label(scores: Path, train: Path, test: Path) -> np.ndarray:
-    """Return for each test with a label whether its most helpful example carries it, bool [tests].
+    """Return for each test with a class label whether its most helpful example has the same, bool [tests].
+
+    Parameters
+    ----------
+    scores: `scores/<method>/<evaluation>.parquet`.
+    train: `corpora/` file of the training examples.
+    test: `corpora/` file of the tests.
 
     Raises
     ------

@@ -41,7 +41,7 @@ def evaluate_leave_out(
     seed: int,
     max_diverged_share: float,
 ) -> None:
-    """Write one row per method and group size: `metric` is `leave_1_out`, `leave_8_out`, ...
+    """Write how well each method's scores predict what leaving a group out does to the loss.
 
     A group's effect on a test is the loss without the group minus the loss with it, mean over seeds. A test's value
     is Spearman's correlation, over the groups, of effects with the sum of the group's scores; the metric is its mean
@@ -50,11 +50,20 @@ def evaluate_leave_out(
 
     Parameters
     ----------
+    base: file that `draw_base` wrote.
+    runs: file that `draw_leave_out` wrote.
+    measured: files that `finetune_runs` wrote, of all jobs.
     groups: each method's scores of the base set, `.../<method>/<evaluation>.parquet`.
+    table: Parquet file to write, one row per method and group size; `metric` is `leave_1_out`, `leave_8_out`, ...
+    evaluation: name of the evaluation.
+    bootstrap: number of bootstrap draws.
+    confidence: coverage of the intervals, in (0, 1).
+    seed: seed of the bootstrap.
+    max_diverged_share: largest share of the runs that may diverge, in [0, 1].
 
     Raises
     ------
-    StudyError: too many runs diverged, or too few groups are left.
+    StudyError: too many runs diverged, a run wasn't measured, or too few groups are left.
     """
     by_run = read_measured(runs, ["size", "group", "left_out"], measured, max_diverged_share)
     rises = loss_rises(by_run, by_run["size"] == 0)

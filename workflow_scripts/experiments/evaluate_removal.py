@@ -1,4 +1,4 @@
-"""Measure how far a test's loss rises without the examples that a method holds to be its most helpful."""
+"""Evaluate how much a test's loss rises without its most helpful examples according to a method."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,8 +33,23 @@ def evaluate_removal(
     """Write two rows per method and number of removed examples, and one per number for random removals.
 
     `loss_rise` is the loss (nats per response token) without the examples minus the loss with them, mean over seeds
-    and tests; `loss_rise_over_random` is how far that lies above random removals of as many. Intervals are of the
-    bootstrap over tests, the same draws for all rows.
+    and tests; `loss_rise_over_random` is the difference from random removals of as many. Intervals are of the bootstrap
+    over tests, with the same draws for all rows.
+
+    Parameters
+    ----------
+    runs: file that `draw_removal` wrote.
+    measured: files that `finetune_runs` wrote, of all jobs.
+    table: Parquet file to write.
+    evaluation: name of the evaluation.
+    bootstrap: number of bootstrap draws.
+    confidence: coverage of the intervals, in (0, 1).
+    seed: seed of the bootstrap.
+    max_diverged_share: largest share of the runs that may diverge, in [0, 1].
+
+    Raises
+    ------
+    StudyError: too many runs diverged, or a run wasn't measured.
     """
     losses = read_measured(runs, ["method", "size"], measured, max_diverged_share)
     whole = losses["method"] == WHOLE

@@ -1,4 +1,4 @@
-"""Judge selected training data by the answers of the LM that was fine-tuned on it (paper, section 4.1)."""
+"""Evaluate selected training data by the answers of the LM that was fine-tuned on it (paper, section 4.1)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,8 +35,24 @@ def evaluate_selection(
 ) -> None:
     """Write each method's unigram F1 of answer and response, and its response loss: means over tasks.
 
-    A task's value is the mean over its tests, of the mean over seeds. `f1_over_random` is the difference to random
-    examples. Intervals: bootstrap over tasks and over the tests of each, the same draws for all rows.
+    A task's value is the mean over its tests, of the mean over seeds. `f1_over_random` is the difference from random
+    examples. Intervals are of the bootstrap over tasks and over the tests of each, with the same draws for all rows.
+
+    Parameters
+    ----------
+    runs: file that `draw_selection` wrote.
+    test: `corpora/` file of the tests.
+    measured: files that `finetune_runs` wrote, of all jobs.
+    table: Parquet file to write, one row per method and metric; losses are in nats per response token.
+    evaluation: name of the evaluation.
+    bootstrap: number of bootstrap draws.
+    confidence: coverage of the intervals, in (0, 1).
+    seed: seed of the bootstrap.
+    max_diverged_share: largest share of the runs that may diverge, in [0, 1].
+
+    Raises
+    ------
+    StudyError: too many runs diverged, or a run wasn't measured.
     """
     answers = read_measured(runs, ["method"], measured, max_diverged_share)
     responses = read_table(test, ["response"])["response"].take(pa.array(answers["test_id"])).to_pylist()
@@ -60,27 +76,29 @@ def evaluate_selection(
 
 
 class TaskMeans:
-    """Means over tasks of means over their tests, of the data and of resamples.
+    """Means over tasks of means over their tests, for the data and for resamples.
 
     Parameters
     ----------
-    tests_of: test ids of each task. draws: resamples.
+    tests_of: for each task, int [tests], the ids of its tests.
+    draws: number of resamples.
+    rng: source of randomness.
     """
 
-    def __init__(self, tests_of: Sequence[np.ndarray], draws: int, random: np.random.Generator):
+    def __init__(self, tests_of: Sequence[np.ndarray], draws: int, rng: np.random.Generator):
         self.tests_of = tests_of
-        self.tasks = random.multinomial(len(tests_of), np.full(len(tests_of), 1 / len(tests_of)), size=draws)
-        self.tests = [random.multinomial(len(one), np.full(len(one), 1 / len(one)), size=draws) for one in tests_of]
+        self.tasks = rng.multinomial(len(tests_of), np.full(len(tests_of), 1 / len(tests_of)), size=draws)
+        self.tests = [rng.multinomial(len(one), np.full(len(one), 1 / len(one)), size=draws) for one in tests_of]
 
     def __call__(self, values: pd.Series) -> tuple[float, np.ndarray]:
-        """Return the mean and its resamples, float64 [draws], of values by test id; NaN values are left out."""
+        """Return the mean of values by test id, and that of each resample, float64 [draws]; NaN values are left out."""
         by_task = [values.loc[tests].to_numpy() for tests in self.tests_of]
         draws = np.stack([_weighted_mean(one, counts) for one, counts in zip(by_task, self.tests, strict=True)], axis=1)
         return float(np.nanmean([np.nanmean(one) for one in by_task])), _weighted_mean(draws, self.tasks)
 
 
 def _weighted_mean(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Return the mean over the last axis with weights `counts` [draws, values], of the values that are known."""
+    """Return the mean over the last axis with weights `counts` [draws, values], without values that are NaN."""
     weights = counts * np.isfinite(values)
     total = (weights * np.nan_to_num(values)).sum(axis=1)
     return np.divide(total, weights.sum(axis=1), out=np.full(len(counts), np.nan), where=weights.sum(axis=1) > 0)

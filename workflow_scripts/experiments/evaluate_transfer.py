@@ -1,4 +1,4 @@
-"""Judge an encoder trained on one LM's targets by another LM's subsets, and say what to do with it."""
+"""Evaluate an encoder trained on one LM's targets by another LM's subsets, and advise what to do with it."""
 
 import math
 from pathlib import Path
@@ -34,18 +34,24 @@ def evaluate_transfer(
 ) -> None:
     """Write one row per method and pooling that has an LDS on both evaluations.
 
-    `retained` is the LDS there as a share of its ceiling, divided by the same at home. `advice` stands in the row of
-    `method` alone:
+    `retained` is the LDS on `evaluation` as a share of its ceiling, divided by the same on `home`. `advice` is null
+    except for `method`:
 
     - `reuse`: it keeps nine tenths of its LDS, or is above every method that reads no trained encoder (paired
       interval above zero).
-    - `fine-tune`: it is above the untrained encoder, but another method does as well: what it learned carries over
-      in part, so go on from it with targets of the new LM.
-    - `retrain`: nothing shows that it carries over.
+    - `fine-tune`: it is above the untrained encoder, but another method does as well: what it learned transfers in
+      part, so continue its training with targets of the new LM.
+    - `retrain`: there is no evidence that it transfers.
 
     Parameters
     ----------
-    differences: paired differences between `method` and every other row. trained: methods that read a trained encoder.
+    lds: file that `evaluate_lds` wrote.
+    differences: file that `evaluate_lds` wrote, the paired differences between `method` and every other row.
+    table: Parquet file to write.
+    evaluation: name of the evaluation with the other LM.
+    home: name of the evaluation with the LM of the targets.
+    method: name of the method that is advised on.
+    trained: names of the methods that read a trained encoder.
     """
     rows, leads = read_frame(lds), read_frame(differences)
     keys = ["method", "pooling"]
@@ -65,7 +71,14 @@ def evaluate_transfer(
 
 
 def advice(retained: float, leads: pd.DataFrame, trained: list[str]) -> str:
-    """Return what to do with an encoder, as `evaluate_transfer` says."""
+    """Return the advice of `evaluate_transfer` for an encoder: `reuse`, `fine-tune` or `retrain`.
+
+    Parameters
+    ----------
+    retained: share of its LDS that it keeps; NaN if unknown.
+    leads: paired differences to the other methods, with the columns `method_b` and `ci_low`.
+    trained: names of the methods that read a trained encoder, which don't count as rivals.
+    """
     rivals = leads[~leads["method_b"].isin(trained)]
     before_training = rivals[rivals["method_b"].str.startswith("untrained")]
     if retained >= ENOUGH or _is_above(rivals):
@@ -74,7 +87,7 @@ def advice(retained: float, leads: pd.DataFrame, trained: list[str]) -> str:
 
 
 def _is_above(rivals: pd.DataFrame) -> bool:
-    """Return whether the paired intervals say so of each rival, of which there is one at least."""
+    """Return whether there are rivals and every paired interval is above zero."""
     return not rivals.empty and bool((rivals["ci_low"] > 0).all())
 
 

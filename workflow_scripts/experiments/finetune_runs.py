@@ -1,4 +1,4 @@
-"""Fine-tune the base LM on lists of examples and measure the tests of each: their losses, and answers if asked for."""
+"""Fine-tune the base LM on lists of examples and measure each list's tests: their losses, and answers if asked for."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,18 +40,32 @@ def finetune_runs(
     new_tokens: int | None,
     finetuning: Finetuning,
 ) -> None:
-    """Write what each run of the job measured to `measured`: one row per run, seed and test.
+    """Do the runs of one job and write what they measured.
 
-    The order of the batches depends on `seed`, the experiment and the number of a run's own seed, so that runs on
-    lists that differ in what is left out alone can be compared. Finished runs are kept in a folder beside
-    `measured` until the job is done, and a job whose runs changed keeps those that it still has.
+    The order of the batches depends on `seed`, the experiment and the number of a run's own seed, so that runs on lists
+    that differ only in what is left out can be compared. Finished runs are kept in a folder beside `measured` until the
+    job is done, and a job whose runs changed keeps those that it still has.
 
     Parameters
     ----------
-    runs: table of `experiments.runs`.
-    job, jobs: number of this job, and of how many.
-    new_tokens: longest answer that the LM writes to each test's prompt; None for none.
-    finetuning: that section of the config.
+    runs: file that `experiments.runs.write_runs` wrote.
+    train_tokens: `tokens/` file of the pool.
+    test_tokens: `tokens/` file of the tests.
+    measured: Parquet file to write, one row per run, seed and test; losses are in nats per response token.
+    language_model: folder of the LM, where the workflow made or fetched it; None to load `model`.
+    model: folder or hub id of the LM.
+    revision: commit, tag or branch on the hub; None for the default branch.
+    trust_remote_code: whether code that comes with the model may run.
+    experiment: name of the experiment.
+    job: number of this job, from 0.
+    jobs: number of jobs that the runs are distributed over.
+    seed: the study's seed.
+    new_tokens: longest answer to each test's prompt, in tokens; None for no answers.
+    finetuning: the section `finetuning` of the config.
+
+    Raises
+    ------
+    StudyError: the LM or a file can't be read, or memory runs out even for one example.
     """
     listed = read_share(runs, job, jobs)
     key = spec_hash(

@@ -1,4 +1,4 @@
-"""Removal of training examples: what both its runs and their evaluation go by."""
+"""Names and order that the runs of the removal curve and their evaluation share."""
 
 import numpy as np
 
@@ -7,5 +7,11 @@ WHOLE = "whole"
 
 
 def most_helpful(example_ids: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Return the ids by falling score; of equal scores the lower id comes first."""
+    """Return the ids by decreasing score, int [examples]; of equal scores the lower id comes first.
+
+    Parameters
+    ----------
+    example_ids: int [examples].
+    scores: float [examples].
+    """
     return example_ids[np.lexsort((example_ids, -scores))]

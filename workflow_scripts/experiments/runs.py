@@ -1,4 +1,4 @@
-"""Fine-tuning runs on lists of examples that are written down, and what they measured."""
+"""Fine-tuning runs on explicit lists of examples, and the tables of what they measured."""
 
 from __future__ import annotations
 
@@ -37,10 +37,14 @@ MEASURED_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class ListedRun:
-    """One list of training examples, and the tests to measure after fine-tuning on it; arrays of example ids.
+    """One list of training examples, and the tests to measure after fine-tuning on it.
 
-    `left_out` are those of `example_ids` that take no part. They keep their place in the batches, so that two runs
-    of one seed that differ in them alone see all other examples in the same order.
+    Parameters
+    ----------
+    example_ids: int32 [examples], the list.
+    left_out: int32 [left out], those of the list that have no loss. They keep their place in the batches, so that two
+        runs of one seed that differ only in them see all other examples in the same order.
+    test_ids: int32 [tests].
     """
 
     example_ids: np.ndarray
@@ -49,7 +53,7 @@ class ListedRun:
 
     @property
     def name(self) -> str:
-        """16 hex digits of what is fine-tuned and measured: the same run, asked for twice, is done once."""
+        """16 hex digits: a hash of the three lists, by which the same run, listed twice, is done once."""
         return spec_hash({"run": [part.tolist() for part in (self.example_ids, self.left_out, self.test_ids)]})
 
 
@@ -59,16 +63,30 @@ def write_runs(
     fields: Sequence[tuple[str, pa.DataType]],
     seeds: int,
 ) -> None:
-    """Write one row per run and seed; each begins with the columns `fields`, which say what the run is for."""
+    """Write one row per run and seed.
+
+    Parameters
+    ----------
+    path: Parquet file to write.
+    rows: for each run, the values of `fields`, which say what the run is for, and its lists.
+    fields: names and types of the first columns.
+    seeds: number of fine-tuning runs per list.
+    """
     listed = pd.DataFrame([{**purpose, "run": run.name, **vars(run)} for purpose, run in rows])
     every_seed = pd.DataFrame({"seed": range(seeds)}).merge(listed, how="cross")
     write_frame(path, every_seed, pa.schema([*fields, *RUN_FIELDS]))
 
 
 def read_share(path: Path, job: int, jobs: int) -> dict[tuple[str, int], ListedRun]:
-    """Return the distinct runs that fall to a job, by (run, number of the seed).
+    """Return the distinct runs of a job, by (name of the run, number of the seed).
 
-    A run's job depends on its content and the number of jobs, so more runs leave the others where they are.
+    A run's job depends on its content and the number of jobs, so further runs don't move the others.
+
+    Parameters
+    ----------
+    path: file that `write_runs` wrote.
+    job: number of the job, from 0.
+    jobs: number of jobs.
     """
     table = read_table(path, [name for name, _ in RUN_FIELDS])
     share = {}
@@ -87,7 +105,10 @@ def read_measured(runs: Path, fields: Sequence[str], paths: Sequence[Path], max_
 
     Parameters
     ----------
-    runs: as `write_runs` wrote it. fields: further columns of it. paths: files of all jobs.
+    runs: file that `write_runs` wrote.
+    fields: further columns of it to return.
+    paths: files that `finetune_runs` wrote, of all jobs.
+    max_diverged_share: largest share of the runs that may diverge, in [0, 1].
 
     Raises
     ------
@@ -115,11 +136,12 @@ def read_measured(runs: Path, fields: Sequence[str], paths: Sequence[Path], max_
 
 
 def loss_rises(measured: pd.DataFrame, whole: pd.Series) -> pd.DataFrame:
-    """Return the rows that aren't `whole`, with `rise`: the loss less that of `whole` for the same seed and test.
+    """Return the rows that aren't `whole`, with `rise`: the loss minus that of `whole` for the same seed and test.
 
     Parameters
     ----------
-    measured: as of `read_measured`. whole: bool, the rows of the run that leaves nothing out.
+    measured: result of `read_measured`.
+    whole: bool, marks the rows of the run that leaves nothing out.
     """
     keys = ["seed", "test_id"]
     rises = measured[~whole].merge(measured.loc[whole, [*keys, "loss"]], "left", keys, suffixes=("", "_whole"))

@@ -1,4 +1,4 @@
-"""Training data selected for tasks: what both its runs and their evaluation go by."""
+"""Names, tasks and order that the runs on selected training data and their evaluation share."""
 
 from pathlib import Path
 
@@ -13,7 +13,13 @@ FULL = "full_data"
 
 
 def group_by_task(corpus: Path, test_ids: np.ndarray, tasks: int | None) -> dict[str, np.ndarray]:
-    """Return the tests of each task (label), int32: `tasks` of them, those with most tests first, or all.
+    """Return for each task, which is a class label, the ids of its tests, int32 [tests].
+
+    Parameters
+    ----------
+    corpus: `corpora/` file of the tests.
+    test_ids: int [tests], ids of the test examples.
+    tasks: number of tasks, those with most tests first; None for all.
 
     Raises
     ------
@@ -31,5 +37,11 @@ def group_by_task(corpus: Path, test_ids: np.ndarray, tasks: int | None) -> dict
 
 
 def best_ranked(example_ids: np.ndarray, ranks: np.ndarray) -> np.ndarray:
-    """Return the distinct examples by their best rank; ties go to the lower id."""
+    """Return the distinct ids by their best rank, int [examples]; ties go to the lower id.
+
+    Parameters
+    ----------
+    example_ids: int [pairs], an id may occur several times.
+    ranks: int [pairs], the rank of each, from 1.
+    """
     return pd.Series(ranks, example_ids).groupby(level=0).min().sort_values(kind="stable").index.to_numpy()

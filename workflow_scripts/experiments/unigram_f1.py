@@ -1,4 +1,4 @@
-"""Unigram F1 of two texts."""
+"""Unigram F1 of an answer and a reference text."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ def unigrams(text: str) -> list[str]:
 
 
 def unigram_f1(answer: str, reference: str) -> float:
-    """Return the harmonic mean of precision and recall of the words, each counted as often as it stands there.
+    """Return the harmonic mean of precision and recall of the words, in [0, 1]; repeated words count repeatedly.
 
-    Two texts without a word agree (1); one with and one without don't (0).
+    It is 1 for two texts without words, and 0 if only one has none.
     """
     ours, theirs = Counter(unigrams(answer)), Counter(unigrams(reference))
     if not ours and not theirs:

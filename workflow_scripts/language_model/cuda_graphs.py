@@ -1,9 +1,9 @@
 """Forward and backward passes of an LM as CUDA graphs, which a GPU runs without waiting for Python's launches.
 
-A fine-tuning step on a few thousand tokens is thousands of kernels of some microseconds each: one after another,
-Python launches them more slowly than a GPU runs them. A graph is recorded once for a shape and replayed as a whole, so
-batches are padded to few shapes: a filler example takes up the tokens that are missing to a multiple of
-`TOKENS_MULTIPLE`, and padding among the predicted tokens has weight 0.
+A fine-tuning step on a few thousand tokens is thousands of kernels of some microseconds each, which Python launches
+more slowly than a GPU runs them. A graph is captured once for a shape and replayed as a whole, so batches are padded to
+few shapes: a filler example takes up the tokens that are missing to a multiple of `TOKENS_MULTIPLE`, and padding among
+the predicted tokens has weight 0.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from workflow_scripts.language_model.tokens import TokenizedExample
 from workflow_scripts.models.packing import to_device
 
 TOKENS_MULTIPLE = 512
-# Each holds thousands of launches; of more shapes than this, the first ones are forgotten.
+# Each holds thousands of launches; with more shapes than this, the oldest graph is dropped.
 MAX_GRAPHS = 64
 # How far a replayed loss may be from that of the same pass without a graph, relative: both are sums in bfloat16.
 TOLERANCE = 2e-2
@@ -30,14 +30,16 @@ Array = TypeVar("Array", np.ndarray, torch.Tensor)
 
 
 class Inputs(NamedTuple, Generic[Array]):
-    """What a pass reads. All but the shapes may change from one replay to the next.
+    """Inputs of a pass. All but the shapes may change from one replay to the next.
 
     Attributes
     ----------
-    tokens, positions: int64 [1, T], with a filler example at the end.
+    tokens: int64 [1, T], with a filler example at the end.
+    positions: int64 [1, T], place of each token in its example, from 0.
     cu_seqlens: int32 [examples + 2], as in `PackedBatch`, filler included.
-    places, targets: int64 [R], the positions that predict response tokens, and these tokens.
-    weights: float32 [R], of each token's loss; 0 for padding.
+    places: int64 [R], indices of the tokens that predict a response token.
+    targets: int64 [R], the response tokens.
+    weights: float32 [R], weight of each token's loss; 0 for padding.
     """
 
     tokens: Array
@@ -49,7 +51,15 @@ class Inputs(NamedTuple, Generic[Array]):
 
 
 class Shape(NamedTuple):
-    """A graph's shape: T, R, the number of examples, and a bound on the tokens of the longest one."""
+    """The shape of a graph's inputs.
+
+    Attributes
+    ----------
+    tokens: T, tokens in the batch.
+    responses: R, response tokens in the batch.
+    examples: number of examples without the filler.
+    max_length: upper bound on the tokens of an example.
+    """
 
     tokens: int
     responses: int
@@ -59,18 +69,30 @@ class Shape(NamedTuple):
 
 @dataclass(frozen=True)
 class PaddedBatch:
-    """What variable-length attention reads of a `PackedBatch`; it has no buckets, whose shapes a graph would freeze."""
+    """The part of a `PackedBatch` that variable-length attention reads; no buckets, whose shapes a graph would freeze.
+
+    Parameters
+    ----------
+    cu_seqlens: int32 [examples + 2], filler included.
+    max_length: upper bound on the tokens of an example.
+    """
 
     cu_seqlens: torch.Tensor
     max_length: int
 
 
 def padded_inputs(examples: Sequence[TokenizedExample], weight: float) -> tuple[Shape, Inputs[np.ndarray]]:
-    """Return a batch padded to one of few shapes, as arrays; `weight` is that of each response token's loss."""
+    """Return a batch padded to one of few shapes.
+
+    Parameters
+    ----------
+    examples: the batch, at least one example.
+    weight: weight of each response token's loss.
+    """
     lengths = np.fromiter((len(example.tokens) for example in examples), np.int64, len(examples))
     order = np.arange(len(examples))
     places, _, _ = response_positions(order, examples)
-    # There always is a filler, so that the number of sequences tells nothing but the number of examples.
+    # There is always a filler, so that the number of sequences depends on the number of examples alone.
     filler = TOKENS_MULTIPLE - int(lengths.sum()) % TOKENS_MULTIPLE
     lengths = np.append(lengths, filler)
     tokens = np.concatenate([*(example.tokens for example in examples), np.zeros(filler, np.int64)]).astype(np.int64)
@@ -94,7 +116,14 @@ def _round_up(number: int) -> int:
 
 
 def weighted_loss(lm: PreTrainedModel, inputs: Inputs[torch.Tensor], max_length: int) -> torch.Tensor:
-    """Return the weighted sum of the response tokens' losses, a scalar in nats."""
+    """Return the weighted sum of the response tokens' losses, a scalar in nats.
+
+    Parameters
+    ----------
+    lm: switched to packed attention.
+    inputs: tensors on its device.
+    max_length: upper bound on the tokens of an example.
+    """
     logits = lm(
         input_ids=inputs.tokens,
         position_ids=inputs.positions,
@@ -120,13 +149,18 @@ class GraphedPasses:
         self.graphs: dict[Shape, tuple[torch.cuda.CUDAGraph, Inputs[torch.Tensor], torch.Tensor]] = {}
 
     def backpropagate(self, examples: Sequence[TokenizedExample], weight: float) -> torch.Tensor:
-        """Set the gradients of the parameters, whatever they were before; return the loss, a scalar in nats.
+        """Overwrite the gradients of the parameters and return the weighted loss, a scalar in nats.
 
-        Loss and gradients are overwritten by the next call. `weight` is that of each response token's loss.
+        The next call overwrites loss and gradients.
+
+        Parameters
+        ----------
+        examples: the batch.
+        weight: weight of each response token's loss.
 
         Raises
         ------
-        RuntimeError: the pass can't be recorded, e.g. because it waits for the GPU, or a replay has another loss.
+        RuntimeError: the pass can't be captured, e.g. because it waits for the GPU, or its replay has another loss.
         """
         shape, arrays = padded_inputs(examples, weight)
         if shape not in self.graphs:
@@ -140,14 +174,14 @@ class GraphedPasses:
     def _record(self, shape: Shape, arrays: Inputs[np.ndarray]) -> torch.Tensor:
         inputs = Inputs(*(to_device(array, self.lm.device) for array in arrays))
         self._drop_gradients()
-        # Libraries allocate their workspaces and layers are compiled in a pass that isn't recorded.
+        # A pass that isn't captured: libraries allocate their workspaces and layers are compiled in it.
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             expected = self._pass(inputs, shape.max_length)
         torch.cuda.current_stream().wait_stream(stream)
         expected = expected.item()
-        # Parameters that take no part keep no gradient. The others' are added to in place, in every graph.
+        # Unused parameters have no gradient. The others' are added to in place, in every graph.
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         graph = torch.cuda.CUDAGraph()
         pool = next((recorded.pool() for recorded, *_ in self.graphs.values()), None)
@@ -168,12 +202,12 @@ class GraphedPasses:
         return loss.detach()
 
     def _drop_gradients(self) -> None:
-        # Those of recorded graphs are written to by them.
+        # Captured graphs write to the gradients that there are.
         if not self.graphs:
             for parameter in self.parameters:
                 parameter.grad = None
 
     def clear(self) -> None:
-        """Let go of all graphs, of their memory and of the gradients."""
+        """Free all graphs, their memory and the gradients."""
         self.graphs.clear()
         self._drop_gradients()

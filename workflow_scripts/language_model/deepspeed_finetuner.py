@@ -27,12 +27,23 @@ from workflow_scripts.models.packing import token_budget
 
 
 class ZeroFinetuner:
-    """Does what `Finetuner` does, in every process of the group (ZeRO, arXiv:1910.02054).
+    """Fine-tunes as `Finetuner` does, in every process of the group (ZeRO, arXiv:1910.02054).
 
-    The examples of a batch are dealt to the processes, and gradients are averaged so that the batch's loss is the
-    same mean over response tokens as in one process. `stage` 1 splits the optimiser state, 2 the gradients too,
-    3 the weights too; `offload` keeps the optimiser state, and in stage 3 the weights, in the CPU's memory. `lm`
-    comes on the CPU. All processes make the same calls with the same arguments.
+    The examples of a batch are distributed over the processes, and gradients are averaged so that the batch's loss is
+    the same mean over response tokens as in one process. All processes make the same calls with the same arguments.
+
+    Parameters
+    ----------
+    lm: in float32, on the CPU.
+    stage: 1 splits the optimiser state over the processes, 2 the gradients too, 3 the weights too.
+    offload: whether the optimiser state, and in stage 3 the weights, are kept in the CPU's memory.
+    learning_rate: AdamW's learning rate, constant.
+    weight_decay: AdamW's weight decay.
+    batch_examples: number of examples in an optimiser step, all processes together.
+    epochs: number of passes over the examples of a run.
+    precision: `float32` or `bfloat16`, that of forward and backward passes.
+    step_tokens: most tokens in one forward pass of training, of one process.
+    evaluation_tokens: most tokens in one forward pass of evaluation, of one process.
     """
 
     def __init__(
@@ -55,15 +66,15 @@ class ZeroFinetuner:
         self.processes = dist.get_world_size()
         config = deepspeed_config(stage, offload, precision)
         if stage == 3:
-            # Weight by weight: the LM as a whole may not fit one GPU.
+            # One weight at a time: the whole LM may not fit one GPU.
             deepspeed.zero.Init(module=lm, config_dict_or_path=config)
-            # It moves weights alone, and the engine then takes everything to be in its place.
+            # It moves weights only, and the engine then assumes that everything was moved.
             move_buffers(lm, get_accelerator().current_device_name())
-        # DeepSpeed's own AdamW has to be compiled, PyTorch's does the same.
+        # DeepSpeed's own AdamW would have to be compiled; PyTorch's gives the same results.
         self.optimizer = torch.optim.AdamW(lm.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=True)
         self.engine, self.zero, _, _ = deepspeed.initialize(model=lm, optimizer=self.optimizer, config=config)
         self.device = self.engine.device
-        # As in one process, no dropout disturbs a run.
+        # As in one process, there is no dropout.
         self.engine.eval()
         # This process's parts: of the weights that the optimiser changes, and in stage 3 of those that compute.
         self.weights = (
@@ -75,7 +86,7 @@ class ZeroFinetuner:
 
     @torch.no_grad()
     def reset(self) -> None:
-        """Put the base weights and a fresh optimiser state back, without a new engine."""
+        """Restore the base weights and a zero optimiser state, without a new engine."""
         for part, base in zip(self.weights, self.base_weights, strict=True):
             part.copy_(base)
         for state in self.optimizer.state.values():
@@ -91,7 +102,7 @@ class ZeroFinetuner:
         self.zero.checkpoint_event_epilogue()
 
     def finetune(self, examples: Sequence[TokenizedExample], *seed: int | str) -> bool:
-        """Train on `examples` from the base weights; return False if the run diverged."""
+        """Train on `examples` from the base weights; return False if the run diverged. Parameters as in `Finetuner`."""
         self.reset()
         drawn = batches(len(examples), self.batch_examples, self.epochs, *seed)
         with self._explained("finetuning.step_tokens", self.step_tokens):
@@ -99,15 +110,15 @@ class ZeroFinetuner:
 
     @staticmethod
     def _explained(key: str, tokens: int) -> AbstractContextManager[None]:
-        """A process that runs out of memory can't try again: the others wait for what it owes them by then."""
+        """Explain a lack of memory; a process can't try again with less, because the others wait for it meanwhile."""
         return explained_lack_of_memory(
             f"forward passes of {tokens:,} tokens in a process of DeepSpeed",
-            f"Lower {key}, raise finetuning.zero_stage, write offload: true, or take more GPUs.",
+            f"Lower {key}, raise finetuning.zero_stage, write offload: true, or use more GPUs.",
         )
 
     def _step(self, batch: Sequence[TokenizedExample]) -> float:
         """One optimiser step; returns the batch's loss in nats per response token, NaN if DeepSpeed skipped it."""
-        # An example without a response token takes no part; a batch of them makes a step of zero gradient.
+        # Examples without a response token have no loss; a batch of them only has a gradient of zero.
         response_tokens = max(sum(len(example.tokens) - example.prompt_tokens for example in batch), 1)
         rounds = self._own_rounds(batch, self.step_tokens)
         total = torch.zeros((), device=self.device)
@@ -124,7 +135,7 @@ class ZeroFinetuner:
 
     @torch.no_grad()
     def losses(self, examples: Sequence[TokenizedExample]) -> np.ndarray:
-        """Return the loss of each example under the current weights, float32 [examples], in every process."""
+        """Return the loss of each example under the current weights, float32 [examples] in nats, in every process."""
         rounds = self._own_rounds(examples, self.evaluation_tokens)
         own = []
         with self._explained("finetuning.evaluation_tokens", self.evaluation_tokens):
@@ -134,10 +145,10 @@ class ZeroFinetuner:
         return gather_rows(torch.cat(own)[:, None], np.concatenate(rounds), len(examples))[:, 0].cpu().numpy()
 
     def _own_rounds(self, examples: Sequence[TokenizedExample], max_batch_tokens: int) -> list[np.ndarray]:
-        """Return this process's examples, int64 indices, for each round of forward passes.
+        """Return the indices of this process's examples in each round of forward passes, int64 [examples of the round].
 
-        Every process takes part in every round, because weights are gathered on the way; what one that has run out
-        of examples computes then must count for nothing.
+        Every process takes part in every round, because weights are gathered on the way. A round is empty for a process
+        that has no examples left; what it computes then must not count.
         """
         lengths = np.fromiter((len(example.tokens) for example in examples), np.int64, len(examples))
         share = shard_indices(lengths)
@@ -148,33 +159,40 @@ class ZeroFinetuner:
 
 
 def move_buffers(lm: PreTrainedModel, device: torch.device | str) -> None:
-    """Move what an LM has beside its weights, such as rotary frequencies, to `device`."""
+    """Move the buffers of an LM, such as rotary frequencies, to `device`; weights stay where they are."""
     for module in lm.modules():
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, buffer.to(device))
 
 
 def _join_group() -> None:
-    """Let DeepSpeed use the group that there is; a process on its own is one of one."""
+    """Let DeepSpeed use the existing process group; without one, make a group of this process alone."""
     os.environ.setdefault("LOCAL_RANK", "0")
     if not in_group():
         backend = "nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    # Or DeepSpeed tries the compiler on all of its kernels, in each process, only to find the one that sums over CPU
-    # processes; gloo does that as well.
+    # Otherwise DeepSpeed tries to compile all of its kernels, in each process, only to find the one that sums over CPU
+    # processes, which gloo does as well.
     deepspeed.ops.__compatible_ops__ = {}
     deepspeed.init_distributed()
 
 
 def deepspeed_config(stage: int, offload: bool, precision: str) -> dict[str, Any]:
-    """Return DeepSpeed's configuration; what it leaves out is at DeepSpeed's default."""
+    """Return DeepSpeed's configuration; other keys have DeepSpeed's defaults.
+
+    Parameters
+    ----------
+    stage: ZeRO stage, 1 to 3.
+    offload: whether the optimiser state, and in stage 3 the weights, are kept in the CPU's memory.
+    precision: `float32` or `bfloat16`, that of forward and backward passes.
+    """
     zero: dict[str, Any] = {"stage": stage}
     if offload:
         zero["offload_optimizer"] = {"device": "cpu"}
         if stage == 3:
             zero["offload_param"] = {"device": "cpu"}
     return {
-        # Asked for, though batches are ours.
+        # Required, though batches are built here.
         "train_micro_batch_size_per_gpu": 1,
         "gradient_clipping": 0.0,
         "zero_optimization": zero,

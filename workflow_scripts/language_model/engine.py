@@ -1,4 +1,4 @@
-"""The engine that fine-tunes, native or DeepSpeed."""
+"""Choose the engine that fine-tunes an LM, native or DeepSpeed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 # Folder or hub id, revision, and whether code that comes with the model may run.
 LanguageModelSource = tuple[str | Path, str | None, bool]
-# What both engines are told.
+# Settings that both engines take.
 _SETTINGS = {
     "learning_rate",
     "weight_decay",
@@ -31,16 +31,27 @@ _SETTINGS = {
 
 
 def native_tuner(lm: PreTrainedModel, finetuning: Finetuning) -> Finetuner:
-    """Return the native engine for an LM that is loaded, whatever `finetuning.engine` is."""
+    """Return the native engine for a loaded LM, whatever `finetuning.engine` is.
+
+    Parameters
+    ----------
+    lm: in float32.
+    finetuning: the section `finetuning` of the config.
+    """
     return Finetuner(lm, compile=finetuning.compile, **finetuning.model_dump(include=_SETTINGS))
 
 
 def open_tuner(source: LanguageModelSource, finetuning: Finetuning) -> Finetuner | ZeroFinetuner:
-    """Return the engine that fine-tunes, native or DeepSpeed, with its LM.
+    """Load an LM and return the engine of `finetuning.engine` for it.
+
+    Parameters
+    ----------
+    source: folder or hub id of the LM, its revision, and whether code that comes with it may run.
+    finetuning: the section `finetuning` of the config.
 
     Raises
     ------
-    StudyError: DeepSpeed is not installed.
+    StudyError: DeepSpeed is asked for and not installed, the LM can't be loaded, or memory runs out.
     """
     model, revision, trust_remote_code = source
     if finetuning.engine == "native":

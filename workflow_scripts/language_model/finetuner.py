@@ -25,23 +25,28 @@ from workflow_scripts.models.sharing import apart_from
 class Finetuner:
     """Fine-tunes the same LM from the same weights, run after run (paper, section 4.1).
 
-    Each run: AdamW, constant learning rate, shuffled batches of `batch_examples`, `epochs` passes,
-    cross-entropy averaged over the response tokens of a batch. A run depends on its examples and its seed
-    alone, not on the runs before it. Where memory does not suffice, forward passes get smaller from then on.
+    Each run: AdamW, constant learning rate, shuffled batches, cross-entropy averaged over the response tokens of a
+    batch. A run depends on its examples and its seed alone, not on the runs before it. After a lack of memory, forward
+    passes are smaller from then on.
 
     Parameters
     ----------
     lm: in float32. Its weights are those of the last run, whatever the precision.
-    precision: of forward and backward passes, `float32` or `bfloat16`; optimiser steps are float32.
-    step_tokens, evaluation_tokens: most tokens in one forward pass of training, of evaluation.
-    bfloat16_weights: in bfloat16, compute with a copy of the weights in bfloat16, renewed after each step, and not by
-        autocast, which casts them in every pass. None: on a GPU.
+    learning_rate: AdamW's learning rate, constant.
+    weight_decay: AdamW's weight decay.
+    batch_examples: number of examples in an optimiser step.
+    epochs: number of passes over the examples of a run.
+    precision: `float32` or `bfloat16`, that of forward and backward passes; optimiser steps are float32.
+    step_tokens: most tokens in one forward pass of training.
+    evaluation_tokens: most tokens in one forward pass of evaluation.
+    bfloat16_weights: in bfloat16, compute with a copy of the weights in bfloat16, updated after each step, instead of
+        autocast, which casts them in every pass. None: only on a GPU.
     compile: compile the LM's layers and the loss with `torch.compile`.
     cuda_graphs: replay forward and backward passes as CUDA graphs where the LM's copy in bfloat16 is packed on a GPU.
 
     Raises
     ------
-    StudyError: the memory does not suffice for weights, gradients and optimiser state.
+    StudyError: memory runs out for weights, gradients and optimiser state.
     """
 
     def __init__(
@@ -69,7 +74,7 @@ class Finetuner:
         trained = sum(parameter.numel() for parameter in self.parameters)
         with explained_lack_of_memory(
             f"weights, gradients and AdamW's moments of {trained:,} parameters, {20 * trained / 2**30:.1f} GiB",
-            "Write finetuning.engine: deepspeed, or take a GPU with more memory.",
+            "Write finetuning.engine: deepspeed, or use a GPU with more memory.",
         ):
             self.base_weights = [parameter.detach().clone() for parameter in self.parameters]
             self.working_lm = bfloat16_copy(lm) if bfloat16_weights and precision == "bfloat16" else lm
@@ -82,14 +87,14 @@ class Finetuner:
         self.autocast_precision = "float32" if copied else precision
         if compile:
             compile_layers(self.working_lm)
-        # Buckets have shapes of their own in each batch, and deterministic algorithms want buckets.
+        # Deterministic algorithms need buckets, whose shapes differ from batch to batch.
         packed = getattr(lm, "airrep_packed", False) and lm.config._attn_implementation == ATTENTION
         graphed = cuda_graphs and copied and packed and lm.device.type == "cuda"
         graphed = graphed and not torch.are_deterministic_algorithms_enabled() and apart_from(lm) == sys.maxsize
         self.graphs = GraphedPasses(self.working_lm) if graphed else None
 
     def _allocate_optimizer_state(self) -> None:
-        """Make AdamW allocate its moments now: where memory is short, no optimiser step may fail half-way."""
+        """Make AdamW allocate its moments now, so that no optimiser step runs out of memory half-way."""
         for parameter in self.parameters:
             parameter.grad = torch.zeros_like(parameter)
         self.optimizer.step()
@@ -98,7 +103,7 @@ class Finetuner:
 
     @torch.no_grad()
     def reset(self) -> None:
-        """Put the base weights and a fresh optimiser state back, without allocating anything."""
+        """Restore the base weights and a zero optimiser state, without allocating anything."""
         torch._foreach_copy_(self.parameters, self.base_weights)
         torch._foreach_zero_([tensor for state in self.optimizer.state.values() for tensor in state.values()])
         self._renew_copy()
@@ -109,11 +114,21 @@ class Finetuner:
                 torch._foreach_copy_(self.working_parameters, self.parameters)
 
     def finetune(self, examples: Sequence[TokenizedExample], *seed: int | str) -> bool:
-        """Train on `examples` from the base weights; return False if the run diverged."""
+        """Train on `examples` from the base weights; return False if the run diverged.
+
+        Parameters
+        ----------
+        examples: the subset; at least one example.
+        seed: parts of the seed of the batches' order, see `core.seeds`.
+
+        Raises
+        ------
+        StudyError: memory runs out even for one example.
+        """
         self.reset()
         drawn = batches(len(examples), self.batch_examples, self.epochs, *seed)
         losses = [self._step([examples[i] for i in batch]) for batch in drawn]
-        # Asked once a run: each question waits until the GPU has done all that it was told.
+        # Once per run: it waits until the GPU has finished.
         return bool(torch.stack(losses).isfinite().all())
 
     def _step(self, batch: Sequence[TokenizedExample]) -> torch.Tensor:
@@ -127,11 +142,11 @@ class Finetuner:
         return total
 
     def _accumulate(self, batch: Sequence[TokenizedExample], step_tokens: int) -> torch.Tensor:
-        """Set the gradient of the batch's loss, whatever it was before; returns the loss."""
-        # A GPU need not fill zeros and add to them; on a CPU the first touch of new memory costs more than that.
+        """Overwrite the gradients with those of the batch's loss; return the loss, a scalar."""
+        # On a GPU, filling zeros and adding to them is slower; on a CPU, allocating new memory is.
         self.optimizer.zero_grad(set_to_none=self.lm.device.type == "cuda" or self.working_lm is not self.lm)
         lengths = np.fromiter((len(example.tokens) for example in batch), np.int64, len(batch))
-        # An example without a response token takes no part; a batch of them makes a step of zero gradient.
+        # Examples without a response token have no loss; a batch of them only has a gradient of zero.
         response_tokens = max(sum(len(example.tokens) - example.prompt_tokens for example in batch), 1)
         total = torch.zeros((), device=self.lm.device)
         for chosen in token_budget(lengths, step_tokens):
@@ -158,7 +173,7 @@ class Finetuner:
 
     @torch.no_grad()
     def _take_gradients(self) -> None:
-        """Move the gradients of the copy in bfloat16 to those that the optimiser reads, added up in float32."""
+        """Add the gradients of the bfloat16 copy to those that the optimiser reads, in float32."""
         if self.working_lm is self.lm:
             return
         triples = zip(self.parameters, self.working_parameters, self.gradients, strict=True)
@@ -176,7 +191,14 @@ class Finetuner:
                 working.grad = None
 
     def losses(self, examples: Sequence[TokenizedExample]) -> np.ndarray:
-        """Return the loss of each example under the current weights, float32 [examples]."""
+        """Return the loss of each example under the current weights, float32 [examples].
+
+        A loss is the mean cross-entropy of the response tokens, in nats.
+
+        Raises
+        ------
+        StudyError: memory runs out even for one example.
+        """
         lengths = [len(example.tokens) for example in examples]
         losses, self.evaluation_tokens = with_fewer_tokens(
             lambda tokens: evaluate(self.working_lm, examples, tokens, self.autocast_precision),
@@ -188,7 +210,7 @@ class Finetuner:
 
 
 def bfloat16_copy(lm: PreTrainedModel) -> PreTrainedModel:
-    """Return a copy of `lm` whose weights are bfloat16, and whose buffers (rotary frequencies) are as they were."""
+    """Return a copy of `lm` with weights in bfloat16 and unchanged buffers (rotary frequencies)."""
     copied = copy.deepcopy(lm)
     for parameter in copied.parameters():
         parameter.data = parameter.data.bfloat16()
@@ -196,7 +218,15 @@ def bfloat16_copy(lm: PreTrainedModel) -> PreTrainedModel:
 
 
 def batches(examples: int, batch_examples: int, epochs: int, *seed: int | str) -> Iterator[np.ndarray]:
-    """Yield the indices of each step's examples, int64 [at most `batch_examples`]: each epoch a shuffled pass."""
+    """Yield the indices of each step's examples, int64 [at most `batch_examples`]; each epoch is a shuffled pass.
+
+    Parameters
+    ----------
+    examples: number of examples.
+    batch_examples: number of examples in a step; the last one of an epoch may have fewer.
+    epochs: number of passes.
+    seed: parts of the seed, see `core.seeds`.
+    """
     rng = generator(*seed)
     for _ in range(epochs):
         order = rng.permutation(examples)

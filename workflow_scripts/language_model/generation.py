@@ -1,4 +1,4 @@
-"""Answers of an LM: greedy decoding, many prompts at once."""
+"""Greedy decoding with an LM, many prompts at once."""
 
 from __future__ import annotations
 
@@ -22,15 +22,23 @@ def greedy_answers(
     max_batch_tokens: int,
     precision: str = "float32",
 ) -> list[np.ndarray]:
-    """Return what `lm` writes after each prompt, int64 token ids without the end-of-text token.
+    """Return the answer of `lm` to each prompt by greedy decoding.
 
-    Prompts of like length share a batch, padded on the left; what is padded is neither attended to nor counted as
-    a position. Decoding defaults that come with a model, such as a repetition penalty, are not used.
+    Prompts of similar length share a batch, padded on the left; padding is neither attended to nor counted in position
+    ids. A model's own generation defaults, such as a repetition penalty, are not used.
 
     Parameters
     ----------
-    prompts: token ids of each prompt, none empty. new_tokens: longest answer.
-    max_batch_tokens: most tokens in one batch, those to be written included.
+    lm: a causal LM.
+    prompts: int [length] token ids of each prompt, none empty.
+    end_token: id of the end-of-text token.
+    new_tokens: longest answer in tokens.
+    max_batch_tokens: most tokens in one batch, generated ones included.
+    precision: `float32` or `bfloat16`, that of the forward passes.
+
+    Returns
+    -------
+    For each prompt, in the order given, int64 [length] token ids without the end-of-text token.
     """
     attention = lm.config._attn_implementation
     # The packed attention has no cache of the tokens before.

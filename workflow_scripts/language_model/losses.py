@@ -32,10 +32,21 @@ def load_language_model(
     device: torch.device | str | None = None,
     precision: str = "float32",
 ) -> PreTrainedModel:
-    """Load a causal LM in float32 on `device` (None: the job's), packed where its architecture allows it.
+    """Load a causal LM in float32, packed where its architecture allows it.
 
-    The model is in evaluation mode, so no dropout disturbs a fine-tuning run. `precision` is that of the forward
-    passes to come, in which packing is tried.
+    The model is in evaluation mode, so that fine-tuning has no dropout.
+
+    Parameters
+    ----------
+    model: folder or hub id.
+    revision: commit, tag or branch on the hub; None for the default branch.
+    trust_remote_code: whether code that comes with the model may run.
+    device: where to load it; None for the job's GPU, or the CPU if it has none.
+    precision: `float32` or `bfloat16`, that of later forward passes, in which packed attention is tested.
+
+    Raises
+    ------
+    StudyError: the model can't be loaded.
     """
     lm = load_weights(AutoModelForCausalLM, model, revision, trust_remote_code)
     lm.to(device or best_device()).eval()
@@ -45,12 +56,16 @@ def load_language_model(
 
 
 def use_packing(lm: PreTrainedModel, precision: str = "float32", attention: str = ATTENTION) -> bool:
-    """Switch `lm` to packed attention if that leaves its numbers as they are; return whether it did.
+    """Switch `lm` to packed attention if the losses of three examples stay the same; return whether it did.
 
-    See `switch_to_packing`; what is compared are losses of three examples.
+    Parameters
+    ----------
+    lm: a causal LM.
+    precision: `float32` or `bfloat16`, in which the losses are compared.
+    attention: name of the attention implementation, see `packing.switch_to_packing`.
     """
-    generator = np.random.default_rng(0)
-    sample = [generator.integers(0, lm.config.get_text_config().vocab_size, n) for n in (5, 9, 30)]
+    rng = np.random.default_rng(0)
+    sample = [rng.integers(0, lm.config.get_text_config().vocab_size, n) for n in (5, 9, 30)]
     examples = [TokenizedExample(tokens, 2) for tokens in sample]
 
     def losses(packed: bool, precision: str) -> torch.Tensor:
@@ -103,13 +118,14 @@ def token_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
     Parameters
     ----------
-    logits: [tokens, vocabulary]; targets: int64 [tokens].
+    logits: float [tokens, vocabulary].
+    targets: int64 [tokens].
     """
     return F.cross_entropy(logits.float(), targets, reduction="none")
 
 
 def compile_layers(lm: PreTrainedModel) -> None:
-    """Let `torch.compile` make few kernels of many, in each layer and in the loss, for batches of any length."""
+    """Compile each layer and the loss with `torch.compile`, for batches of any length."""
     for module in lm.modules():
         if isinstance(module, GradientCheckpointingLayer):
             module.compile(dynamic=True)
@@ -117,10 +133,18 @@ def compile_layers(lm: PreTrainedModel) -> None:
 
 
 def response_positions(order: np.ndarray, examples: Sequence[TokenizedExample]) -> tuple[np.ndarray, ...]:
-    """Return what is known of response tokens without asking the GPU, which would have to be waited for.
+    """Return the positions of the response tokens in a packed row; computed on the CPU, so nothing waits for a GPU.
 
-    Their places in a row packed in `order` and the example of each, int64 [response tokens]; and their number,
-    float32 [examples].
+    Parameters
+    ----------
+    order: int64 [examples], the order in which the examples are packed.
+    examples: in their own order.
+
+    Returns
+    -------
+    places: int64 [response tokens], indices into the packed row.
+    owner: int64 [response tokens], the index in `examples` of each token's example.
+    counts: float32 [examples], the number of response tokens of each example.
     """
     lengths = np.fromiter((len(example.tokens) for example in examples), np.int64, len(examples))
     prompts = np.fromiter((example.prompt_tokens for example in examples), np.int64, len(examples))
@@ -142,7 +166,7 @@ def _packed_logits(lm: PreTrainedModel, batch: PackedBatch, places: np.ndarray) 
 
 
 def _padded_logits(lm: PreTrainedModel, batch: PackedBatch, places: np.ndarray) -> torch.Tensor:
-    """The way for architectures whose attention can't be replaced: a padded forward pass per bucket."""
+    """For architectures whose attention can't be replaced: a padded forward pass per bucket."""
     logits = []
     first_example = first_token = 0
     for bucket in batch.buckets:
@@ -163,11 +187,14 @@ def _padded_logits(lm: PreTrainedModel, batch: PackedBatch, places: np.ndarray) 
 def _logits_of_rows(lm: PreTrainedModel, tokens: torch.Tensor, mask: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """Return the logits of some positions of a padded batch, [rows, vocabulary].
 
-    The head is handed those positions alone, as one row: what a model does to its logits afterwards still happens.
+    The head gets only those positions, as one row; what a model does to its logits afterwards still happens.
 
     Parameters
     ----------
-    tokens, mask: [examples, longest]; rows: int64, indices into the two of them flattened.
+    lm: a causal LM.
+    tokens: int64 [examples, longest].
+    mask: int64 [examples, longest], 0 for padding.
+    rows: int64 [rows], indices into `tokens` flattened.
     """
     read = []
 
@@ -190,7 +217,15 @@ def _logits_of_rows(lm: PreTrainedModel, tokens: torch.Tensor, mask: torch.Tenso
 def evaluate(
     lm: PreTrainedModel, examples: Sequence[TokenizedExample], max_batch_tokens: int, precision: str = "float32"
 ) -> np.ndarray:
-    """Return the loss of each example, float32 [examples], batched by length and without padding."""
+    """Return the loss of each example, float32 [examples]: the mean cross-entropy of its response tokens, in nats.
+
+    Parameters
+    ----------
+    lm: a causal LM.
+    examples: in any order; they are batched by length.
+    max_batch_tokens: most tokens in one forward pass.
+    precision: `float32` or `bfloat16`, that of the forward passes.
+    """
     losses = torch.empty(len(examples), device=lm.device)
     lengths = np.fromiter((len(example.tokens) for example in examples), np.int64, len(examples))
     for chosen in token_budget(lengths, max_batch_tokens):

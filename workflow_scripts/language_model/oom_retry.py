@@ -1,4 +1,4 @@
-"""Work that is cut into forward passes, done again in smaller ones where the memory does not suffice."""
+"""Retry work in smaller forward passes after it ran out of memory."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ Result = TypeVar("Result")
 def with_fewer_tokens(
     work: Callable[[int], Result], tokens: int, lengths: Sequence[int], key: str
 ) -> tuple[Result, int]:
-    """Return what `work(tokens)` gives, and the tokens that it was done with: half as many after each lack of memory.
+    """Return the result of `work(tokens)`, and the tokens that it succeeded with; halve them after each lack of memory.
 
-    The cut into forward passes changes the order of sums alone, so results agree to rounding.
+    The division into forward passes changes only the order of sums, so results agree to rounding.
 
     Parameters
     ----------
-    work: starts over when it is called again.
-    tokens: most tokens in one forward pass; it comes from the config's `key`.
-    lengths: tokens of each example.
+    work: takes the most tokens in one forward pass; starts over when it is called again.
+    tokens: most tokens in one forward pass to start with.
+    lengths: number of tokens of each example.
+    key: config key of `tokens`, for the message.
 
     Raises
     ------
-    StudyError: one example alone is too much.
+    StudyError: memory runs out even for one example.
     """
     while True:
         try:
@@ -41,9 +42,9 @@ def with_fewer_tokens(
                 raise StudyError(
                     f"the memory does not suffice for one example of {max(lengths):,} tokens. Lower "
                     "language_model.max_tokens, write finetuning.precision: bfloat16 or finetuning.engine: deepspeed, "
-                    "or take a GPU with more memory."
+                    "or use a GPU with more memory."
                 ) from error
-        # Only here has the failed attempt let go of its tensors.
+        # Only here are the tensors of the failed attempt freed.
         tokens = min(tokens, sum(lengths)) // 2
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -52,11 +53,16 @@ def with_fewer_tokens(
 
 @contextmanager
 def explained_lack_of_memory(what: str, advice: str) -> Iterator[None]:
-    """Tell the user what to do if the memory does not suffice for something that no smaller forward pass would help.
+    """Explain a lack of memory in the block, where smaller forward passes would not help.
+
+    Parameters
+    ----------
+    what: what the memory is needed for.
+    advice: sentences that say what to do instead.
 
     Raises
     ------
-    StudyError: it doesn't; the message is that the memory does not suffice for `what`, and the `advice`.
+    StudyError: memory ran out in the block; the message has `what` and `advice`.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Make `builtin:tiny`: a small LM with a tokenizer of its own, pre-trained for seconds."""
+"""Pretrain `builtin:tiny`, a small LM with a tokenizer of its own, within seconds."""
 
 import math
 from collections.abc import Sequence
@@ -43,10 +43,23 @@ def pretrain_base_lm(
     max_tokens: int,
     seed: int,
 ) -> None:
-    """Train a BPE tokenizer and an LM on the texts of `corpus` and write both to the folder `model`.
+    """Train a BPE tokenizer and an LM on the texts of a corpus, and write both.
 
-    Every token of an example is predicted, the prompt's too. One step reads about `batch_tokens` tokens;
-    AdamW with a cosine decay from `learning_rate`.
+    Every token of an example is predicted, the prompt's too, by AdamW with warm-up and cosine decay.
+
+    Parameters
+    ----------
+    corpus: `corpora/` file.
+    model: folder to write.
+    vocabulary: size of the BPE vocabulary.
+    hidden: hidden size, a multiple of 32.
+    layers: number of layers.
+    architecture: `qwen2` or `gpt2`.
+    steps: number of optimiser steps.
+    batch_tokens: mean number of tokens in a step.
+    learning_rate: peak learning rate.
+    max_tokens: longest example in tokens; the rest is cut.
+    seed: seed of weights and batches.
     """
     table = read_table(corpus, ["prompt", "response"])
     texts = [
@@ -64,7 +77,7 @@ def pretrain_base_lm(
 
 
 def train_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE tokenizer, so that no text is unknown to it."""
+    """Train a byte-level BPE tokenizer, which has no unknown tokens; `vocabulary` is its size."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -81,7 +94,7 @@ def train_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenize
 def new_language_model(
     vocabulary: int, hidden: int, layers: int, max_tokens: int, seed: int, architecture: str = "qwen2"
 ) -> PreTrainedModel:
-    """Return an LM with random weights and tied embeddings, of the family `qwen2` or `gpt2`."""
+    """Return an LM with random weights and tied embeddings; parameters as in `pretrain_base_lm`."""
     torch.manual_seed(seed)
     heads = max(hidden // 32, 1)
     if architecture == "gpt2":

@@ -1,4 +1,4 @@
-"""Turn a corpus into the LM's tokens, once for all jobs, and say what the token limit cuts."""
+"""Tokenise a corpus for an LM, once for all jobs, and report what the token limit cuts."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,7 +54,7 @@ def tokenize_corpus(
     max_tokens: int,
     chat_template: bool,
 ) -> None:
-    """Write the tokens of every example that keeps a response token, and the others with the reason.
+    """Write the tokens of every example that keeps a response token, and list the others with the reason.
 
     An example is its prompt, its response and the end-of-text token, cut at `max_tokens`. `prompt_tokens`
     counts the tokens that bear no loss, `cut_tokens` the response tokens that were cut.
@@ -147,7 +147,7 @@ def _ids_without_embedding(
 
 
 class _Row(TypedDict):
-    """A row of the tokens' table."""
+    """A row of the table of tokens."""
 
     example_id: int
     input_ids: np.ndarray

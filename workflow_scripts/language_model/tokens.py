@@ -1,4 +1,4 @@
-"""Tokenised examples, and the files that hold them."""
+"""Tokenised examples, and how they are read from files."""
 
 from __future__ import annotations
 
@@ -16,14 +16,20 @@ NO_RESPONSE = "no response token"
 
 @dataclass(frozen=True)
 class TokenizedExample:
-    """One example: `tokens` 1-D integers, of which the first `prompt_tokens` (at least 1) bear no loss."""
+    """One tokenised example.
+
+    Parameters
+    ----------
+    tokens: int [length], token ids of prompt and response.
+    prompt_tokens: number of prompt tokens, which come first and have no loss; at least 1.
+    """
 
     tokens: np.ndarray
     prompt_tokens: int
 
 
 def read_examples(tokens: Path) -> Mapping[int, TokenizedExample]:
-    """Return the examples of a `tokens/` file by example id; their tokens share one memory block."""
+    """Return the examples of a `tokens/` file by example id; their tokens, int32, are views of one array."""
     table = read_table(tokens, ["example_id", "input_ids", "prompt_tokens"]).combine_chunks()
     column = table["input_ids"].combine_chunks()
     flat, offsets = column.values.to_numpy(), column.offsets.to_numpy()

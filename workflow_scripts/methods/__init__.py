@@ -1,1 +1,1 @@
-"""Attribution methods: a module each, and what they share. The list of them is `study/methods.py`."""
+"""Attribution methods, one module each, and the modules that they share. `study/methods.py` lists them."""

@@ -10,7 +10,7 @@ from workflow_scripts.methods.text_scorer import Texts, TextScorer
 
 
 def open_scorer(train: Texts, test: Texts, seed: int) -> TextScorer:
-    """Return a scorer that gives what `bm25s.BM25.get_scores` gives; nothing of it is random."""
+    """Return a scorer with the scores of `bm25s.BM25.get_scores`; `seed` is not used."""
     index = bm25s.BM25()
     index.index(bm25s.tokenize(train.joined(), show_progress=False), show_progress=False)
     queries = bm25s.tokenize(test.joined(), return_ids=False, show_progress=False)

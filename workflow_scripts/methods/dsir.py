@@ -14,12 +14,12 @@ from sklearn.feature_extraction.text import HashingVectorizer
 from workflow_scripts.methods.text_scorer import Texts, TextScorer
 
 BUCKETS = 10_000
-# Added to every share, so that an n-gram that the test lacks has a finite weight; as the authors have it.
+# Added to every share, as in the authors' code, so that an n-gram that the test lacks has a finite weight.
 SMOOTHING = 1e-8
 
 
 def open_scorer(train: Texts, test: Texts, seed: int) -> TextScorer:
-    """Return a scorer of log importance weights; nothing of it is random."""
+    """Return a scorer of log importance weights; `seed` is not used."""
     vectorizer = HashingVectorizer(
         n_features=BUCKETS,
         ngram_range=(1, 2),

@@ -1,4 +1,4 @@
-"""Embed every example of a corpus by a method that makes embeddings of its own."""
+"""Embed every example of a corpus by a method that computes embeddings of its own."""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -42,23 +42,30 @@ def embed_by_method(
     embedding_precision: str,
     part: Sequence[int] = (1, 1),
 ) -> None:
-    """Write the embedding of every row of `examples`, or of a part of it, in its order.
+    """Write the embedding of every row of a corpus, or of a part of it, in its order.
 
-    Rows that were embedded before keep their embedding, as in `embedding_files.write_embeddings`.
+    Rows that were embedded before keep their embedding, as in `embeddings.store.write_embeddings`.
 
     Parameters
     ----------
-    examples: `tokens/<corpus>.parquet` for a method that reads an LM, else `corpora/<corpus>.parquet`.
-    fitted: what `fit_method` wrote, for a method that is fitted.
+    examples: `tokens/<corpus>.parquet` for a method that uses an LM, else `corpora/<corpus>.parquet`.
+    embeddings: Parquet file to write, one row per example.
+    fitted: file that `fit_method` wrote; None for a method that isn't fitted.
     language_model: folder of the LM, where the workflow made or fetched it.
     snapshot: folder of the model that `settings` names, where it was fetched from the hub.
     lm_source: `model`, `revision` and `trust_remote_code` of the LM; None for a method of texts.
-    module, settings: as in `study.methods.EmbeddingSpec`.
-    for_tests: embed as a test is, for a method that tells them from training examples.
-    prompt_words: of a text, how many of the prompt are read.
-    batch_tokens, precision: most tokens in one forward pass of the LM, and its precision.
-    embedding_precision: `float16` or `float32`, of the numbers on disk.
-    part: see `embedding_files.part_of_rows`.
+    module: name of the method's module, see `study.methods.EmbeddingSpec`.
+    settings: keyword arguments of its `open_embedder`.
+    for_tests: whether tests are embedded, for a method that embeds them differently from training examples.
+    prompt_words: number of words of a prompt that are read, for a method of texts.
+    batch_tokens: most tokens in one forward pass of the LM.
+    precision: `float32` or `bfloat16`, that of its forward passes.
+    embedding_precision: `float16` or `float32`, that of the numbers on disk.
+    part: (number of the part from 1, number of parts), see `embeddings.store.part_of_rows`.
+
+    Raises
+    ------
+    StudyError: a model or file can't be read, or the method can't read the LM.
     """
     reader = None
     if lm_source:

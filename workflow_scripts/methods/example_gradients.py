@@ -1,8 +1,8 @@
 """Gradients of single examples, from one forward and one backward pass of a packed batch.
 
-The gradient of a linear layer's weight is, for each example, the sum over its tokens of (gradient of the layer's
-output) x (the layer's input). Both are there once a batch has run, so per-example gradients, or any projection of
-them, are small matrix products, and no example needs a backward pass of its own.
+The gradient of a linear layer's weight is, for each example, the sum over its tokens of the outer product of (gradient
+of the layer's output) and (the layer's input). Both are known after one backward pass of a batch, so per-example
+gradients, or any projection of them, are small matrix products, and no example needs a backward pass of its own.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def mlp_layers(lm: PreTrainedModel) -> dict[str, nn.Module]:
     if not layers:
         raise StudyError(
             f"{type(lm).__name__} has no linear layer whose name says that it belongs to an MLP, so gradient methods "
-            "can't read it. Leave them out of scoring.methods, or take another LM."
+            "can't read it. Leave them out of scoring.methods, or use another LM."
         )
     read = {id(layer.weight) for layer in layers.values()}
     others = [
@@ -68,9 +68,15 @@ def _is_matrix(parameter: torch.Tensor) -> bool:
 
 
 class ExampleGradients:
-    """Runs batches through an LM and hands out what per-example gradients of `layers` are made of.
+    """Runs batches through an LM and calls a hook with the inputs and output gradients of its layers.
 
     The LM's weights are frozen: only gradients of activations are computed, which saves a third of the work.
+
+    Parameters
+    ----------
+    lm: the LM; it has hooks until `close` is called.
+    layers: linear layers of it, by name.
+    precision: `float32` or `bfloat16`, that of the forward passes.
     """
 
     def __init__(self, lm: PreTrainedModel, layers: Mapping[str, nn.Module], precision: str = "float32"):
@@ -84,18 +90,22 @@ class ExampleGradients:
         ]
 
     def close(self) -> None:
-        """Take the hooks off the LM again."""
+        """Remove the hooks from the LM."""
         for hook in self._hooks:
             hook.remove()
 
     def run(self, examples: Sequence[TokenizedExample], take: GradientHook, mean: bool = False) -> None:
-        """Call `take` for every layer and every bucket of examples of like length.
-
-        Its indices count in `examples`; inputs and gradients are float32, and gradients are zero at padding.
+        """Call `take` for every layer and every bucket of examples of similar length.
 
         Parameters
         ----------
-        mean: of the mean loss of an example's response tokens, not of their sum.
+        examples: a batch that fits one forward pass.
+        take: called with indices into `examples`; inputs and gradients are 0 at padding.
+        mean: whether gradients are those of the mean loss of an example's response tokens, instead of the sum.
+
+        Raises
+        ------
+        StudyError: a layer doesn't see every token, as in a mixture of experts.
         """
         self._take = take
         lengths = np.fromiter((len(example.tokens) for example in examples), np.int64, len(examples))
@@ -154,10 +164,11 @@ class ExampleGradients:
 
 
 def outer_sums(gradients: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
-    """Return each example's sum over tokens of outer products, [examples, out, in].
+    """Return each example's sum over tokens of outer products, float32 [examples, out, in].
 
     Parameters
     ----------
-    gradients: [examples, tokens, out]; inputs: [examples, tokens, in].
+    gradients: float32 [examples, tokens, out].
+    inputs: float32 [examples, tokens, in].
     """
     return gradients.transpose(1, 2) @ inputs

@@ -1,4 +1,4 @@
-"""Measure what a method needs before it embeds anything: projections, second moments, adapters."""
+"""Fit a method before it embeds anything: projections, second moments, adapters."""
 
 from pathlib import Path
 from typing import Any
@@ -34,10 +34,22 @@ def fit_method(
 
     Parameters
     ----------
-    tokens: of the warm-up's corpus.
-    language_model: folder of the LM that the method reads; None where `model` is a local folder.
-    module, settings: as in `study.methods.EmbeddingSpec`.
-    examples, measured_examples, finetuning, seed: see `WarmupExamples`.
+    tokens: `tokens/` file of the warm-up's corpus.
+    fitted: safetensors file to write.
+    language_model: folder of the LM that the method uses; None to load `model`.
+    model: folder or hub id of the LM.
+    revision: commit, tag or branch on the hub; None for the default branch.
+    trust_remote_code: whether code that comes with the model may run.
+    module: name of the method's module, see `study.methods.EmbeddingSpec`.
+    settings: keyword arguments of its `fit`.
+    examples: number of examples of the warm-up.
+    measured_examples: how many of them second moments are measured on.
+    finetuning: the section `finetuning` of the config, with the changes of the warm-up.
+    seed: seed of all random choices.
+
+    Raises
+    ------
+    StudyError: a model or file can't be read, or the method can't be fitted to the LM.
     """
     lm = load_language_model(language_model or model, revision, trust_remote_code, precision=finetuning.precision)
     reader = LanguageModelReader(lm, finetuning.step_tokens, finetuning.precision)

@@ -1,4 +1,4 @@
-"""Length only: longer responses are held to be more helpful, to every test alike."""
+"""A baseline of length only: longer responses get higher scores, the same for every test."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from workflow_scripts.methods.text_scorer import Texts, TextScorer
 
 
 def open_scorer(train: Texts, test: Texts, seed: int) -> TextScorer:
-    """Return a scorer whose score is log(1 + words of the training response); nothing of it is random."""
+    """Return a scorer whose score is log(1 + number of words of the training response); `seed` is not used."""
     words = np.array([len(response.split()) for response in train.responses], np.float32)
     scores = np.log1p(words)
     tests = len(test.responses)

@@ -1,8 +1,8 @@
-"""LESS (Xia et al. 2024): how far AdamW would move low-rank adapters, against the gradients of the tests.
+"""LESS (Xia et al. 2024): the cosine of AdamW's steps of low-rank adapters and the gradients of the tests.
 
 Adapters of the base LM (LoRA, by peft) are trained on the warm-up's examples. A training example's vector is the
 step that AdamW would make for it, given its moments at the end; a test's vector is its gradient. Both are projected
-matrix by matrix and compared by their cosine. Other than the paper, only the last checkpoint is read.
+matrix by matrix and compared by their cosine. Unlike in the paper, only the last checkpoint is used.
 """
 
 from __future__ import annotations
@@ -33,7 +33,16 @@ def fit(
     epochs: int,
     dimension: int,
 ) -> Tensors:
-    """Return the trained adapters, AdamW's moments of them, and random projections to at most `dimension` numbers.
+    """Train the adapters; return them, AdamW's moments of them, and random projections, as tensors by name.
+
+    Parameters
+    ----------
+    reader: the base LM; it gets the adapters.
+    warmup: the examples that the adapters are trained on.
+    lora_rank: rank of an adapter.
+    lora_alpha: LoRA's scaling: an adapter's output is multiplied by `lora_alpha / lora_rank`.
+    epochs: number of passes over the examples.
+    dimension: largest size of an embedding.
 
     Raises
     ------
@@ -63,7 +72,18 @@ def open_embedder(
     epochs: int,
     dimension: int,
 ) -> Embedder:
-    """Return an embedder of unit length: steps of AdamW for training examples, gradients for tests."""
+    """Return an embedder of vectors of unit length: steps of AdamW for training examples, gradients for tests.
+
+    Parameters
+    ----------
+    reader: the base LM; it gets the adapters.
+    fitted: result of `fit`.
+    for_tests: whether tests are embedded.
+    lora_rank: as in `fit`.
+    lora_alpha: as in `fit`.
+    epochs: not used; as in `fit`.
+    dimension: not used; as in `fit`.
+    """
     adapters = add_adapters(reader.lm, lora_rank, lora_alpha, 0)
     with torch.no_grad():
         for name, layer in adapters.items():
@@ -81,9 +101,16 @@ def open_embedder(
 
 
 def add_adapters(lm: PreTrainedModel, rank: int, alpha: int, seed: int) -> dict[str, nn.Module]:
-    """Give every linear layer of `lm` but its head low-rank adapters; return their layers by name.
+    """Give every linear layer of an LM but its head a low-rank adapter; return the adapters' layers by name.
 
-    They alone can be trained afterwards. The first layer of a pair starts at random from `seed`, the second at zero.
+    Only they can be trained afterwards. The first layer of a pair starts at random, the second at zero.
+
+    Parameters
+    ----------
+    lm: changed in place.
+    rank: rank of an adapter.
+    alpha: LoRA's scaling: an adapter's output is multiplied by `alpha / rank`.
+    seed: seed of the first layers.
     """
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear")
     with torch.random.fork_rng():
@@ -94,9 +121,14 @@ def add_adapters(lm: PreTrainedModel, rank: int, alpha: int, seed: int) -> dict[
 
 
 def adamw_step(fitted: Mapping[str, torch.Tensor], device: torch.device) -> Correction:
-    """Return a function that turns gradients of a layer into the steps that AdamW would make, less the learning rate.
+    """Return a function from gradients of a layer to AdamW's steps, without the factor of the learning rate.
 
     The moments are those of `fitted`, with each example's gradient as the next one (LESS, section 3.1).
+
+    Parameters
+    ----------
+    fitted: result of `fit`.
+    device: where the gradients are.
     """
     beta1, beta2, epsilon = 0.9, 0.999, 1e-8
     steps = float(fitted["steps"]) + 1

@@ -1,4 +1,4 @@
-"""The module of a method by its name; its libraries are imported only now."""
+"""Import the module of a method by its name, so that only the methods in use load their libraries."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 def load_text_method(name: str) -> Callable[..., TextScorer]:
-    """Return `open_scorer` of a method that scores texts."""
+    """Return the function `open_scorer` of a method that scores texts, see `methods.text_scorer`."""
     return load_module(name).open_scorer
 
 
 def load_module(name: str) -> ModuleType:
-    """Return the module of a method."""
+    """Return the module `workflow_scripts.methods.<name>`."""
     return importlib.import_module(f"workflow_scripts.methods.{name}")

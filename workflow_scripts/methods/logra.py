@@ -36,12 +36,15 @@ def fit(
     start: Literal["pca", "random"],
     hessian: Literal["kfac", "fisher"],
 ) -> Tensors:
-    """Return projections to `rank` x `rank` numbers a layer, and a preconditioner.
+    """Return projections and a preconditioner, as tensors by name (`methods.projected_gradients`).
 
     Parameters
     ----------
-    start: projections on the axes of largest second moment, or random ones.
-    hessian: Kronecker factors, or the empirical Fisher matrix of each layer's projected gradients.
+    reader: the LM.
+    warmup: the examples that second moments are measured on.
+    rank: each layer's gradient is projected to `rank` x `rank` numbers.
+    start: `pca` for projections on the axes of largest second moment, `random` for random ones.
+    hessian: `kfac` for Kronecker factors, `fisher` for the empirical Fisher matrix of each layer's projected gradients.
     """
     layers, examples = mlp_layers(reader.lm), warmup.examples[: warmup.measured]
     moments: Tensors = {}
@@ -59,7 +62,14 @@ def fit(
 
 
 def open_embedder(reader: LanguageModelReader, fitted: Tensors, for_tests: bool, **_: object) -> Embedder:
-    """Return an embedder of projected and preconditioned gradients of unit length."""
+    """Return an embedder of projected and preconditioned gradients of unit length.
+
+    Parameters
+    ----------
+    reader: the LM.
+    fitted: result of `fit`.
+    for_tests: not used: tests are embedded as training examples are.
+    """
     gradients = mlp_gradients(reader, fitted)
     return Embedder(gradients.dimension, lambda examples: unit_length(gradients.embed(examples)))
 

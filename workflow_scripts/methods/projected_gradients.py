@@ -4,7 +4,7 @@ A layer's gradient G [out, in] becomes P_out G P_in^T, a matrix of at most rank 
 Preconditioners are split between both sides of the inner product: with H = L L^T, the inner product of L^-1 g and
 L^-1 g' is g^T H^-1 g', the influence function. So scores are inner products of stored vectors, as for an encoder.
 
-Everything that is measured is a map from names to tensors, which `safetensors` can store: for each layer
+Everything that is measured is a dict of tensors, which `safetensors` can store: for each layer
 `<layer>.inputs` [k_in, in] and `<layer>.outputs` [k_out, out]; for Kronecker factors `<layer>.scale` [k_out, k_in];
 for Fisher matrices `<layer>.cholesky`, or `cholesky` for one over all layers.
 """
@@ -32,21 +32,32 @@ DAMPING = 0.1
 
 
 def random_projections(layers: Mapping[str, nn.Module], rank: int, seed: int) -> Tensors:
-    """Return Gaussian projections of both sides of every layer; they keep lengths on average."""
+    """Return Gaussian projections of both sides of every layer; they preserve lengths on average.
+
+    Parameters
+    ----------
+    layers: linear layers by name.
+    rank: number of rows of a projection; fewer for a narrower side.
+    seed: seed of the numbers.
+    """
     projections = {}
     for name, layer in layers.items():
         outputs, inputs = layer.weight.T.shape if isinstance(layer, Conv1D) else layer.weight.shape
         for side, width in (("inputs", inputs), ("outputs", outputs)):
             kept = min(rank, width)
-            random = torch.Generator().manual_seed(derive_seed(seed, "projection", name, side))
-            projections[f"{name}.{side}"] = torch.randn(kept, width, generator=random) / kept**0.5
+            rng = torch.Generator().manual_seed(derive_seed(seed, "projection", name, side))
+            projections[f"{name}.{side}"] = torch.randn(kept, width, generator=rng) / kept**0.5
     return projections
 
 
 def principal_projections(moments: Tensors, rank: int, device: torch.device | str = "cpu") -> Tensors:
-    """Return for each side of each layer the eigenvectors of its `rank` largest second moments, as rows.
+    """Return for each side of each layer the eigenvectors of its largest second moments, float32 [rank, width].
 
-    They are computed on `device`, which holds one moment at a time, and returned on the CPU.
+    Parameters
+    ----------
+    moments: float32 [width, width] by name, see `layer_moments`.
+    rank: number of eigenvectors; fewer for a narrower side.
+    device: where to compute, with one moment at a time; the result is on the CPU.
     """
     return {name: _largest_axes(moment.to(device), rank).cpu() for name, moment in moments.items()}
 
@@ -56,14 +67,22 @@ def _largest_axes(moment: torch.Tensor, rank: int) -> torch.Tensor:
 
 
 class ProjectedGradients:
-    """Turns examples into the vectors that `tensors` describe.
+    """Computes the projected and preconditioned gradients of examples.
 
     Parameters
     ----------
-    layers: those of `lm` whose gradients are read.
-    batch_tokens, precision: most tokens in one forward pass, and its precision.
-    mean: gradients of an example's mean loss over its response tokens, not of the sum.
-    correct: changes gradients [examples, out, in] of a layer of this name before they are projected.
+    lm: the LM.
+    layers: linear layers of it whose gradients are read, by name.
+    tensors: projections and preconditioners by name, see the module's docstring.
+    batch_tokens: most tokens in one forward pass.
+    precision: `float32` or `bfloat16`, that of the forward passes.
+    mean: whether gradients are those of the mean loss over an example's response tokens, instead of the sum.
+    correct: called with the name of a layer and its gradients, float32 [examples, out, in]; returns what is projected
+        instead of them.
+
+    Attributes
+    ----------
+    slices: the place of each layer's gradient in a vector, by name.
     """
 
     def __init__(
@@ -89,7 +108,7 @@ class ProjectedGradients:
         return max(place.stop for place in self.slices.values())
 
     def embed(self, examples: Sequence[TokenizedExample]) -> np.ndarray:
-        """Return the vectors of `examples`, float32 [examples, dimension], in the order given."""
+        """Return the vectors of tokenised examples, float32 [examples, dimension], in the order given."""
         vectors = np.empty((len(examples), self.dimension), np.float32)
         last: tuple[np.ndarray, Callable[[], np.ndarray]] | None = None
         for chosen, batch in self.batches(examples):
@@ -104,7 +123,10 @@ class ProjectedGradients:
 
     @torch.no_grad()
     def batches(self, examples: Sequence[TokenizedExample]) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-        """Yield (indices of some of `examples`, their vectors on the LM's device), until all have come."""
+        """Yield batches of all examples: int64 [batch] indices into `examples`, and float32 [batch, dimension] vectors.
+
+        The vectors are on the LM's device.
+        """
         with closing(ExampleGradients(self.lm, self.layers, self.precision)) as reader:
             for chosen in _batched(examples, self.batch_tokens):
                 vectors = torch.zeros(len(chosen), self.dimension, device=self.lm.device)
@@ -142,7 +164,18 @@ def layer_moments(
 ) -> Tensors:
     """Return the mean over tokens of x x^T and of d d^T, for the inputs x and output gradients d of every layer.
 
-    Their names are those of `projections`, by which x and d are projected first, if given.
+    Parameters
+    ----------
+    lm: the LM.
+    layers: linear layers of it, by name.
+    examples: the examples whose tokens are averaged over.
+    projections: x and d are projected by them first; None for no projection.
+    batch_tokens: most tokens in one forward pass.
+    precision: `float32` or `bfloat16`, that of the forward passes.
+
+    Returns
+    -------
+    `<layer>.inputs` and `<layer>.outputs`, float32 [width, width] on the CPU.
     """
     projections = {name: tensor.to(lm.device) for name, tensor in (projections or {}).items()}
     moments: Tensors = {}
@@ -166,10 +199,17 @@ def layer_moments(
 
 
 def kronecker_preconditioner(layers: Mapping[str, nn.Module], projections: Tensors, moments: Tensors) -> Tensors:
-    """Return `projections`, turned to the axes of `moments`, and the scale by which a projected gradient is divided.
+    """Return `projections`, rotated to the axes of `moments`, and the scale that a projected gradient is multiplied by.
 
     The Hessian of a layer is approximated by the Kronecker product of its two second moments (KFAC), which is
-    diagonal in their eigenvectors: the product of their eigenvalues, plus a tenth of its mean.
+    diagonal in their eigenvectors: the product of their eigenvalues, plus a tenth of its mean. The scale is its inverse
+    root.
+
+    Parameters
+    ----------
+    layers: linear layers by name.
+    projections: result of `random_projections` or `principal_projections`.
+    moments: second moments of the projected inputs and output gradients, see `layer_moments`.
     """
     tensors = {}
     for name in layers:
@@ -187,8 +227,9 @@ def fisher_preconditioner(vectors: ProjectedGradients, examples: Sequence[Tokeni
 
     Parameters
     ----------
-    vectors: the projected gradients whose second moments are taken.
-    by_layer: one matrix for each layer; otherwise one over all of them.
+    vectors: the projected gradients whose second moments are computed.
+    examples: the examples to average over.
+    by_layer: whether there is one matrix for each layer; otherwise one for all of them together.
     """
     places = {f"{name}.": place for name, place in vectors.slices.items()} if by_layer else {"": slice(None)}
     moments: Tensors = {}

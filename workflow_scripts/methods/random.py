@@ -1,4 +1,4 @@
-"""Random scores: what an LDS looks like when nothing is known."""
+"""A baseline of random scores: the LDS of a method that knows nothing."""
 
 from __future__ import annotations
 

@@ -16,7 +16,14 @@ from workflow_scripts.models.sharing import apart_from, forget_lengths, shared_p
 
 
 def open_embedder(reader: LanguageModelReader, fitted: Mapping[str, torch.Tensor], for_tests: bool) -> Embedder:
-    """Return an embedder of mean last hidden states, over prompt and response, of unit length."""
+    """Return an embedder of mean last hidden states, over prompt and response, of unit length.
+
+    Parameters
+    ----------
+    reader: the LM.
+    fitted: not used: the method isn't fitted.
+    for_tests: not used: tests are embedded as training examples are.
+    """
 
     @torch.inference_mode()
     def embed(examples: Sequence[TokenizedExample]) -> np.ndarray:

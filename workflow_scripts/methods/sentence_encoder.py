@@ -1,4 +1,4 @@
-"""Any sentence-transformers model: its embeddings of prompt and response, compared as the model says."""
+"""Any sentence-transformers model: its embeddings of prompt and response, compared by the model's own similarity."""
 
 from __future__ import annotations
 
@@ -21,7 +21,14 @@ from workflow_scripts.models.loading import (
 
 
 def open_embedder(reader: None, fitted: dict[str, torch.Tensor], for_tests: bool, *, model: str) -> Embedder:
-    """Return an embedder of texts: of unit length, unless the model's own similarity is the inner product.
+    """Return an embedder of texts, with vectors of unit length unless the model's similarity is the inner product.
+
+    Parameters
+    ----------
+    reader: not used: the method reads texts.
+    fitted: not used: the method isn't fitted.
+    for_tests: not used: tests are embedded as training examples are.
+    model: folder or hub id of the model.
 
     Raises
     ------

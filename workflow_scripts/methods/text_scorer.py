@@ -1,4 +1,4 @@
-"""What methods that score texts are given, and what they return."""
+"""The interface of methods that score texts: `open_scorer(train, test, seed) -> TextScorer` of each method's module."""
 
 from __future__ import annotations
 
@@ -13,7 +13,14 @@ from workflow_scripts.core.parquet import read_table
 
 @dataclass(frozen=True)
 class Texts:
-    """Prompts and responses of a corpus, in its order; `example_ids` is int64 [examples]."""
+    """Prompts and responses of a corpus, in its order.
+
+    Parameters
+    ----------
+    example_ids: int64 [examples].
+    prompts: the prompt of each example.
+    responses: the response of each example.
+    """
 
     example_ids: np.ndarray
     prompts: list[str]
@@ -26,7 +33,7 @@ class Texts:
         return cls(table["example_id"].to_numpy(), table["prompt"].to_pylist(), table["response"].to_pylist())
 
     def take(self, example_ids: np.ndarray) -> Texts:
-        """Return the examples of these ids, in the order asked for."""
+        """Return the examples with these ids, int [examples], in the order given."""
         place = {int(example_id): row for row, example_id in enumerate(self.example_ids)}
         rows = [place[int(example_id)] for example_id in example_ids]
         return Texts(
@@ -43,13 +50,12 @@ class Texts:
 
 @dataclass(frozen=True)
 class TextScorer:
-    """Scores of texts, on demand.
+    """Computes scores of texts.
 
     Parameters
     ----------
-    score: gives the scores of a slice of the training examples for a slice of the tests,
-        float32 [examples, tests].
-    bytes_per_example: what has to be stored of a training example.
+    score: function from a slice of the training examples and a slice of the tests to float32 [examples, tests].
+    bytes_per_example: mean bytes that are stored for a training example.
     """
 
     score: Callable[[slice, slice], np.ndarray]

@@ -9,7 +9,7 @@ from workflow_scripts.methods.text_scorer import Texts, TextScorer
 
 
 def open_scorer(train: Texts, test: Texts, seed: int) -> TextScorer:
-    """Return a scorer of word overlap over prompt and response; nothing of it is random."""
+    """Return a scorer of the cosine of TF-IDF vectors of prompt and response; `seed` is not used."""
     vectorizer = TfidfVectorizer(dtype=np.float32)
     examples = vectorizer.fit_transform(train.joined())
     tests = vectorizer.transform(test.joined())

@@ -7,7 +7,14 @@ from workflow_scripts.language_model.tokens import TokenizedExample
 
 
 def warmup_sample(examples: Mapping[int, TokenizedExample], number: int, seed: int) -> list[TokenizedExample]:
-    """Return `number` of `examples`, or all if there are fewer, in random order."""
+    """Return a random sample of examples, in random order.
+
+    Parameters
+    ----------
+    examples: examples by id.
+    number: size of the sample; all examples if there are fewer.
+    seed: the study's seed.
+    """
     ids = sorted(examples)
     order = generator(seed, "warmup sample").permutation(len(ids))
     return [examples[ids[place]] for place in order[:number]]

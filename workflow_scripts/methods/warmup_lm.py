@@ -1,4 +1,4 @@
-"""Warm the base LM up on a sample of a corpus: what gradient methods read (paper, section 4.1)."""
+"""Warm the base LM up on a sample of a corpus, for gradient methods (paper, section 4.1)."""
 
 from pathlib import Path
 
@@ -25,13 +25,23 @@ def warmup_lm(
     finetuning: Finetuning,
     seed: int,
 ) -> None:
-    """Fine-tune the base LM on at most `examples` examples of `tokens`, and write it to the folder `warm`.
+    """Fine-tune the base LM on a random sample of a corpus and write it.
 
-    `finetuning` is that section of the config, with the warm-up's own epochs and learning rate.
+    Parameters
+    ----------
+    tokens: `tokens/` file of the corpus.
+    warm: folder to write.
+    language_model: folder of the base LM, where the workflow made or fetched it; None to load `model`.
+    model: folder or hub id of the base LM.
+    revision: commit, tag or branch on the hub; None for the default branch.
+    trust_remote_code: whether code that comes with the model may run.
+    examples: number of examples; all if the corpus has fewer.
+    finetuning: the section `finetuning` of the config, with the warm-up's own epochs and learning rate.
+    seed: seed of the sample and of the batches' order.
 
     Raises
     ------
-    StudyError: the LM diverged.
+    StudyError: the LM can't be loaded, memory runs out, or the run diverged.
     """
     source = (language_model or model, revision, trust_remote_code)
     tuner = native_tuner(load_language_model(*source, precision=finetuning.precision), finetuning)

@@ -1,1 +1,1 @@
-"""Loading models and running them on packed batches of tokens."""
+"""Fetch, load and save models, and run them on packed batches of tokens."""

@@ -11,5 +11,5 @@ def best_device() -> torch.device:
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Return the context of a forward pass in `precision`, `float32` or `bfloat16`."""
+    """Return the autocast context of a forward pass in `precision`, `float32` (no autocast) or `bfloat16`."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")

@@ -20,19 +20,22 @@ from workflow_scripts.models.loading import (
 
 
 def fetch_model(snapshot: Path, *, model: str, revision: str | None, trust_remote_code: bool) -> None:
-    """Write the files of a model of the hub, as they are at one commit, to the folder `snapshot`.
+    """Write the files that a model of the hub has at one commit.
 
-    The commit is what `revision` (None: the main branch) stands for now, or stood for when the model came into the
-    hub's cache, where the hub can't be reached; `snapshot.json` names it. The files are hard links into the cache, or
-    copies where the cache lies on another disk, so the folder stays whole when the cache is emptied.
+    The commit is the current one of `revision`, or the one in the hub's cache if the hub can't be reached;
+    `snapshot.json` names it. The files are hard links into the cache, or copies if the cache is on another disk, so the
+    folder stays complete when the cache is emptied.
 
     Parameters
     ----------
-    trust_remote_code: whether code that comes with the model may run to try its tokenizer.
+    snapshot: folder to write.
+    model: hub id.
+    revision: commit, tag or branch; None for the main branch.
+    trust_remote_code: whether code that comes with the model may run to test its tokenizer.
 
     Raises
     ------
-    StudyError: neither hub nor cache has the whole model, or its tokenizer can't tell words apart.
+    StudyError: neither hub nor cache has the complete model, or its tokenizer has special tokens only.
     """
     cached = model_folder(model, revision)
     files = [path.relative_to(cached).as_posix() for path in sorted(cached.rglob("*")) if path.is_file()]
@@ -52,7 +55,7 @@ def fetch_model(snapshot: Path, *, model: str, revision: str | None, trust_remot
 
 
 def _require_weights(folder: Path, files: list[str], model: str) -> None:
-    """Raise `StudyError` where safetensors are missing: the cache may hold a part of a model."""
+    """Raise `StudyError` if safetensors are missing: the cache may hold only a part of a model."""
     weights = {name for name in files if name.endswith(".safetensors")}
     indexes = [name for name in files if name.endswith(".safetensors.index.json")]
     listed = {
@@ -62,7 +65,7 @@ def _require_weights(folder: Path, files: list[str], model: str) -> None:
     }
     if missing := sorted(listed - weights) or ([] if weights else ["*.safetensors"]):
         raise StudyError(
-            f"{model}: {missing[0]} is missing. Weights are read from safetensors alone: name a model or a `revision` "
+            f"{model}: {missing[0]} is missing. Weights are read from safetensors only: name a model or a `revision` "
             "that has them. If it has, run the same command again when this machine can reach the hub."
         )
 

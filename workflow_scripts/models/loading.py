@@ -1,4 +1,4 @@
-"""Models by name or folder: loading and saving."""
+"""Load models and tokenizers by folder or hub id, and save them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ LOADING_ERRORS = (OSError, ValueError, HTTPError, SafetensorError)
 
 
 class Loader(Protocol):
-    """A class that makes models or tokenizers from files, e.g. `transformers.AutoTokenizer`."""
+    """A class that loads models or tokenizers from files, e.g. `transformers.AutoTokenizer`."""
 
     def from_pretrained(self, model: str, **options: object) -> Any: ...
 
@@ -43,7 +43,18 @@ class Loader(Protocol):
 def load_tokenizer(
     model: str | Path, revision: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a hub id or folder; raises `StudyError` if it can't be had, or knows no words."""
+    """Load a tokenizer.
+
+    Parameters
+    ----------
+    model: folder or hub id.
+    revision: commit, tag or branch on the hub; None for the default branch.
+    trust_remote_code: whether code that comes with the model may run.
+
+    Raises
+    ------
+    StudyError: the tokenizer can't be loaded, or has special tokens only.
+    """
     # Imported here: it costs seconds, and most users of this module need no tokenizer.
     from transformers import AutoTokenizer
 
@@ -62,16 +73,25 @@ def load_config(model: str | Path, revision: str | None, trust_remote_code: bool
 
 
 def require_words(tokenizer: PreTrainedTokenizerBase, model: str | Path) -> None:
-    """Raise `StudyError` if a tokenizer knows special tokens alone.
+    """Check that a tokenizer has more than special tokens.
 
-    That is what transformers returns for many kinds of models where the files of the tokenizer are missing: every
-    text becomes the same tokens, or none.
+    For many kinds of models, that is all that transformers returns if the files of the tokenizer are missing: every
+    text then becomes the same tokens, or none.
+
+    Parameters
+    ----------
+    tokenizer: the tokenizer.
+    model: its name, for the message.
+
+    Raises
+    ------
+    StudyError: it has special tokens only.
     """
     words = tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys() - set(tokenizer.all_special_tokens)
     if len(words) < FEWEST_WORDS:
         raise StudyError(
-            f"the tokenizer of {str(model)!r} has special tokens alone and can't tell words apart: its files are "
-            "missing (tokenizer.json; or vocab.txt, vocab.json and merges.txt, *.model). Take a whole copy of the "
+            f"the tokenizer of {str(model)!r} has special tokens only and can't tell words apart: its files are "
+            "missing (tokenizer.json; or vocab.txt, vocab.json and merges.txt, *.model). Use a complete copy of the "
             "model; if it comes from the hub, run the same command again when this machine can reach the hub."
         )
 
@@ -96,9 +116,22 @@ def ids_beyond(tokenizer: PreTrainedTokenizerBase, embeddings: int, model: str |
 def load_pretrained(
     loader: Loader, model: str | Path, revision: str | None, trust_remote_code: bool, **options: object
 ) -> Any:
-    """Call `loader.from_pretrained`; raises `StudyError` with advice where it fails."""
+    """Return the result of `loader.from_pretrained`.
+
+    Parameters
+    ----------
+    loader: a class of transformers.
+    model: folder or hub id.
+    revision: commit, tag or branch on the hub; None for the default branch.
+    trust_remote_code: whether code that comes with the model may run.
+    options: further arguments of `from_pretrained`.
+
+    Raises
+    ------
+    StudyError: it can't be loaded; the message says why and what to write instead.
+    """
     if trust_remote_code:
-        say(f"trust_remote_code is on: Python code that comes with {str(model)!r} may run here. Did you read it?")
+        say(f"trust_remote_code is on: Python code that comes with {str(model)!r} may run here. Have you read it?")
     try:
         return loader.from_pretrained(str(model), revision=revision, trust_remote_code=trust_remote_code, **options)
     except Exception as error:
@@ -116,9 +149,20 @@ def load_weights(
     unused: str = "",
     **options: object,
 ) -> PreTrainedModel:
-    """Load a model in float32 from safetensors; raises `StudyError` where its weights aren't whole.
+    """Load a model in float32 from safetensors.
 
-    `unused` begins the names of weights that nobody reads, so they may be missing (empty: none).
+    Parameters
+    ----------
+    loader: a class of transformers.
+    model: folder or hub id.
+    revision: commit, tag or branch on the hub; None for the default branch.
+    trust_remote_code: whether code that comes with the model may run.
+    unused: prefix of the names of weights that are not used, so that they may be missing; empty for none.
+    options: further arguments of `from_pretrained`.
+
+    Raises
+    ------
+    StudyError: the model can't be loaded, or weights are missing or have another shape than the config says.
     """
     import torch
     from transformers.utils import logging
@@ -135,11 +179,11 @@ def load_weights(
     finally:
         logging.set_verbosity(verbosity)
     if missing := sorted(name for name in found["missing_keys"] if not (unused and name.startswith(unused))):
-        raise StudyError(f"{model}: {len(missing)} weights are missing, e.g. {missing[0]}. Take a whole copy of it.")
+        raise StudyError(f"{model}: {len(missing)} weights are missing, e.g. {missing[0]}. Use a complete copy of it.")
     for name, stored, expected in sorted(found["mismatched_keys"]):
         raise StudyError(
             f"{model}: {name} is stored with shape {list(stored)}, and config.json asks for {list(expected)}: they "
-            "come from two models. Take a whole copy of one."
+            "come from two models. Use a complete copy of one."
         )
     return loaded
 
@@ -233,7 +277,7 @@ def cant_be_loaded(model: str | Path, error: Exception) -> StudyError:
 
 
 def save_folder(folder: Path, *parts: Any) -> None:
-    """Write models and tokenizers (`save_pretrained`) to `folder`, which appears only when it is whole."""
+    """Write models and tokenizers (`save_pretrained`) to `folder`, which appears only once it is complete."""
     with atomic_folder(folder) as temporary:
         for part in parts:
             part.save_pretrained(temporary)

@@ -1,10 +1,10 @@
-"""Token-packed batches: examples laid end to end, no padding, no attention from one example to another.
+"""Packed batches: examples are concatenated, without padding and without attention between examples.
 
 Linear layers, norms and embeddings see one row of T real tokens, and so does FlashAttention for variable lengths
 (`torch.nn.attention.varlen`), which runs in half precision on GPUs. Elsewhere attention needs rectangles: examples
-are sorted by length, cut into buckets of like length, and each bucket is one call of PyTorch's fused attention.
-`transformers` lets a model's attention be replaced by name, so every architecture that supports this interface is
-packed without a change.
+are sorted by length and grouped into buckets of similar length, and each bucket is one call of PyTorch's fused
+attention. `transformers` lets a model's attention be replaced by name, so every architecture that supports this
+interface is packed without a change.
 """
 
 from __future__ import annotations
@@ -41,10 +41,15 @@ torch.backends.cuda.enable_cudnn_sdp(False)
 
 @dataclass(frozen=True)
 class Bucket:
-    """Examples of like length: `rows` [examples * longest] gathers their tokens from the packed row.
+    """Examples of similar length, as a rectangle.
 
-    `real` lists the gathered rows that are tokens and not padding, and `mask` [examples, 1, 1, longest] marks
-    them; both are None where all lengths are equal.
+    Parameters
+    ----------
+    examples: number of examples.
+    longest: tokens of the longest one.
+    rows: int64 [examples * longest], indices into the packed row that gather the examples' tokens, padding included.
+    real: int64 [tokens], indices into `rows` of what isn't padding; None if all lengths are equal.
+    mask: bool [examples, 1, 1, longest], False for padding; None if all lengths are equal.
     """
 
     examples: int
@@ -56,14 +61,15 @@ class Bucket:
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """Examples end to end, in packed order: shortest first.
+    """Concatenated examples, in packed order: shortest first.
 
-    Attributes
+    Parameters
     ----------
-    tokens, positions: int64 [1, T].
-    order: `order[i]` is the place of the i-th packed example in the list that was given.
-    lengths: int64 [examples].
-    cu_seqlens: where each example begins in the row of tokens, and where the last one ends, int32 [examples + 1].
+    tokens: int64 [1, T], token ids.
+    positions: int64 [1, T], place of each token in its example, from 0.
+    order: int64 [examples]; `order[i]` is the index of the i-th packed example in the original list.
+    lengths: int64 [examples], in packed order.
+    cu_seqlens: int32 [examples + 1], offset of each packed example in the row of tokens, and T.
     max_length: tokens of the longest example.
     example_lengths: `lengths` as an array, which is read without waiting for a GPU.
     apart_from: no bucket has an example of more tokens than this beside one of another length.
@@ -85,7 +91,7 @@ class PackedBatch:
 
     @cached_property
     def buckets(self) -> tuple[Bucket, ...]:
-        """The examples in rectangles of like length, in packed order; made when they are first asked for."""
+        """The examples in rectangles of similar length, in packed order; computed on first use."""
         lengths, device = self.example_lengths, self.tokens.device
         starts = np.cumsum(lengths) - lengths
         buckets = []
@@ -93,7 +99,7 @@ class PackedBatch:
             longest = int(lengths[last - 1])
             offsets = np.arange(longest)
             inside = offsets < lengths[first:last, None]
-            # Padding repeats the example's first token: any finite value does, nobody reads the result.
+            # Padding repeats the example's first token: any finite value will do, the result is never read.
             rows = starts[first:last, None] + np.where(inside, offsets, 0)
             equal = bool(inside.all())
             buckets.append(
@@ -134,13 +140,13 @@ def pack(
 
 
 def to_device(array: np.ndarray, device: torch.device | str) -> torch.Tensor:
-    """Return a tensor of `array` on `device`, without waiting for the work that a GPU still has to do."""
+    """Return `array` as a tensor on `device`, without waiting for pending work of a GPU."""
     tensor = torch.from_numpy(array)
     return tensor if torch.device(device).type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
 def to_host(tensor: torch.Tensor) -> Callable[[], np.ndarray]:
-    """Start to copy `tensor` to the CPU's memory; return a function that waits for the copy alone and gives it."""
+    """Start to copy a tensor to the CPU; return a function that waits for this copy only and returns it as an array."""
     if not tensor.is_cuda:
         return tensor.numpy
     copied = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
@@ -169,9 +175,12 @@ def _like_lengths(lengths: np.ndarray, apart_from: int) -> Iterator[tuple[int, i
 
 
 def token_budget(lengths: np.ndarray, max_batch_tokens: int) -> Iterator[np.ndarray]:
-    """Yield index arrays of examples, sorted by length, each of at most `max_batch_tokens` tokens in all.
+    """Yield batches of examples of similar length, int64 [batch] indices.
 
-    An example longer than the budget is a batch of its own.
+    Parameters
+    ----------
+    lengths: int [examples], tokens of each example.
+    max_batch_tokens: most tokens in a batch; a longer example is a batch of its own.
     """
     order = np.argsort(lengths, kind="stable")
     first = 0
@@ -184,22 +193,23 @@ def token_budget(lengths: np.ndarray, max_batch_tokens: int) -> Iterator[np.ndar
 
 
 def example_means(states: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
-    """Return the mean of `states` over the tokens of each example, at least float32 [examples, width].
+    """Return the mean over the tokens of each example, float32 [examples, width], or float64 for float64 states.
 
-    Examples come in the order that was given to `pack`. Tokens are added up in their order on every device.
+    Examples are in their original order. Tokens are added in their order on every device.
 
     Parameters
     ----------
-    states: [T, width], in packed order.
+    states: float [T, width], in packed order.
+    batch: the packed examples.
     """
     states = states.to(torch.promote_types(states.dtype, torch.float32))
-    # A GPU's `index_add` adds in any order, and `segment_reduce` is slow on a CPU.
+    # On a GPU, `index_add` adds in any order; on a CPU, `segment_reduce` is slow.
     means = (_means_by_segment if states.is_cuda else _means_by_index)(states, batch)
     return means.index_select(0, to_device(np.argsort(batch.order), states.device))
 
 
 def _means_by_segment(states: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
-    # `unsafe` leaves out a check of the lengths that a GPU would have to be waited for.
+    # `unsafe` skips a check of the lengths that waits for the GPU.
     return torch.segment_reduce(states, "mean", lengths=batch.lengths, unsafe=True)
 
 
@@ -210,10 +220,14 @@ def _means_by_index(states: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
 
 
 def attention_kernel(value: torch.Tensor, dropout: float) -> Literal["varlen", "buckets"]:
-    """Return the kernel for packed attention over `value` [1, heads, T, head size].
+    """Return the kernel for packed attention.
 
-    Whether it is `varlen` depends on the device, the dtype and the head size; under PyTorch's deterministic
-    algorithms it never is.
+    It depends on the device, the dtype and the head size; with PyTorch's deterministic algorithms it is never `varlen`.
+
+    Parameters
+    ----------
+    value: float [1, heads, T, head size].
+    dropout: dropout probability of the attention weights.
     """
     head_size = value.shape[-1]
     fits = value.dtype in (torch.bfloat16, torch.float16) and head_size % 8 == 0 and head_size <= 256 and not dropout
@@ -229,7 +243,7 @@ def _runs_varlen(device: torch.device) -> bool:
 
 @cache
 def _is_ampere(index: int | None) -> bool:
-    """Whether a GPU is of NVIDIA's Ampere generation or newer, as FlashAttention wants it."""
+    """Return whether a GPU is of NVIDIA's Ampere generation or newer, which FlashAttention requires."""
     return torch.cuda.get_device_capability(index) >= (8, 0)
 
 
@@ -247,7 +261,7 @@ def _packed_attention(
 
     Raises
     ------
-    NotImplementedError: the model bends its attention weights (Gemma 2, GPT-OSS); it is read padded then.
+    NotImplementedError: the model has soft caps (Gemma 2) or attention sinks (GPT-OSS); it then runs padded.
     """
     attend = _varlen_attention if attention_kernel(value, dropout) == "varlen" else _bucketed_attention
     return attend(module, query, key, value, attention_mask, dropout=dropout, **arguments)
@@ -290,7 +304,7 @@ def _varlen_attention(
 
 
 def _grouped_heads(grouped: bool) -> dict[str, bool]:
-    """Until torch 2.11 `varlen_attn` takes fewer heads of keys than of queries without being told."""
+    """Return the arguments for fewer heads of keys than of queries; `varlen_attn` has none for it before torch 2.11."""
     return {"enable_gqa": True} if grouped and _TAKES_ENABLE_GQA else {}
 
 
@@ -335,7 +349,7 @@ def _bucketed_attention(
             v,
             attn_mask=mask,
             dropout_p=dropout,
-            # Padding stands at the end, so a causal mask alone keeps it out of sight of real tokens.
+            # Padding is at the end, so a causal mask alone hides it from real tokens.
             is_causal=causal and mask is None,
             scale=scaling,
             enable_gqa=q.shape[1] != k.shape[1],
@@ -375,7 +389,7 @@ def switch_to_packing(
     precision: str = "float32",
     attention: str = ATTENTION,
 ) -> bool:
-    """Switch `model` to packed attention if that leaves its numbers as they are; return whether it did.
+    """Switch a model to packed attention if its output stays the same; return whether it did.
 
     First it is found which examples may share a batch at all (`models.sharing`). Packing is tried in float32 and in
     the `precision` that will run. In bfloat16 other kernels compute, so gradients are compared too, and buckets are
@@ -383,7 +397,9 @@ def switch_to_packing(
 
     Parameters
     ----------
-    read: given whether `model` is packed, and a precision, returns numbers of its output for some examples, float32.
+    model: changed in place.
+    read: takes whether `model` is packed, and a precision; returns its output for some examples, a float32 tensor.
+    precision: `float32` or `bfloat16`, that of later forward passes.
     attention: `ATTENTION` or `BUCKETS`.
     """
     # It may be packed already, to try another attention.
@@ -425,7 +441,7 @@ def _say_padded(model: PreTrainedModel) -> None:
 
 @contextmanager
 def without_tf32() -> Iterator[None]:
-    """Within the block, products of float32 matrices are computed in float32, whatever the process has set."""
+    """Compute products of float32 matrices in float32 within the block, whatever the process has set."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
@@ -440,10 +456,10 @@ Numbers = tuple[torch.Tensor, torch.Tensor | None]
 def _numbers(
     model: PreTrainedModel, read: Callable[[bool, str], torch.Tensor], packed: bool, precision: str, gradients: bool
 ) -> Numbers:
-    """Return the output, and the gradient that it has at the input embeddings unless these are frozen.
+    """Return the output, and its gradient with respect to the input embeddings unless these are frozen.
 
-    Its numbers are summed with different weights: the plain sum of what leaves a layer norm is the same for any input,
-    and its gradient is rounding alone.
+    The output is summed with different weights: the plain sum of a layer norm's output is the same for any input, so
+    that its gradient would be rounding errors only.
     """
     weight = model.get_input_embeddings().weight
     with torch.set_grad_enabled(gradients and weight.requires_grad):
@@ -454,7 +470,7 @@ def _numbers(
 
 
 def _distances(found: Numbers, expected: Numbers) -> list[float]:
-    """Return the largest difference of the outputs, and the distance of the gradients as a share of their norm."""
+    """Return the largest difference of the outputs, and the distance of the gradients relative to their norm."""
     distances = [(found[0] - expected[0]).abs().max().item()]
     gradient, reference = found[1], expected[1]
     if gradient is None and reference is None:

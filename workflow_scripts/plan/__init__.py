@@ -1,1 +1,1 @@
-"""What a study will cost, measured by a pilot, and how far a run is."""
+"""The expected cost of a study, measured by a pilot, and the progress of a run."""

@@ -1,6 +1,7 @@
-"""Time the work of jobs that run on one core or GPU each: `run_pilot` starts as many side by side as the study would.
+"""Time the work of jobs that run on one core or GPU each.
 
-The folder given holds `settings.json` and the sample it names. What was found is printed as JSON: seconds by unit.
+`run_pilot` starts as many of these processes at a time as the study would have jobs. The argument is a folder with
+`settings.json`; the result, seconds by unit of work, is printed as JSON.
 """
 
 from __future__ import annotations
@@ -41,9 +42,9 @@ GRADIENTS = 16
 
 
 def typical_seconds(call: Callable[[], object], seconds: float = TIMED_SECONDS) -> float:
-    """Return the median seconds of a call that is repeated for `seconds`, at least once.
+    """Return the median seconds of a call, which is repeated until `seconds` have passed, at least once.
 
-    A moment in which the machine did something else doesn't count; what always runs beside it does.
+    By the median, short interruptions of the machine don't count, but a constant load does.
     """
     took: list[float] = []
     while not took or sum(took) < seconds:
@@ -54,7 +55,7 @@ def typical_seconds(call: Callable[[], object], seconds: float = TIMED_SECONDS) 
 
 
 def per_unit(call: Callable[[int], object], units: int) -> float:
-    """Return the seconds that each unit adds to `call(units)`, whatever it takes to start."""
+    """Return the seconds that each unit adds to `call(units)`, without what it takes to start."""
     few = max(units // 10, 1)
     call(few)  # warm-up
     short, long = (typical_seconds(partial(call, number), 0) for number in (few, units))
@@ -62,12 +63,19 @@ def per_unit(call: Callable[[int], object], units: int) -> float:
 
 
 def repeated(items: Sequence[Any], count: int) -> list[Any]:
-    """Return `count` of `items`, from the start again where they end."""
+    """Return `count` items, cycling through `items`."""
     return list(itertools.islice(itertools.cycle(items), count))
 
 
 def time_texts(sample: Path, folder: Path, tokenizing: dict[str, Any]) -> dict[str, float]:
-    """Return the seconds of a row that is read, tokenised, and compared with others."""
+    """Return the seconds to prepare, to tokenise and to compare a row.
+
+    Parameters
+    ----------
+    sample: `corpora/` file with some rows.
+    folder: for temporary files.
+    tokenizing: arguments of `tokenize_corpus`.
+    """
     table = read_table(sample)
     rows = [json.dumps(row) + "\n" for row in table.select(["prompt", "response", "label"]).to_pylist()]
     source = folder / "rows.jsonl"
@@ -91,9 +99,17 @@ def time_texts(sample: Path, folder: Path, tokenizing: dict[str, Any]) -> dict[s
 def time_finetuning(
     tokens: Path, source: Sequence[Any], finetuning: Finetuning, subset_examples: int, measured_examples: int | None
 ) -> dict[str, float]:
-    """Return the seconds of a token that is trained on (one pass), evaluated, and differentiated by itself.
+    """Return the seconds to train on a token (one pass), to evaluate it, and to compute its example's own gradient.
 
-    A large LM's subset would take too long, so no more than some seconds' worth of it is trained on.
+    A large LM's subset would take too long, so only a part of it that takes some seconds is trained on.
+
+    Parameters
+    ----------
+    tokens: `tokens/` file.
+    source: folder or hub id of the LM, its revision, and whether code that comes with it may run.
+    finetuning: the section `finetuning` of the config.
+    subset_examples: number of examples in a subset.
+    measured_examples: number of examples that a run is evaluated on; None for all.
     """
     examples = list(read_examples(tokens).values())
     model, revision, trust_remote_code = source
@@ -130,19 +146,24 @@ def _tokens(examples: Sequence[TokenizedExample]) -> int:
 
 
 def time_scores(dimension: int) -> dict[str, float]:
-    """Return the seconds of a scored pair, and of one pair of subsets in one bootstrap draw of one test and row."""
-    random = np.random.default_rng(0)
-    tests = random.standard_normal((SCORED_TESTS, dimension), np.float32)
-    tile = torch.from_numpy(random.standard_normal((SCORED_EXAMPLES, dimension), np.float32)).half()
-    members = [random.choice(SCORED_EXAMPLES, 100, replace=False) for _ in range(SCORED_SUBSETS)]
+    """Return the seconds to score a pair, and those of a pair of subsets in a bootstrap draw of one test and method.
+
+    Parameters
+    ----------
+    dimension: size of an embedding.
+    """
+    rng = np.random.default_rng(0)
+    tests = rng.standard_normal((SCORED_TESTS, dimension), np.float32)
+    tile = torch.from_numpy(rng.standard_normal((SCORED_EXAMPLES, dimension), np.float32)).half()
+    members = [rng.choice(SCORED_EXAMPLES, 100, replace=False) for _ in range(SCORED_SUBSETS)]
 
     def score() -> None:
         scores = CorpusScores(SCORED_TESTS, TOP, Membership(members), ["attention", "mean"])
         scores.add_tiles([(np.arange(SCORED_EXAMPLES), tile)], inner_products(tests))
 
     few_tests = 4
-    values = random.standard_normal((2, few_tests, SCORED_SUBSETS))
-    resamples = Bootstrap.draw(few_tests, SCORED_SUBSETS, DRAWS, random)
+    values = rng.standard_normal((2, few_tests, SCORED_SUBSETS))
+    resamples = Bootstrap.draw(few_tests, SCORED_SUBSETS, DRAWS, rng)
     score()  # warm-up
     return {
         "scored_pair": typical_seconds(score, 0.5) / (SCORED_EXAMPLES * SCORED_TESTS),

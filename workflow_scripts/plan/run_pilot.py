@@ -1,4 +1,4 @@
-"""Time what a unit of each stage's work takes here, with the study's own LM, encoder and corpora."""
+"""Time one unit of each stage's work on this machine, with the study's own LM, encoder and corpora."""
 
 import contextlib
 import io
@@ -51,7 +51,7 @@ STEP_SECONDS = 5.0
 PILOT_JOBS = "workflow_scripts.plan.pilot_jobs"
 MODELS = "models.json"
 FEW_STEPS, MANY_STEPS = 2, 12
-# Nobody fine-tunes a larger LM thousands of times without a GPU.
+# A larger LM can't reasonably be fine-tuned thousands of times without a GPU.
 LARGEST_LM_ON_A_CPU = 1e8
 
 # What is assumed of a GPU that isn't here. The paper's own costs, 57.6 A100-seconds for a subset and 40 A100-hours for
@@ -75,27 +75,33 @@ def run_pilot(
     tests_only: dict[str, bool],
     seed: int,
 ) -> None:
-    """Write the seconds of each unit of work, and the sizes of the corpora, to `pilot` (JSON).
+    """Write the seconds of each unit of work, and the sizes of the corpora.
 
-    LM and encoder have the study's shape; what this trains of them stays in a temporary folder. Work that the study
-    does in many one-core jobs is timed in as many processes as would run side by side here. Where LM or encoder can't
-    be had, or the LM is too large for a machine without a GPU, a GPU is assumed; so are the sizes of corpora that are
-    not at hand. The file says what was assumed.
+    LM and encoder have the study's architecture; what is trained here stays in a temporary folder. Work that the study
+    does in many one-core jobs is timed in as many processes as would run at a time on this machine. If LM or encoder
+    can't be loaded, or the LM is too large for a machine without a GPU, the times of a GPU are assumed; so are the
+    sizes of corpora that aren't available. The file says what was assumed.
 
     Parameters
     ----------
-    corpora: `corpora/` files that are at hand.
-    language_model, encoder, prompt_words, chunk_tokens, precision: the study's values.
+    corpora: `corpora/` files that are available.
+    pilot: JSON file to write.
+    language_model: values of the section `language_model`.
     runs: `finetuning`, and the `subset_examples` and `measured_examples` of one run; None for a study without any.
-    training: of the encoder: `target_corpus`, `objective`, and the sizes of a fold and of a `step`; None where it was
+    training: the encoder's `target_corpus`, `objective`, and the sizes of a fold and of a `step`; None if it was
         trained elsewhere.
-    tests_only: all corpora of the study by name, and whether each serves for tests only.
+    encoder: arguments of `init_encoder`, or of `take_encoder` if it was trained elsewhere.
+    prompt_words: number of words of a prompt that the encoder reads.
+    chunk_tokens: most tokens in one forward pass of the encoder; None for the device's default.
+    precision: `float32` or `bfloat16`, that of the encoder's forward passes.
+    tests_only: for each corpus of the study, whether it is used for tests only.
+    seed: seed of the samples.
     """
     settings = {name: value for name, value in locals().items() if name not in ("corpora", "pilot")}
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="airrep-pilot-") as name:
         folder = Path(name)
-        # In a process of its own, and so are the jobs after it: some GPUs let in one process at a time.
+        # In a process of its own, like the jobs after it, because some GPUs allow only one process at a time.
         run_in_new_processes(_time_models, 1, corpora=corpora, folder=folder, settings=settings)
         models = json.loads((folder / MODELS).read_text(encoding="utf-8"))
         lm = _LanguageModel(**models["lm"])
@@ -131,14 +137,14 @@ def run_pilot(
 
 
 def _time_models(corpora: list[Path], folder: Path, settings: dict[str, Any]) -> None:
-    """Write to `folder` what LM and encoder take, what they make of the corpora, and what the jobs are timed with."""
+    """Write to `folder` the times of LM and encoder, the sizes of the corpora, and what the jobs are timed with."""
     transformers.logging.set_verbosity_error()
     runs, training, prompt_words = settings["runs"], settings["training"], settings["prompt_words"]
     samples = {path.stem: _sample(path, folder / path.name, settings["seed"]) for path in corpora}
     read = samples.get(training["target_corpus"]) if training else None
     typical = read or next(iter(samples.values()), None) or _stand_in(folder)
     say("run_pilot: LM, encoder, corpora ...")
-    # What the stages say of their own progress is not about this study's.
+    # The progress that the stages print is not the study's.
     with contextlib.redirect_stderr(io.StringIO()):
         lm = _language_model(settings["language_model"], runs, samples, typical, folder)
         model, encoder_seconds, no_encoder = _encoder(settings["encoder"], typical, lm, prompt_words, folder)
@@ -170,7 +176,7 @@ def _time_models(corpora: list[Path], folder: Path, settings: dict[str, Any]) ->
 
 @dataclass(frozen=True)
 class _Sample:
-    """Some rows of a corpus in a file like the corpus's own, and what the whole has."""
+    """A file with some rows of a corpus; `rows` and `row_bytes` (mean bytes of a row) are those of the whole corpus."""
 
     file: Path
     rows: int
@@ -188,7 +194,7 @@ def _sample(corpus: Path, file: Path, seed: int) -> _Sample:
 
 
 def _stand_in(folder: Path) -> _Sample:
-    """Rows of the embedded corpus, for a study none of whose corpora is at hand."""
+    """Return a sample of the builtin corpus, for a study none of whose corpora is available."""
     rows = [{**row, "messages": None} for _, row in zip(range(SAMPLE_ROWS), mini_rows(), strict=False)]
     return _written(pa.Table.from_pylist(rows), folder / "stand_in.parquet", len(rows), ASSUMED_ROW_BYTES)
 
@@ -271,7 +277,7 @@ def _parameters(model: torch.nn.Module) -> float:
 def _encoder(
     settings: Mapping[str, Any], typical: _Sample, lm: _LanguageModel, prompt_words: int, folder: Path
 ) -> tuple[AttributionEncoder, dict[str, float], str | None]:
-    """Return the encoder, the seconds of making it and of tokenising a row, and why it is a stand-in, if it is."""
+    """Return the encoder, the seconds to make it and to tokenise a row, and why it is a stand-in (None if it isn't)."""
     missing = None
     max_tokens = settings.get("settings", settings)["max_tokens"]
     start = time.perf_counter()
@@ -320,7 +326,7 @@ def _assumed_facts(only_tests: bool, training: Mapping[str, Any] | None) -> Corp
 def _time_jobs(
     folder: Path, models: Mapping[str, Any], lm: _LanguageModel, runs: Mapping[str, Any] | None
 ) -> dict[str, float]:
-    """Return the seconds that `plan.pilot_jobs` finds, the mean of the processes that run side by side."""
+    """Return the seconds that `plan.pilot_jobs` measures, the mean over the processes that run at a time."""
     model = lm.loading["language_model"] or lm.loading["model"]
     source = [model, lm.loading["revision"], lm.loading["trust_remote_code"]]
     settings = {
@@ -344,7 +350,7 @@ def _time_encoder(
     chunk_tokens: int | None,
     precision: str,
 ) -> dict[str, float]:
-    """Return the seconds of an embedded token, and where it is trained, of a step and of a fold that is validated on.
+    """Return the seconds to embed a token, and for an encoder to train, those of a step and of validating on a fold.
 
     A step that would take longer than some seconds is timed at a smaller size and scaled by its tokens.
     """

@@ -1,4 +1,4 @@
-"""Show a plan on the screen, beside what the stages took where they have run."""
+"""Print a plan, beside the time that finished stages took."""
 
 import json
 from collections.abc import Mapping
@@ -14,14 +14,26 @@ COLUMNS = "  {:<18}{:>6}  {:>16}{:>13}{:>9}{:>14}  {:>20}"
 
 
 def show_plan(plan: Path, *, benchmarks: str) -> None:
-    """Show `plan` (JSON, as `write_plan` wrote it) and the figures of the benchmark files in `benchmarks`, if any."""
+    """Print a plan and the times that stages took.
+
+    Parameters
+    ----------
+    plan: JSON file that `write_plan` wrote.
+    benchmarks: folder of Snakemake's benchmark files; may be absent.
+    """
     actual = {cost.stage: cost.seconds for cost in gather_costs(Path(benchmarks), plan).stages}
     say(plan_text(json.loads(plan.read_text(encoding="utf-8")), actual))
     say(f"\nAs data: {plan}")
 
 
 def plan_text(plan: Mapping[str, Any], actual: Mapping[str, float]) -> str:
-    """Return the plan as text; `actual`: seconds of the jobs that have run, summed by stage."""
+    """Return the plan as text.
+
+    Parameters
+    ----------
+    plan: content of the file that `write_plan` wrote.
+    actual: for stages that have run, the seconds of all their jobs.
+    """
     lines = [
         "",
         f"Plan of {plan['run']}, {_at_once(plan['concurrency'])}, on {plan['hardware']}",
@@ -68,7 +80,7 @@ def _total_line(name: str, total: Mapping[str, float]) -> str:
 
 
 def _hours(of: Mapping[str, float]) -> str:
-    """Return GPU- and core-hours, those that are there, with two digits that count."""
+    """Return GPU hours and core hours, if not zero, with two significant digits."""
     hours = [(of.get("gpu_hours", 0.0), "GPU-h"), (of.get("core_hours", 0.0), "core-h")]
     return " + ".join(
         f"{value:,.0f} {unit}" if value >= 10 else f"{value:.2g} {unit}" for value, unit in hours if value

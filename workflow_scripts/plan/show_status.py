@@ -1,4 +1,4 @@
-"""How far a study is, from its files alone: nothing has to be running, here or on a cluster.
+"""Print the progress of a study, from its files alone: nothing has to be running, here or on a cluster.
 
 Run: python -m workflow_scripts.plan.show_status [CONFIG]
 """
@@ -34,7 +34,18 @@ FAILURE = re.compile(r"^(?:error in \w+: .*|\w*(?:Error|Exception|Interrupt)\b.*
 
 @dataclass(frozen=True)
 class PoolStatus:
-    """Fine-tuning runs of one pool: all, finished, diverged; jobs that wrote lately; seconds left, if known."""
+    """Progress of the fine-tuning runs of one pool.
+
+    Parameters
+    ----------
+    pool: name of the pool.
+    runs: number of runs of the study.
+    finished: number of finished runs.
+    diverged: number of runs that diverged.
+    jobs_at_work: number of jobs that finished a run within the last ten minutes.
+    seconds_left: wall seconds until all runs are finished at the current rate; None if there is none.
+    measured_examples: number of examples that each run is evaluated on; None if not known yet.
+    """
 
     pool: str
     runs: int
@@ -47,7 +58,14 @@ class PoolStatus:
 
 @dataclass(frozen=True)
 class JobStatus:
-    """A job that has a log and hasn't ended well: `state` is `failed`, `at work` or `stopped`; its last words."""
+    """A job that has a log and hasn't finished.
+
+    Parameters
+    ----------
+    job: `<rule>` or `<rule>/<wildcards>`.
+    state: `failed`, `at work` or `stopped`.
+    said: its error, or the last line of its log.
+    """
 
     job: str
     state: str
@@ -55,7 +73,14 @@ class JobStatus:
 
 
 def pool_status(plan: StudyPlan, pool: str, now: float) -> PoolStatus:
-    """Read the status of a pool's fine-tuning from its folder, including the runs of unfinished jobs."""
+    """Return the progress of a pool's fine-tuning, including the runs of unfinished jobs.
+
+    Parameters
+    ----------
+    plan: what the study runs.
+    pool: name of the pool.
+    now: the time, in seconds since the epoch.
+    """
     folds, subsets, seeds = plan.runs(pool)
     measured = plan.measured_examples(pool)
     folder = plan.results / "targets" / pool
@@ -81,9 +106,14 @@ def pool_status(plan: StudyPlan, pool: str, now: float) -> PoolStatus:
 
 
 def unfinished_jobs(results: Path, now: float) -> Iterator[JobStatus]:
-    """Yield the jobs that have begun and not ended well: one that has, left a benchmark file after its log.
+    """Yield the jobs that have started and not finished; a finished job has a benchmark file newer than its log.
 
-    A job that was killed says nothing; after ten silent minutes it counts as stopped.
+    A job that was killed leaves no message; after ten minutes without a line it counts as stopped.
+
+    Parameters
+    ----------
+    results: folder of the study's results.
+    now: the time, in seconds since the epoch.
     """
     for log in sorted((results / "logs").rglob("*.log")):
         job = log.relative_to(results / "logs").with_suffix("")
@@ -102,15 +132,21 @@ def unfinished_jobs(results: Path, now: float) -> Iterator[JobStatus]:
 
 
 def benchmark_file(results: Path, job: Path) -> Path:
-    """Return where Snakemake writes the benchmark of a job, given as `<rule>` or `<rule>/<wildcards>`."""
+    """Return the path of the benchmark file of a job.
+
+    Parameters
+    ----------
+    results: folder of the study's results.
+    job: `<rule>` or `<rule>/<wildcards>`.
+    """
     place = job if len(job.parts) > 1 else job / "study"
     return results / "benchmarks" / place.parent / f"{place.name}.tsv"
 
 
 def seconds_left(plan: StudyPlan, pools: Sequence[PoolStatus]) -> float | None:
-    """Return the wall seconds that the plan gives what isn't done, None without a plan.
+    """Return the wall seconds of what isn't done yet according to `plan.json`; None without one.
 
-    Fine-tuning counts by runs, other stages by jobs.
+    For fine-tuning the share of runs that is done counts, for other stages the share of jobs.
     """
     file = plan.results / "plan.json"
     if not file.exists():
@@ -126,7 +162,13 @@ def seconds_left(plan: StudyPlan, pools: Sequence[PoolStatus]) -> float | None:
 
 
 def status_text(plan: StudyPlan, now: float) -> str:
-    """Return the status of every pool, of the stages that follow, and of jobs that haven't ended well."""
+    """Return the status of every pool, of the stages that follow, and of unfinished jobs, as text.
+
+    Parameters
+    ----------
+    plan: what the study runs.
+    now: the time, in seconds since the epoch.
+    """
     results = plan.results
     pools = [pool_status(plan, pool, now) for pool in plan.pools]
     lines = [f"Study {plan.study.run}: {results}"]
@@ -152,7 +194,7 @@ def status_text(plan: StudyPlan, now: float) -> str:
 
 
 def _milestones(plan: StudyPlan) -> dict[str, Path]:
-    """Return what the stages of this study end in: one that trains or judges nothing has no targets or no LDS."""
+    """Return the main results of this study; without targets or an LDS, those are not among them."""
     ends = [
         ("targets", "targets/train.parquet", plan.study.targets),
         ("encoder", "encoder", plan.study.targets or plan.trained_methods()),

@@ -1,4 +1,4 @@
-"""Turn a pilot into a plan: what each stage will cost, what would be cheaper, and when the encoder pays for itself."""
+"""Compute a plan from a pilot: the cost of each stage, cheaper settings, and when the encoder pays for itself."""
 
 import json
 import math
@@ -22,18 +22,21 @@ from workflow_scripts.study.costs import (
 )
 from workflow_scripts.study.plan import StudyPlan
 
-# LDS on held-back folds with a share of the training folds, as a share of the LDS with all of them: measured by
+# LDS on held-out folds with a share of the training folds, as a share of the LDS with all of them: measured by
 # benchmarks/fewer_folds.py on the embedded study.
 LDS_LEFT = {0.5: 0.98, 0.25: 0.91}
 
 
 def write_plan(pilot: Path, plan: Path, *, study: dict[str, Any], cores: int, jobs: int | None) -> None:
-    """Write the expected cost of `study` to `plan` (JSON).
+    """Write the expected cost of a study.
 
     Parameters
     ----------
     pilot: `pilot.json` of the study.
-    cores, jobs: what runs at a time, as in `study.costs.Concurrency`.
+    plan: JSON file to write.
+    study: values of the config.
+    cores: CPU cores of this machine, or of each job on a cluster.
+    jobs: number of jobs that run at a time on a cluster; None for one machine.
     """
     found = Pilot.from_json(json.loads(pilot.read_text(encoding="utf-8"))["found"])
     whole = load_study(study)
@@ -58,7 +61,7 @@ def write_plan(pilot: Path, plan: Path, *, study: dict[str, Any], cores: int, jo
 
 
 def totals(stages: list[StageEstimate]) -> dict[str, float]:
-    """Return the sums over all stages; stages are taken to run one after the other."""
+    """Return the sums over all stages, which are assumed to run one after the other."""
     return {
         "jobs": sum(stage.jobs for stage in stages),
         "gpu_hours": sum(stage.hours for stage in stages if stage.processor == "GPU"),
@@ -69,14 +72,14 @@ def totals(stages: list[StageEstimate]) -> dict[str, float]:
 
 
 def _cheaper(study: Study, pilot: Pilot, concurrency: Concurrency) -> Iterator[dict[str, Any]]:
-    """Yield cheaper settings, what they cost, and the LDS that is to be expected of them."""
+    """Yield cheaper settings, their cost, and the LDS to expect with them."""
     targets = study.targets
     for share, left in LDS_LEFT.items():
         if not targets:
             break
-        held_back = study.encoder_training.validation_folds
-        folds = held_back + round((targets.folds - held_back) * share)
-        if held_back < folds < targets.folds:
+        held_out = study.encoder_training.validation_folds
+        folds = held_out + round((targets.folds - held_out) * share)
+        if held_out < folds < targets.folds:
             changed = study.model_copy(update={"targets": targets.model_copy(update={"folds": folds})})
             yield {
                 "setting": f"targets.folds: {folds}",

@@ -1,1 +1,1 @@
-"""Where results come from: the config in force, versions, hardware, the environment of jobs."""
+"""Record where results come from: the config in force, versions, hardware, the environment of jobs."""

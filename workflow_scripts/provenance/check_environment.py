@@ -1,4 +1,4 @@
-"""Look at the machine from inside a job: GPUs, driver, torch, free disk, and how fast the shared folder answers."""
+"""Report on the machine from inside a job: GPUs, driver, torch, free disk, and the speed of the results folder."""
 
 import json
 import os
@@ -22,12 +22,13 @@ SLOW_FOLDER_SECONDS = 0.2
 
 
 def check_environment(environment: Path, gpus: int, require_gpu: bool) -> None:
-    """Print what a job finds on its machine, and write it to `environment` (JSON).
+    """Print what a job finds on its machine, and write it.
 
     Parameters
     ----------
+    environment: JSON file to write, in the results folder.
     gpus: how many GPUs the job asked for.
-    require_gpu: fail also where the node has no GPU driver at all, as on a cluster with made-up GPUs.
+    require_gpu: whether to fail even if the node has no GPU driver at all, as on a test cluster with simulated GPUs.
 
     Raises
     ------
@@ -47,7 +48,7 @@ def check_environment(environment: Path, gpus: int, require_gpu: bool) -> None:
 
 
 def describe_machine() -> dict[str, Any]:
-    """Return host, Python and the cores that the job may use."""
+    """Return `host`, `slurm_node`, `cores` (those that the job may use) and `python` (its version)."""
     return {
         "host": platform.node(),
         "slurm_node": os.environ.get("SLURMD_NODENAME"),
@@ -57,7 +58,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def describe_gpus() -> dict[str, Any]:
-    """Return driver, torch and its CUDA version, the device ids given to the job, and the GPUs that torch can use."""
+    """Return the facts of `core.gpus.torch_facts`, `visible_devices` (CUDA_VISIBLE_DEVICES), and the usable `gpus`."""
     facts = torch_facts()
     return {
         **facts,
@@ -74,7 +75,7 @@ def describe_gpus() -> dict[str, Any]:
 
 
 def describe_folder(folder: Path) -> dict[str, float]:
-    """Return free GiB of the results folder, and the median seconds to write, sync and read a small file there."""
+    """Return a folder's `free_gib`, and `folder_seconds`, the median time to write, sync and read a small file."""
     probe = folder / f".probe.{platform.node()}.{os.getpid()}"
     seconds = []
     try:
@@ -95,7 +96,7 @@ def describe_folder(folder: Path) -> dict[str, float]:
 
 
 def folder_warnings(facts: dict[str, Any]) -> list[str]:
-    """Return what may go wrong with the results folder, in words."""
+    """Return what may go wrong in the results folder, as sentences; `facts` are those of `describe_folder`."""
     warnings = []
     if facts["free_gib"] < LOW_DISK_GIB:
         warnings.append(

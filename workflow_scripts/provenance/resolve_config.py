@@ -1,4 +1,4 @@
-"""Write down what makes the results what they are: every value in force, versions, hardware, data."""
+"""Record what the results depend on: every config value in force, versions, hardware, data."""
 
 import json
 import platform
@@ -34,11 +34,18 @@ VERSIONS = (
 def resolve_config(
     corpora: Sequence[Path], config: Path, provenance: Path, *, snapshots: Sequence[Path] = (), study: dict[str, Any]
 ) -> None:
-    """Write the study's values to `config` (YAML), and what they met to `provenance` (JSON).
+    """Write the study's values in force, and its provenance.
 
-    The provenance holds the time, the git commit (with `+changes` if the tree was not clean), versions of
-    Python and of the libraries, the hardware, a hash of every prepared corpus, and of every model of the hub the
-    commit: id, revision and commit, as they stand in its folder of `snapshots`.
+    The provenance has the time, the git commit (with `+changes` if the tree was not clean), versions of Python and of
+    the libraries, the hardware, a hash of every prepared corpus, and id, revision and commit of every hub model.
+
+    Parameters
+    ----------
+    corpora: `corpora/` files of the study.
+    config: YAML file to write.
+    provenance: JSON file to write.
+    snapshots: folders that hub models were fetched to.
+    study: the study's values in force.
     """
     with atomic_path(config) as temporary:
         values = yaml.safe_dump(study, sort_keys=False, allow_unicode=True)
@@ -61,7 +68,7 @@ def resolve_config(
 
 
 def git_commit() -> str | None:
-    """Return the commit of the workflow's code, or None outside a git checkout."""
+    """Return the git commit of the workflow's code, `+changes` added if files differ; None outside a checkout."""
     try:
         commit = _git("rev-parse", "HEAD").strip()
         changes = _git("status", "--porcelain", "--untracked-files=no")

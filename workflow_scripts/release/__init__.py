@@ -1,1 +1,1 @@
-"""A trained encoder as others take it: folder, model card, hub."""
+"""Package a trained encoder for others: folder, model card, hub."""

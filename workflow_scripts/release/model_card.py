@@ -54,9 +54,12 @@ def model_card(
 
     Parameters
     ----------
-    study, config: the study whose encoder it is, and its values in force as YAML text.
-    provenance: of `provenance.json`. lds: rows of `evaluation/lds.parquet`; none where there is no LDS.
-    view, layout: what the encoder reads, and how it is stored (`release.layout`).
+    study: the study whose encoder it is.
+    config: its values in force, as YAML text.
+    provenance: content of `provenance.json`.
+    lds: rows of `evaluation/lds.parquet`; empty if there is no LDS.
+    view: whether the encoder reads prompt and response as one text or as two.
+    layout: how the encoder is stored, `sentence_transformers` or `published`.
     """
     of_sentence_transformers = layout == "sentence_transformers"
     header = {

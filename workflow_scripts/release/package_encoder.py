@@ -1,4 +1,4 @@
-"""Put the trained encoder and its model card into one folder, ready to hand on."""
+"""Package the trained encoder and its model card in one folder, ready to share."""
 
 import json
 import shutil
@@ -20,17 +20,20 @@ from workflow_scripts.study.config import load_study
 def package_encoder(
     encoder: Path, config: Path, provenance: Path, lds: Path | None, release: Path, *, layout: str
 ) -> None:
-    """Write the folder `release`: the encoder in `layout`, and its card `README.md`.
+    """Write a folder with the encoder and its model card, `README.md`.
 
     Parameters
     ----------
-    config, provenance: `config.resolved.yaml` and `provenance.json`.
+    encoder: folder of the trained encoder.
+    config: `config.resolved.yaml` of the study.
+    provenance: `provenance.json` of the study.
     lds: table of the evaluation; None where there is no LDS.
+    release: folder to write.
     layout: `sentence_transformers`, a copy of `encoder` byte by byte, or `published`, the one of the paper's authors.
 
     Raises
     ------
-    StudyError: the published layout has no place for this encoder.
+    StudyError: the published layout can't hold this encoder.
     """
     text = config.read_text(encoding="utf-8")
     card = model_card(

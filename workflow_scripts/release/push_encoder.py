@@ -13,9 +13,15 @@ from workflow_scripts.core.stage import run_stage
 
 
 def push_encoder(release: Path, pushed: Path, *, hub: str) -> None:
-    """Upload the folder `release` to the hub repository `hub`, and write the address of the commit to `pushed` (JSON).
+    """Upload the packaged encoder, and record the commit.
 
-    A repository that doesn't exist is made, as a private one: the card names the sources of the data.
+    A repository that doesn't exist is created as a private one, because the card names the sources of the data.
+
+    Parameters
+    ----------
+    release: folder that `package_encoder` wrote.
+    pushed: JSON file to write, with the address of the commit.
+    hub: id of the hub repository.
 
     Raises
     ------

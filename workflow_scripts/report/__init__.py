@@ -1,1 +1,1 @@
-"""The results as a page and as printed tables."""
+"""Show the results, as an HTML report and as printed tables."""

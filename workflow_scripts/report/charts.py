@@ -1,4 +1,4 @@
-"""Where things stand in a figure, in percent of its width and height (y downwards)."""
+"""Positions of points, lines and ticks in the report's figures, in percent of width and height (y downwards)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ZERO_PLACE = 3.0
 
 @dataclass(frozen=True)
 class Tick:
-    """A mark on an axis."""
+    """A tick of an axis: its position in percent, and its label."""
 
     place: float
     text: str
@@ -30,13 +30,13 @@ class Axis:
     ticks: list[Tick]
 
     def place(self, value: float) -> float:
-        """Return where `value` stands, in percent from the low end."""
+        """Return the position of a value, in percent from the low end."""
         return round(100 * (value - self.low) / (self.high - self.low), 2)
 
 
 @dataclass(frozen=True)
 class Point:
-    """A labelled point of a scatter figure, with its interval from `low` to `high`."""
+    """A labelled point of a scatter plot, with its interval from `low` to `high`; all positions in percent."""
 
     x: float
     y: float
@@ -48,7 +48,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Scatter:
-    """LDS against a cost on a logarithmic axis."""
+    """A scatter plot of LDS against a cost on a logarithmic axis."""
 
     title: str
     x_ticks: list[Tick]
@@ -58,7 +58,17 @@ class Scatter:
 
 @dataclass(frozen=True)
 class Curve:
-    """A line over steps; `raw` is the line before smoothing, as SVG points."""
+    """A curve over training steps.
+
+    Parameters
+    ----------
+    title: name of the quantity.
+    x: axis of the steps.
+    y: axis of the quantity.
+    raw: the curve before smoothing, as SVG points.
+    line: the curve, as SVG points.
+    best: (x, y, label) of the best value; None if none is marked.
+    """
 
     title: str
     x: Axis
@@ -69,7 +79,7 @@ class Curve:
 
 
 def linear_axis(low: float, high: float, ticks: int = 5) -> Axis:
-    """Return an axis with round ends that holds both values, with about `ticks` marks."""
+    """Return an axis with round ends that contains both values, with about `ticks` ticks."""
     if high <= low:
         low, high = low - 0.5, high + 0.5
     rough = (high - low) / ticks
@@ -92,7 +102,7 @@ def _mark(value: float, digits: int) -> str:
 
 
 def lds_axis(result: EvaluationResult) -> Axis:
-    """Return the axis of one evaluation's LDS: zero, every interval and the ceiling are on it."""
+    """Return the axis of one evaluation's LDS, which contains zero, every interval and the ceiling."""
     values = [0.0] + [
         value
         for row in result.rows
@@ -105,7 +115,7 @@ def lds_axis(result: EvaluationResult) -> Axis:
 
 
 def cost_figures(result: EvaluationResult) -> list[Scatter]:
-    """Return LDS against seconds and against bytes per example, where they were measured."""
+    """Return the plots of LDS against seconds and against bytes per example, where these were measured."""
     figures = [
         _scatter("Seconds to embed and score", result, "seconds"),
         _scatter("Bytes stored per training example", result, "bytes_per_example"),
@@ -114,7 +124,7 @@ def cost_figures(result: EvaluationResult) -> list[Scatter]:
 
 
 def _one_per_method(result: EvaluationResult) -> list[LdsRow]:
-    """Return the row that stands for each method, for poolings cost the same: the main row, or the best."""
+    """Return one row per method, the main row or the best, because a method's poolings cost the same."""
     rows: dict[str, LdsRow] = {}
     for row in ([result.main] if result.main else []) + result.rows:
         rows.setdefault(row.method, row)
@@ -127,7 +137,7 @@ def _scatter(title: str, result: EvaluationResult, cost: str) -> Scatter:
     free = len(positive) < len(rows)
     first = math.floor(math.log10(min(positive))) if positive else 0
     last = max(math.ceil(math.log10(max(positive))), first + 1) if positive else 1
-    # What costs nothing has no place on a logarithmic axis: it gets its own, left of it.
+    # A cost of zero has no place on a logarithmic axis: it is drawn left of it.
     start = 16.0 if free else 0.0
 
     def place(value: float) -> float:
@@ -154,7 +164,13 @@ def _scatter(title: str, result: EvaluationResult, cost: str) -> Scatter:
 
 
 def training_curves(losses: Sequence[tuple[int, float]], validations: Sequence[tuple[int, float]]) -> list[Curve]:
-    """Return the encoder's loss and its validation LDS by step; the best validation is marked."""
+    """Return the curves of the encoder's loss and of its validation LDS, with the best validation marked.
+
+    Parameters
+    ----------
+    losses: (step, loss) of each step.
+    validations: (step, validation LDS) of each validation.
+    """
     curves = []
     if losses:
         curves.append(_curve("Ranking loss", losses, smooth=True, best=False))
@@ -182,7 +198,7 @@ def _curve(title: str, points: Sequence[tuple[int, float]], smooth: bool, best: 
 
 
 def _moving_mean(values: Sequence[float], reach: int) -> list[float]:
-    """Return the mean of each value and of `reach` neighbours on either side."""
+    """Return the mean of each value and `reach` neighbours on either side."""
     means = []
     for place in range(len(values)):
         near = values[max(0, place - reach) : place + reach + 1]

@@ -1,4 +1,4 @@
-"""What each corpus holds: rows, rejects, truncation, lengths, labels."""
+"""Statistics of each corpus for the report: rows, rejected rows, truncation, lengths, class labels."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ REJECTS_SHOWN = 5
 
 @dataclass(frozen=True)
 class Reject:
-    """Rows refused for one reason, and where the first ones stand in the source."""
+    """Rows rejected for one reason: how many, and the numbers of the first ones in the source."""
 
     reason: str
     rows: int
@@ -32,7 +32,17 @@ class Reject:
 
 @dataclass(frozen=True)
 class Lengths:
-    """How long the examples are; `edges` has one more entry than `counts`."""
+    """Histogram of the examples' lengths.
+
+    Parameters
+    ----------
+    unit: unit of all lengths.
+    median: median length.
+    high: 95th percentile of the lengths.
+    longest: largest length.
+    edges: edges of the bins, one more than `counts`.
+    counts: number of examples in each bin.
+    """
 
     unit: str
     median: int
@@ -44,7 +54,21 @@ class Lengths:
 
 @dataclass(frozen=True)
 class CorpusProfile:
-    """One corpus. `tokenised` is 0 where the LM never reads it; then nothing is known of truncation."""
+    """Statistics of one corpus.
+
+    Parameters
+    ----------
+    name: name of the corpus.
+    roles: what the study uses it for.
+    rows: number of examples.
+    rejects: rejected rows, by reason.
+    tokenised: number of examples that were tokenised; 0 if the LM never reads the corpus.
+    shortened: number of examples that the token limit cut.
+    without_response: number of examples left out because no response token was left.
+    lengths: lengths of the examples; None if there are none.
+    labels: the most frequent class labels and their numbers of examples.
+    distinct_labels: number of class labels.
+    """
 
     name: str
     roles: list[str]
@@ -59,7 +83,7 @@ class CorpusProfile:
 
     @property
     def rejected(self) -> int:
-        """Rows refused, for whatever reason."""
+        """Number of rejected rows, for any reason."""
         return sum(reject.rows for reject in self.rejects)
 
 
@@ -70,7 +94,16 @@ def gather_profiles(
     rejected_tokens: Sequence[Path],
     study: Study,
 ) -> list[CorpusProfile]:
-    """Return the profile of every corpus; the files belong together by their names."""
+    """Return the statistics of every corpus; files are matched by their names.
+
+    Parameters
+    ----------
+    corpora: `corpora/` files.
+    rejected: files of their rejected rows.
+    tokens: `tokens/` files; only corpora that the LM reads have one.
+    rejected_tokens: files of the examples without a response token.
+    study: the study, for the corpora's roles.
+    """
     rejected_of = {_corpus(path): path for path in rejected}
     tokens_of = {_corpus(path): path for path in tokens}
     without_response_of = {_corpus(path): path for path in rejected_tokens}

@@ -1,4 +1,4 @@
-"""The report's section on experiments: for each, what was asked, a table, and a figure where it helps."""
+"""The report's section on experiments: for each, its question, a table, and a figure where it helps."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ RANDOM_NAMES = {
 
 @dataclass(frozen=True)
 class Row:
-    """One method's value with its interval; `note` is a further word on it."""
+    """One method's value with its interval; `note` is a remark on it."""
 
     name: str
     value: float
@@ -37,7 +37,7 @@ class Row:
 
 @dataclass(frozen=True)
 class ResultTable:
-    """Values of one metric, best first; `ceiling` is the highest that can be expected, where known."""
+    """Values of one metric, best first; `ceiling` is the highest that can be expected, None if not known."""
 
     title: str
     column: str
@@ -49,7 +49,7 @@ class ResultTable:
 
 @dataclass(frozen=True)
 class Line:
-    """A method's line in a figure: SVG points, and where its name stands, in percent."""
+    """A method's line in a figure: SVG points, and the position of its name in percent."""
 
     name: str
     points: str
@@ -60,7 +60,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Figure:
-    """Lines of several methods."""
+    """A figure with one line per method."""
 
     title: str
     x_title: str
@@ -71,7 +71,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Experiment:
-    """One experiment of the report."""
+    """One experiment of the report: its question, and its results as sentences, tables and figures."""
 
     title: str
     question: str
@@ -81,7 +81,7 @@ class Experiment:
 
 
 def gather_experiments(tables: Sequence[Path]) -> list[Experiment]:
-    """Return the experiments whose tables are given, `evaluation/<name>.parquet`; a table without a row is left out."""
+    """Return the experiments of these tables, `evaluation/<name>.parquet`; a table without rows is left out."""
     makers: dict[str, Callable[[pd.DataFrame], Experiment]] = {
         "loo": _leave_out,
         "removal": _removal,

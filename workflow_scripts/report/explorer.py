@@ -1,4 +1,4 @@
-"""The explorer's data: test examples, their ranked training examples under each method, every text once."""
+"""Data of the report's explorer: test examples, their top training examples by each method, and every text once."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ SIGNS = ("helpful", "harmful")
 SCORE_DIGITS = 4
 SHORTEST_CUT = 160
 LABEL_CHARACTERS = 60
-# Control characters have no shape of their own; Unicode has pictures of them. Tab and newline stay.
+# Control characters are invisible; Unicode has pictures of them. Tab and newline stay.
 _PICTURES = {code: 0x2400 + code for code in range(32) if code not in (9, 10)} | {13: None, 127: 0x2421}
 _PICTURES |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 
 
 class _Index:
-    """Values in order of first sight, each once."""
+    """Distinct values in the order of their first occurrence."""
 
     def __init__(self) -> None:
         self.places: dict[Any, int] = {}
@@ -48,7 +48,7 @@ def gather_explorer(
     characters: int,
     largest_bytes: int,
 ) -> dict[str, Any]:
-    """Return the explorer's data as plain lists and dicts, in `largest_bytes` of JSON wherever one example a list fits.
+    """Return the explorer's data as plain lists and dicts.
 
     Texts are cut at `characters`. While the data are too large they are cut shorter, down to 160; where that
     doesn't suffice, fewer than `examples` are kept. The data say what was kept in `characters` and `examples`.
@@ -98,7 +98,7 @@ def _evaluations(
 
 
 def json_for_html(data: Any) -> str:
-    """Return `data` as JSON that may stand inside any HTML element: it holds no `<`, `>` or `&`.
+    """Return `data` as JSON that is safe inside any HTML element: it has no `<`, `>` or `&`.
 
     The two line separators that JSON allows and older JavaScript doesn't are escaped as well.
     """
@@ -109,12 +109,12 @@ def json_for_html(data: Any) -> str:
 
 
 def visible(text: str) -> str:
-    """Return `text` with control characters shown as their pictures; tabs and newlines stay."""
+    """Return `text` with control characters replaced by Unicode's pictures of them; tabs and newlines stay."""
     return text.replace("\r\n", "\n").translate(_PICTURES)
 
 
 def _explored(methods: list[str]) -> list[str]:
-    """Return the methods whose rankings differ: pooling doesn't change how single examples rank."""
+    """Return the methods whose rankings differ, because pooling doesn't change the ranks of single examples."""
     known = list(METHODS)
     bases = {method: method.partition("@")[0] for method in methods}
     kept, encoders = [], set()
@@ -147,7 +147,7 @@ def _evaluation(
 
 
 def _spread(ranked: Mapping[str, pa.Table], tests: int) -> list[int]:
-    """Return at most `tests` test ids, evenly spread, so that every part of the corpus is seen."""
+    """Return at most `tests` test ids, evenly spaced, so that every part of the corpus is covered."""
     known = np.unique(np.concatenate([table["test_id"].to_numpy() for table in ranked.values()]))
     places = np.linspace(0, len(known) - 1, min(tests, len(known))).round().astype(int)
     return known[places].tolist()

@@ -1,4 +1,4 @@
-"""Numbers and results in plain words, with sensible digits."""
+"""Format numbers, durations and sizes for people, and state results in a sentence."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ABSENT = "–"
 
 
 def decimal(value: float | None, digits: int = 2, signed: bool = False) -> str:
-    """Return `value` with a true minus sign; a missing one as a dash."""
+    """Return `value` with a fixed number of digits and a true minus sign; a missing value as a dash."""
     if value is None or math.isnan(value):
         return ABSENT
     value = round(value, digits) + 0.0  # -0.0 + 0.0 is 0.0
@@ -19,19 +19,19 @@ def decimal(value: float | None, digits: int = 2, signed: bool = False) -> str:
 
 
 def interval(low: float | None, high: float | None, signed: bool = False) -> str:
-    """Return `[low, high]`, or nothing where no interval is known."""
+    """Return `[low, high]`, or an empty text if no interval is known."""
     if low is None or high is None or math.isnan(low) or math.isnan(high):
         return ""
     return f"[{decimal(low, signed=signed)}, {decimal(high, signed=signed)}]"
 
 
 def count(value: int) -> str:
-    """Return a whole number with its thousands apart."""
+    """Return an integer with thousands separators."""
     return f"{value:,}"
 
 
 def share(part: float, whole: float) -> str:
-    """Return `part` of `whole` in percent; a small share that isn't zero never reads as zero."""
+    """Return `part` of `whole` in percent; a small share that isn't zero is never shown as zero."""
     if not whole:
         return ABSENT
     percent = 100 * part / whole
@@ -41,12 +41,12 @@ def share(part: float, whole: float) -> str:
 
 
 def times(ratio: float | None) -> str:
-    """Return how many times as much, e.g. `1.2 x`; a missing ratio as a dash."""
+    """Return a ratio as e.g. `1.2 x`; a missing one as a dash."""
     return ABSENT if ratio is None else f"{ratio:.2g} x" if ratio < 10 else f"{ratio:,.0f} x"
 
 
 def duration(seconds: float | None) -> str:
-    """Return seconds in the unit a person would choose."""
+    """Return seconds in a readable unit, from ms to h; missing ones as a dash."""
     if seconds is None or math.isnan(seconds):
         return ABSENT
     if seconds < 0.1:
@@ -61,7 +61,7 @@ def duration(seconds: float | None) -> str:
 
 
 def size(number: float | None) -> str:
-    """Return a number of bytes in the unit a person would choose (powers of 1,000)."""
+    """Return a number of bytes in a readable unit, from B to TB (powers of 1,000); a missing one as a dash."""
     if number is None or math.isnan(number):
         return ABSENT
     units = ("B", "kB", "MB", "GB", "TB")
@@ -73,10 +73,10 @@ def size(number: float | None) -> str:
 
 
 def headline(result: EvaluationResult) -> str:
-    """Say in one sentence how well AirRep predicts, against the best rival, whichever way it came out.
+    """Return a sentence on how well AirRep predicts compared with its best rival, whichever is better.
 
-    The rival is the best row that isn't AirRep with another pooling. "Above" and "below" are said only
-    where the interval of the difference leaves zero out.
+    The rival is the best row that isn't AirRep with another pooling. It says "above" or "below" only if the interval of
+    the difference excludes zero.
     """
     ceiling = f"; the noise ceiling is {decimal(result.ceiling)}." if result.ceiling is not None else "."
     if result.main is None:
@@ -89,7 +89,7 @@ def headline(result: EvaluationResult) -> str:
 
 
 def unjudged_headline(study: Study) -> str:
-    """Say what a study without any LDS shows."""
+    """Return a sentence on what a study without an LDS shows."""
     sets = " and ".join(f"“{name}”" for name in study.evaluations)
     methods = " and ".join(method_name(method) for method in study.scoring.methods)
     return (

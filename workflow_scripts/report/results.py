@@ -1,4 +1,4 @@
-"""What was measured: LDS by evaluation and method, the encoder's training, the cost of each stage."""
+"""Read the measured results: LDS by evaluation and method, the encoder's training, the cost of each stage."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ ABLATION = (*OURS, "untrained")
 
 @dataclass(frozen=True)
 class Difference:
-    """LDS of one row minus that of another, with its bootstrap interval (None where not measured)."""
+    """LDS of one row minus that of another, with its bootstrap interval (None if not measured)."""
 
     difference: float
     ci_low: float | None
@@ -53,7 +53,20 @@ class Difference:
 
 @dataclass(frozen=True)
 class LdsRow:
-    """One method with one pooling on one evaluation; `lead` is the main row's LDS minus this one's."""
+    """LDS of one method with one pooling on one evaluation.
+
+    Parameters
+    ----------
+    method: name of the method.
+    pooling: name of the pooling.
+    name: name of the method for people.
+    lds: the LDS.
+    ci_low: lower end of its interval.
+    ci_high: upper end of its interval.
+    seconds: time to embed and score, in seconds.
+    bytes_per_example: what is stored for a training example, in bytes.
+    lead: the main row's LDS minus this one's; None for the main row, or if there is none.
+    """
 
     method: str
     pooling: str
@@ -68,7 +81,18 @@ class LdsRow:
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """All rows of one evaluation, best first; `main` is AirRep with the pooling it was trained with."""
+    """Results of one evaluation.
+
+    Parameters
+    ----------
+    name: name of the evaluation.
+    n_tests: number of tests.
+    n_subsets: number of subsets.
+    ceiling: noise ceiling of the LDS.
+    seed_agreement: correlation of two runs on the same subsets.
+    rows: LDS of every method and pooling, best first.
+    main: the row of AirRep with the pooling that it was trained with; None if there is none.
+    """
 
     name: str
     n_tests: int
@@ -92,9 +116,16 @@ class EvaluationResult:
 
 @dataclass(frozen=True)
 class StageCost:
-    """What all jobs of one rule took; `peak_bytes` is the largest job's resident memory.
+    """Time and memory of all jobs of one rule.
 
-    `planned_seconds` is what the plan expected of them, None where there was none.
+    Parameters
+    ----------
+    stage: name of the rule.
+    jobs: number of jobs.
+    seconds: wall seconds, summed over the jobs.
+    cpu_seconds: CPU seconds, summed over the jobs.
+    peak_bytes: resident memory of the largest job, in bytes; None if not measured.
+    planned_seconds: wall seconds that the plan expected; None if it has none.
     """
 
     stage: str
@@ -106,15 +137,19 @@ class StageCost:
 
     @property
     def of_plan(self) -> float | None:
-        """How many times as long as planned it took."""
+        """Seconds over planned seconds; None if there was no plan."""
         return self.seconds / self.planned_seconds if self.planned_seconds else None
 
 
 @dataclass(frozen=True)
 class RunCost:
-    """What a run took, dearest stage first, and the wall time that the plan gave it.
+    """Time and memory of a run.
 
-    `wall_seconds`: how long at least one job was running; a pause between two runs doesn't count.
+    Parameters
+    ----------
+    stages: cost of each stage, the most expensive first.
+    wall_seconds: how long at least one job was running; a pause between two runs doesn't count.
+    planned_wall_seconds: wall seconds that the plan expected; None if it has none.
     """
 
     stages: list[StageCost]
@@ -123,13 +158,13 @@ class RunCost:
 
     @property
     def not_planned(self) -> list[str]:
-        """The stages that ran and that the plan gave no time."""
+        """The stages that ran and that the plan didn't cover."""
         return [cost.stage for cost in self.stages if cost.planned_seconds is None]
 
 
 @dataclass(frozen=True)
 class FinetuningRuns:
-    """The fine-tuning runs of a pool, and how many of them diverged; labels and losses leave those out."""
+    """Number of fine-tuning runs of a pool, and how many of them diverged and are left out."""
 
     pool: str
     runs: int
@@ -137,14 +172,21 @@ class FinetuningRuns:
 
 
 def method_name(method: str) -> str:
-    """Return a method's name as people write it."""
+    """Return a method's name for people, e.g. `TF-IDF` for `tfidf`."""
     base, at, variant = method.partition("@")
     name = METHOD_NAMES.get(base, base.replace("_", " "))
     return f"{name}, variant {variant}" if at else name
 
 
 def gather_results(lds: Path, differences: Path, study: Study) -> list[EvaluationResult]:
-    """Return the LDS of every evaluation, in the order of the config."""
+    """Return the results of every evaluation, in the order of the config.
+
+    Parameters
+    ----------
+    lds: table that `evaluate_lds` wrote.
+    differences: table of paired differences that `evaluate_lds` wrote.
+    study: the study.
+    """
     by_evaluation = {str(name): rows for name, rows in read_frame(lds).groupby("evaluation", sort=False)}
     leads = read_frame(differences)
     return [
@@ -218,10 +260,14 @@ def _points(values: pd.Series) -> list[tuple[int, float]]:
 
 
 def gather_costs(benchmarks: Path, plan: Path) -> RunCost:
-    """Return what each rule took, from Snakemake's benchmark files, beside what `plan.json` expected of it.
+    """Return the time and memory of each rule, beside the expected time.
 
-    `benchmarks` holds one folder per rule with one TSV per job. Both may be absent. Stages that the plan doesn't
-    know, its own among them, count to the stages alone.
+    Stages that the plan doesn't cover, its own among them, have no expected time.
+
+    Parameters
+    ----------
+    benchmarks: folder of Snakemake's benchmark files, one folder per rule with one TSV per job; may be absent.
+    plan: `plan.json`; may be absent.
     """
     planned = json.loads(plan.read_text(encoding="utf-8")) if plan.exists() else {"stages": [], "total": {}}
     seconds = {stage["stage"]: stage["seconds"] for stage in planned["stages"]}

@@ -1,4 +1,4 @@
-"""Print a finished study's LDS tables, the best examples of what has none, and where the report lies.
+"""Print a finished study's LDS tables, the top examples of evaluations without one, and the path of the report.
 
 Run: python -m workflow_scripts.report.show_results CONFIG
 """
@@ -29,9 +29,14 @@ CHARACTERS = 50
 
 
 def results_text(results: Path, study: Study) -> str:
-    """Return the results of every evaluation set in the folder `results`, and the report's path.
+    """Return the results of every evaluation and the report's path, as text.
 
-    That is its LDS table, or, where no LM was fine-tuned to evaluate methods, some tests with their best examples.
+    For an evaluation that is its LDS table, or some tests with their top examples if it has no LDS.
+
+    Parameters
+    ----------
+    results: folder of the study's results.
+    study: the study.
     """
     has_lds = any(evaluation.subsets for evaluation in study.evaluations.values())
     rows = read_frame(results / "evaluation" / "lds.parquet") if has_lds else pd.DataFrame()
@@ -86,7 +91,7 @@ def _near_duplicates(results: Path, study: Study) -> Iterator[str]:
     path = results / "evaluation" / "leaks.parquet"
     if study.targets and path.exists() and (found := read_table(path, ["evaluation"]).num_rows):
         yield ""
-        yield f"{found:,} tests nearly stand in the corpus that the encoder is trained on: {path}"
+        yield f"{found:,} tests have a near duplicate in the corpus that the encoder is trained on: {path}"
 
 
 def _lds_table(evaluation: str, rows: pd.DataFrame) -> Iterator[str]:
@@ -103,7 +108,7 @@ def _lds_table(evaluation: str, rows: pd.DataFrame) -> Iterator[str]:
 
 
 def main() -> None:
-    """Show the results of the study whose config is the first argument."""
+    """Print the results of the study whose config is the first argument of the command line."""
     config = Path(sys.argv[1])
     try:
         study = load_study(read_config(config), origin=str(config))

@@ -1,4 +1,4 @@
-"""Write the report: one HTML file that works offline, with everything it shows inside it."""
+"""Write the report: one self-contained HTML file that works offline."""
 
 import base64
 import hashlib
@@ -68,17 +68,23 @@ def write_report(
 
     Parameters
     ----------
-    config, provenance: `config.resolved.yaml` and `provenance.json`.
-    lds, differences: tables of the evaluation; None where no LM was fine-tuned to evaluate methods.
-    training: table of the encoder's training; None where it was trained elsewhere.
+    config: `config.resolved.yaml`.
+    provenance: `provenance.json`.
+    lds: LDS table that `evaluate_lds` wrote; None if there is no LDS.
+    differences: table of paired differences that `evaluate_lds` wrote; None if there is no LDS.
+    training: log that `train_encoder` wrote; None if the encoder was trained elsewhere.
     targets: `targets/<pool>.parquet`, whose metadata count the fine-tuning runs.
     scores: `scores/<method>/<evaluation>.parquet`; method and evaluation are read from the path.
-    corpora, rejected, tokens, rejected_tokens: tables of the corpora, matched by their names; every corpus
-        that an evaluation names must be there.
+    corpora: `corpora/` files, matched by their names as are the following; every corpus that an evaluation names must
+        be there.
+    rejected: files of the corpora's rejected rows.
+    tokens: `tokens/` files.
+    rejected_tokens: files of the examples without a response token.
     experiments: tables of the study's experiments, `evaluation/<name>.parquet`.
-    report: the HTML file.
-    lds_table, training_table: CSV files of `lds` and of the validations in `training`.
-    costs_table: CSV file of what each stage took, beside what the plan expected of it.
+    report: HTML file to write.
+    lds_table: CSV file to write, the content of `lds`.
+    training_table: CSV file to write, the validations in `training`.
+    costs_table: CSV file to write, what each stage took, beside what the plan expected.
     benchmarks: folder of Snakemake's benchmark files, one folder per rule; may be absent.
     plan: `plan.json`; may be absent.
     tests: most test examples per evaluation in the explorer.
@@ -177,7 +183,7 @@ def _render(**values: Any) -> str:
 
 
 def _content_hash(script: str) -> str:
-    """Return the hash by which the page's security policy lets this one script run, and no other."""
+    """Return the hash by which the page's content security policy allows this script and no other."""
     return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 

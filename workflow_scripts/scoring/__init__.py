@@ -1,1 +1,1 @@
-"""Scores of training examples and of groups of them, and the top lists."""
+"""Scores of training examples and of groups of them, and the top examples of each test."""

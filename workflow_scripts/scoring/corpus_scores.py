@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits
 from workflow_scripts.scoring.group_scores import GroupScores, GroupSums, Membership
 from workflow_scripts.scoring.top_k import Sign, TopScores
 
-# Tests beyond so many are scored in further blocks: memory depends on a tile's examples alone.
+# Tests are scored in blocks of this size, so that memory depends on a tile's examples alone.
 TESTS_PER_BLOCK = 512
 
 Tile = TypeVar("Tile")
@@ -24,8 +24,11 @@ Tile = TypeVar("Tile")
 class PartScores(NamedTuple):
     """What a part of a corpus adds to the scores of the whole.
 
-    `helpful` and `harmful` are (example ids, scores), both [tests, found], as `TopScores.result` gives them; `sums` is
-    of all tests.
+    Attributes
+    ----------
+    helpful: (example ids int64, scores float32), both [tests, found], best first; see `TopScores.result`.
+    harmful: as `helpful`.
+    sums: group sums of all tests.
     """
 
     helpful: tuple[np.ndarray, np.ndarray]
@@ -34,14 +37,14 @@ class PartScores(NamedTuple):
 
 
 class CorpusScores:
-    """What is kept of the scores of a corpus, or of a part of it, for every test.
+    """The top scores and group scores of a corpus, or of a part of it, for every test.
 
     Parameters
     ----------
     tests: number of tests.
     top: how many most helpful and most harmful examples to keep for each test.
-    membership: the subsets whose group scores are wanted.
-    poolings: how they are to be pooled, of `group_scores.POOLINGS`.
+    membership: the subsets to compute group scores for.
+    poolings: how their scores are pooled, of `group_scores.POOLINGS`.
     """
 
     def __init__(self, tests: int, top: int, membership: Membership, poolings: Collection[str]):
@@ -54,13 +57,13 @@ class CorpusScores:
             self._blocks.append(_TestBlock(block, helpful, harmful, groups))
 
     def part(self) -> PartScores:
-        """Return what was taken in so far, to be added to the scores of other parts."""
+        """Return what was added so far, to be merged with other parts."""
         members, *arrays = zip(*(block.groups.sums() for block in self._blocks), strict=True)
         sums = GroupSums(members[0], *(np.concatenate(blocks, axis=1) for blocks in arrays))
         return PartScores(self.top("helpful"), self.top("harmful"), sums)
 
     def merge(self, part: PartScores) -> None:
-        """Take in another part of the corpus: top scores come out exactly, group scores to rounding."""
+        """Add another part of the corpus; top scores are exact, group scores the same up to rounding."""
         for block in self._blocks:
             for top, (example_ids, scores) in ((block.helpful, part.helpful), (block.harmful, part.harmful)):
                 top.add(example_ids[block.tests], scores[block.tests])
@@ -73,7 +76,7 @@ class CorpusScores:
         return np.concatenate([ids for ids, _ in results]), np.concatenate([scores for _, scores in results])
 
     def groups(self, pooling: str) -> np.ndarray:
-        """Return the subsets' scores, float32 [tests, subsets]; see `GroupScores.result` for errors."""
+        """Return the group scores by a pooling, float32 [tests, subsets]; errors as in `GroupScores.result`."""
         return np.concatenate([block.groups.result(pooling).T for block in self._blocks])
 
     def add_tiles(
@@ -82,14 +85,14 @@ class CorpusScores:
         score: Callable[[Tile, slice], np.ndarray],
         on_tile: Callable[[int], None] = lambda examples: None,
     ) -> None:
-        """Score all tiles and take them in; as many tiles are worked on at once as there are threads.
+        """Score all tiles and add them, as many at a time as there are threads.
 
-        Tiles are merged in their order, so the number of threads changes no result.
+        Tiles are merged in order, so the number of threads changes no result.
 
         Parameters
         ----------
-        tiles: (example ids int [examples], ascending over all tiles; whatever `score` needs of them).
-        score: gives the scores of a tile for a slice of the tests, float32 [examples, tests].
+        tiles: pairs of example ids, int [examples], ascending over all tiles, and whatever `score` needs.
+        score: takes the latter and a slice of the tests, and returns scores, float32 [examples, tests].
         on_tile: called with the number of examples of each finished tile.
         """
         threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
@@ -122,7 +125,7 @@ class _TestBlock:
     groups: GroupScores
 
     def empty(self) -> _TestBlock:
-        """Return a block that takes in a further tile, to be merged into this one."""
+        """Return an empty block for a further tile, to be merged into this one."""
         return _TestBlock(self.tests, self.helpful.empty(), self.harmful.empty(), self.groups.empty())
 
     def merge(self, other: _TestBlock) -> None:

@@ -1,4 +1,4 @@
-"""Scores of a corpus on a GPU: what `CorpusScores` computes, without scores leaving the device."""
+"""Scores of a corpus on a GPU: the same as `CorpusScores` computes, and no single score leaves the device."""
 
 from __future__ import annotations
 
@@ -30,14 +30,17 @@ def score_on_device(
     """Return the top scores and the group sums of all tiles.
 
     Scores are computed in float32, never in TF32, and summed in float64 in the order of the examples, so the same
-    tiles give the same bits. A tile is scored for 512 tests at a time, so the device
-    holds a tile and its scores whatever the sizes of corpus and tests.
+    tiles give the same bits. A tile is scored for 512 tests at a time, so the device holds a tile and its scores
+    whatever the sizes of corpus and tests.
 
     Parameters
     ----------
-    tiles: (example ids int [examples], ascending; embeddings [examples, dimension] of any precision).
-    tests: embeddings of the tests, float32 [tests, dimension].
+    tiles: pairs of example ids, int [examples], ascending over all tiles, and embeddings, float of any precision
+        [examples, dimension].
+    tests: float32 [tests, dimension], embeddings of the tests.
     top: how many most helpful and most harmful examples to keep for each test.
+    membership: the subsets to compute group sums for.
+    device: where to compute.
     on_tile: called with the number of examples of each tile.
 
     Raises
@@ -72,7 +75,7 @@ def score_on_device(
 
 
 class _Block:
-    """A slice of the tests: `keys` int64 [tests, top] by sign, `sums` as `GroupSums` without the members."""
+    """A slice of the tests: `keys`, int64 [tests, top] by sign, and `sums`, those of `GroupSums` without `members`."""
 
     def __init__(self, queries: torch.Tensor, top: int, subsets: int):
         self.queries = queries
@@ -80,7 +83,13 @@ class _Block:
         self.sums = tuple(queries.new_zeros(subsets, len(queries), dtype=torch.float64) for _ in range(4))
 
     def add_top(self, scores: torch.Tensor, low: torch.Tensor) -> None:
-        """Take in scores [examples, tests]; `low` is the inverted id of each example."""
+        """Add the scores of a tile to the top lists.
+
+        Parameters
+        ----------
+        scores: float32 [examples, tests].
+        low: int64 [examples], the inverted id of each example.
+        """
         for sign, keys in self.keys.items():
             # One sortable number per example: the score's order above, the inverted id below. Adding to 0 turns -0.0
             # into 0.0, an equal score.
@@ -89,9 +98,13 @@ class _Block:
             self.keys[sign] = torch.cat([keys, candidates], dim=1).topk(keys.shape[1], dim=1).values
 
     def add_groups(self, members: torch.Tensor, owner: torch.Tensor, sizes: torch.Tensor) -> None:
-        """Take in the scores of subsets' members [members, tests], at least one; members of a subset stand together.
+        """Add the scores of subsets' members to the group sums.
 
-        `owner` [members] is the subset of each, `sizes` [subsets] how many members each has.
+        Parameters
+        ----------
+        members: float32 [members, tests], at least one member; those of a subset are consecutive.
+        owner: int64 [members], the subset of each.
+        sizes: int64 [subsets], the number of members of each subset.
         """
         total, maximum, weight, weighted = self.sums
         tile_maximum = _by_subset("max", members.abs(), sizes)
@@ -113,13 +126,13 @@ class _Block:
 
 
 def _by_subset(reduction: str, values: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
-    """Return the sums or the largest of `values` [members, tests] in each subset, 0 where it has no member."""
-    # Unlike `index_add`, it adds in one order on a GPU; `unsafe` leaves out a check that a GPU is waited for.
+    """Return the `sum` or `max` of `values` [members, tests] over each subset, [subsets, tests]; 0 for an empty one."""
+    # Unlike `index_add`, it adds in a fixed order on a GPU; `unsafe` skips a check that waits for the GPU.
     return torch.segment_reduce(values, reduction, lengths=sizes, initial=0, unsafe=True)
 
 
 def _tile_on(device: torch.device, tile: torch.Tensor) -> torch.Tensor:
-    # A tile lies in Arrow's memory, from which no copy overlaps with anything.
+    # A tile is in Arrow's pageable memory, from which no copy is asynchronous.
     return tile if device.type == "cpu" else tile.pin_memory().to(device, non_blocking=True)
 
 

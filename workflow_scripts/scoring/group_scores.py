@@ -1,4 +1,4 @@
-"""Scores of whole subsets, from example scores that stream by in tiles (paper, section 3.2)."""
+"""Scores of whole subsets, accumulated from example scores tile by tile (paper, section 3.2)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,11 @@ class Membership:
 
     Parameters
     ----------
-    subsets: one integer array of example ids per subset; there may be none.
+    subsets: for each subset, int [size], the ids of its members; there may be no subset.
+
+    Attributes
+    ----------
+    sizes: int64 [subsets], the number of members of each subset.
     """
 
     def __init__(self, subsets: Sequence[np.ndarray]):
@@ -29,7 +33,12 @@ class Membership:
         self._owner = np.repeat(np.arange(len(subsets)), self.sizes)[order]
 
     def rows(self, example_ids: np.ndarray) -> list[np.ndarray]:
-        """Return for each subset the positions of its members in `example_ids`."""
+        """Return for each subset the positions of its members in `example_ids`, int64 [members found].
+
+        Parameters
+        ----------
+        example_ids: int [examples], the ids of a tile, each once.
+        """
         first = np.searchsorted(self._ids, example_ids, "left")
         counts = np.searchsorted(self._ids, example_ids, "right") - first
         rows = np.repeat(np.arange(len(example_ids)), counts)
@@ -41,10 +50,15 @@ class Membership:
 
 
 class GroupSums(NamedTuple):
-    """What is kept of a corpus or a part of it: `members` seen, int64 [subsets]; the rest float64 [subsets, tests].
+    """Sums over the members of each subset, in a corpus or a part of it; those that no pooling needs are not computed.
 
-    `total` is the sum of the scores and `maximum` the largest |s|; `weight` and `weighted` are the sums of
-    e^(|s| - maximum) and of e^(|s| - maximum) s. What no pooling needs is 0.
+    Attributes
+    ----------
+    members: int64 [subsets], number of members found.
+    total: float64 [subsets, tests], sum of the scores s.
+    maximum: float64 [subsets, tests], largest |s|, or largest s for the pooling `signed`.
+    weight: float64 [subsets, tests], sum of e^(|s| - maximum), or of e^(s - maximum).
+    weighted: float64 [subsets, tests], sum of the same times s.
     """
 
     members: np.ndarray
@@ -55,7 +69,7 @@ class GroupSums(NamedTuple):
 
 
 class GroupScores:
-    """Running sums that give f(x, S) for each subset S and test x.
+    """Running sums from which f(x, S) follows for each subset S and test x (paper, section 3.2).
 
     With `attention`, f = sum_i a_i s_i where a = softmax over the members i of |s_i|; with `signed`, which the
     released code uses, a = softmax of s_i. Weights are relative to the largest |s_i| (or s_i) of the same subset
@@ -66,7 +80,11 @@ class GroupScores:
     ----------
     tests: number of tests.
     membership: the subsets.
-    poolings: those of `POOLINGS` that `result` will be asked for; not both `attention` and `signed`.
+    poolings: those of `POOLINGS` that `result` will be asked for.
+
+    Raises
+    ------
+    ValueError: `poolings` has both `attention` and `signed`.
     """
 
     def __init__(self, tests: int, membership: Membership, poolings: Collection[str]):
@@ -75,7 +93,7 @@ class GroupScores:
         self._signed = "signed" in poolings
         self._attention = "attention" in poolings or self._signed
         if self._signed and "attention" in poolings:
-            raise ValueError("poolings: attention and signed can't be had in one pass; make them two methods")
+            raise ValueError("poolings: attention and signed can't be computed in one pass; make them two methods")
         self._additive = "mean" in poolings or "sum" in poolings
         self._members = np.zeros(shape[0], np.int64)
         self._total = np.zeros(shape)
@@ -85,16 +103,22 @@ class GroupScores:
         self._weighted = np.zeros(shape)
 
     def empty(self) -> GroupScores:
-        """Return empty sums of the same tests and subsets, to be merged into these."""
+        """Return empty sums for the same tests and subsets, to be merged into these."""
         return GroupScores(self._tests, self._membership, self._poolings)
 
     def update(self, example_ids: np.ndarray, scores: np.ndarray) -> None:
-        """Take in a tile: ids int [examples]; scores float32 [examples, tests]."""
+        """Add the scores of a tile.
+
+        Parameters
+        ----------
+        example_ids: int [examples], each once.
+        scores: float32 [examples, tests].
+        """
         tile = self.empty()
         for subset, rows in enumerate(self._membership.rows(example_ids)):
             if len(rows):
                 members = scratch("members", (len(rows), self._tests), np.float32)
-                # The mode is about rows out of range, which there are none of; any but the default is fast.
+                # No row is out of range, but every mode other than the default is faster.
                 tile._add(subset, np.take(scores, rows, axis=0, out=members, mode="clip"))
         self.merge(tile)
 
@@ -116,7 +140,7 @@ class GroupScores:
             self._weighted[subset] = ones @ weights
 
     def merge(self, other: GroupScores) -> None:
-        """Take in what was seen of another part of the corpus."""
+        """Add the sums over another part of the corpus."""
         self.add(other.sums())
 
     def sums(self) -> GroupSums:
@@ -124,7 +148,7 @@ class GroupScores:
         return GroupSums(self._members, self._total, self._maximum, self._weight, self._weighted)
 
     def add(self, sums: GroupSums) -> None:
-        """Take in the sums over another part of the corpus."""
+        """Add the sums over another part of the corpus."""
         self._members += sums.members
         self._total += sums.total
         if self._attention:
@@ -137,9 +161,14 @@ class GroupScores:
     def result(self, pooling: str) -> np.ndarray:
         """Return the scores f(x, S), float32 [subsets, tests].
 
+        Parameters
+        ----------
+        pooling: one of the `poolings`.
+
         Raises
         ------
         StudyError: members of a subset were not among the examples, or a score is not finite.
+        ValueError: `pooling` is not one of `POOLINGS`.
         """
         if missing := int((self._membership.sizes - self._members).sum()):
             raise StudyError(

@@ -1,4 +1,4 @@
-"""Put the scores of a training corpus's parts together, to what one pass over the whole gives."""
+"""Merge the scores of a training corpus's parts into those of the whole corpus."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,10 +26,23 @@ def merge_scores(
     evaluation: str,
     top: int,
 ) -> None:
-    """Write `scores` and `groups` as `score_pairs` does, from what `score_part` wrote of each part.
+    """Write what `score_pairs` writes, from the files that `score_part` wrote for each part.
 
     Top examples are the same to the bit; group scores are summed in another order, in float64. The seconds of the
     parts are added up.
+
+    Parameters
+    ----------
+    subsets: file with the evaluation's subsets.
+    validation: file with the ids of the test examples.
+    part_scores: top examples of each part.
+    part_sums: group sums of each part, in the same order.
+    scores: Parquet file to write, the top examples of each test.
+    groups: Parquet file to write, the group scores of all subsets.
+    method: name of the method, for the progress display.
+    poolings: how scores of examples become scores of subsets, of `group_scores.POOLINGS`.
+    evaluation: name of the evaluation set, for the progress display.
+    top: how many most helpful and most harmful examples to keep for each test.
 
     Raises
     ------

@@ -30,25 +30,28 @@ def score_pairs(
     top: int,
     tile_examples: int,
 ) -> None:
-    """Write the top examples of each test to `scores`, and the group scores of all subsets to `groups`.
+    """Score an evaluation by one method: write the top examples of each test, and the group scores of all subsets.
 
     Parameters
     ----------
-    train, test: corpora of the evaluation.
-    subsets: the evaluation's subsets of the training corpus.
-    validation: the test examples, as the one row of the evaluation's validation table.
-    train_embeddings: those of the training corpus; None for methods that score texts.
-    test_embeddings: those of the test corpus, several files where it is split; [] for methods that score texts.
-    method: its name, which is that of its module if it scores texts.
+    train: `corpora/` file of the training examples.
+    test: `corpora/` file that the test examples are drawn from.
+    subsets: file with the evaluation's subsets of the training corpus.
+    validation: file with the ids of the test examples, in one row.
+    train_embeddings: embeddings of the training corpus; None for methods that score texts.
+    test_embeddings: embeddings of the test corpus, several files where it is split; [] for methods that score texts.
+    scores: Parquet file to write, the top examples of each test.
+    groups: Parquet file to write, the group scores of all subsets.
+    method: name of the method, which is that of its module if it scores texts.
     poolings: how scores of examples become scores of subsets, of `group_scores.POOLINGS`.
     evaluation: name of the evaluation set, for the progress display.
-    seed: of random scores.
+    seed: seed of methods that score at random.
     top: how many most helpful and most harmful examples to keep for each test.
-    tile_examples: training examples scored at once.
+    tile_examples: how many training examples are scored at a time.
 
     Raises
     ------
-    StudyError: the files don't belong together, or an embedding is damaged.
+    StudyError: a file can't be read, the files don't belong together, or an embedding is not finite.
     """
     start = time.monotonic()
     test_ids, subset_ids, membership = read_evaluation(subsets, validation)

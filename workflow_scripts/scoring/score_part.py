@@ -1,4 +1,4 @@
-"""Score a part of a training corpus: what `score_pairs` does with all of it, for `merge_scores` to put together."""
+"""Score a part of a training corpus, as `score_pairs` scores all of it; `merge_scores` merges the parts."""
 
 import time
 from collections.abc import Sequence
@@ -23,18 +23,25 @@ def score_part(
     top: int,
     tile_examples: int,
 ) -> None:
-    """Write the part's top examples of each test to `scores`, and its share of the group scores to `sums`.
+    """Write the part's top examples of each test, and its contribution to the group scores.
 
     Parameters
     ----------
-    train_embeddings: of this part of the training corpus.
-    method: one that reads embeddings.
+    subsets: file with the evaluation's subsets of the training corpus.
+    validation: file with the ids of the test examples, in one row.
+    train_embeddings: embeddings of this part of the training corpus.
+    test_embeddings: embeddings of the test corpus, one file or several.
+    scores: Parquet file to write, the part's top examples of each test.
+    sums: Parquet file to write, the part's group sums.
+    method: name of a method that reads embeddings, for the progress display.
+    poolings: how scores of examples become scores of subsets, of `group_scores.POOLINGS`.
     part: name of the part, for the progress display.
-    subsets, validation, test_embeddings, poolings, top, tile_examples: as `score_pairs`.
+    top: how many most helpful and most harmful examples to keep for each test.
+    tile_examples: how many training examples are scored at a time.
 
     Raises
     ------
-    StudyError: as `score_pairs`.
+    StudyError: a file can't be read, the files don't belong together, or an embedding is not finite.
     """
     start = time.monotonic()
     test_ids, subset_ids, membership = read_evaluation(subsets, validation)

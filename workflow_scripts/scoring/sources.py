@@ -1,4 +1,4 @@
-"""Where the scores of an evaluation come from, and one pass over them."""
+"""Sources of scores (stored embeddings, or a text method), and one pass over a source."""
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,17 @@ from workflow_scripts.scoring.group_scores import Membership
 
 
 def read_evaluation(subsets: Path, validation: Path) -> tuple[np.ndarray, np.ndarray, Membership]:
-    """Return the ids of the test examples, those of the subsets, and the subsets' members."""
+    """Read which tests and subsets an evaluation has.
+
+    Parameters
+    ----------
+    subsets: file with the evaluation's subsets.
+    validation: file with the ids of the test examples, in one row.
+
+    Returns
+    -------
+    Ids of the test examples, int32 [tests]; numbers of the subsets, int32 [subsets]; and the subsets' members.
+    """
     table = read_table(subsets, columns=["subset", "example_ids"])
     membership = Membership([ids.values.to_numpy() for ids in table["example_ids"]])
     return read_table(validation)["example_ids"][0].values.to_numpy(), table["subset"].to_numpy(), membership
@@ -24,12 +34,18 @@ def read_evaluation(subsets: Path, validation: Path) -> tuple[np.ndarray, np.nda
 
 @dataclass(frozen=True)
 class Source:
-    """Where scores come from; `tiles` and `score` as `CorpusScores.add_tiles` wants them.
+    """Scores of training examples for the tests of an evaluation.
 
     Parameters
     ----------
-    on_device: computes all scores on a GPU, where there is one: `gpu_scores.score_on_device` without the last
-        arguments.
+    tiles: pairs of example ids and whatever `score` needs, see `CorpusScores.add_tiles`.
+    score: scores of a tile for a slice of the tests, float32 [examples, tests].
+    examples: number of training examples.
+    bytes_per_example: what the method stores for each training example.
+    embedding_seconds: seconds that it took to embed the training examples.
+    test_embedding_seconds: seconds that it took to embed the tests.
+    on_device: computes all scores on a GPU, `gpu_scores.score_on_device` with its first arguments bound; None where
+        there is no GPU, and for methods that score texts.
     """
 
     tiles: Iterable[tuple[np.ndarray, Any]]
@@ -44,7 +60,17 @@ class Source:
 def score_source(
     source: Source, tests: int, top: int, membership: Membership, poolings: Collection[str], title: str
 ) -> CorpusScores:
-    """Return the scores of everything in `source`, in one pass; `title` is for the progress display."""
+    """Return the scores of a source, in one pass.
+
+    Parameters
+    ----------
+    source: scores of training examples.
+    tests: number of tests.
+    top: how many most helpful and most harmful examples to keep for each test.
+    membership: the subsets to compute group scores for.
+    poolings: how their scores are pooled, of `group_scores.POOLINGS`.
+    title: begins the lines of the progress display.
+    """
     progress = Progress(title, source.examples, "training examples")
     result = CorpusScores(tests, top, membership, poolings)
     if source.on_device:
@@ -55,8 +81,20 @@ def score_source(
 
 
 def open_embeddings(train: Path, test: Path | Sequence[Path], test_ids: np.ndarray, tile_examples: int) -> Source:
-    """Return a source of inner products of stored embeddings; those of the tests are one file or several."""
-    # Imported here: torch takes seconds to load, and methods that score texts do without.
+    """Return a source of inner products of stored embeddings.
+
+    Parameters
+    ----------
+    train: embeddings of the training corpus, or of a part of it.
+    test: embeddings of the test corpus, one file or several.
+    test_ids: int [tests], ids of the test examples.
+    tile_examples: how many training examples are scored at a time.
+
+    Raises
+    ------
+    StudyError: a file can't be read, or the two have embeddings of different sizes.
+    """
+    # Imported here: torch takes seconds to load, and methods that score texts don't need it.
     from workflow_scripts.embeddings.tiles import embedding_tiles, inner_products, read_embeddings
     from workflow_scripts.models.device import best_device
     from workflow_scripts.scoring.gpu_scores import score_on_device

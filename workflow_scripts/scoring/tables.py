@@ -1,4 +1,4 @@
-"""Scores as tables: those of a whole corpus, and those of a part on their way to the whole."""
+"""Write and read scores as Parquet tables: those of a whole corpus, and those of a part before they are merged."""
 
 from __future__ import annotations
 
@@ -50,7 +50,17 @@ def write_scores(
 def write_part(
     scores: Path, sums: Path, part: PartScores, test_ids: np.ndarray, subsets: np.ndarray, **costs: str
 ) -> None:
-    """Write what a part of a corpus adds: its top examples as `write_scores` does, and its group sums."""
+    """Write the scores of a part of a corpus.
+
+    Parameters
+    ----------
+    scores: Parquet file to write, the top examples as in `write_scores`.
+    sums: Parquet file to write, the group sums, one row per test and subset.
+    part: scores of the part.
+    test_ids: int [tests], ids of the tests.
+    subsets: int [subsets], numbers of the subsets.
+    costs: entries of the metadata of `scores`.
+    """
     members, *arrays = part.sums
     columns = _pairs(test_ids, subsets) | {"members": np.tile(members, len(test_ids))}
     # [subsets, tests], and rows stand test by test.
@@ -60,7 +70,7 @@ def write_part(
 
 
 def read_part(scores: Path, sums: Path, tests: int, subsets: int) -> PartScores:
-    """Read what `write_part` wrote for so many tests and subsets."""
+    """Read what `write_part` wrote, for the same numbers of `tests` and `subsets`."""
     table = read_table(sums)
     members, *arrays = (table[name].to_numpy().reshape(tests, subsets) for name in GroupSums._fields)
     top = read_table(scores, ["sign", "example_id", "score"])

@@ -1,4 +1,4 @@
-"""The most helpful or most harmful training examples of each test, kept while scores stream by."""
+"""The most helpful or most harmful training examples of each test, updated tile by tile."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ class TopScores:
     """The `top` best training examples of each test among those seen so far.
 
     Best means the largest score for `helpful`, the smallest for `harmful`; of equal scores the lower example
-    id wins. The result depends on the scores alone, not on how they were cut into tiles or parts.
+    id wins. The result depends on the scores alone, not on how they were divided into tiles or parts.
 
     Parameters
     ----------
     tests: number of tests.
     top: how many examples to keep for each.
+    sign: `helpful` or `harmful`.
     """
 
     def __init__(self, tests: int, top: int, sign: Sign):
@@ -31,13 +32,19 @@ class TopScores:
         self._keys = np.zeros((tests, top), np.uint64)
 
     def empty(self) -> TopScores:
-        """Return an empty list for later examples, to be merged into this one; it skips hopeless ones."""
+        """Return an empty list for later examples, to be merged into this one; it skips scores too low for this one."""
         part = TopScores(len(self._keys), self.top, self.sign)
         part._floor = self._threshold()
         return part
 
     def update(self, example_ids: np.ndarray, scores: np.ndarray) -> None:
-        """Take in a tile: ids int [examples], ascending over all tiles; scores float32 [examples, tests]."""
+        """Add the scores of a tile.
+
+        Parameters
+        ----------
+        example_ids: int [examples], ascending over all tiles, below 2**32.
+        scores: float32 [examples, tests].
+        """
         filled = np.isfinite(self._threshold()).all()
         start = 0
         while start < len(example_ids):
@@ -48,11 +55,17 @@ class TopScores:
             start = stop
 
     def merge(self, other: TopScores) -> None:
-        """Take in what another part of the corpus found."""
+        """Add the top examples of another part of the corpus."""
         self._keep_best(other._keys)
 
     def add(self, example_ids: np.ndarray, scores: np.ndarray) -> None:
-        """Take in the `result` of another part of the corpus: ids and scores, both [tests, found]."""
+        """Add the `result` of another part of the corpus.
+
+        Parameters
+        ----------
+        example_ids: int [tests, found].
+        scores: float32 [tests, found].
+        """
         self._keep_best(self._keys_of(example_ids, scores))
 
     def result(self) -> tuple[np.ndarray, np.ndarray]:

@@ -1,1 +1,1 @@
-"""A study as its config says it, read while Snakemake parses: nothing heavy is imported here."""
+"""A study as its config describes it. Imported while Snakemake parses, so nothing here imports a heavy library."""

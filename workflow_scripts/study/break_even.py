@@ -1,4 +1,4 @@
-"""When a method that costs much once and little per example overtakes one that costs little once and much after."""
+"""The break-even point of two methods: one with a high fixed cost, one with a high cost per example."""
 
 from __future__ import annotations
 
@@ -8,17 +8,21 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds that a method takes once, whatever it scores, and for each scored example."""
+    """Cost of a method in seconds: `fixed` once, whatever it scores, and `per_example` for each scored example."""
 
     fixed: float
     per_example: float
 
 
 def crossover(ours: Cost, theirs: Cost) -> float:
-    """Return the number of scored examples from which on `ours` is cheaper.
+    """Return the number of scored examples from which on `ours` is cheaper than `theirs`.
 
-    0 where it is from the first example on, infinity where it never becomes so: examples * per_example + fixed are two
-    straight lines, which meet at (our fixed - their fixed) / (their per_example - our per_example).
+    fixed + examples * per_example are two straight lines, which meet at
+    (ours.fixed - theirs.fixed) / (theirs.per_example - ours.per_example).
+
+    Returns
+    -------
+    0 if `ours` is cheaper from the first example on, infinity if it never is.
     """
     dearer_at_first = ours.fixed - theirs.fixed
     saved = theirs.per_example - ours.per_example

@@ -1,4 +1,4 @@
-"""Values of config keys that code branches on, apart from the config's model, which needs pydantic."""
+"""Types of config values that code branches on; for modules that don't import pydantic, which the config needs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The study's configuration: typed, unknown keys refused, sections that fit together."""
+"""The configuration of a study as a pydantic model, with the checks that involve several sections."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ class Study(Section):
     seed: int = Field(0, ge=0, description="Every random choice derives from it.")
     deterministic: bool = Field(
         False,
-        description="On a GPU: take only algorithms that add in a fixed order, which are slower, so that a job that "
-        "runs again gives the same bits. On a CPU it always does. See docs/reproducibility.md.",
+        description="On a GPU: use deterministic algorithms only, which are slower, so that a job that runs again "
+        "gives the same bits. On a CPU it always does. See docs/reproducibility.md.",
     )
     corpora: dict[Name, Corpus] = Field(description="Corpora by name.", min_length=1)
     language_model: LanguageModel = Field(default_factory=LanguageModel)
@@ -95,7 +95,7 @@ class Study(Section):
             used["warmup.corpus"] = self.warmup.corpus
         for name, evaluation in self.evaluations.items():
             if name == "train":
-                raise ValueError("evaluations.train: 'train' names the encoder's targets; take another name")
+                raise ValueError("evaluations.train: 'train' names the encoder's targets; choose another name")
             used[f"evaluations.{name}.train"] = evaluation.train
             used[f"evaluations.{name}.test"] = evaluation.test
         for name, corpus in self.corpora.items():
@@ -139,7 +139,7 @@ class Study(Section):
                 "of a trained encoder"
             )
         if os.path.normpath(model) == os.path.join("results", self.run, "encoder"):
-            raise ValueError(f"encoder.model: {model!r} is where this study writes; take another name for run")
+            raise ValueError(f"encoder.model: {model!r} is where this study writes; choose another name for run")
         if self.release.hub:
             raise ValueError("release.hub: without targets there is no encoder of this study's to push; leave it out")
         if self.encoder_variants:
@@ -174,7 +174,7 @@ class Study(Section):
                 continue
             values = experiment.model_dump()
             if name == "amortisation" and not self.targets:
-                raise ValueError("experiments.amortisation: without targets no encoder's training is paid for")
+                raise ValueError("experiments.amortisation: without targets no encoder is trained")
             named = [values.get("evaluation"), values.get("home"), *(values.get("evaluations") or [])]
             if missing := [one for one in named if one and one not in self.evaluations]:
                 raise ValueError(
@@ -186,7 +186,7 @@ class Study(Section):
                     f"experiments.{name}: evaluation {no_lds[0]!r} has no LM that is fine-tuned; give it `subsets`"
                 )
             if missing := [one for one in values.get("methods") or [] if one not in self.scoring.methods]:
-                raise ValueError(f"experiments.{name}.methods: {missing[0]!r} doesn't score; add it to scoring.methods")
+                raise ValueError(f"experiments.{name}.methods: {missing[0]!r} is not in scoring.methods; add it there")
         selection, transfer = self.experiments.selection, self.experiments.transfer
         if selection and selection.examples > self.scoring.top:
             raise ValueError(
@@ -194,19 +194,29 @@ class Study(Section):
                 "raise scoring.top"
             )
         if selection and self.finetuning.engine != "native":
-            raise ValueError("experiments.selection lets the LM answer, which needs finetuning.engine: native")
+            raise ValueError("experiments.selection has the LM generate answers, which needs finetuning.engine: native")
         if transfer and not self.evaluations[transfer.evaluation].language_model:
             raise ValueError(f"experiments.transfer: evaluation {transfer.evaluation!r} names no other language_model")
         return self
 
     def language_model_named(self, name: str | None) -> LanguageModel:
-        """Return the LM of `language_models`, or for None the one that the targets are made with."""
+        """Return the settings of an LM of `language_models`, or for None those of the LM that the targets come from.
+
+        Raises
+        ------
+        ValueError: the changes in `language_models` don't make a valid section.
+        """
         if name is None:
             return self.language_model
         return _changed(self.language_model, self.language_models[name], f"language_models.{name}")
 
     def encoder_of(self, variant: str | None) -> tuple[Encoder, EncoderTraining]:
-        """Return how an encoder of `encoder_variants` starts and is trained; for None, the study's own."""
+        """Return how an encoder of `encoder_variants` starts and is trained; for None, the study's own.
+
+        Raises
+        ------
+        ValueError: the changes in `encoder_variants` don't make valid sections.
+        """
         if variant is None:
             return self.encoder, self.encoder_training
         changes, key = self.encoder_variants[variant], f"encoder_variants.{variant}"
@@ -229,11 +239,17 @@ def _changed(section: AnySection, changes: Mapping[str, Any], key: str) -> AnySe
 
 
 def load_study(values: Mapping[str, Any], origin: str = "config.yaml") -> Study:
-    """Return the typed study of `values`, as Snakemake read them from `origin`.
+    """Return the validated study.
+
+    Parameters
+    ----------
+    values: keys and values of the config, as Snakemake or YAML reads them.
+    origin: name of the config file, for the message.
 
     Raises
     ------
-    StudyError: one line per wrong key, each with what to write instead.
+    StudyError: a key is missing, unknown or has a wrong value, or sections don't fit together; one line per key, each
+        with what to write instead.
     """
     try:
         return Study.model_validate(dict(values))

@@ -1,7 +1,7 @@
-"""What a study costs: the units of work of each stage, times the seconds that a unit takes.
+"""The cost of a study: the units of work of each stage, times the seconds that a unit takes.
 
-Units and seconds come from a pilot (`run_pilot`). What stands here is arithmetic; it is also done while Snakemake
-parses, so nothing heavy is imported.
+Units and seconds come from a pilot (`run_pilot`). This is only arithmetic on them; it also runs while Snakemake parses,
+so nothing heavy is imported.
 """
 
 from __future__ import annotations
@@ -23,25 +23,33 @@ Work = Mapping[str, float]  # a unit, as `Pilot.seconds` names it -> how many
 GPU_STAGES = ("pretrain_base_lm", "finetune_shard", "train_encoder", "embed_corpus")
 WHOLE_MACHINE_STAGES = ("pretrain_base_lm", "train_encoder", "embed_corpus")
 # Two starts of Snakemake in each Slurm job, and the time until squeue is asked whether it has ended. The wait in
-# the queue is nobody's to know.
+# the queue can't be predicted.
 SECONDS_OF_A_CLUSTER_JOB = 40.0
 GOOD_JOB_SECONDS = 1800.0
 
-# Bytes on disk: a token; a loss in its block; a target; a kept score; a group score; the text of a row that was not
-# seen. That of a target is measured (benchmarks/storage.py), the others are guesses.
+# Bytes on disk: a token; a loss in its block; a target; a kept score; a group score; the text of a row that the pilot
+# didn't read. That of a target is measured (benchmarks/storage.py), the others are guesses.
 BYTES = {"token": 2.0, "loss": 5.0, "target": 6.8, "score": 8.0, "group": 6.0, "row": 500.0}
 FILES_BYTES = 3e6  # report, logs, tables of the evaluation
 
 
 def parameters_in_name(model: str) -> float | None:
-    """Return the number of parameters that a model's name gives, e.g. 5e8 for `Qwen/Qwen2.5-0.5B`; None without."""
+    """Return the number of parameters in a model's name, e.g. 5e8 for `Qwen/Qwen2.5-0.5B`; None if it has none."""
     named = re.search(r"(\d+(?:\.\d+)?)[bB]\b", model)
     return float(named.group(1)) * 1e9 if named else None
 
 
 @dataclass(frozen=True)
 class CorpusFacts:
-    """Size of a corpus: rows, mean tokens of an example for the LM and for the encoder, bytes of a row on disk."""
+    """Size of a corpus.
+
+    Parameters
+    ----------
+    rows: number of examples.
+    lm_tokens: mean tokens of an example for the LM.
+    encoder_tokens: mean tokens of an example for the encoder.
+    row_bytes: mean bytes of an example on disk.
+    """
 
     rows: int
     lm_tokens: float
@@ -51,9 +59,18 @@ class CorpusFacts:
 
 @dataclass(frozen=True)
 class Pilot:
-    """What the pilot found: seconds by unit, corpora by name, and what of it is assumed.
+    """What the pilot measured or assumed.
 
-    `gpus`: how many the GPU stages have, 0 if they run on the CPU. `assumed_units`: units that were not timed.
+    Parameters
+    ----------
+    hardware: description of the machine.
+    gpus: number of GPUs that the GPU stages have; 0 if they run on the CPU.
+    seconds: seconds that one unit of work takes, by the unit's name, e.g. `trained_token`.
+    assumed_units: names of the units whose seconds were assumed, not measured.
+    assumptions: what was assumed, as sentences.
+    corpora: size of each corpus, by name.
+    lm_parameters: number of parameters of the LM.
+    encoder_parameters: number of parameters of the encoder.
     """
 
     hardware: str
@@ -85,13 +102,26 @@ class Pilot:
 
 @dataclass(frozen=True)
 class Concurrency:
-    """What runs at a time: `jobs` of `cores` on a cluster; None: as many as fit this machine's `cores` and GPUs."""
+    """How many jobs run at a time.
+
+    Parameters
+    ----------
+    cores: CPU cores of this machine, or of each job on a cluster.
+    jobs: number of jobs on a cluster; None for one machine, where as many run as its cores and GPUs allow.
+    """
 
     cores: int
     jobs: int | None = None
 
     def slots(self, stage: str, gpus: int, processes: int) -> int:
-        """Return how many jobs of a stage run side by side; `processes` share one of them."""
+        """Return how many jobs of a stage run at a time.
+
+        Parameters
+        ----------
+        stage: name of the stage.
+        gpus: number of GPUs of the machine.
+        processes: number of processes that share one job.
+        """
         if self.jobs is not None:
             return self.jobs
         if gpus and stage in GPU_STAGES:
@@ -103,21 +133,41 @@ class Concurrency:
 
 @dataclass(frozen=True)
 class StageEstimate:
-    """The expected cost of one stage; hours are those of `processor`, `GPU` or `core`."""
+    """The expected cost of one stage.
+
+    Parameters
+    ----------
+    stage: name of the stage.
+    jobs: number of its jobs.
+    processor: `GPU` or `core`, what `hours` are counted in.
+    hours: GPU hours or core hours of all jobs.
+    seconds: of all jobs, one after the other.
+    longest_seconds: of the longest job.
+    wall_seconds: until all jobs have ended, if they start at once as slots get free.
+    disk_bytes: size of the files that the stage leaves.
+    measured: whether the pilot measured all units of its work.
+    """
 
     stage: str
     jobs: int
     processor: str
     hours: float
-    seconds: float  # of all jobs, one after the other
-    longest_seconds: float  # of its longest job
+    seconds: float
+    longest_seconds: float
     wall_seconds: float
     disk_bytes: float
     measured: bool
 
 
 def estimate(plan: StudyPlan, pilot: Pilot, concurrency: Concurrency) -> list[StageEstimate]:
-    """Return the expected cost of each stage that the study runs, in the order of the pipeline."""
+    """Return the expected cost of each stage that the study runs, in the order of the pipeline.
+
+    Parameters
+    ----------
+    plan: what the study runs.
+    pilot: seconds of each unit of work, and sizes of the corpora.
+    concurrency: how many jobs run at a time.
+    """
     disk = disk_bytes(plan, pilot)
     return [
         _stage_estimate(stage, jobs, plan.processes(stage), pilot, concurrency, disk.get(stage, 0.0))
@@ -148,7 +198,7 @@ def _stage_estimate(
 
 
 def makespan(seconds: Sequence[float], slots: int) -> float:
-    """Return when the last of these jobs ends, if each starts as soon as one of `slots` is free."""
+    """Return the seconds until the last job has ended, if each starts as soon as one of `slots` is free."""
     ends = [0.0] * max(min(slots, len(seconds)), 1)
     for one in seconds:
         heapq.heappush(ends, heapq.heappop(ends) + one)
@@ -156,7 +206,7 @@ def makespan(seconds: Sequence[float], slots: int) -> float:
 
 
 def work(plan: StudyPlan, pilot: Pilot) -> dict[str, list[Work]]:
-    """Return what each job of each stage has to do, as numbers of units."""
+    """Return the work of each job, by stage in the order of the pipeline: how many of each unit it does."""
     study, start, model = plan.study, {"job_start": 1}, {"job_start": 1, "model_start": 1}
     tests = {name: _measured(plan, pilot, name) for name in study.evaluations}
     pairs = {name: pilot.corpora[one.train].rows * tests[name] for name, one in study.evaluations.items()}
@@ -199,7 +249,7 @@ def work(plan: StudyPlan, pilot: Pilot) -> dict[str, list[Work]]:
 
 
 def _rows_read(plan: StudyPlan, pilot: Pilot, corpus: str) -> float:
-    """Return the rows of a corpus's source: a part of it is found by reading all."""
+    """Return the rows of a corpus's source: all of them are read, even for a part of it."""
     first, last = plan.study.corpora[corpus].part
     return pilot.corpora[corpus].rows / (last - first)
 
@@ -210,7 +260,7 @@ def _pretraining_work(plan: StudyPlan) -> Work:
 
 
 def _encoder_work(plan: StudyPlan, pilot: Pilot, tests: int) -> dict[str, list[Work]]:
-    """Return the work of the stages that make the encoder; one that was trained elsewhere is only taken."""
+    """Return the work of the stages that make the encoder; one that was trained elsewhere is only copied."""
     targets, start = plan.study.targets, {"job_start": 1, "model_start": 1}
     if targets is None:
         return {"take_encoder": [{**start, "encoder_start": 1}]}
@@ -278,12 +328,19 @@ def _measured(plan: StudyPlan, pilot: Pilot, pool: str) -> int:
 
 
 def distinct_examples(pool: int, subsets: int, subset_examples: int) -> float:
-    """Return how many different examples so many random subsets of a pool are expected to hold."""
+    """Return the expected number of distinct examples in random subsets of a pool.
+
+    Parameters
+    ----------
+    pool: number of examples in the pool.
+    subsets: number of subsets.
+    subset_examples: number of examples in a subset.
+    """
     return pool * (1 - (1 - min(subset_examples / pool, 1)) ** subsets)
 
 
 def disk_bytes(plan: StudyPlan, pilot: Pilot) -> dict[str, float]:
-    """Return what each stage leaves on disk, in bytes."""
+    """Return the bytes that each stage leaves on disk."""
     study, scoring = plan.study, plan.study.scoring
     losses = sum(math.prod(plan.runs(pool)) * _measured(plan, pilot, pool) for pool in plan.pools)
     number_bytes = {"float16": 2, "float32": 4}[scoring.embedding_precision]
@@ -319,9 +376,15 @@ def _score_bytes(plan: StudyPlan, pilot: Pilot, methods: Sequence[str]) -> float
 
 @dataclass(frozen=True)
 class BreakEven:
-    """When the trained encoder has paid for itself against one gradient for each scored example.
+    """From which corpus size on the trained encoder is cheaper than one gradient for each scored example.
 
-    Seconds are those of one `processor`. `examples` is None where a gradient costs no more than an embedding.
+    Parameters
+    ----------
+    processor: `GPU` or `core`, whose seconds are counted.
+    setup_seconds: of labels and training, once.
+    gradient_seconds: of one example's gradient.
+    embedding_seconds: of one example's embedding.
+    examples: the size, in examples; None if a gradient costs no more than an embedding.
     """
 
     processor: str
@@ -332,10 +395,10 @@ class BreakEven:
 
 
 def break_even(plan: StudyPlan, pilot: Pilot, concurrency: Concurrency) -> BreakEven | None:
-    """Return the corpus size from which labels, training and embeddings cost less than a gradient per example.
+    """Return the corpus size from which on labels, training and embeddings cost less than a gradient per example.
 
     The gradient method's own preparation (a warmed-up LM, its projection) is not counted, so the size is an upper
-    bound. None for a study that trains no encoder.
+    bound. None for a study that trains no encoder. Parameters as in `estimate`.
     """
     if not plan.study.targets:
         return None
@@ -363,7 +426,7 @@ def break_even(plan: StudyPlan, pilot: Pilot, concurrency: Concurrency) -> Break
 
 
 def not_planned(plan: StudyPlan) -> dict[str, list[str]]:
-    """Return the stages of the study that no unit of the pilot stands for, and what each is for."""
+    """Return the stages that the plan does not cover, and the methods, experiments or evaluations that need each."""
     own = {name: one for name in plan.study.scoring.methods if (one := plan.method(name).own)}
     experiments = {name: plan.experiment(name) for name in plan.experiments()}
     with_runs = [name for name, settings in experiments.items() if hasattr(settings, "jobs")]
@@ -384,7 +447,7 @@ def not_planned(plan: StudyPlan) -> dict[str, list[str]]:
 
 
 def counted_alike(plan: StudyPlan) -> list[str]:
-    """Return what is planned at the cost of something else, as sentences."""
+    """Return, as sentences, what is assumed to cost as much as something else."""
     study = plan.study
     return [
         *(
@@ -405,9 +468,9 @@ def job_seconds(job: Work, pilot: Pilot) -> float:
 
 
 def good_job_sizes(plan: StudyPlan, pilot: Pilot, concurrency: Concurrency) -> dict[str, dict[str, int]]:
-    """Return for each pool the `folds_per_job` and `subsets_per_job` with which a fine-tuning job takes half an hour.
+    """Return the `folds_per_job` and `subsets_per_job` of each pool with which a fine-tuning job takes half an hour.
 
-    Shorter ones where all runs together would leave slots empty.
+    Jobs are shorter where ones of half an hour would leave slots empty. Parameters as in `estimate`.
     """
     slots = concurrency.slots("finetune_shard", pilot.gpus, plan.processes("finetune_shard"))
     sizes = {}

@@ -33,7 +33,7 @@ def main() -> None:
 
 
 def documents() -> dict[Path, str]:
-    """Return the text of each file by its path."""
+    """Return the text of both files by path."""
     schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **Study.model_json_schema()}
     return {
         ROOT / "configs/schema.json": json.dumps(schema, indent=2, ensure_ascii=False) + "\n",

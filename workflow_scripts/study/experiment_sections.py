@@ -1,4 +1,4 @@
-"""The sections of a study's configuration under `experiments`, as `study.sections` has the others."""
+"""The sections of a study's configuration under `experiments`; `study.sections` has the others."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from workflow_scripts.study.sections import Name, Positive, Section
 
 def _something_stays(section: LeaveOut | Removal) -> LeaveOut | Removal:
     if max(section.sizes) >= section.base_examples:
-        raise ValueError("sizes: must be less than base_examples, or nothing would stay to fine-tune on")
+        raise ValueError("sizes: must be less than base_examples, or nothing would be left to fine-tune on")
     return section
 
 
@@ -48,7 +48,7 @@ class Selection(Section):
 
     evaluation: Name = Field(description="The evaluation whose pool, tests and LM are used; its tests need labels.")
     examples: Positive = Field(description="Examples selected for a task (paper: 1,000); at most `scoring.top`.")
-    tasks: Positive | None = Field(None, description="So many tasks, those with most tests first; `null` for all.")
+    tasks: Positive | None = Field(None, description="Number of tasks, those with most tests first; `null` for all.")
     methods: list[str] | None = Field(None, description="Which methods select; `null` for all that score.")
     full_data: bool = Field(True, description="Also fine-tune once on the whole pool.")
     new_tokens: Positive = Field(64, description="Longest answer in tokens.")

@@ -1,4 +1,4 @@
-"""What a wrong key of the config is said to be, and what to write instead."""
+"""Error messages for the config: which key is wrong, why, and what to write instead."""
 
 from __future__ import annotations
 
@@ -8,16 +8,22 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
-# Keys that had another name before.
+# Former name of a key -> its name.
 RENAMED = {"smallest_difference": "min_label_gap", "largest_weight": "max_pair_weight"}
 
 
 def explain(detail: Mapping[str, Any], section: type[BaseModel]) -> str:
-    """Return one line for an error that pydantic found in a `section`: the key, what is wrong, what to write."""
+    """Return one line for a validation error: the key, what is wrong, and what to write instead.
+
+    Parameters
+    ----------
+    detail: one of the `errors()` of a pydantic `ValidationError`.
+    section: model that was validated; its fields are suggested for an unknown key.
+    """
     key = ".".join(str(part) for part in detail["loc"] if part != "[key]") or "study"
     if detail["type"] == "extra_forbidden":
         if new := RENAMED.get(str(detail["loc"][-1])):
-            return f"  {key}: is called {new!r} now; write {new}"
+            return f"  {key}: was renamed to {new!r}; write {new}"
         known = _known_keys(detail["loc"][:-1], section)
         near = difflib.get_close_matches(str(detail["loc"][-1]), known, n=1)
         advice = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"

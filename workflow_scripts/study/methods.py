@@ -1,9 +1,9 @@
-"""Attribution methods, by the name that a study's `scoring.methods` and every table use.
+"""The registry of attribution methods, by the name that a study's `scoring.methods` and every table use.
 
-There are three kinds. One reads the embeddings of the attribution encoder. One scores texts by itself: a module
-of its name in `workflow_scripts/methods/` has `open_scorer(train: Texts, test: Texts, seed: int) -> TextScorer`. One
-makes embeddings of its own: its module has `open_embedder(...) -> Embedder` and, where something has to be measured
-first, `fit(...)`; see `methods.embedder`. To add one, write the module and one line here.
+There are three kinds. One reads the embeddings of the attribution encoder. One scores texts: the module of its name in
+`workflow_scripts/methods/` has `open_scorer(train: Texts, test: Texts, seed: int) -> TextScorer`. One computes
+embeddings of its own: its module has `open_embedder(...) -> Embedder` and, where something has to be measured first,
+`fit(...)`; see `methods.embedder`. To add a method, write its module and one line here.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from workflow_scripts.study.choices import Pooling
 
 @dataclass(frozen=True)
 class EmbeddingSpec:
-    """How a method makes embeddings of its own.
+    """How a method computes embeddings of its own.
 
     Parameters
     ----------
-    module: of `workflow_scripts/methods/`, with `open_embedder` and, if `fitted`, `fit`.
-    settings: what both are called with.
-    language_model: which LM reads the examples: the base LM, the warmed-up one, or None for a method of texts.
+    module: name of its module in `workflow_scripts/methods/`, with `open_embedder` and, if `fitted`, `fit`.
+    settings: keyword arguments of both functions.
+    language_model: which LM reads the examples: the base LM, the warmed-up one, or None if the method reads texts.
     fitted: whether something is measured on the warm-up's examples before anything is embedded.
-    by_role: whether a test example is embedded otherwise than a training example.
+    by_role: whether test examples are embedded differently from training examples.
     """
 
     module: str
@@ -37,14 +37,14 @@ class EmbeddingSpec:
 
 @dataclass(frozen=True)
 class Method:
-    """What a rule or a stage has to know of a method before it runs.
+    """What rules and stages need to know about a method before it runs.
 
     Parameters
     ----------
     poolings: how example scores become group scores; each is a row of the LDS table.
-    encoder: which attribution encoder's embeddings are read, if any: `trained` or `untrained`, and of a variant
-        `trained@<variant>`.
-    own: how embeddings of its own are made, if it does that.
+    encoder: the attribution encoder whose embeddings it reads: `trained` or `untrained`, `trained@<variant>` or
+        `untrained@<variant>` for a variant, None for a method that reads none.
+    own: how it computes embeddings of its own; None if it doesn't.
     """
 
     poolings: tuple[Pooling, ...]
@@ -92,12 +92,17 @@ def sentence_encoder_method(model: str) -> Method:
 
 
 def find_method(name: str) -> Method:
-    """Return the method of a name; `<method>@<variant>` is the method with another encoder."""
+    """Return the method of a name; `<method>@<variant>` is the method with the encoder of that variant.
+
+    Raises
+    ------
+    KeyError: there is no such method.
+    """
     method = METHODS[name.partition("@")[0]]
     variant = read_encoder_variant(name)
     return replace(method, encoder=f"{method.encoder}@{variant}") if variant else method
 
 
 def read_encoder_variant(name: str) -> str | None:
-    """Return the encoder variant in a method's name, if there is one."""
+    """Return the encoder variant in a method's name; None if there is none."""
     return name.partition("@")[2] or None

@@ -1,6 +1,6 @@
 """Which jobs a study has, and which corpora, LMs, encoders and methods they are for.
 
-Read while Snakemake parses, so nothing heavy is imported here.
+Imported while Snakemake parses, so nothing heavy is imported here.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from workflow_scripts.study.sections import Encoder, EncoderTraining, LanguageMo
 from workflow_scripts.study.sources import is_hub_id, local_files, snapshot_name
 
 TRAIN_POOL = "train"
-# Ends the name of the folder of a method's embeddings of tests, where they are made otherwise.
+# Suffix of the folder of a method's embeddings of tests, where they are computed differently.
 OF_TESTS = "-tests"
 # Table of each experiment, under evaluation/.
 EXPERIMENT_TABLES = {
@@ -34,7 +34,15 @@ EXPERIMENT_TABLES = {
 
 @dataclass(frozen=True)
 class HubModel:
-    """A model of the hub that a study names, and whether any of its jobs loads it."""
+    """A model of the hub that a study names.
+
+    Parameters
+    ----------
+    model: its hub id.
+    revision: a commit, tag or branch; None for the default branch.
+    trust_remote_code: whether code that comes with the model is run.
+    is_loaded: whether any job of the study loads the model.
+    """
 
     model: str
     revision: str | None
@@ -43,14 +51,33 @@ class HubModel:
 
 
 class StudyPlan:
-    """What a study runs: pools, blocks, methods, variants, parts, experiments, and the processes that share a job."""
+    """What a study runs: pools, blocks, methods, variants, parts, experiments, and the processes that share a job.
+
+    The methods take and return names, as they occur in file names:
+
+    - pool: `train`, or the name of an evaluation with an LDS
+    - lm: "" for the study's own LM, `@<name>` for one of `language_models`
+    - variant: "" for the study's own encoder, `@<name>` for one of `encoder_variants`
+    - embedding: a folder of `embeddings/`, `trained` or `untrained`, of a variant `trained@<name>`, or a method's name
+
+    Parameters
+    ----------
+    study: the validated config.
+
+    Attributes
+    ----------
+    lds_evaluations: evaluations whose subsets are fine-tuned.
+    pools: all pools that LMs are fine-tuned on.
+    variants: all variants, the study's own encoder first.
+    language_models: all LMs, the study's own first.
+    has_builtin_lm: whether the study uses an LM of its own that the workflow pretrains.
+    results: the results folder.
+    """
 
     def __init__(self, study: Study):
         self.study = study
-        # Evaluation sets with an LDS, and the pools that LMs are fine-tuned on.
         self.lds_evaluations = [name for name, evaluation in study.evaluations.items() if evaluation.subsets]
         self.pools = [TRAIN_POOL, *self.lds_evaluations] if study.targets else self.lds_evaluations
-        # Of the artifacts that several encoders or LMs have, a name begins with @; the study's own have none.
         self.variants = ["", *(f"@{name}" for name in study.encoder_variants)]
         self.language_models = ["", *(f"@{name}" for name in study.language_models)]
         self.has_builtin_lm = study.uses_lm and self.is_builtin("")
@@ -58,19 +85,19 @@ class StudyPlan:
 
     @property
     def targets(self) -> Targets:
-        """The section `targets`, of a study that has one."""
+        """The section `targets`; only for a study that has one."""
         assert self.study.targets is not None, "nothing is trained without targets"
         return self.study.targets
 
     def corpora_of(self, pool: str) -> tuple[str, str]:
-        """Return the names of the corpora that a pool's subsets and its evaluated examples are drawn from."""
+        """Return the two corpora that a pool's subsets and its evaluated examples are drawn from."""
         if pool == TRAIN_POOL:
             return self.targets.corpus, self.targets.corpus
         evaluation = self.study.evaluations[pool]
         return evaluation.train, evaluation.test
 
     def tokenized_corpora(self) -> list[str]:
-        """Return the corpora that the study's own LM reads."""
+        """Return the names of the corpora that the study's own LM reads, sorted."""
         pools = [pool for pool in self.pools if not self.language_model_of(pool)]
         corpora = {corpus for pool in pools for corpus in self.corpora_of(pool)}
         own = [method.own for method in map(self.method, self.study.scoring.methods) if method.own]
@@ -82,21 +109,21 @@ class StudyPlan:
         return sorted(corpora)
 
     def language_model_of(self, pool: str) -> str:
-        """Return which LM is fine-tuned on a pool's subsets, as it stands in file names: "" or @<name>."""
+        """Return the LM that is fine-tuned on a pool's subsets: "" or `@<name>`."""
         name = None if pool == TRAIN_POOL else self.study.evaluations[pool].language_model
         return f"@{name}" if name else ""
 
     def language_model(self, lm: str) -> LanguageModel:
-        """Return the settings of an LM of `language_models`."""
+        """Return the settings of an LM."""
         return self.study.language_model_named(lm.removeprefix("@") or None)
 
     def is_builtin(self, lm: str) -> bool:
-        """Return whether the workflow makes an LM itself."""
+        """Return whether the workflow pretrains an LM itself."""
         return self.language_model(lm).model == "builtin:tiny"
 
     @cached_property
     def hub_models(self) -> dict[str, HubModel]:
-        """The models that the study names by a hub id, by the name of the folder of their snapshot."""
+        """The models that the study names by a hub id; keys are the names of their snapshot folders."""
         methods = [self.method(name) for name in self.study.scoring.methods]
         read_by_methods = any(method.own and method.own.language_model for method in methods)
         variants = {"", *(f"@{name}" for method in methods if (name := (method.encoder or "").partition("@")[2]))}
@@ -125,36 +152,36 @@ class StudyPlan:
         return models
 
     def snapshot(self, model: str, revision: str | None = None) -> str | None:
-        """Return the name of the folder of a model's snapshot; None for a model that isn't one of the hub."""
+        """Return the name of a model's snapshot folder; None for a model that isn't on the hub."""
         return snapshot_name(model, revision) if is_hub_id(model) else None
 
     def snapshot_of_lm(self, lm: str) -> str | None:
-        """Return the name of the folder of an LM's snapshot, if it is one of the hub."""
+        """Return the name of an LM's snapshot folder; None for one that isn't on the hub."""
         settings = self.language_model(lm)
         return self.snapshot(settings.model, settings.revision)
 
     def snapshot_of_encoder(self, variant: str) -> str | None:
-        """Return the name of the folder of the snapshot that an encoder starts from, if it is one of the hub."""
+        """Return the name of the snapshot folder that an encoder starts from; None for one that isn't on the hub."""
         encoder = self.encoder(variant)
         return self.snapshot(encoder.model, encoder.revision)
 
     def snapshot_of_embeddings(self, embedding: str) -> str | None:
-        """Return the name of the folder of the snapshot of a sentence encoder, if it is one of the hub."""
+        """Return the name of the snapshot folder of a sentence encoder; None for other embeddings or a local model."""
         model = self.study.scoring.sentence_encoders.get(self.method_of(embedding))
         return self.snapshot(model) if model else None
 
     def source_files(self, corpus: str) -> list[str]:
-        """Return the local files of a corpus: their age decides whether it is read again."""
+        """Return the local files of a corpus, whose modification times decide whether it is read again."""
         source = self.study.corpora[corpus].source
         return [] if source.startswith("builtin:") else [str(path) for path in local_files(source)]
 
     def encoder_files(self) -> list[str]:
-        """Return the files of an encoder that lies in a local folder: their age decides whether it is taken again."""
+        """Return the files of a local encoder, whose modification times decide whether it is copied again."""
         found = glob.glob(os.path.join(glob.escape(self.study.encoder.model), "**"), recursive=True)
         return sorted(path for path in found if os.path.isfile(path))
 
     def runs(self, pool: str) -> tuple[int, int, int]:
-        """Return (folds, subsets per fold, seeds) of a pool: its fine-tuning runs."""
+        """Return (folds, subsets per fold, seeds) of a pool; their product is its number of fine-tuning runs."""
         if pool == TRAIN_POOL:
             return self.targets.folds, self.targets.subsets_per_fold, self.targets.seeds
         evaluation = self.study.evaluations[pool]
@@ -167,7 +194,7 @@ class StudyPlan:
         return self.study.evaluations[pool].tests
 
     def blocks(self, pool: str) -> list[str]:
-        """Return the names of a pool's fine-tuning jobs: blocks of folds x subsets.
+        """Return the names of a pool's fine-tuning jobs, blocks of folds x subsets: `f<number>_s<number>`.
 
         A block's borders don't depend on the number of folds or subsets, so more of them add blocks.
         """
@@ -180,52 +207,52 @@ class StudyPlan:
         ]
 
     def method(self, name: str) -> Method:
-        """Return what is known of a method of the study."""
+        """Return the entry of a method of the study, sentence encoders included."""
         encoders = self.study.scoring.sentence_encoders
         return sentence_encoder_method(encoders[name]) if name in encoders else find_method(name)
 
     def poolings_of(self, method: str) -> list[str]:
-        """Return how a method's scores of examples become scores of groups."""
+        """Return the poolings by which a method's scores of examples become scores of groups."""
         return list(self.study.scoring.poolings.get(method, self.method(method).poolings))
 
     def embedding_of(self, method: str, for_tests: bool = False) -> str | None:
-        """Return the name of the folder of a method's embeddings, if it reads any."""
+        """Return the embeddings that a method reads, of tests or of training examples; None if it reads none."""
         known = self.method(method)
         if known.own is None:
             return known.encoder
         return method + OF_TESTS if for_tests and known.own.by_role else method
 
     def own_embeddings(self) -> list[str]:
-        """Return the names of the folders of embeddings that methods make of their own."""
+        """Return the embeddings that methods compute themselves, of all methods."""
         names = [*METHODS, *self.study.scoring.sentence_encoders]
         own = {name: spec for name in names if (spec := self.method(name).own)}
         return [*own, *(name + OF_TESTS for name, spec in own.items() if spec.by_role)]
 
     def method_of(self, embedding: str) -> str:
-        """Return the method that makes the embeddings of a folder."""
+        """Return the name of the method that computes these embeddings."""
         return embedding.removesuffix(OF_TESTS)
 
     def embedding_spec(self, embedding: str) -> EmbeddingSpec:
-        """Return how the embeddings of a folder are made."""
+        """Return how a method computes these embeddings; only for those of `own_embeddings`."""
         own = self.method(self.method_of(embedding)).own
         assert own is not None, f"{embedding} is made by no method"
         return own
 
     def warmup_corpus(self) -> str:
-        """Return the corpus that the LM is warmed up on."""
+        """Return the name of the corpus that the LM is warmed up on."""
         targets, evaluations = self.study.targets, self.study.evaluations.values()
         return self.study.warmup.corpus or (targets.corpus if targets else next(iter(evaluations)).train)
 
     def fitted_methods(self) -> list[str]:
-        """Return the methods that are fitted before they embed."""
+        """Return the names of all methods that are fitted before they embed."""
         return [name for name in METHODS if METHODS[name].is_fitted]
 
     def has_own_initialization(self, variant: str) -> bool:
-        """Return whether an encoder variant starts from another encoder than the study's own does."""
+        """Return whether an encoder variant starts from another encoder than the study's own."""
         return self.encoder(variant) != self.encoder("")
 
     def reads_tokens_of_lm(self, variant: str) -> bool:
-        """Return whether an untrained encoder is made with the LM's tokenizer."""
+        """Return whether an encoder variant starts with the LM's tokenizer."""
         encoder = self.encoder(variant)
         return (encoder.model, encoder.tokenizer) == ("builtin:small", "language_model")
 
@@ -238,21 +265,21 @@ class StudyPlan:
         return self.study.encoder_of(variant.removeprefix("@") or None)[1]
 
     def encoder_processes(self) -> int:
-        """Return how many processes train the encoder or embed: as many GPUs does a job ask for."""
+        """Return how many processes train the encoder or embed; a job asks for as many GPUs."""
         return self.study.encoder_training.processes
 
     def finetuning_processes(self) -> int:
-        """Return how many processes fine-tune one LM: as many GPUs does a job ask for."""
+        """Return how many processes fine-tune one LM; a job asks for as many GPUs."""
         return self.study.finetuning.processes
 
     def processes(self, stage: str) -> int:
-        """Return how many processes, and so GPUs or cores, share a job of `stage`."""
+        """Return how many processes share a job of `stage`, each with a GPU or core of its own."""
         if stage in ("finetune_shard", "finetune_runs"):
             return self.finetuning_processes()
         return self.encoder_processes() if stage in ("train_encoder", "embed_corpus") else 1
 
     def experiments(self) -> list[str]:
-        """Return the experiments that the study has."""
+        """Return the names of the experiments that the study has."""
         return [name for name in EXPERIMENT_TABLES if self.experiment(name) is not None]
 
     def experiment(self, name: str) -> Any:
@@ -260,43 +287,43 @@ class StudyPlan:
         return getattr(self.study.experiments, name)
 
     def experiment_methods(self, name: str) -> list[str]:
-        """Return the methods that an experiment evaluates."""
+        """Return the names of the methods that an experiment evaluates."""
         return getattr(self.experiment(name), "methods", None) or list(self.study.scoring.methods)
 
     def classified(self) -> list[str]:
-        """Return the evaluation sets whose tests are classified."""
+        """Return the names of the evaluations whose tests are classified."""
         if self.study.experiments.classification is None:
             return []
         return self.study.experiments.classification.evaluations or list(self.study.evaluations)
 
     def labelled(self) -> list[str]:
-        """Return the evaluation sets of which an experiment reads the labels."""
+        """Return the names of the evaluations whose class labels an experiment reads."""
         selection = self.study.experiments.selection
         return list(dict.fromkeys([*self.classified(), *([selection.evaluation] if selection else [])]))
 
     def parts_of(self, corpus: str) -> list[str]:
-        """Return the parts that a corpus is embedded and scored in, as they stand in file names; [""] for one."""
+        """Return the parts that a corpus is embedded and scored in: [""], or `.1of4` and so on."""
         trained_on = {evaluation.train for evaluation in self.study.evaluations.values()}
         parts = self.study.scoring.parts if corpus in trained_on else 1
         return [f".{part}of{parts}" for part in range(1, parts + 1)] if parts > 1 else [""]
 
     def methods_scored(self, *, in_parts: bool) -> list[str]:
-        """Return the methods whose scores are put together from parts of the training corpus, or the others."""
+        """Return the methods whose scores are merged from parts of the training corpus, or the others."""
         split = self.study.scoring.parts > 1
         return [name for name in self.study.scoring.methods if (split and bool(self.embedding_of(name))) == in_parts]
 
     def job_size(self, pool: str) -> tuple[int, int]:
-        """Return the folds and the subsets of a fold that one fine-tuning job of a pool covers."""
+        """Return (folds, subsets of each fold) that one fine-tuning job of a pool covers."""
         if pool == TRAIN_POOL:
             return self.targets.folds_per_job, self.targets.subsets_per_job
         return 1, self.study.evaluations[pool].subsets_per_job
 
     def trained_methods(self) -> list[str]:
-        """Return the methods that read a trained encoder."""
+        """Return the names of the study's methods that read a trained encoder."""
         return [name for name in self.study.scoring.methods if (self.method(name).encoder or "").startswith("trained")]
 
     def fixed_costs(self, method: str) -> list[str]:
-        """Return the benchmark files, as patterns, of what a method costs once, whatever it scores then."""
+        """Return globs of the benchmark files of the jobs that a method needs once, whatever it scores."""
         known = self.method(method)
         if known.own and known.own.fitted:
             return ["warmup_lm/*.tsv"] * (known.own.language_model == "warm") + [f"fit_method/{method}.tsv"]

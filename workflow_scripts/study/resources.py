@@ -1,6 +1,6 @@
-"""What the jobs of a study ask of the machine: memory, processes, time.
+"""The resources of a study's jobs: memory, GPUs, time.
 
-Read while Snakemake parses, so nothing heavy is imported here.
+Imported while Snakemake parses, so nothing heavy is imported here.
 """
 
 from __future__ import annotations
@@ -16,21 +16,26 @@ from workflow_scripts.study.specs import COMPUTED_ON_GPUS, StageSpecs
 from workflow_scripts.study.stage_versions import STAGE_VERSIONS
 
 FILE_NAME = re.compile(r"\.(jsonl|ndjson|json|csv|tsv|parquet|pq)(\.gz|\.zst)?$", re.IGNORECASE)
-# Of a job's expected seconds to its time limit, and the shortest limit worth asking for.
+# A job's time limit over its expected time, and the shortest limit worth asking for.
 RUNTIME_MARGIN = 2.0
 SHORTEST_RUNTIME_MINUTES = 15
-# A GPU is no gain to them by default, but `--set-resources score_part:gpu=1` gives them one.
+# They get no GPU by default, because it rarely pays off, but `--set-resources score_part:gpu=1` gives them one.
 GPU_ON_REQUEST = ("score_pairs", "score_part")
 
 
 class JobResources:
-    """What the jobs of a study ask for."""
+    """The resources that the jobs of a study ask for.
+
+    Parameters
+    ----------
+    plan: what the study runs.
+    """
 
     def __init__(self, plan: StudyPlan):
         self.plan, self.study = plan, plan.study
 
     def memory_mb(self, stage: str) -> int:
-        """Return the memory in MiB that a job of `stage` asks for, from the size in the LM's name."""
+        """Return the memory in MiB that a job of `stage` asks for, estimated from the size in the LM's name."""
         names = [self.plan.language_model(lm).model for lm in self.plan.language_models]
         parameters = max(parameters_in_name(name) or 5e6 for name in names)
         # Weights, their copy for the reset, gradients and AdamW's two moments, 4 bytes each; and each process of
@@ -56,7 +61,7 @@ class JobResources:
     def runtime_minutes(self, stage: str) -> int:
         """Return the minutes that a job of `stage` asks for: twice what the pilot expects of the longest one.
 
-        Without a pilot, or where it could only assume, a limit that suits the paper's study.
+        Without a pilot, or where the pilot only assumed, a limit that suits the paper's study.
         """
         if stage in self._expected_seconds:
             minutes = math.ceil(RUNTIME_MARGIN * self._expected_seconds[stage] / 60)
@@ -74,10 +79,10 @@ class JobResources:
 
     @cached_property
     def pilot(self) -> Pilot | None:
-        """What the pilot of this study found; None where there was none of these settings and this version."""
+        """The pilot of this study; None if there was none with the same settings and version."""
         try:
             written = json.loads((self.plan.results / "pilot.json").read_text(encoding="utf-8"))
-            # As it looks once written: JSON knows no tuples.
+            # As read back from a file: JSON has no tuples.
             settings = json.loads(json.dumps(StageSpecs(self.plan).pilot_settings()))
             if (written["version"], written["settings"]) != (STAGE_VERSIONS["run_pilot"], settings):
                 return None
@@ -94,7 +99,7 @@ class JobResources:
         return {one.stage: one.longest_seconds for one in costs if one.measured}
 
     def corpora_at_hand(self) -> list[str]:
-        """Return the corpora that a pilot reads: local ones, and those of the hub that were prepared before."""
+        """Return the names of the corpora that a pilot reads: local ones, and hub ones that were already prepared."""
         return [name for name in self.study.corpora if self._is_at_hand(name)]
 
     def _is_at_hand(self, corpus: str) -> bool:

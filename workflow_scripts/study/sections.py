@@ -31,7 +31,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Section(BaseModel):
-    """A block of the config: immutable, and no key that it does not know."""
+    """A section of the config: immutable, and without unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     # Keys that change no result beyond rounding, or none of the stage that has this section.
@@ -95,14 +95,14 @@ class Corpus(Section):
         default_factory=list,
         description="Other corpora; rows whose prompt, normalised, occurs in one of them are left out.",
     )
-    limit: Positive | None = Field(None, description="Take at most so many rows, the first ones of the part.")
+    limit: Positive | None = Field(None, description="Most rows, the first ones of the part.")
     max_rejected_share: Share = Field(0.05, description="Stop when more than this share of the rows is bad.")
 
     @model_validator(mode="after")
     def _snakemake_can_name_the_source(self) -> Corpus:
         if any(character in self.source for character in "{}\n"):
             raise ValueError(
-                "source: Snakemake takes braces for wildcards, and can't do with a line break; rename the file, or "
+                "source: Snakemake takes braces for wildcards, and doesn't accept a line break; rename the file, or "
                 "link it under a plain name"
             )
         return self
@@ -122,7 +122,7 @@ class Corpus(Section):
 
 
 class Pretraining(Section):
-    """How the builtin LM is made (`model: builtin:tiny` only)."""
+    """How the builtin LM is pretrained (`model: builtin:tiny` only)."""
 
     corpus: Name = Field("pretraining", description="Corpus whose text it reads; disjoint from all others.")
     vocabulary: Positive = Field(2048, description="Size of the BPE vocabulary trained on that corpus.")
@@ -201,9 +201,9 @@ class Finetuning(Section):
     def _only_deepspeed_splits(self) -> Finetuning:
         for name in ("zero_stage", "offload", "processes"):
             if self.engine == "native" and getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(f"{name} has a meaning for DeepSpeed alone: add engine: deepspeed, or leave it out")
+                raise ValueError(f"{name} applies to DeepSpeed only: add engine: deepspeed, or leave it out")
         if self.compile and self.engine != "native":
-            raise ValueError("compile has a meaning for the native engine alone: leave it out, or write engine: native")
+            raise ValueError("compile applies to the native engine only: leave it out, or write engine: native")
         return self
 
 
@@ -244,7 +244,7 @@ class Encoder(Section):
     view: View = Field(
         "joint",
         description="`joint`: prompt and response as one text, as in the paper. `split`: each is read and pooled "
-        "by itself, and an embedding is both halves side by side.",
+        "separately, and an embedding is both halves concatenated.",
     )
     normalized: bool = Field(
         False,
@@ -260,7 +260,7 @@ class Encoder(Section):
         None,
         gt=0,
         description="`split` with `principal` only: how long the prompts' half of an embedding is at the start, in "
-        "lengths of the responses' half (root mean square); `null`: as the texts make it.",
+        "lengths of the responses' half (root mean square); `null`: unchanged.",
     )
     dimension: Positive = Field(384, description="Size of an embedding, after the projection.")
     max_tokens: Positive = Field(512, description="Longest text in tokens; the end is cut.")
@@ -312,7 +312,7 @@ class EncoderTraining(Section):
         description="Learn the scale of the scores, which is the pooling's temperature; it is folded into the "
         "projection when the encoder is saved.",
     )
-    validation_folds: Positive = Field(2, description="Folds held back to choose the best checkpoint.")
+    validation_folds: Positive = Field(2, description="Folds held out to choose the best checkpoint.")
     validate_every: Positive = Field(100, description="Steps between two validations and checkpoints.")
     patience: Positive | None = Field(None, description="Stop after so many validations without a better one.")
     chunk_tokens: Positive | None = Field(
@@ -351,7 +351,7 @@ class Evaluation(Section):
         description="Test examples, drawn from the test corpus; `null` for all that have a response token left."
     )
     subsets: int = Field(
-        ge=0, description="Random subsets, each fine-tuned; 0 for scores alone, with neither LM nor LDS."
+        ge=0, description="Random subsets, each fine-tuned; 0 for scores only, with neither LM nor LDS."
     )
     subset_examples: Positive | None = Field(None, description="Examples in a subset; needed where there are subsets.")
     seeds: int = Field(2, ge=2, description="Fine-tuning runs per subset; two or more give the noise ceiling.")
@@ -360,14 +360,14 @@ class Evaluation(Section):
     @model_validator(mode="after")
     def _subsets_have_a_size(self) -> Evaluation:
         if self.subsets and self.subset_examples is None:
-            raise ValueError("subset_examples is missing; add it, or write `subsets: 0` for scores alone")
+            raise ValueError("subset_examples is missing; add it, or write `subsets: 0` for scores only")
         if 0 < self.subsets < 3:
             raise ValueError("subsets: of fewer than 3, any ranking is perfect or wrong; write 3 or more, or 0")
         return self
 
 
 class Warmup(Section):
-    """How the LM is warmed up that gradient methods read, and what they are fitted on (paper, section 4.1)."""
+    """How the LM of gradient methods is warmed up, and what these methods are fitted on (paper, section 4.1)."""
 
     corpus: Name | None = Field(
         None, description="Corpus whose examples are drawn; `null` for that of `targets`, or of an evaluation."
@@ -399,8 +399,8 @@ class Scoring(Section):
     )
     poolings: dict[Name, list[Pooling]] = Field(
         default_factory=dict,
-        description="How a method's scores of examples become scores of groups, each a row, where not as the method "
-        "has it, e.g. `{tfidf: [mean, attention]}`.",
+        description="How a method's scores of examples become scores of groups, each a row, instead of the method's "
+        "own poolings, e.g. `{tfidf: [mean, attention]}`.",
     )
     top: Positive = Field(50, description="Most helpful and most harmful examples kept per test.")
     tile_examples: Positive = Field(8192, description="Training examples scored at once.")
@@ -414,7 +414,7 @@ class Scoring(Section):
     @model_validator(mode="after")
     def _methods_exist(self) -> Scoring:
         if taken := sorted(METHODS.keys() & self.sentence_encoders.keys()):
-            raise ValueError(f"sentence_encoders: {taken[0]!r} is another method's name; take another one")
+            raise ValueError(f"sentence_encoders: {taken[0]!r} is another method's name; choose another one")
         known = [*METHODS, *self.sentence_encoders]
         for key, names in {"methods": self.methods, "poolings": self.poolings}.items():
             for name in names:
@@ -425,9 +425,11 @@ class Scoring(Section):
                     raise ValueError(f"{key}: there is no method {name!r}; write one of {', '.join(known)}")
         for name, poolings in self.poolings.items():
             if {"attention", "signed"} <= set(poolings):
-                raise ValueError(f"poolings.{name}: attention and signed can't be had in one pass; write one of them")
+                raise ValueError(
+                    f"poolings.{name}: attention and signed can't be computed in one pass; write one of them"
+                )
         if repeated := {name for name in self.methods if self.methods.count(name) > 1}:
-            raise ValueError(f"methods: {min(repeated)!r} stands there twice; write it once")
+            raise ValueError(f"methods: {min(repeated)!r} is listed twice; write it once")
         return self
 
 
@@ -442,7 +444,7 @@ class Judging(Section):
 
 
 class Release(Section):
-    """How the trained encoder is handed on, with its model card."""
+    """How the trained encoder is shared, with its model card."""
 
     layout: Literal["sentence_transformers", "published"] = Field(
         "sentence_transformers",

@@ -1,6 +1,6 @@
-"""Which local files a corpus source names, and which models lie on the hub.
+"""Which local files a corpus source names, and which models are on the hub.
 
-Read while Snakemake parses, so nothing heavy is imported here.
+Imported while Snakemake parses, so nothing heavy is imported here.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?", re.ASCII)
 
 
 def local_files(source: str) -> list[Path]:
-    """Return the files of a path or pattern, in the order of their paths; none where none is there.
+    """Return the files that a path or glob matches, sorted; an empty list if there are none.
 
-    A file whose name has `*`, `?` or brackets in it is itself, and no pattern.
+    A name with `*`, `?` or brackets in it is not a glob if a file has exactly that name.
     """
     path = Path(source).expanduser()
     if path.is_file():
@@ -32,10 +32,10 @@ def broken_links(source: str) -> list[Path]:
 
 
 def is_hub_id(model: str) -> bool:
-    """Return whether a model is one of the hub: it is written as an id, and no local folder has that name."""
+    """Return whether a model is on the hub: it is written as an id, and no local folder has that name."""
     return bool(HUB_ID.fullmatch(model)) and not os.path.isdir(model)
 
 
 def snapshot_name(model: str, revision: str | None) -> str:
-    """Return the name of the folder that holds a hub model at one commit: `Qwen--Qwen2.5-0.5B@main`."""
+    """Return the name of a hub model's snapshot folder, e.g. `Qwen--Qwen2.5-0.5B@main`; without a revision, no `@`."""
     return f"{model}@{revision}".replace("/", "--") if revision else model.replace("/", "--")

@@ -1,6 +1,6 @@
-"""The values that each stage of a study computes with.
+"""The spec of each job: the values that its stage is called with.
 
-Read while Snakemake parses, so nothing heavy is imported here.
+Imported while Snakemake parses, so nothing heavy is imported here.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from workflow_scripts.study.plan import OF_TESTS, TRAIN_POOL, StudyPlan
 from workflow_scripts.study.sections import Evaluation
 from workflow_scripts.study.stage_versions import STAGE_VERSIONS
 
-# Stages that compute on a GPU, where a job has one. Of others `deterministic` changes nothing.
+# Stages that compute on a GPU, where a job has one. For others `deterministic` changes nothing.
 COMPUTED_ON_GPUS = (
     "pretrain_base_lm",
     "finetune_shard",
@@ -30,16 +30,26 @@ COMPUTED_ON_GPUS = (
 
 
 class StageSpecs:
-    """The specs of a study's jobs."""
+    """The specs of a study's jobs.
+
+    Parameters
+    ----------
+    plan: what the study runs.
+    """
 
     def __init__(self, plan: StudyPlan):
         self.plan, self.study = plan, plan.study
 
     def spec(self, stage: str, wildcards: Mapping[str, str]) -> dict[str, Any]:
-        """Return the values that `stage` is called with, and its version, sorted by name.
+        """Return the values that a job's stage is called with, and its `version`, sorted by name.
 
-        They are all that decides its result besides its inputs, so a changed value reruns this stage alone
-        and what stands below it.
+        They are all that decides its result besides its input files, so a changed value reruns only this job and those
+        that depend on it.
+
+        Parameters
+        ----------
+        stage: name of the stage, a key of `STAGE_VERSIONS`.
+        wildcards: wildcards of the job's rule, by name.
         """
         values = getattr(self, f"_{stage}")(**wildcards)
         if self.study.deterministic and stage in COMPUTED_ON_GPUS:
@@ -47,7 +57,12 @@ class StageSpecs:
         return dict(sorted({"version": STAGE_VERSIONS[stage], **values}.items()))
 
     def base_spec(self, wildcards: Mapping[str, str]) -> dict[str, Any]:
-        """Return the values that `score_pairs` scores the base set of an experiment with."""
+        """Return the spec of `score_pairs` for the base set of an experiment.
+
+        Parameters
+        ----------
+        wildcards: has `method` and `evaluation`; others are ignored.
+        """
         return self.spec("score_pairs", {name: wildcards[name] for name in ("method", "evaluation")})
 
     def _sampling(self, pool: str) -> dict[str, Any]:
@@ -309,7 +324,10 @@ class StageSpecs:
         return self.pilot_settings()
 
     def pilot_settings(self) -> dict[str, Any]:
-        """Return the values that a pilot depends on: not how many folds, evaluation subsets or jobs there are."""
+        """Return the values that a pilot depends on.
+
+        The numbers of folds, evaluation subsets and jobs are not among them.
+        """
         return {
             "language_model": self.study.language_model.model_dump(),
             "runs": self._pilot_runs(),

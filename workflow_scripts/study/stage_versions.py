@@ -1,6 +1,6 @@
-"""The version of what each stage computes. It imports nothing, so a stage runs wherever its own libraries are."""
+"""The version of each stage. It imports nothing, so that a stage runs where only its own libraries are installed."""
 
-# Raised by hand whenever a stage's code starts to mean something else, so that its results are recomputed.
+# Raised by hand whenever the meaning of a stage's result changes, so that it is recomputed.
 # tests/unit/study/test_specs.py pins each stage's source to its version.
 STAGE_VERSIONS = {
     "resolve_config": 1,

@@ -1,1 +1,1 @@
-"""Subsets, the fine-tuning runs on them, and the loss-delta targets that come out."""
+"""Subsets of training examples, the fine-tuning runs on them, and the targets computed from their losses."""

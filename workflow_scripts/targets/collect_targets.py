@@ -1,4 +1,4 @@
-"""Collect the losses of all fine-tuning jobs of a pool and turn them into labels (paper, section 3.1)."""
+"""Join the losses of all fine-tuning jobs of a pool and compute labels from them (paper, section 3.1)."""
 
 import statistics
 from collections.abc import Sequence
@@ -38,16 +38,26 @@ def collect_targets(
     seeds: int,
     max_diverged_share: float,
 ) -> None:
-    """Join the blocks' losses and add loss delta and label.
+    """Join the blocks' losses, add loss delta and label, and write one row per run and example.
 
-    The delta is the base LM's loss minus the fine-tuned LM's: positive where training on the subset helped.
-    The label of an example and a subset is minus its loss (mean over seeds), standardised over the subsets
-    of the fold; null for a run that diverged. The file's metadata counts the `runs`, and how many `diverged`.
+    The delta is the base LM's loss minus the fine-tuned LM's, in nats per response token: positive where training on
+    the subset helped. The label r(x, S) of example x and subset S is minus the loss (mean over seeds), standardised
+    over the subsets of the fold; null for a run that diverged. The file's metadata counts the `runs`, and how many
+    `diverged`.
+
+    Parameters
+    ----------
+    blocks: files that `finetune_shard` wrote for the pool, in any order.
+    targets: Parquet file to write, sorted by fold, subset, seed.
+    folds: number of folds of the pool.
+    subsets_per_fold: number of subsets in a fold.
+    seeds: number of fine-tuning runs per subset.
+    max_diverged_share: largest share of the runs that may diverge, in [0, 1].
 
     Raises
     ------
-    StudyError: blocks were made with different settings, a run is missing, or more than `max_diverged_share`
-    of the runs diverged.
+    StudyError: blocks were made with different settings, a run is missing, or more than `max_diverged_share` of the
+        runs diverged.
     """
     _check_settings(blocks)
     table = pa.concat_tables([read_table(path) for path in blocks])
@@ -77,7 +87,7 @@ def collect_targets(
 
 
 def _check_settings(blocks: Sequence[Path]) -> None:
-    """Refuse a block that a job wrote which outlived its driver, after the study was changed and run again."""
+    """Reject a block of other settings, written by a job that ran on after the study was changed and started again."""
     made_with = {path: read_metadata(path).get("key") for path in blocks}
     usual = statistics.mode(made_with.values())
     strays = [str(path) for path, key in made_with.items() if key != usual]
@@ -89,7 +99,7 @@ def _check_settings(blocks: Sequence[Path]) -> None:
 
 
 def _fold_targets(table: pa.Table, fold: int, shape: tuple[int, int, int]) -> pa.Table:
-    """Return the targets of one fold; `shape` is (subsets, seeds, examples)."""
+    """Return the targets of one fold; `shape` is (subsets, seeds, examples), by which its rows are sorted."""
     losses = table["loss"].to_numpy().reshape(shape)
     labels = np.broadcast_to(standardised_labels(losses)[:, None, :], shape).reshape(-1)
     delta = table["base_loss"].to_numpy() - losses.reshape(-1)

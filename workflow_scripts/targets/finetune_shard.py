@@ -48,12 +48,30 @@ def finetune_shard(
     seeds: int,
     finetuning: Finetuning,
 ) -> None:
-    """Write the losses of every (fold, index, seed) of the block to `losses`.
+    """Run every (fold, index, seed) of a block of subsets, and write the evaluated examples' losses.
 
-    `folds` and `indexes` are [first, past the last]. A run depends on (seed, pool, fold, index, number of the
-    seed) alone, so the cut into blocks changes no number. Finished runs are kept in a folder beside `losses`
-    until the block is whole, and a block that grew keeps the runs it had; both only if they come from the
-    same LM, tokens and settings. `finetuning` is that section of the config.
+    A run depends on (study seed, pool, fold, index, number of the seed) alone, so the division into blocks changes no
+    number. Finished runs are kept in a folder beside `losses` until the block is complete, and a block that grew keeps
+    the runs it had; both only if they come from the same LM, tokens and settings.
+
+    Parameters
+    ----------
+    train_tokens: `tokens/` file of the corpus that subsets are drawn from.
+    test_tokens: `tokens/` file of the corpus that evaluated examples are drawn from; may be the same.
+    losses: Parquet file to write, one row per run and evaluated example; losses are in nats per response token.
+    language_model: folder of the LM, where the workflow made or fetched it; None to load `model`.
+    model: folder or hub id of the LM.
+    revision: commit, tag or branch on the hub; None for the default branch.
+    trust_remote_code: whether code that comes with the model may run.
+    sampling: values of `targets.sampling.Sampling`.
+    folds: [first, last + 1] of the block's folds.
+    indexes: [first, last + 1] of the block's subsets in each fold.
+    seeds: number of fine-tuning runs per subset.
+    finetuning: the section `finetuning` of the config.
+
+    Raises
+    ------
+    StudyError: the LM can't be loaded, a corpus is too small, or memory runs out even for one example.
     """
     draw = Sampling(**sampling)
     runs = [(fold, index, seed) for fold in range(*folds) for index in range(*indexes) for seed in range(seeds)]

@@ -1,4 +1,4 @@
-"""Labels r(x, S) of losses (paper, section 3.1)."""
+"""Labels r(x, S) computed from losses (paper, section 3.1)."""
 
 from __future__ import annotations
 
@@ -8,13 +8,18 @@ import numpy as np
 
 
 def standardised_labels(losses: np.ndarray) -> np.ndarray:
-    """Return r(x, S) = -(l - mean) / spread over subsets, float64 [subsets, examples].
+    """Return r(x, S) = -(l - mean) / spread, with mean and spread over the subsets (paper, section 3.1).
+
+    Losses are averaged over seeds. The spread is the standard deviation; the paper's text says variance, which would
+    not make labels independent of the losses' scale.
 
     Parameters
     ----------
-    losses: float [subsets, seeds, examples]; NaN for a diverged run. Losses are averaged over seeds; the
-        spread is the standard deviation (the paper's text says variance, which would not be free of scale).
-        An example whose loss does not vary has label 0 everywhere.
+    losses: float [subsets, seeds, examples]; NaN for a diverged run.
+
+    Returns
+    -------
+    float64 [subsets, examples]; 0 for an example whose loss does not vary, NaN for a subset whose runs all diverged.
     """
     mean_losses = _mean_over_seeds(losses)
     centred = mean_losses - np.nanmean(mean_losses, axis=0)
@@ -23,14 +28,19 @@ def standardised_labels(losses: np.ndarray) -> np.ndarray:
 
 
 def pooled_labels(losses: Sequence[np.ndarray], example_ids: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Return labels as the authors' released code makes them, float64 [subsets, examples] of each fold.
+    """Return the labels of each fold as the authors' released code computes them.
 
-    As `standardised_labels`, but mean and spread of an example's losses are over the subsets of all folds in which
+    As in `standardised_labels`, but mean and spread of an example's losses are over the subsets of all folds in which
     it is a validation example.
 
     Parameters
     ----------
-    losses: of each fold, as in `standardised_labels`. example_ids: int [examples] of each fold.
+    losses: for each fold, float [subsets, seeds, examples]; NaN for a diverged run.
+    example_ids: for each fold, int [examples], the ids of its validation examples.
+
+    Returns
+    -------
+    For each fold, float64 [subsets, examples].
     """
     means = [_mean_over_seeds(fold) for fold in losses]
     ids, place = np.unique(np.concatenate(example_ids), return_inverse=True)
@@ -51,7 +61,7 @@ def pooled_labels(losses: Sequence[np.ndarray], example_ids: Sequence[np.ndarray
 
 
 def _mean_over_seeds(losses: np.ndarray) -> np.ndarray:
-    """Return the mean of the runs that ended well, float64 [subsets, examples]; NaN where none did."""
+    """Return the mean over the seeds that did not diverge, float64 [subsets, examples]; NaN where all did."""
     finished = np.isfinite(losses)
     counts = finished.sum(1)
     means = np.full(counts.shape, np.nan)

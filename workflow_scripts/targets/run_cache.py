@@ -1,4 +1,4 @@
-"""Finished runs of the jobs that fine-tune an LM many times: they survive a kill."""
+"""A cache on disk of the finished runs of a fine-tuning job, so that a killed job resumes where it was."""
 
 from __future__ import annotations
 
@@ -18,10 +18,16 @@ Run = tuple[int | str, ...]
 
 
 class FinishedRuns:
-    """The runs of a job that are done: on disk one by one, then as one file.
+    """The finished runs of a job: on disk one file each, then all in one.
 
-    `names` are the columns that tell runs apart. A file that is damaged or was made with another `key` counts as
-    absent. Of several processes, the first reads and writes.
+    A file that is damaged or was made with another `key` counts as absent. Of several processes, only rank 0 reads and
+    writes.
+
+    Parameters
+    ----------
+    losses: Parquet file with all runs of the job; its runs are read if it exists.
+    key: hash of everything that decides a run's result, stored in each file.
+    names: columns that identify a run; `run in finished` compares their values.
     """
 
     def __init__(self, losses: Path, key: str, names: Sequence[str]):
@@ -38,7 +44,7 @@ class FinishedRuns:
                 return
             table = read_table(path)
         except StudyError as error:
-            say(f"{error} Its runs are done again.")
+            say(f"{error} Its runs are repeated.")
             return
         if not table.num_rows:
             return
@@ -53,13 +59,25 @@ class FinishedRuns:
         return run in self.tables
 
     def add(self, run: Run, table: pa.Table) -> None:
-        """Keep a run that has just ended, on disk too."""
+        """Store the table of a run, in memory and on disk.
+
+        Parameters
+        ----------
+        run: the run's values of the columns `names`.
+        table: its rows, with the columns of the job's losses.
+        """
         self.tables[run] = table
         if is_rank_zero():
             write_table(self.folder / f"{'_'.join(map(str, run))}.parquet", table, key=self.key)
 
     def publish(self, runs: Sequence[Run], schema: pa.Schema) -> None:
-        """Write all `runs` in order as one file and drop the single ones."""
+        """Write all `runs` in this order to the file `losses` and delete the single files.
+
+        Parameters
+        ----------
+        runs: all runs of the job, each of them added before or read from disk.
+        schema: columns of the file if there are no runs.
+        """
         if is_rank_zero():
             tables = [self.tables[run] for run in runs] or [schema.empty_table()]
             write_table(self.losses, pa.concat_tables(tables), key=self.key)

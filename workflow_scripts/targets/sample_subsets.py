@@ -1,4 +1,4 @@
-"""Write down who is in which subset and validation set; the fine-tuning jobs draw the same from seeds."""
+"""Write which examples are in which subset and validation set; the fine-tuning jobs draw the same from seeds."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,10 +28,16 @@ def sample_subsets(
 ) -> None:
     """Write all subsets of a pool, and the examples that each fold's subsets are evaluated on.
 
-    `train_tokens` and `test_tokens` name the examples that may be drawn: corpora as the LM reads them, or the corpora
-    themselves where no LM is fine-tuned.
-    `sampling` holds the values of `targets.sampling.Sampling`. A subset's number is unique over folds:
-    `fold * subsets_per_fold + index`.
+    Parameters
+    ----------
+    train_tokens: file of the examples that subsets are drawn from, one of `tokens/`, or of `corpora/` where no LM is
+        fine-tuned.
+    test_tokens: file of the examples to evaluate, as `train_tokens`; may be the same.
+    subsets: Parquet file to write, one row per subset; its number is `fold * subsets_per_fold + index`.
+    validation: Parquet file to write, one row per fold.
+    sampling: values of `targets.sampling.Sampling`.
+    folds: number of folds.
+    subsets_per_fold: number of subsets in each fold; may be 0.
 
     Raises
     ------
@@ -70,7 +76,7 @@ def _refuse_equal_examples(pool: str, train_tokens: Path) -> None:
     if second is not None and first == second and all(row == first for row in rows):
         raise StudyError(
             f"{pool}: all usable examples of {train_tokens.stem} are the same, so no subset differs from another and "
-            "there is nothing to measure. Take another corpus, or name other `columns` of it."
+            "there is nothing to measure. Use another corpus, or name other `columns` of it."
         )
 
 

@@ -1,4 +1,4 @@
-"""Who is in which fold, validation set and subset (paper, section 3.1): functions of seeds alone."""
+"""Random draws of folds, validation sets and subsets (paper, section 3.1); they depend on seeds alone."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ from workflow_scripts.core.seeds import generator
 
 @dataclass(frozen=True)
 class Fold:
-    """One cross-validation instance: disjoint sets of examples, arrays of example ids, int32.
+    """One cross-validation instance: two disjoint sets of examples.
 
-    `evaluated` are the validation examples whose loss is measured under each of the fold's LMs.
+    Parameters
+    ----------
+    pool: int32 [examples], ids of the examples that subsets are drawn from.
+    evaluated: int32 [examples], ids of the validation examples whose loss is measured after each run of the fold.
     """
 
     pool: np.ndarray
@@ -27,11 +30,12 @@ class Fold:
 class Sampling:
     """How the folds and subsets of a pool are drawn; the same values always draw the same examples.
 
-    A fold depends on (seed, pool, fold) and a subset on (seed, pool, fold, index), so more folds or more
-    subsets leave those that were drawn before as they are.
+    A fold depends on (seed, pool, fold) and a subset on (seed, pool, fold, index), so more folds or subsets leave those
+    drawn before unchanged.
 
     Parameters
     ----------
+    seed: the study's seed.
     pool: `train`, or the name of an evaluation set.
     pool_examples: size of a fold's training pool (N_t); None for the whole corpus.
     validation_examples: size of a fold's validation set (N_v); None for the whole test corpus.
@@ -47,9 +51,14 @@ class Sampling:
     subset_examples: int | None
 
     def fold(self, fold: int, train_ids: np.ndarray, test_ids: np.ndarray | None) -> Fold:
-        """Draw fold number `fold` from `train_ids`, and its validation set from `test_ids`.
+        """Draw one fold.
 
-        `test_ids` is None where both come from one corpus; they are disjoint then, too.
+        Parameters
+        ----------
+        fold: its number, from 0.
+        train_ids: int [examples], ids that the pool is drawn from.
+        test_ids: int [examples], ids that the validation set is drawn from; None to draw it from `train_ids`, disjoint
+            from the pool.
 
         Raises
         ------
@@ -70,7 +79,14 @@ class Sampling:
         return Fold(pool=rest[: self.pool_examples], evaluated=validation[: self.evaluated_examples])
 
     def subset(self, fold: int, index: int, pool: np.ndarray) -> np.ndarray:
-        """Draw subset number `index` of a fold: distinct ids of its `pool`, int32, in random order."""
+        """Draw one subset of a fold, int32 [subset_examples]: distinct ids of its pool, in random order.
+
+        Parameters
+        ----------
+        fold: number of the fold, from 0.
+        index: number of the subset in the fold, from 0.
+        pool: int32 [examples], the `pool` of the fold.
+        """
         rng = generator(self.seed, self.pool, "subset", fold, index)
         return pool[rng.choice(len(pool), size=self.subset_examples, replace=False)]
 
@@ -78,7 +94,7 @@ class Sampling:
         if there < needed:
             raise StudyError(
                 f"{self.pool}: {needed:,} {what} examples are needed, but the corpus has only {there:,} usable "
-                "ones. Lower the sizes under targets or evaluations, take a larger part of the corpus, or raise "
+                "ones. Lower the sizes under targets or evaluations, use a larger part of the corpus, or raise "
                 "language_model.max_tokens where it leaves examples out (tokens/*.rejected.parquet)."
             )
 
@@ -88,11 +104,11 @@ def _shuffled(example_ids: np.ndarray, *seed: int | str) -> np.ndarray:
 
 
 def usable_ids(tokens: Path) -> np.ndarray:
-    """Return the ids of the examples that may be drawn, int32: all in a `tokens/` or `corpora/` file."""
+    """Return the ids of all examples in a `tokens/` or `corpora/` file, int32 [examples]."""
     return read_table(tokens, ["example_id"])["example_id"].to_numpy().astype(np.int32)
 
 
 def corpus_ids(train_tokens: Path, test_tokens: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return the usable ids of both corpora; None for the second where it is the first."""
+    """Return the ids of all examples in both files, int32 [examples]; None for the second if they are the same file."""
     train_ids = usable_ids(train_tokens)
     return train_ids, None if Path(train_tokens) == Path(test_tokens) else usable_ids(test_tokens)

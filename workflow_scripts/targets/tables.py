@@ -1,4 +1,4 @@
-"""The subsets and targets of a pool as arrays, fold by fold."""
+"""Read the subsets and targets of a pool into arrays, fold by fold."""
 
 from __future__ import annotations
 
@@ -18,7 +18,14 @@ from workflow_scripts.targets.labels import pooled_labels
 
 @dataclass(frozen=True)
 class FoldTargets:
-    """What is known of one fold: `tests` int [V], `members` int [M, n] (example ids), `labels` float [M, V]."""
+    """The subsets and labels of one fold.
+
+    Parameters
+    ----------
+    tests: int [examples], ids of the evaluated examples.
+    members: int [subsets, size], ids of the examples in each subset.
+    labels: float32 [subsets, examples], r(x, S); NaN for a run that diverged.
+    """
 
     tests: np.ndarray
     members: np.ndarray
@@ -28,14 +35,19 @@ class FoldTargets:
 def read_folds(
     subsets: Path, targets: Path, label_spread: str = "fold", label_clip: float | None = None
 ) -> list[FoldTargets]:
-    """Return the folds of a pool, in order, from its subsets and targets.
+    """Return the folds of a pool, in order.
 
-    Labels with the spread of a `fold` are those of the targets; `pooled` ones are made of the losses. `label_clip`
-    cuts them off at plus and minus itself.
+    Parameters
+    ----------
+    subsets: file that `sample_subsets` wrote.
+    targets: file that `collect_targets` wrote.
+    label_spread: `fold` for the labels of `targets`, `pooled` to compute them from its losses by `pooled_labels`.
+    label_clip: labels are clipped to [-label_clip, label_clip]; None for no clipping.
 
     Raises
     ------
-    StudyError: the rows of the targets are not those of the subsets, in the order of `collect_targets`.
+    StudyError: a file can't be read, or the rows of the targets are not those of the subsets, in the order of
+        `collect_targets`.
     """
     members_table = read_table(subsets, ["fold", "subset", "example_ids"])
     numbers = members_table["subset"].to_numpy()
@@ -68,11 +80,13 @@ def read_folds(
 
 
 def _tests_of_runs(part: pa.Table, numbers: np.ndarray, seeds: int) -> np.ndarray | None:
-    """Return the example ids of each run of a fold, [examples]; None unless `part` has every run in order, with them.
+    """Return the ids of the evaluated examples of a fold, int32 [examples]; None if a run is missing or out of order.
 
     Parameters
     ----------
-    part: the fold's targets. numbers: of its subsets, [subsets].
+    part: the fold's targets.
+    numbers: int32 [subsets], the numbers of its subsets.
+    seeds: number of runs per subset.
     """
     runs = len(numbers) * seeds
     if runs == 0 or len(part) % runs:

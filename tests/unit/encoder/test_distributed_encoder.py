@@ -111,7 +111,7 @@ def test_two_processes_train_the_encoder_of_one_and_go_on_from_what_one_left(
     capsys.readouterr()
     folders = [tmp_path / "new", tmp_path / "begun"]
     run_in_processes(train_both, 2, folders=folders, **inputs, **SPEC)
-    assert capsys.readouterr().err.count("going on from 4 of 6 steps") == 1
+    assert capsys.readouterr().err.count("resuming at 4 of 6 steps") == 1
     for folder in folders:
         assert_like_one_process(folder, one_process)
     untrained = load_encoder(tiny.untrained, 64).state_dict().values()
@@ -137,7 +137,7 @@ def test_one_process_goes_on_from_what_two_left(inputs, one_process, tmp_path, c
         run_in_processes(stop_in_two, 2, after=2, **inputs, **outputs(tmp_path), **SPEC)
     capsys.readouterr()
     train_encoder(**inputs, **outputs(tmp_path), **SPEC)
-    assert "going on from 2 of 6 steps" in capsys.readouterr().err
+    assert "resuming at 2 of 6 steps" in capsys.readouterr().err
     assert_like_one_process(tmp_path, one_process)
 
 

@@ -127,7 +127,7 @@ def test_a_checkpoint_that_lacks_weights_is_refused(checkpoint, tmp_path):
 
 
 def test_what_the_layout_has_no_place_for_is_refused(tiny, tmp_path):
-    with pytest.raises(StudyError, match=r"makes 16 numbers of 32; write encoder\.dimension: 32"):
+    with pytest.raises(StudyError, match=r"makes 16 numbers from 32; write encoder\.dimension: 32"):
         save_published(load_encoder(tiny.untrained, 64), tmp_path / "narrow")
     split = small_encoder(wordpiece_tokenizer([("a question", "an answer")], 60), "split", 32, 64, 32, 1, seed=1)
     with pytest.raises(StudyError, match="prompt and response apart"):

@@ -190,7 +190,7 @@ def test_without_deepspeed_the_stage_says_what_to_install(tiny, tmp_path, monkey
 
 
 def test_only_the_native_engine_compiles():
-    with pytest.raises(ValueError, match="compile has a meaning for the native engine alone"):
+    with pytest.raises(ValueError, match="compile applies to the native engine only"):
         Finetuning(engine="deepspeed", compile=True)
 
 

@@ -221,7 +221,7 @@ def test_a_gated_model_needs_a_token_and_its_licence(hub, lm, tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("missing", "message"),
     [
-        (["tokenizer.json", "tokenizer_config.json"], "special tokens alone and can't tell words apart"),
+        (["tokenizer.json", "tokenizer_config.json"], "special tokens only and can't tell words apart"),
         (["model.safetensors"], f"{MODEL}: .*safetensors is missing"),
     ],
     ids=["tokenizer", "weights"],

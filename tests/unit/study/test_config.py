@@ -45,7 +45,7 @@ def test_a_good_study_loads_with_its_defaults():
         ("targets.fold", 3, "targets.fold: no such key; did you mean 'folds'?"),
         ("corpora.train.sorce", "x", "corpora.train.sorce: no such key; did you mean 'source'?"),
         ("evaluations.heldout.seds", 2, "evaluations.heldout.seds: no such key; did you mean 'seeds'?"),
-        ("encoder_training.largest_weight", 5, "is called 'max_pair_weight' now; write max_pair_weight"),
+        ("encoder_training.largest_weight", 5, "was renamed to 'max_pair_weight'; write max_pair_weight"),
         ("judging.zzz", 1, "judging.zzz: no such key; known keys: bootstrap, confidence"),
         ("corpora.train.columns", {"prompt": 3}, "corpora.train.columns.prompt: 3 is no column: write its name"),
         ("corpora.train.columns", {"prompt": []}, "corpora.train.columns.prompt: [] is no column: write its name"),
@@ -58,7 +58,7 @@ def test_a_good_study_loads_with_its_defaults():
         ("corpora.bad name", {"source": "x"}, "'bad name' is not a usable name"),
         ("finetuning.precision", "half", "'float32' or 'bfloat16' (you wrote 'half')"),
         ("scoring.methods", ["airrep", "magic"], "scoring: methods: there is no method 'magic'; write one of airrep, "),
-        ("scoring.methods", ["bm25", "bm25"], "scoring: methods: 'bm25' stands there twice; write it once"),
+        ("scoring.methods", ["bm25", "bm25"], "scoring: methods: 'bm25' is listed twice; write it once"),
         ("scoring.sentence_encoders", {"rds": "x"}, "sentence_encoders: 'rds' is another method's name"),
         ("scoring.poolings", {"gte": ["mean"]}, "poolings: there is no method 'gte'; write one of airrep, "),
         ("scoring.poolings", {"bm25": ["max"]}, "'attention', 'signed', 'mean' or 'sum' (you wrote 'max')"),
@@ -127,12 +127,12 @@ def test_scores_alone_need_no_targets_and_no_lm():
     ("change", "expected"),
     [
         ({"encoder": {}}, "encoder.model: without targets nothing trains 'builtin:small'; add targets, or write"),
-        ({"encoder": {"model": "results/mine/encoder"}}, "is where this study writes; take another name for run"),
+        ({"encoder": {"model": "results/mine/encoder"}}, "is where this study writes; choose another name for run"),
         ({"scoring": {"methods": ["untrained", "bm25"]}}, "without targets none is trained; write [bm25]"),
         ({"release": {"hub": "me/mine"}}, "release.hub: without targets there is no encoder of this study's to push"),
         (
             {"evaluations": {"asked": {**SCORES_ALONE["evaluations"]["asked"], "subsets": 5}}},
-            "evaluations.asked: subset_examples is missing; add it, or write `subsets: 0` for scores alone",
+            "evaluations.asked: subset_examples is missing; add it, or write `subsets: 0` for scores only",
         ),
     ],
 )

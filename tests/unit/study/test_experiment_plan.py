@@ -30,7 +30,7 @@ def changed(key, value):
     [
         ("scoring.methods", ["airrep@wide"], "'airrep@wide' needs encoder_variants.wide; add it there"),
         ("scoring.methods", ["tfidf@mean"], "tfidf reads no encoder of the study, so it has no variants"),
-        ("scoring.poolings", {"airrep": ["attention", "signed"]}, "attention and signed can't be had in one pass"),
+        ("scoring.poolings", {"airrep": ["attention", "signed"]}, "attention and signed can't be computed in one pass"),
         (
             "encoder_variants.mean",
             {"encoder_training": {"poling": "mean"}},
@@ -50,11 +50,15 @@ def changed(key, value):
         ("evaluations.away.language_model", "none", "evaluations.away.language_model: there is no 'none'"),
         ("experiments.leave_out.evaluation", "x", "experiments.leave_out: there is no evaluation 'x'; write one of"),
         ("experiments.leave_out.sizes", [24], "sizes: must be less than base_examples"),
-        ("experiments.removal.methods", ["bm25"], "experiments.removal.methods: 'bm25' doesn't score; add it to"),
+        (
+            "experiments.removal.methods",
+            ["bm25"],
+            "experiments.removal.methods: 'bm25' is not in scoring.methods; add it",
+        ),
         ("experiments.selection.examples", 9, "experiments.selection.examples (9) can't exceed scoring.top (8)"),
         ("experiments.transfer.evaluation", "heldout", "evaluation 'heldout' names no other language_model"),
         ("experiments.removal.test", 3, "experiments.removal.test: no such key; did you mean 'tests'?"),
-        ("finetuning", {"engine": "deepspeed"}, "experiments.selection lets the LM answer, which needs"),
+        ("finetuning", {"engine": "deepspeed"}, "experiments.selection has the LM generate answers, which needs"),
     ],
 )
 def test_what_does_not_fit_is_told(key, value, expected):
