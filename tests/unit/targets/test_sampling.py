@@ -29,7 +29,7 @@ def sampling(**changes):
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 10), st.integers(0, 1000), st.integers(0, 1000))
-def test_pool_and_judged_examples_are_disjoint_and_subsets_unique(seed, fold, index):
+def test_pool_and_evaluated_examples_are_disjoint_and_subsets_unique(seed, fold, index):
     draw = sampling(seed=seed)
     drawn = draw.fold(fold, IDS, None)
     subset = draw.subset(fold, index, drawn.pool)
