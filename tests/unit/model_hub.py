@@ -30,7 +30,7 @@ class Fault:
 class ModelHub:
     """Models, each a list of commits; the last one is `main`. `requests` are the paths that were asked for.
 
-    The files of those in `gated` need the token in `gated`; any token but that one is rejected.
+    The files of those in `gated` need the token in `gated`; where there are such, any other token is rejected.
     """
 
     def __init__(self):
@@ -68,7 +68,7 @@ class ModelHub:
     def _answer(self, path: str, token: str = "") -> tuple[int, Mapping[str, str], bytes]:
         if self.is_down:
             return 503, {}, b""
-        if token and token not in self.gated.values():
+        if self.gated and token and token not in self.gated.values():
             return 401, {"X-Error-Message": "Invalid credentials in Authorization header"}, b""
         is_api = path.startswith("/api/models/")
         # <owner>/<name>/revision/<revision>, .../tree/<revision>, or .../resolve/<revision>/<file>

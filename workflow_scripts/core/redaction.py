@@ -36,7 +36,9 @@ def redact_output() -> None:
 
     def record(*arguments: object, **options: object) -> logging.LogRecord:
         made = make_record(*arguments, **options)
-        made.msg, made.args = redacted(made.getMessage()), None
+        # Where the arguments don't fit, the handler complains, not the caller.
+        with contextlib.suppress(TypeError, ValueError, KeyError):
+            made.msg, made.args = redacted(made.getMessage()), None
         return made
 
     logging.setLogRecordFactory(record)

@@ -264,8 +264,26 @@ def _read_hub(
     # The hub's client passes on errors of many libraries, without a class that they share.
     except Exception as error:
         not_local = "There is no local file of that name either."
-        reason = hub_trouble(error, source, "dataset", not_local) or (
+        reason = hub_trouble(_hub_answer(source, revision, error), source, "dataset", not_local) or (
             f"{type(error).__name__}: {short_reason(error)} Check the id, config_name, split, revision and data_files. "
             f"{not_local}"
         )
         raise StudyError(f"source: {source} can't be read from the hub: {reason}") from None
+
+
+def _hub_answer(source: str, revision: str | None, error: Exception) -> Exception:
+    """Return what the hub's client says about a dataset whose opening failed with `error`; `error`, if it says nothing.
+
+    `datasets` tells that a dataset isn't there, and leaves out what the hub answered.
+    """
+    from datasets.exceptions import DatasetNotFoundError
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    if not isinstance(error, DatasetNotFoundError | ConnectionError | LocalEntryNotFoundError):
+        return error
+    try:
+        hf_hub_download(source, "README.md", repo_type="dataset", revision=revision)
+    except Exception as answer:
+        return answer
+    return error

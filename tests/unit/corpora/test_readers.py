@@ -204,7 +204,7 @@ def test_the_hub_is_asked_for_what_the_config_names_and_no_message_shows_the_tok
 
     def refuse(source, **arguments):
         received.update(arguments, source=source)
-        raise ConnectionError("no route to the hub with b'Bearer hf_secret\\n'")
+        raise RuntimeError("no route to the hub with b'Bearer hf_secret\\n'")
 
     monkeypatch.setattr(datasets, "load_dataset", refuse)
     monkeypatch.setenv("HF_TOKEN", "hf_secret\n")
@@ -248,10 +248,14 @@ def test_a_hub_that_refuses_a_dataset_says_why(monkeypatch, status, headers, mes
     import datasets
 
     def refuse(source, **arguments):
-        # As `datasets` passes it on: with words of its own.
-        raise datasets.exceptions.DatasetNotFoundError("not there") from hub_error(status, headers)
+        # As `datasets` passes it on: without what it came from.
+        raise datasets.exceptions.DatasetNotFoundError("not there")
+
+    def download(source, file, **arguments):
+        raise hub_error(status, headers)
 
     monkeypatch.setattr(datasets, "load_dataset", refuse)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     with pytest.raises(StudyError, match=message):
         list(read_rows("org/name"))
 
