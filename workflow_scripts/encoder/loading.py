@@ -113,7 +113,7 @@ def _made(
         with torch.inference_mode():
             states = transformer(**{name: inputs[name] for name in taken}).last_hidden_state[0]
         encoder = AttributionEncoder(transformer, tokenizer, projections, max_tokens, normalized)
-        read = encoder.tokenize([(WORDS,) * len(projections)])
+        read = [(inputs["input_ids"][0].numpy(),) * len(projections)]
         with torch.inference_mode():
             mean = encoder.means(read)[0, 0]
             encoder(read)

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from workflow_scripts.methods.embedder import Embedder, unit_length
 from workflow_scripts.models.device import best_device
-from workflow_scripts.models.loading import model_folder, require_words
+from workflow_scripts.models.loading import model_folder, require_safetensors, require_words
 
 
 def open_embedder(reader: None, fitted: dict[str, torch.Tensor], for_tests: bool, *, model: str) -> Embedder:
@@ -22,6 +22,7 @@ def open_embedder(reader: None, fitted: dict[str, torch.Tensor], for_tests: bool
     StudyError: the model can't be loaded, or its tokenizer can't tell words apart.
     """
     folder, device = str(model_folder(model)), str(best_device())
+    require_safetensors(folder)
     encoder = SentenceTransformer(folder, device=device, model_kwargs={"use_safetensors": True})
     if isinstance(encoder.tokenizer, PreTrainedTokenizerBase):
         require_words(encoder.tokenizer, model)

@@ -16,8 +16,18 @@ if TYPE_CHECKING:
 MODEL_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.tiktoken", "*.jinja", "*.py"]
 # The same weights once more, for other programs than transformers.
 UNUSED_FILES = ["original/*", "metal/*", "consolidated*"]
+# Or transformers asks a public service to convert weights of the hub that aren't safetensors, and waits for it.
+os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
+
 # Of a tokenizer whose files are missing, a single piece (T5's space) is left at most.
 FEWEST_WORDS = 2
+
+
+CONVERT = (
+    "Weights are read from safetensors alone, because other files can run code. Name a model or a `revision` that has "
+    "them, or convert weights that you trust: `AutoModelForCausalLM.from_pretrained(model).save_pretrained(folder)`, "
+    "for an encoder `AutoModel`, and the same for `AutoTokenizer`; then name that folder."
+)
 
 
 class Loader(Protocol):
@@ -83,6 +93,7 @@ def load_weights(
     import torch
     from transformers.utils import logging
 
+    require_safetensors(model)
     options |= {"dtype": torch.float32, "use_safetensors": True}
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     verbosity = logging.get_verbosity()
@@ -100,6 +111,15 @@ def load_weights(
             "come from two models. Take a whole copy of one."
         )
     return loaded
+
+
+def require_safetensors(model: str | Path) -> None:
+    """Raise `StudyError` if `model` is a folder whose weights aren't safetensors."""
+    folder = Path(model)
+    if not (folder / "config.json").exists() or any(folder.glob("*.safetensors")):
+        return
+    others = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".h5", ".msgpack"))
+    raise StudyError(f"{model} has no weights in safetensors{f', but {others[0]}' if others else ''}. {CONVERT}")
 
 
 def model_folder(model: str | Path, revision: str | None = None) -> Path:
