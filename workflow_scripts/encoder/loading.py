@@ -92,7 +92,7 @@ def load_encoder(
     if beyond := ids_beyond(tokenizer, embeddings, model):
         raise StudyError(
             f"{model}: the tokens {list(beyond.values())[:3]} were added to its tokenizer, and it has no embeddings "
-            f"for them ({embeddings} ids). Take a whole copy of it, or one that was trained with these tokens."
+            f"for them ({embeddings} ids). Use a complete copy of it, or one that was trained with these tokens."
         )
     if not projections:
         projections = random_projections(transformer.config.hidden_size, dimension, view, seed)
@@ -126,7 +126,7 @@ def _made(
         with torch.inference_mode():
             states = transformer(**{name: inputs[name] for name in taken}).last_hidden_state[0]
         encoder = AttributionEncoder(transformer, tokenizer, projections, max_tokens, normalized)
-        read = encoder.tokenize([(WORDS,) * len(projections)])
+        read = [(inputs["input_ids"][0].numpy(),) * len(projections)]
         with torch.inference_mode():
             mean = encoder.means(read)[0, 0]
             encoder(read)

@@ -76,7 +76,7 @@ class SentenceModules:
         file = folder / "modules.json"
         if not file.exists():
             if dense := sorted(path.name for path in folder.glob("[0-9]_Dense")):
-                raise StudyError(f"{folder}: there is {dense[0]} and no modules.json. Take a whole copy of the model.")
+                raise StudyError(f"{folder}: there is {dense[0]} and no modules.json. Use a complete copy.")
             self.modules = [Module("Transformer", folder, {})]
             return
         listed = sorted(_read_json(file), key=lambda module: module["idx"])
@@ -144,7 +144,7 @@ class SentenceModules:
             )
         weights = dense.folder / DENSE_WEIGHTS
         if not weights.exists():
-            raise StudyError(f"{weights} is missing. Weights are read from safetensors alone: take a whole copy.")
+            raise StudyError(f"{weights} is missing. Weights are read from safetensors only: use a complete copy.")
         return weights, normalized
 
 
@@ -155,4 +155,4 @@ def _read_json(file: Path) -> Any:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise StudyError(f"{file} isn't JSON: {error}. Take a whole copy of the model.") from error
+        raise StudyError(f"{file} isn't JSON: {error}. Use a complete copy of the model.") from error

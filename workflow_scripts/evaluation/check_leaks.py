@@ -73,7 +73,7 @@ def _refuse_exact(evaluation: str, tests: pa.Table, seen: pa.Table, corpus: Path
         first, its_example = leaked.slice(0, 1).to_pylist()[0], pc.drop_null(place)[0].as_py()
         same = seen.slice(its_example, 1).to_pylist()[0]
         raise StudyError(
-            f"{len(leaked):,} test examples of {evaluation!r} stand word for word in {corpus.stem!r}, which the "
+            f"{len(leaked):,} test examples of {evaluation!r} occur word for word in {corpus.stem!r}, which the "
             f"encoder is trained on (e.g. row {first['source_row']} of {first['source_file']} "
             f"is its row {same['source_row']} of {same['source_file']}). Write parts that don't "
             f"overlap, or `without: [<the test corpus>]` under corpora.{corpus.stem}."

@@ -15,6 +15,7 @@ from workflow_scripts.models.loading import (
     LOADING_ERRORS,
     cant_be_loaded,
     model_folder,
+    require_safetensors,
     require_whole_files,
     require_words,
 )
@@ -35,6 +36,7 @@ def open_embedder(reader: None, fitted: dict[str, torch.Tensor], for_tests: bool
     StudyError: the model can't be loaded, or its tokenizer can't tell words apart.
     """
     folder = model_folder(model)
+    require_safetensors(folder)
     # Those of its modules, e.g. of a Dense.
     for part in sorted(path for path in folder.iterdir() if path.is_dir()):
         require_whole_files(part)

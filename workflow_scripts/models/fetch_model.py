@@ -12,6 +12,7 @@ from workflow_scripts.core.files import SNAPSHOT, atomic_folder
 from workflow_scripts.core.progress import say
 from workflow_scripts.core.stage import run_stage
 from workflow_scripts.models.loading import (
+    CONVERT,
     MODEL_FILES,
     UNUSED_FILES,
     load_tokenizer,
@@ -65,8 +66,8 @@ def _require_weights(folder: Path, files: list[str], model: str) -> None:
     }
     if missing := sorted(listed - weights) or ([] if weights else ["*.safetensors"]):
         raise StudyError(
-            f"{model}: {missing[0]} is missing. Weights are read from safetensors only: name a model or a `revision` "
-            "that has them. If it has, run the same command again when this machine can reach the hub."
+            f"{model}: {missing[0]} is missing. {CONVERT} If it has them, run the same command again when this "
+            "machine can reach the hub."
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,12 +27,22 @@ if TYPE_CHECKING:
 MODEL_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.tiktoken", "*.jinja", "*.py"]
 # The same weights once more, for other programs than transformers.
 UNUSED_FILES = ["original/*", "metal/*", "consolidated*"]
+# Or transformers asks a public service to convert weights of the hub that aren't safetensors, and waits for it.
+os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
+
 # Of a tokenizer whose files are missing, a single piece (T5's space) is left at most.
 FEWEST_WORDS = 2
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 ADAPTER = "adapter_config.json"
 # What the libraries raise over files that they can't read, or, where a model's code lies elsewhere, over the hub.
 LOADING_ERRORS = (OSError, ValueError, HTTPError, SafetensorError)
+
+
+CONVERT = (
+    "Weights are read from safetensors only, because other files can run code. Name a model or a `revision` that has "
+    "them, or convert weights that you trust: `AutoModelForCausalLM.from_pretrained(model).save_pretrained(folder)`, "
+    "for an encoder `AutoModel`, and the same for `AutoTokenizer`; then name that folder."
+)
 
 
 class Loader(Protocol):
@@ -108,7 +119,7 @@ def ids_beyond(tokenizer: PreTrainedTokenizerBase, embeddings: int, model: str |
     if words := sorted(number for number, token in beyond.items() if token not in added):
         raise StudyError(
             f"{model}: the tokenizer's {beyond[words[0]]!r} has the id {words[0]}, and the model has embeddings for "
-            f"{embeddings} ids, from 0: they come from two models. Take a whole copy of one."
+            f"{embeddings} ids, from 0: they come from two models. Use a complete copy of one."
         )
     return beyond
 
@@ -169,6 +180,7 @@ def load_weights(
 
     folder = model_folder(model, revision)
     require_no_adapter(folder, model)
+    require_safetensors(folder)
     options |= {"dtype": torch.float32, "use_safetensors": True}
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     verbosity = logging.get_verbosity()
@@ -186,6 +198,15 @@ def load_weights(
             "come from two models. Use a complete copy of one."
         )
     return loaded
+
+
+def require_safetensors(model: str | Path) -> None:
+    """Raise `StudyError` if `model` is a folder whose weights aren't safetensors."""
+    folder = Path(model)
+    if not (folder / "config.json").exists() or any(folder.glob("*.safetensors")):
+        return
+    others = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".h5", ".msgpack"))
+    raise StudyError(f"{model} has no weights in safetensors{f', but {others[0]}' if others else ''}. {CONVERT}")
 
 
 def model_folder(model: str | Path, revision: str | None = None, *, weights: bool = True) -> Path:
@@ -243,7 +264,7 @@ def open_weights(file: Path) -> Iterator[safe_open]:
     except SafetensorError as error:
         raise StudyError(
             f"{file} can't be read as safetensors: {short_reason(error)} It was cut off while it was copied or "
-            "downloaded, or is damaged. Take a whole copy of it."
+            "downloaded, or is damaged. Use a complete copy of it."
         ) from None
     with tensors:
         yield tensors

@@ -36,7 +36,7 @@ SEEN = [("what is the capital of France", "it is Paris"), ("name a colour of the
 def test_an_exact_duplicate_is_refused(tmp_path):
     with pytest.raises(
         StudyError,
-        match=r"1 test examples of 'held' stand word for word in 'train'.*row 3 of tests.jsonl is its row 3 of train",
+        match=r"1 test examples of 'held' occur word for word in 'train'.*row 3 of tests.jsonl is its row 3 of train",
     ):
         check(tmp_path, SEEN, [("new question here", "yes"), SEEN[1]], [0, 1])
 

@@ -261,3 +261,25 @@ def test_an_encoder_without_words_is_refused(tiny, tmp_path):
     ):
         with pytest.raises(StudyError, match="can't tell words apart"):
             load()
+
+
+def test_nobody_is_asked_to_convert_weights_that_are_no_safetensors(hub, lm, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("transformers.modeling_utils.auto_conversion", lambda *given, **_: asked.append(given))
+    torch.save(load_file(lm / "model.safetensors"), lm / "pytorch_model.bin")
+    (lm / "model.safetensors").unlink()
+    hub.commit(MODEL, lm)
+    with pytest.raises(StudyError):
+        load_language_model(MODEL, "main")
+    assert not asked
+    with pytest.raises(StudyError, match="save_pretrained"):
+        fetch(tmp_path / "snapshot")
+    with pytest.raises(StudyError, match=r"no weights in safetensors, but pytorch_model.bin.*save_pretrained"):
+        load_language_model(lm)
+
+
+def test_a_sentence_encoder_without_safetensors_is_told(tiny, tmp_path):
+    folder = shutil.copytree(tiny.untrained, tmp_path / "encoder")
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(StudyError, match=r"no weights in safetensors, but pytorch_model.bin"):
+        open_embedder(None, {}, False, model=str(folder))
