@@ -88,7 +88,7 @@ def load_encoder(
         loader, options = BertModel, {"config": published_config(folder)}
     transformer = load_weights(loader, transformers[0], None, trust_remote_code, unused="pooler.", **options)
     transformer.pooler = None
-    embeddings = transformer.get_input_embeddings().num_embeddings
+    embeddings = transformer.get_input_embeddings().weight.shape[0]
     if beyond := ids_beyond(tokenizer, embeddings, model):
         raise StudyError(
             f"{model}: the tokens {list(beyond.values())[:3]} were added to its tokenizer, and it has no embeddings "

@@ -61,7 +61,7 @@ def test_a_missing_column_is_named(tmp_path):
 
 
 def test_what_snakemake_reads_imports_no_pandas():
-    modules = ("config", "costs", "specs", "jobs", "resources")
+    modules = ("config", "costs", "specs", "plan", "resources")
     imports = "".join(f"import workflow_scripts.study.{module}\n" for module in modules)
     check = imports + "import sys\nprint({'pandas', 'pyarrow', 'numpy', 'torch'} & sys.modules.keys() or '')"
     assert subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True).stdout == "\n"

@@ -47,5 +47,5 @@ def test_evaluation_budget_changes_no_loss(tiny):
 
 
 def test_an_unknown_model_is_named_with_advice():
-    with pytest.raises(StudyError, match=r"'nobody/no-such-model' can't be loaded.*Write a local folder"):
+    with pytest.raises(StudyError, match=r"'nobody/no-such-model' can't be loaded: .*There is no local folder"):
         load_language_model("nobody/no-such-model")
