@@ -24,11 +24,11 @@ from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.files import atomic_path
 from workflow_scripts.core.gpus import visible_gpus
 from workflow_scripts.core.hardware import hardware
-from workflow_scripts.core.parquet import read_table, write_table
+from workflow_scripts.core.parquet import read_schema, read_table, write_table
 from workflow_scripts.core.progress import say
 from workflow_scripts.core.seeds import generator
 from workflow_scripts.core.stage import run_stage
-from workflow_scripts.corpora.builtin import mini_rows
+from workflow_scripts.corpora.prepare_corpus import prepare_corpus
 from workflow_scripts.corpora.templates import encoder_texts
 from workflow_scripts.encoder.init_encoder import init_encoder
 from workflow_scripts.encoder.loading import load_encoder
@@ -42,7 +42,7 @@ from workflow_scripts.models.loading import load_config, load_tokenizer
 from workflow_scripts.plan.pilot_jobs import repeated, typical_seconds
 from workflow_scripts.plan.pilot_processes import side_by_side, time_starts
 from workflow_scripts.study.costs import CorpusFacts, Pilot, distinct_examples, parameters_in_name
-from workflow_scripts.study.sections import Encoder, Pretraining
+from workflow_scripts.study.sections import Corpus, Encoder, Pretraining
 from workflow_scripts.study.stage_versions import STAGE_VERSIONS
 from workflow_scripts.targets.tables import FoldTargets
 
@@ -142,10 +142,10 @@ def _time_models(corpora: list[Path], folder: Path, settings: dict[str, Any]) ->
     runs, training, prompt_words = settings["runs"], settings["training"], settings["prompt_words"]
     samples = {path.stem: _sample(path, folder / path.name, settings["seed"]) for path in corpora}
     read = samples.get(training["target_corpus"]) if training else None
-    typical = read or next(iter(samples.values()), None) or _stand_in(folder)
     say("run_pilot: LM, encoder, corpora ...")
     # The progress that the stages print is not the study's.
     with contextlib.redirect_stderr(io.StringIO()):
+        typical = read or next(iter(samples.values()), None) or _stand_in(folder)
         lm = _language_model(settings["language_model"], runs, samples, typical, folder)
         model, encoder_seconds, no_encoder = _encoder(settings["encoder"], typical, lm, prompt_words, folder)
         facts = {
@@ -195,8 +195,9 @@ def _sample(corpus: Path, file: Path, seed: int) -> _Sample:
 
 def _stand_in(folder: Path) -> _Sample:
     """Return a sample of the builtin corpus, for a study none of whose corpora is available."""
-    rows = [{**row, "messages": None} for _, row in zip(range(SAMPLE_ROWS), mini_rows(), strict=False)]
-    return _written(pa.Table.from_pylist(rows), folder / "stand_in.parquet", len(rows), ASSUMED_ROW_BYTES)
+    file, source = folder / "stand_in.parquet", Corpus(source="builtin:mini", limit=SAMPLE_ROWS)
+    prepare_corpus(file, folder / "stand_in.rejected.parquet", **source.model_dump(exclude={"without"}))
+    return _Sample(file, read_schema(file)[1], ASSUMED_ROW_BYTES)
 
 
 def _written(table: pa.Table, file: Path, rows: int, row_bytes: float) -> _Sample:
