@@ -88,12 +88,7 @@ def load_encoder(
         loader, options = BertModel, {"config": published_config(folder)}
     transformer = load_weights(loader, transformers[0], None, trust_remote_code, unused="pooler.", **options)
     transformer.pooler = None
-    embeddings = transformer.get_input_embeddings().weight.shape[0]
-    if beyond := ids_beyond(tokenizer, embeddings, model):
-        raise StudyError(
-            f"{model}: the tokens {list(beyond.values())[:3]} were added to its tokenizer, and it has no embeddings "
-            f"for them ({embeddings} ids). Use a complete copy of it, or one that was trained with these tokens."
-        )
+    _require_embeddings(model, transformer, tokenizer)
     if not projections:
         projections = random_projections(transformer.config.hidden_size, dimension, view, seed)
     if {projection.in_features for projection in projections} != {transformer.config.hidden_size}:
@@ -141,6 +136,19 @@ def _made(
             f"{model}: {kind} reads more than tokens ({', '.join(beside)}), and encoders read tokens alone. {KINDS}"
         )
     return encoder
+
+
+def _require_embeddings(model: str | Path, transformer: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    try:
+        embeddings = transformer.get_input_embeddings().weight.shape[0]
+    except NotImplementedError:
+        # Those of hashed characters; whether it can be read at all is tried next.
+        return
+    if beyond := ids_beyond(tokenizer, embeddings, model):
+        raise StudyError(
+            f"{model}: the tokens {list(beyond.values())[:3]} were added to its tokenizer, and it has no embeddings "
+            f"for them ({embeddings} ids). Use a complete copy of it, or one that was trained with these tokens."
+        )
 
 
 def _require_encoder(folder: Path, trust_remote_code: bool) -> None:
