@@ -90,7 +90,8 @@ def each_without_the_other() -> None:
 
 
 def key_twice() -> None:
-    path = Path("mine.yaml")
+    path = Path("configs/mine.yaml")
+    path.parent.mkdir(exist_ok=True)
     path.write_text("run: mine\nseed: 1\nseed: 2\n", encoding="utf-8")
     read_config(path)
 
