@@ -55,8 +55,7 @@ def attribute(
 ) -> pa.Table:
     """Return the `top` training examples of each query, best first.
 
-    Columns: query (its row in the source), query_file, query_prompt, query_response, rank, score, source_file,
-    source_row (of the example), example_id, label, prompt, response.
+    A score is the inner product of the example's embedding and the query's (paper, section 3.2).
 
     Parameters
     ----------
@@ -70,8 +69,9 @@ def attribute(
 
     Returns
     -------
-    One row per query and rank, best first, with the columns `query` (int32, its index in `queries`), `rank` (int32,
-    from 1), `score` (float32), `example_id` (int64), `label`, `prompt` and `response`.
+    One row per query and rank, best first: `query` (int64, its row in the source, from 1), `query_file`,
+    `query_prompt`, `query_response`, `rank` (int32, from 1), `score` (float32), and of the example `source_file`,
+    `source_row` (int64, from 1), `example_id` (int64), `label`, `prompt` and `response`.
 
     Raises
     ------

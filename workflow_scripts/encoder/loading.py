@@ -66,8 +66,8 @@ def load_encoder(
     """
     folder = model_folder(model, revision)
     parts = model_parts(folder)
-    modules = SentenceModules(parts[0])
-    transformers = [SentenceModules(part).transformer for part in parts]
+    of_parts = [SentenceModules(part) for part in parts]
+    modules, transformers = of_parts[0], [each.transformer for each in of_parts]
     if len({file_hash(*sorted(each.glob("*.safetensors"))) for each in transformers}) > 1:
         raise StudyError(
             f"{model}: {' and '.join(SPLIT_FOLDERS)} have different transformers. Use a complete copy of it."

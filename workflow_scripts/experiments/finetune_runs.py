@@ -93,8 +93,8 @@ def finetune_runs(
             losses = tuner.losses(tests) if ended else np.full(len(tests), np.nan, np.float32)
             ended = bool(np.isfinite(losses).all())
             answers = [None] * len(tests)
-            # Only the native engine holds a whole LM to ask (`study.config`).
-            if tokenizer and ended and isinstance(tuner, Finetuner):
+            if tokenizer and ended:
+                assert isinstance(tuner, Finetuner), "the config refuses answers of an LM that is split"
                 prompts = [one.tokens[: one.prompt_tokens] for one in tests]
                 limits = (tokenizer.eos_token_id, new_tokens, finetuning.evaluation_tokens, finetuning.precision)
                 written = greedy_answers(tuner.lm, prompts, *limits)
