@@ -57,7 +57,7 @@ def mlp_layers(lm: PreTrainedModel) -> dict[str, nn.Module]:
     if others:
         raise StudyError(
             f"{type(lm).__name__} has weights in its MLPs that belong to no linear layer, as in a mixture of experts, "
-            f"e.g. {others[0]}: gradient methods can't read it. Leave them out of scoring.methods, or take another LM."
+            f"e.g. {others[0]}: gradient methods can't read it. Leave them out of scoring.methods, or use another LM."
         )
     return layers
 
