@@ -142,7 +142,7 @@ def _removal(rows: pd.DataFrame) -> Experiment:
     largest = rises["removed"].max()
     over = rows[(rows["metric"] == "loss_rise_over_random") & (rows["removed"] == largest)]
     question = (
-        "Fine-tune without the examples that a method holds to be a test's most helpful ones: the more the loss "
+        "Fine-tune without the examples that a method ranks as most helpful for a test: the more the loss "
         "rises, the better the method found them. Random examples show what any removal does."
     )
     lines = {
