@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 from torch.func import functional_call
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from workflow_scripts.core.files import atomic_folder
 from workflow_scripts.corpora.templates import EncoderText
@@ -30,6 +30,7 @@ from workflow_scripts.models.packing import (
     token_budget,
 )
 from workflow_scripts.models.sharing import apart_from, forget_lengths
+from workflow_scripts.models.transformers_import import PreTrainedModel
 from workflow_scripts.study.choices import View
 
 DENSE_FOLDERS = ("2_Dense", "3_Dense")  # without and with a Normalize module before it

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import save_file
-from transformers import BertConfig
 
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.files import publish_folder
 from workflow_scripts.models.loading import open_weights
+from workflow_scripts.models.transformers_import import BertConfig
 
 if TYPE_CHECKING:
     from workflow_scripts.encoder.model import AttributionEncoder

@@ -14,11 +14,11 @@ from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
 
 from workflow_scripts.language_model.losses import response_positions, token_losses
 from workflow_scripts.language_model.tokens import TokenizedExample
 from workflow_scripts.models.packing import to_device
+from workflow_scripts.models.transformers_import import PreTrainedModel
 
 TOKENS_MULTIPLE = 512
 # Each holds thousands of launches; with more shapes than this, the oldest graph is dropped.

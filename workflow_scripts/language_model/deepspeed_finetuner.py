@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from transformers import PreTrainedModel
 
 if not torch.cuda.is_available():
     # Read when DeepSpeed is imported.
@@ -24,6 +23,7 @@ from workflow_scripts.language_model.losses import example_losses, summed_losses
 from workflow_scripts.language_model.oom_retry import explained_lack_of_memory
 from workflow_scripts.language_model.tokens import TokenizedExample
 from workflow_scripts.models.packing import token_budget
+from workflow_scripts.models.transformers_import import PreTrainedModel
 
 
 class ZeroFinetuner:

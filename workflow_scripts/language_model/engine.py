@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from transformers import PreTrainedModel
-
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.language_model.finetuner import Finetuner
 from workflow_scripts.language_model.losses import load_language_model
+from workflow_scripts.models.transformers_import import PreTrainedModel
 from workflow_scripts.study.sections import Finetuning
 
 if TYPE_CHECKING:

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
 
 from workflow_scripts.core.errors import lacks_memory
 from workflow_scripts.core.progress import say
@@ -20,6 +19,7 @@ from workflow_scripts.language_model.tokens import TokenizedExample
 from workflow_scripts.models.device import autocast
 from workflow_scripts.models.packing import ATTENTION, token_budget
 from workflow_scripts.models.sharing import apart_from
+from workflow_scripts.models.transformers_import import PreTrainedModel
 
 
 class Finetuner:

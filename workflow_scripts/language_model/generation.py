@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from transformers import GenerationConfig, PreTrainedModel
 
 from workflow_scripts.models.device import autocast
 from workflow_scripts.models.packing import token_budget
 from workflow_scripts.models.sharing import forget_lengths, shared_passes
+from workflow_scripts.models.transformers_import import GenerationConfig, PreTrainedModel
 
 
 @torch.inference_mode()

@@ -8,8 +8,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from transformers import AutoModelForCausalLM, PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from workflow_scripts.language_model.tokens import TokenizedExample
 from workflow_scripts.models.device import autocast, best_device
@@ -23,6 +21,11 @@ from workflow_scripts.models.packing import (
     token_budget,
 )
 from workflow_scripts.models.sharing import apart_from, forget_lengths, shared_passes
+from workflow_scripts.models.transformers_import import (
+    AutoModelForCausalLM,
+    GradientCheckpointingLayer,
+    PreTrainedModel,
+)
 
 
 def load_language_model(

@@ -7,14 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-)
+from transformers import PreTrainedTokenizerFast
 
 from workflow_scripts.core.parquet import read_table
 from workflow_scripts.core.progress import Progress
@@ -25,6 +18,13 @@ from workflow_scripts.language_model.losses import summed_losses, use_packing
 from workflow_scripts.language_model.tokens import TokenizedExample
 from workflow_scripts.models.device import best_device
 from workflow_scripts.models.loading import save_folder
+from workflow_scripts.models.transformers_import import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 END = "<|endoftext|>"
 

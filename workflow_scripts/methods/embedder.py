@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
 
 from workflow_scripts.language_model.tokens import TokenizedExample
 from workflow_scripts.methods.example_gradients import mlp_layers
 from workflow_scripts.methods.projected_gradients import ProjectedGradients
+from workflow_scripts.models.transformers_import import PreTrainedModel
 from workflow_scripts.study.sections import Finetuning
 
 

@@ -13,8 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import torch
 from torch import nn
-from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.language_model.losses import summed_losses
@@ -22,6 +20,7 @@ from workflow_scripts.language_model.tokens import TokenizedExample
 from workflow_scripts.models.device import autocast
 from workflow_scripts.models.packing import Bucket, pack, to_device
 from workflow_scripts.models.sharing import apart_from, shared_passes
+from workflow_scripts.models.transformers_import import Conv1D, PreTrainedModel
 
 MLP = re.compile(r"(^|\.)(mlp|ffn|feed_forward|fc1|fc2|fc_in|fc_out)(\.|$)")
 

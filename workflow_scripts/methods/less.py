@@ -13,13 +13,13 @@ from collections.abc import Mapping
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
-from transformers import PreTrainedModel
 
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.seeds import derive_seed
 from workflow_scripts.language_model.engine import native_tuner
 from workflow_scripts.methods.embedder import Embedder, LanguageModelReader, WarmupExamples, unit_length
 from workflow_scripts.methods.projected_gradients import Correction, ProjectedGradients, Tensors, random_projections
+from workflow_scripts.models.transformers_import import PreTrainedModel
 
 ADAPTER = "less"
 

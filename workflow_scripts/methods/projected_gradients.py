@@ -17,13 +17,12 @@ from contextlib import closing
 import numpy as np
 import torch
 from torch import nn
-from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from workflow_scripts.core.seeds import derive_seed
 from workflow_scripts.language_model.tokens import TokenizedExample
 from workflow_scripts.methods.example_gradients import ExampleGradients, outer_sums
 from workflow_scripts.models.packing import to_host, token_budget
+from workflow_scripts.models.transformers_import import Conv1D, PreTrainedModel
 
 Tensors = dict[str, torch.Tensor]
 Correction = Callable[[str, torch.Tensor], torch.Tensor]

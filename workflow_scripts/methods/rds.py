@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
 
 from workflow_scripts.language_model.tokens import TokenizedExample
 from workflow_scripts.methods.embedder import Embedder, LanguageModelReader, unit_length
 from workflow_scripts.models.device import autocast
 from workflow_scripts.models.packing import PackedBatch, example_means, pack, token_budget
 from workflow_scripts.models.sharing import apart_from, forget_lengths, shared_passes
+from workflow_scripts.models.transformers_import import PreTrainedModel
 
 
 def open_embedder(reader: LanguageModelReader, fitted: Mapping[str, torch.Tensor], for_tests: bool) -> Embedder:

@@ -20,11 +20,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from transformers import AttentionInterface, PreTrainedModel
 
 from workflow_scripts.core.errors import lacks_memory
 from workflow_scripts.core.progress import say
 from workflow_scripts.models.sharing import allows_packing, find_dependence
+from workflow_scripts.models.transformers_import import AttentionInterface, PreTrainedModel
 
 try:
     from torch.nn.attention.varlen import varlen_attn

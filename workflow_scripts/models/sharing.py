@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
 
 from workflow_scripts.core.progress import say
+from workflow_scripts.models.transformers_import import PreTrainedModel
 
 # Rotary positions that depend on the longest example of a batch.
 DYNAMIC_ROPE = ("dynamic", "longrope", "su")

@@ -17,7 +17,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 import transformers
-from transformers import AutoModelForCausalLM
 
 from workflow_scripts.core.distributed import run_in_new_processes
 from workflow_scripts.core.errors import StudyError
@@ -39,6 +38,7 @@ from workflow_scripts.encoder.training import backpropagate_step, draw_step, val
 from workflow_scripts.language_model.pretrain_base_lm import pretrain_base_lm
 from workflow_scripts.language_model.tokenize_corpus import tokenize_corpus
 from workflow_scripts.models.loading import load_config, load_tokenizer
+from workflow_scripts.models.transformers_import import AutoModelForCausalLM
 from workflow_scripts.plan.pilot_jobs import repeated, typical_seconds
 from workflow_scripts.plan.pilot_processes import side_by_side, time_starts
 from workflow_scripts.study.costs import CorpusFacts, Pilot, distinct_examples, parameters_in_name
