@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.stats import rankdata
+import pandas as pd
 
 
 def spearman_by_column(left: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -16,7 +16,7 @@ def spearman_by_column(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     left: float [subsets, tests].
     right: float [subsets, tests], as `left`.
     """
-    left, right = (rankdata(values, axis=0) for values in (left, right))
+    left, right = (pd.DataFrame(values).rank().to_numpy() for values in (left, right))
     left, right = left - left.mean(axis=0), right - right.mean(axis=0)
     spread = np.sqrt((left**2).sum(axis=0) * (right**2).sum(axis=0))
     correlations = np.full(spread.shape, np.nan)

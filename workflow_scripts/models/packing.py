@@ -9,6 +9,7 @@ interface is packed without a change.
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -26,10 +27,10 @@ from workflow_scripts.core.progress import say
 from workflow_scripts.models.sharing import allows_packing, find_dependence
 from workflow_scripts.models.transformers_import import AttentionInterface, PreTrainedModel
 
-try:
-    from torch.nn.attention.varlen import varlen_attn
-except ImportError:
-    varlen_attn = None
+varlen_attn: Callable[..., Any] | None = None
+# It needs CUDA, and imports torch's compiler.
+if torch.version.cuda is not None and importlib.util.find_spec("torch.nn.attention.varlen") is not None:
+    varlen_attn = importlib.import_module("torch.nn.attention.varlen").varlen_attn
 
 # Names for `set_attn_implementation`: the fastest kernel that each call allows, and buckets whatever the call is.
 ATTENTION = "packed"
@@ -282,6 +283,7 @@ def _varlen_attention(
     s_aux: torch.Tensor | None = None,
     **_: object,
 ) -> tuple[torch.Tensor, None]:
+    assert varlen_attn is not None
     _refuse_bent_weights(softcap, s_aux)
     # Rotary positions leave queries and keys in float32 under autocast.
     query, key, value = (tensor[0].transpose(0, 1).to(value.dtype) for tensor in (query, key, value))

@@ -6,15 +6,18 @@ the processor time that a short job needs to start (`benchmarks/startup.py`). Ea
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
+
+Function: TypeAlias = Callable[..., Any]
 
 # What modules of transformers ask before they import a library that costs time.
 _AVAILABILITY = (
@@ -29,42 +32,62 @@ _MASKS = "torch._dynamo._trace_wrapped_higher_order_op"
 
 
 class _CompilerWhenUsed(ModuleType):
-    """Stands for torch's compiler until an attribute is used that isn't one of its marks.
+    """Stands for torch's compiler until something is compiled, and remembers what was marked for it until then.
 
-    Decorators mark what the compiler shall leave alone (optimizers, kernels of formats that no stage uses). While
-    nothing is compiled, such a mark has no effect.
+    Optimizers, attention, and kernels of transformers carry such marks, which have no effect while nothing is compiled.
     """
 
-    def disable(self, function: Any = None, *_: Any, **__: Any) -> Any:
-        return function or _same
+    def __init__(self) -> None:
+        super().__init__(_COMPILER)
+        self.marks: list[Callable[[ModuleType], object]] = []
 
-    def allow_in_graph(self, function: Any) -> Any:
+    def disable(self, function: Function | None = None, *options: Any, **named_options: Any) -> Function:
+        if function is None:
+            return lambda function: self.disable(function, *options, **named_options)
+        marked = function
+
+        @functools.wraps(function)
+        def run(*arguments: Any, **named_arguments: Any) -> Any:
+            return marked(*arguments, **named_arguments)
+
+        def mark(compiler: ModuleType) -> None:
+            nonlocal marked
+            marked = compiler.disable(function, *options, **named_options)
+
+        self.marks.append(mark)
+        return run
+
+    def allow_in_graph(self, function: Function) -> Function:
+        self.marks.append(lambda compiler: compiler.allow_in_graph(function))
         return function
 
-    def assume_constant_result(self, function: Any) -> Any:
+    def assume_constant_result(self, function: Function) -> Function:
+        self.marks.append(lambda compiler: compiler.assume_constant_result(function))
         return function
 
     def graph_break(self, *_: Any, **__: Any) -> None:
         pass
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(_compiler(_COMPILER), name)
+        return getattr(_compiler(), name)
 
 
 class _MasksWhenUsed(ModuleType):
     def TransformGetItemToIndex(self) -> Any:  # noqa: N802
-        return _compiler(_MASKS).TransformGetItemToIndex()
+        _compiler()
+        return importlib.import_module(_MASKS).TransformGetItemToIndex()
 
 
-def _compiler(module: str) -> ModuleType:
-    for name in (_COMPILER, _MASKS):
-        if isinstance(sys.modules.get(name), _CompilerWhenUsed | _MasksWhenUsed):
-            del sys.modules[name]
-    return importlib.import_module(module)
-
-
-def _same(function: Callable[..., Any]) -> Callable[..., Any]:
-    return function
+def _compiler() -> ModuleType:
+    """Return torch's compiler in place of what stood for it."""
+    stand_in = sys.modules[_COMPILER]
+    if not isinstance(stand_in, _CompilerWhenUsed):
+        return stand_in
+    del sys.modules[_COMPILER], sys.modules[_MASKS]
+    compiler = importlib.import_module(_COMPILER)
+    for mark in stand_in.marks:
+        mark(compiler)
+    return compiler
 
 
 @contextmanager
@@ -74,7 +97,7 @@ def _without_unused_libraries() -> Iterator[None]:
         yield
         return
     if _COMPILER not in sys.modules:
-        sys.modules[_COMPILER] = torch._dynamo = _CompilerWhenUsed(_COMPILER)
+        sys.modules[_COMPILER] = torch._dynamo = _CompilerWhenUsed()
         sys.modules[_MASKS] = _MasksWhenUsed(_MASKS)
     places = [importlib.import_module(f"transformers.utils{name}") for name in ("", ".import_utils")]
     before = [(place, name, getattr(place, name)) for place in places for name in _AVAILABILITY if hasattr(place, name)]
