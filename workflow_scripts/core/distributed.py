@@ -31,7 +31,7 @@ from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.gpus import use_deterministic_algorithms, visible_gpus
 from workflow_scripts.core.parquet import metadata_in_force, table_metadata
 from workflow_scripts.core.progress import say
-from workflow_scripts.core.timing import Seconds, start_work, work_so_far
+from workflow_scripts.core.timing import Seconds, start_stage, work_so_far
 
 SECONDS_TO_END = 10.0
 Value = TypeVar("Value")
@@ -62,7 +62,7 @@ def run_in_processes(function: Callable[..., object], processes: int, **argument
     RuntimeError: a process failed otherwise; with its traceback, or the end of its log.
     """
     if processes == 1:
-        start_work()
+        start_stage()
         function(**arguments)
         return work_so_far()
     gpus = len(visible_gpus())
@@ -212,7 +212,7 @@ def _work(folder: Path) -> None:
                 timeout=timedelta(days=7),
             )
         stage = getattr(import_module(module), name)
-        start_work()
+        start_stage()
         with table_metadata(**metadata):
             stage(**arguments)
         work = work_so_far()

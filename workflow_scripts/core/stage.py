@@ -17,7 +17,7 @@ from workflow_scripts.core.errors import StudyError, lacks_memory
 from workflow_scripts.core.gpus import gpus_asked_for, pinned, require_promised_gpus, use_deterministic_algorithms
 from workflow_scripts.core.parquet import spec_hash, table_metadata
 from workflow_scripts.core.redaction import redact_output, redacted
-from workflow_scripts.core.timing import Seconds, start_work, work_so_far, write_record
+from workflow_scripts.core.timing import Seconds, start_stage, work_so_far, write_record
 
 _ROOM = "Free some space, or link `results` to a roomier disk."
 _RIGHTS = "Make the results folder writable for you, or link `results` to a folder that is."
@@ -123,7 +123,7 @@ def memory_trouble(error: BaseException, stage: str) -> str | None:
 def _call(stage: Callable[..., object], processes: int, arguments: dict[str, Any]) -> Seconds:
     """Call `stage` and return how long its work took."""
     if processes == 1:
-        start_work()
+        start_stage()
         stage(**arguments)
         return work_so_far()
     # Needs torch, which most stages do without.

@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -119,6 +120,14 @@ def start_work() -> WorkTimer:
 
     To be called once a stage has imported its libraries and loaded its models; a later call moves the border.
     """
+    if "pyarrow" in sys.modules:
+        # With its first array, pyarrow imports pandas.
+        sys.modules["pyarrow"].array([0])
+    return start_stage()
+
+
+def start_stage() -> WorkTimer:
+    """Begin the work of a stage that is about to be called; one that loads more calls `start_work` itself."""
     global _timer
     _timer = WorkTimer(process_seconds())
     return _timer

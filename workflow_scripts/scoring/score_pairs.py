@@ -11,7 +11,7 @@ from workflow_scripts.methods.loading import load_text_method
 from workflow_scripts.methods.text_scorer import Texts, TextScorer
 from workflow_scripts.scoring.sources import (
     Source,
-    load_libraries,
+    load_embedding_libraries,
     open_embeddings,
     read_evaluation,
     score_source,
@@ -59,8 +59,9 @@ def score_pairs(
     ------
     StudyError: a file can't be read, the files don't belong together, or an embedding is not finite.
     """
-    load_libraries(embeddings=bool(train_embeddings))
-    if not train_embeddings:
+    if train_embeddings:
+        load_embedding_libraries()
+    else:
         open_scorer = load_text_method(method)
     timer = start_work()
     test_ids, subset_ids, membership = read_evaluation(subsets, validation)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from workflow_scripts.core.stage import run_stage
 from workflow_scripts.core.timing import start_work
-from workflow_scripts.scoring.sources import load_libraries, open_embeddings, read_evaluation, score_source
+from workflow_scripts.scoring.sources import load_embedding_libraries, open_embeddings, read_evaluation, score_source
 from workflow_scripts.scoring.tables import costs, write_part
 
 
@@ -43,7 +43,7 @@ def score_part(
     ------
     StudyError: a file can't be read, the files don't belong together, or an embedding is not finite.
     """
-    load_libraries(embeddings=True)
+    load_embedding_libraries()
     timer = start_work()
     test_ids, subset_ids, membership = read_evaluation(subsets, validation)
     source = open_embeddings(train_embeddings, test_embeddings, test_ids, tile_examples)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.parquet import read_metadata, read_schema, read_table
@@ -86,19 +85,14 @@ def score_source(
     return result
 
 
-def load_libraries(*, embeddings: bool) -> None:
-    """Import what would else be imported while the work is timed.
+def load_embedding_libraries() -> None:
+    """Import what `open_embeddings` needs and methods that score texts don't: torch takes seconds to load.
 
-    Parameters
-    ----------
-    embeddings: whether `open_embeddings` will be called; it needs torch, which takes seconds to load.
+    To be called before the work is timed.
     """
-    # With its first array, pyarrow imports pandas.
-    pa.array([0])
-    if embeddings:
-        import workflow_scripts.embeddings.tiles
-        import workflow_scripts.models.device
-        import workflow_scripts.scoring.gpu_scores  # noqa: F401
+    import workflow_scripts.embeddings.tiles
+    import workflow_scripts.models.device
+    import workflow_scripts.scoring.gpu_scores  # noqa: F401
 
 
 def open_embeddings(train: Path, test: Path | Sequence[Path], test_ids: np.ndarray, tile_examples: int) -> Source:
@@ -115,7 +109,7 @@ def open_embeddings(train: Path, test: Path | Sequence[Path], test_ids: np.ndarr
     ------
     StudyError: a file can't be read, or the two have embeddings of different sizes.
     """
-    # See `load_libraries`.
+    # See `load_embedding_libraries`.
     from workflow_scripts.embeddings.tiles import embedding_tiles, inner_products, read_embeddings
     from workflow_scripts.models.device import best_device
     from workflow_scripts.scoring.gpu_scores import score_on_device
