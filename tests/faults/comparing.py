@@ -9,8 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from workspace import Workspace
 
+from workflow_scripts.evaluation.evaluate_lds import COST_PARTS
+
 MEASURED = {
     "seconds",
+    "cpu_seconds",
+    *(f"{part}_{kind}" for part in COST_PARTS for kind in ("seconds", "cpu_seconds")),
     "fixed_seconds",
     "seconds_per_example",
     "rival_fixed_seconds",

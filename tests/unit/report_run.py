@@ -134,7 +134,7 @@ def _lds(path: Path, evaluations: tuple[str, ...], lds: dict[str, float]) -> Pat
             "seed_agreement": 0.7,
             "n_tests": 30,
             "n_subsets": 100,
-            "seconds": 0.02 * 3**place,
+            **_costs(method, 0.02 * 3**place),
             "bytes_per_example": 0.0 if method == "random" else 768.0 / 2 ** (place % 3),
         }
         for name in evaluations
@@ -143,6 +143,19 @@ def _lds(path: Path, evaluations: tuple[str, ...], lds: dict[str, float]) -> Pat
     ]
     write_table(path, pa.Table.from_pylist(rows))
     return path
+
+
+def _costs(method: str, seconds: float) -> dict[str, float | None]:
+    """What a method costs: one that is given without an encoder's training embeds nothing."""
+    embedding = 0.75 * seconds if method.startswith(("airrep", "untrained")) else 0.0
+    fitting = 900.0 if method.startswith("airrep") else 0.0
+    clock = {"": seconds, "embedding_": embedding, "scoring_": seconds - embedding, "start_up_": 4.0}
+    clock |= {"fitting_": None if method == "untrained" else fitting, "warmup_": 0.0}
+    return {
+        f"{part}{kind}": value if value is None else value * factor
+        for part, value in clock.items()
+        for kind, factor in (("seconds", 1.0), ("cpu_seconds", 1.5))
+    }
 
 
 def _differences(path: Path, evaluations: tuple[str, ...], lds: dict[str, float]) -> Path:

@@ -15,7 +15,8 @@ CONTRACT = {
     "selection": f"method string, evaluation string, metric string, {VALUES}",
     "classification": f"method string, evaluation string, metric string, {VALUES}, n_tests int32",
     "amortisation": "method string, evaluation string, rival string, fixed_seconds double, seconds_per_example double, "
-    "rival_fixed_seconds double, rival_seconds_per_example double, crossover_examples double",
+    "rival_fixed_seconds double, rival_seconds_per_example double, crossover_examples double, "
+    "jobs_with_start_up int32",
     "transfer": "method string, pooling string, home string, evaluation string, lds_home double, lds double, "
     "ci_low double, ci_high double, ceiling double, retained double, advice string",
 }

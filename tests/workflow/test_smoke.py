@@ -10,7 +10,10 @@ import yaml
 from sentence_transformers import SentenceTransformer
 from workspace import TOKEN
 
+from workflow_scripts.core.benchmark_files import read_record
 from workflow_scripts.core.files import folder_hash
+from workflow_scripts.core.parquet import read_metadata
+from workflow_scripts.core.timing import Seconds, total
 
 METHODS = ("airrep", "airrep_mean", "untrained", "tfidf", "bm25", "length", "random")
 CONTRACT = {
@@ -32,7 +35,9 @@ CONTRACT = {
     "groups/*/*.parquet": "test_id int32, subset int32, pooling string, score float",
     "evaluation/lds.parquet": "method string, evaluation string, pooling string, lds double, ci_low double, "
     "ci_high double, ceiling double, seed_agreement double, n_tests int32, n_subsets int32, seconds double, "
-    "bytes_per_example double",
+    "cpu_seconds double, embedding_seconds double, embedding_cpu_seconds double, scoring_seconds double, "
+    "scoring_cpu_seconds double, fitting_seconds double, fitting_cpu_seconds double, warmup_seconds double, "
+    "warmup_cpu_seconds double, start_up_seconds double, start_up_cpu_seconds double, bytes_per_example double",
     "evaluation/differences.parquet": "method_a string, pooling_a string, method_b string, pooling_b string, "
     "evaluation string, difference double, ci_low double, ci_high double",
     "evaluation/leaks.parquet": "evaluation string, test_id int32, example_id int32, similarity float, "
@@ -89,6 +94,34 @@ def test_every_method_is_judged(finished):
         assert -1 <= row["ci_low"] <= row["lds"] <= row["ci_high"] <= 1
         assert (row["n_tests"], row["n_subsets"]) == (20, 8)
         assert math.isfinite(row["ceiling"])
+
+
+def test_every_job_tells_its_start_up_from_its_work(finished):
+    benchmarks = list(finished.results.glob("benchmarks/**/*.tsv"))
+    assert benchmarks
+    for path in benchmarks:
+        assert read_record(path), path
+
+
+def test_costs_of_the_lds_table_are_those_that_the_jobs_measured(finished):
+    for row in pq.read_table(finished.results / "evaluation" / "lds.parquet").to_pylist():
+        scores = read_metadata(finished.results / "scores" / row["method"] / "heldout.parquet")
+        embeddings = {"airrep": ["trained"], "airrep_mean": ["trained"], "untrained": ["untrained"]}.get(
+            row["method"], []
+        )
+        files = [
+            finished.results / "embeddings" / encoder / f"{corpus}.parquet"
+            for encoder in embeddings
+            for corpus in ("pool", "tests")
+        ]
+        embedding = total(Seconds.read(read_metadata(path)) for path in files)
+        scoring = Seconds.read(scores, "scoring")
+        for kind, of in (("seconds", "clock"), ("cpu_seconds", "processor")):
+            assert row[f"embedding_{kind}"] == pytest.approx(getattr(embedding, of), abs=1e-3)
+            assert row[f"scoring_{kind}"] == getattr(scoring, of)
+            assert row[kind] == pytest.approx(row[f"embedding_{kind}"] + row[f"scoring_{kind}"])
+        assert (row["fitting_seconds"] > 0) == bool(embeddings)
+        assert row["warmup_seconds"] == 0
 
 
 def test_what_is_judged_on_was_not_trained_on(finished):

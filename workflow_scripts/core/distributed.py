@@ -31,13 +31,14 @@ from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.gpus import use_deterministic_algorithms, visible_gpus
 from workflow_scripts.core.parquet import metadata_in_force, table_metadata
 from workflow_scripts.core.progress import say
+from workflow_scripts.core.timing import Seconds, start_stage, work_so_far
 
 SECONDS_TO_END = 10.0
 Value = TypeVar("Value")
 _PATH, _SECTION = "a path", "a section"
 
 
-def run_in_processes(function: Callable[..., object], processes: int, **arguments: object) -> None:
+def run_in_processes(function: Callable[..., object], processes: int, **arguments: object) -> Seconds:
     """Call `function(**arguments)` in `processes` processes that form one group; return when all are done.
 
     With one process, that is this one. Several are new ones, each with a GPU of its own (NCCL) or on the CPU (gloo),
@@ -51,14 +52,19 @@ def run_in_processes(function: Callable[..., object], processes: int, **argument
     processes: how many; at most as many as there are GPUs, where there are any.
     arguments: JSON values, paths and sections of the config.
 
+    Returns
+    -------
+    How long the work took (`core.timing`): on the clock that of the slowest process, and the processor time of all.
+
     Raises
     ------
     StudyError: there are fewer GPUs than processes, or a process raised it.
     RuntimeError: a process failed otherwise; with its traceback, or the end of its log.
     """
     if processes == 1:
+        start_stage()
         function(**arguments)
-        return
+        return work_so_far()
     gpus = len(visible_gpus())
     if 0 < gpus < processes:
         raise StudyError(
@@ -66,14 +72,14 @@ def run_in_processes(function: Callable[..., object], processes: int, **argument
             f"{processes} GPUs (where Slurm is asked by `gres`: `gpus` in slurm/config.yaml), or set `processes` to "
             f"{gpus}."
         )
-    run_in_new_processes(function, processes, **arguments)
+    return run_in_new_processes(function, processes, **arguments)
 
 
-def run_in_new_processes(function: Callable[..., object], processes: int, **arguments: object) -> None:
+def run_in_new_processes(function: Callable[..., object], processes: int, **arguments: object) -> Seconds:
     """Call `function(**arguments)` as `run_in_processes` does, but in a new process even if `processes` is 1.
 
-    The GPU memory of such a process is free once it has ended. Parameters and errors as in `run_in_processes`, but the
-    number of GPUs is not checked.
+    The GPU memory of such a process is free once it has ended. Parameters, result and errors as in
+    `run_in_processes`, but the number of GPUs is not checked.
     """
     metadata, deterministic = dict(metadata_in_force()), torch.are_deterministic_algorithms_enabled()
     job = [processes, _importable_module(function), function.__name__, arguments, metadata, deterministic]
@@ -90,6 +96,8 @@ def run_in_new_processes(function: Callable[..., object], processes: int, **argu
             relay.join()
         if any(codes):
             raise _failure(folder, codes)
+        works = [Seconds(*json.loads(_work_file(folder, rank).read_text())) for rank in range(processes)]
+    return Seconds(max(work.clock for work in works), sum(work.processor for work in works))
 
 
 def _importable_module(function: Callable[..., object]) -> str:
@@ -203,8 +211,12 @@ def _work(folder: Path) -> None:
                 # One that fails takes the others along, so waiting needs no end.
                 timeout=timedelta(days=7),
             )
+        stage = getattr(import_module(module), name)
+        start_stage()
         with table_metadata(**metadata):
-            getattr(import_module(module), name)(**arguments)
+            stage(**arguments)
+        work = work_so_far()
+        _work_file(folder, rank).write_text(json.dumps([work.clock, work.processor]))
         if processes > 1:
             barrier()
             dist.destroy_process_group()
@@ -216,6 +228,10 @@ def _work(folder: Path) -> None:
         temporary.rename(folder / f"{rank}.error")
         # Without the others, an orderly end could wait for them.
         os._exit(1)
+
+
+def _work_file(folder: Path, rank: int) -> Path:
+    return folder / f"{rank}.work"
 
 
 def _as_json(value: object) -> dict[str, Any]:
@@ -297,6 +313,15 @@ def sum_gradients(parameters: list[torch.nn.Parameter]) -> None:
     dist.all_reduce(flat)
     for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
         parameter.grad = part.view_as(parameter)
+
+
+def sum_over_processes(value: float) -> float:
+    """Return the sum of every process's `value`, in every process."""
+    if not in_group():
+        return value
+    added = torch.tensor(value, dtype=torch.float64, device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    dist.all_reduce(added)
+    return float(added)
 
 
 def broadcast_from_rank_zero(value: Value) -> Value:

@@ -17,6 +17,7 @@ from workflow_scripts.core.errors import StudyError, lacks_memory
 from workflow_scripts.core.gpus import gpus_asked_for, pinned, require_promised_gpus, use_deterministic_algorithms
 from workflow_scripts.core.parquet import spec_hash, table_metadata
 from workflow_scripts.core.redaction import redact_output, redacted
+from workflow_scripts.core.timing import Seconds, start_stage, work_so_far, write_record
 
 _ROOM = "Free some space, or link `results` to a roomier disk."
 _RIGHTS = "Make the results folder writable for you, or link `results` to a folder that is."
@@ -55,6 +56,8 @@ def run_job(smk: Any, stage: Callable[..., object]) -> None:
     If the job's resources have `processes`, the stage runs in that many processes (`core.distributed`). It sees only
     the GPUs that its resources ask for; if its spec has `deterministic`, torch uses deterministic algorithms only.
 
+    What its start-up and its work took is written beside its benchmark file (`core.timing`).
+
     Parameters
     ----------
     smk: the `snakemake` object of a script, whose `params.spec` is that of `study.specs`.
@@ -78,7 +81,8 @@ def run_job(smk: Any, stage: Callable[..., object]) -> None:
                 require_promised_gpus(gpus)
                 if deterministic:
                     use_deterministic_algorithms()
-                _call(stage, smk.resources.get("processes", 1), arguments)
+                work = _call(stage, smk.resources.get("processes", 1), arguments)
+            write_record(Path(smk.log[0]), smk.rule, work)
         except Exception as error:
             known = isinstance(error, StudyError)
             message = str(error) if known else storage_trouble(error) or memory_trouble(error, smk.rule)
@@ -116,14 +120,16 @@ def memory_trouble(error: BaseException, stage: str) -> str | None:
     )
 
 
-def _call(stage: Callable[..., object], processes: int, arguments: dict[str, Any]) -> None:
+def _call(stage: Callable[..., object], processes: int, arguments: dict[str, Any]) -> Seconds:
+    """Call `stage` and return how long its work took."""
     if processes == 1:
+        start_stage()
         stage(**arguments)
-        return
+        return work_so_far()
     # Needs torch, which most stages do without.
     from workflow_scripts.core.distributed import run_in_processes
 
-    run_in_processes(stage, processes, **arguments)
+    return run_in_processes(stage, processes, **arguments)
 
 
 def _sections(values: Mapping[str, Any], types: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import numpy as np
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.parquet import DAMAGE, open_table, read_metadata
 from workflow_scripts.core.progress import say
+from workflow_scripts.core.timing import NO_TIME, Seconds
 
 
 class StoredEmbeddings:
@@ -24,11 +25,11 @@ class StoredEmbeddings:
 
     Attributes
     ----------
-    seconds: seconds that a full embedding takes, from the metadata of the last file; 0 if there is none.
+    seconds: what a full embedding takes, from the metadata of the last file; 0 if there is none.
     """
 
     def __init__(self, paths: Iterable[Path], key: str):
-        self.seconds = 0.0
+        self.seconds = NO_TIME
         # Not open files: an interrupted run of a long corpus leaves more of them than a process may hold open.
         self._groups: list[tuple[Path, int]] = []
         self._last_read: tuple[int, np.ndarray] | None = None
@@ -52,7 +53,7 @@ class StoredEmbeddings:
                 return []
             with open_table(path) as file:
                 groups = [file.read_row_group(group, columns=["hash"]) for group in range(file.num_row_groups)]
-            self.seconds = float(metadata.get("seconds", 0))
+            self.seconds = Seconds.read(metadata)
             return [_numbers(group["hash"].to_pylist()) for group in groups]
         except (StudyError, *DAMAGE) as error:
             say(f"embed_corpus: {path} is damaged ({error}). Its rows are embedded again.")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import math
 import shutil
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,9 +17,16 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from workflow_scripts.core.distributed import barrier, broadcast_from_rank_zero, is_rank_zero
+from workflow_scripts.core.distributed import (
+    barrier,
+    broadcast_from_rank_zero,
+    in_group,
+    is_rank_zero,
+    sum_over_processes,
+)
 from workflow_scripts.core.parquet import rows_of_groups, table_writer, write_table
 from workflow_scripts.core.progress import Progress, say
+from workflow_scripts.core.timing import NO_TIME, Seconds, process_seconds, start_work
 from workflow_scripts.embeddings.cache import StoredEmbeddings
 from workflow_scripts.models.packing import to_host
 
@@ -77,9 +84,11 @@ def write_embeddings(
     dimension: size of an embedding.
     precision: `float16` or `float32`, that of the numbers on disk.
     key: hash of everything that decides an embedding but the row itself.
-    metadata: further entries of the file's metadata, beside `seconds`, the time that a full embedding takes at the
-        measured rate.
+    metadata: further entries of the file's metadata, beside what was measured: `seconds` and `cpu_seconds`, the work of
+        a full embedding at the measured rate, and `start_up_seconds` and `start_up_cpu_seconds` of this job
+        (`core.timing`; whoever calls has loaded its model). Processor time is that of all processes.
     """
+    start_up = start_work().start_up
     folder = embeddings.with_name(f".{embeddings.stem}.{key}.blocks")
     stored = StoredEmbeddings([embeddings, *sorted(folder.glob("*.parquet"))], key)
     # All processes must see the same files, before the first one writes another.
@@ -95,23 +104,30 @@ def write_embeddings(
     title = f"{stage} {embeddings.stem}"
     progress = Progress(title, rows, "examples")
     embedded = 0
-    seconds = 0.0
-    last = time.monotonic()
+    taken = NO_TIME
+    # Of all processes; in several, it is known only once all of them have told theirs.
+    processor, processor_start_up = (math.nan, math.nan) if in_group() else (None, start_up.processor)
+    last = process_seconds()
 
     def measured() -> dict[str, str]:
-        return {"seconds": f"{seconds * rows / embedded if embedded else stored.seconds:.3f}"}
+        work = Seconds(taken.clock, taken.processor if processor is None else processor)
+        full = work * (rows / embedded) if embedded else stored.seconds
+        return {**full.texts(), **Seconds(start_up.clock, processor_start_up).texts("start_up")}
+
+    def pass_time(*, counts: bool) -> None:
+        nonlocal taken, last
+        now = process_seconds()
+        taken, last = (taken + (now - last) if counts else taken), now
 
     def finish(
         number: int, work: _Work, fetch: Callable[[], np.ndarray] | None, write: Callable[[pa.Table], None]
     ) -> None:
-        nonlocal embedded, seconds, last
+        nonlocal embedded
+        is_new = fetch is not None
         if fetch:
             work.vectors[work.new] = fetch()
-        now = time.monotonic()
-        if fetch:
-            seconds += now - last
             embedded += len(work.new)
-        last = now
+        pass_time(counts=is_new)
         progress.advance(len(work.vectors))
         if not is_rank_zero():
             return
@@ -120,6 +136,7 @@ def write_embeddings(
         if fetch:
             write_table(folder / f"{number:06d}.parquet", table.take(work.new), key=key, **measured())
         write(table)
+        pass_time(counts=is_new)
 
     def started() -> Iterator[_Work]:
         for block in blocks:
@@ -140,6 +157,8 @@ def write_embeddings(
                 pending.popleft().result()
         for written in pending:
             written.result()
+        if in_group():
+            processor, processor_start_up = map(sum_over_processes, (taken.processor, start_up.processor))
     if is_rank_zero():
         say(f"{title}: {embedded:,} new embeddings, {rows - embedded:,} kept")
     # Nobody reads the blocks any more.

@@ -14,6 +14,7 @@ from workflow_scripts.core.parquet import read_table, spec_hash, write_table
 from workflow_scripts.core.progress import Progress, say
 from workflow_scripts.core.seeds import generator
 from workflow_scripts.core.stage import run_stage
+from workflow_scripts.core.timing import start_work
 from workflow_scripts.corpora.templates import encoder_texts
 from workflow_scripts.encoder.checkpoint import TrainingState
 from workflow_scripts.encoder.loading import load_encoder
@@ -86,6 +87,7 @@ def train_encoder(
         }
     )
     model = load_encoder(untrained, max_tokens, precision=training.precision)
+    start_work()
     if training.compile:
         model.compile_layers()
     objective = Objective(

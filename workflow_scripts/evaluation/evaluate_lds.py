@@ -1,6 +1,6 @@
 """Evaluate every method by its LDS, with interval and noise ceiling (paper, section 4.1)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,12 +8,14 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from workflow_scripts.core.benchmark_files import recorded_work
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.frames import write_frame
 from workflow_scripts.core.parquet import read_metadata
 from workflow_scripts.core.progress import Progress, say
 from workflow_scripts.core.seeds import generator
 from workflow_scripts.core.stage import run_stage
+from workflow_scripts.core.timing import Seconds
 from workflow_scripts.evaluation.group_scores import MeasuredLosses, read_group_scores, read_losses
 from workflow_scripts.evaluation.lds import (
     Bootstrap,
@@ -25,8 +27,10 @@ from workflow_scripts.evaluation.lds import (
     paired_difference,
     seed_agreement,
 )
+from workflow_scripts.evaluation.lds_table import lds_table
 
 MAIN_METHOD = "airrep"
+COST_PARTS = ("embedding", "scoring", "fitting", "warmup", "start_up")
 LDS_SCHEMA = pa.schema(
     [
         ("method", pa.string()),
@@ -40,6 +44,8 @@ LDS_SCHEMA = pa.schema(
         ("n_tests", pa.int32()),
         ("n_subsets", pa.int32()),
         ("seconds", pa.float64()),
+        ("cpu_seconds", pa.float64()),
+        *((f"{part}_{kind}", pa.float64()) for part in COST_PARTS for kind in ("seconds", "cpu_seconds")),
         ("bytes_per_example", pa.float64()),
     ]
 )
@@ -67,16 +73,23 @@ def evaluate_lds(
     bootstrap: int,
     confidence: float,
     seed: int,
+    benchmarks: str,
+    warmup: Mapping[str, Sequence[str]],
+    fitting: Mapping[str, Sequence[str] | None],
 ) -> None:
     """Write and print the LDS of every method and pooling on every evaluation set.
 
     Losses are the mean over a subset's fine-tuning runs; a run that diverged doesn't count, and neither does a subset
     whose runs all diverged. An evaluation set on which the LDS is undefined is reported and has no rows.
 
+    Costs are seconds of work (`core.timing`), on the clock and of the processor: `embedding` and `scoring`, tests
+    included, whose sum is `seconds` and `cpu_seconds`; `fitting` and `warmup`, which are paid once for any number of
+    corpora; `start_up` is that of the jobs that embed and score. What isn't known is null.
+
     Parameters
     ----------
     groups: `groups/<method>/<evaluation>.parquet` of every method and evaluation.
-    scores: `scores/<method>/<evaluation>.parquet` of every method and evaluation, for the seconds in the metadata.
+    scores: `scores/<method>/<evaluation>.parquet` of every method and evaluation, for the costs in the metadata.
     targets: `targets/<evaluation>.parquet` of every evaluation.
     lds: Parquet file to write, one row per evaluation, method and pooling, in the order of `targets` and by decreasing
         LDS.
@@ -85,20 +98,31 @@ def evaluate_lds(
     bootstrap: number of bootstrap draws over tests and subsets.
     confidence: coverage of the intervals, in (0, 1).
     seed: seed of the bootstrap.
+    benchmarks: folder of Snakemake's benchmark files.
+    warmup: for each method, globs below `benchmarks` of the jobs that warm its LM up.
+    fitting: for each method, globs of the jobs that fit it; None for an encoder that was trained elsewhere.
 
     Raises
     ------
     StudyError: files don't belong together, or the LDS is undefined on every evaluation set.
     """
     scores_of = {(path.parent.name, path.stem): path for path in scores}
+    once = {
+        method: {
+            "fitting": recorded_work(Path(benchmarks), fitting[method]),
+            "warmup": recorded_work(Path(benchmarks), warmup[method]),
+        }
+        for method in fitting
+    }
     lds_frames, difference_frames, undefined = [], [], []
     progress = Progress("evaluate_lds", len(targets), "evaluation sets")
     for path in targets:
         evaluation, measured = path.stem, read_losses(path)
         candidates = [
-            _Candidate(group.parent.name, pooling, values, _cost(scores_of[group.parent.name, evaluation]))
+            _Candidate(method, pooling, values, _cost(scores_of[method, evaluation], **once[method]))
             for group in groups
             if group.stem == evaluation
+            for method in [group.parent.name]
             for pooling, values in read_group_scores(group, measured).items()
         ]
         tests, subsets = measured.mean.shape
@@ -122,7 +146,7 @@ def evaluate_lds(
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A method and pooling to evaluate: `scores` float32 [tests, subsets]; `cost` has seconds and bytes per example."""
+    """A method and pooling to evaluate: `scores` float32 [tests, subsets]; `cost` has the columns of what it cost."""
 
     method: str
     pooling: str
@@ -130,10 +154,12 @@ class _Candidate:
     cost: dict[str, float]
 
 
-def _cost(scores: Path) -> dict[str, float]:
+def _cost(scores: Path, **once: Seconds) -> dict[str, float]:
     metadata = read_metadata(scores)
+    parts = {name: Seconds.read(metadata, name) for name in ("embedding", "scoring", "start_up")}
     return {
-        "seconds": float(metadata["seconds"]) + float(metadata["embedding_seconds"]),
+        **(parts["embedding"] + parts["scoring"]).entries(),
+        **{column: value for name, part in {**parts, **once}.items() for column, value in part.entries(name).items()},
         "bytes_per_example": float(metadata["bytes_per_example"]),
     }
 
@@ -181,10 +207,9 @@ def _show(rows: pd.DataFrame, measured: MeasuredLosses, confidence: float) -> No
         say(f"  left out: {left_out:,} tests whose loss is the same for every subset")
     if measured.diverged:
         say(f"  left out: {measured.diverged:,} runs that diverged")
-    say(f"  {'method':<16} {'pooling':<10} {'LDS':>7}   {f'{confidence:.0%} interval':<18} {'seconds':>9}")
-    for row in _best_first(rows).itertuples():
-        spread = f"{row.ci_low:.3f} to {row.ci_high:.3f}"
-        say(f"  {row.method:<16} {row.pooling:<10} {row.lds:>7.3f}   {spread:<18} {row.seconds:>9.1f}")
+    say(f"  intervals cover {confidence:.0%}")
+    for line in lds_table(rows):
+        say(line)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from workflow_scripts.core.files import file_hash, folder_hash
 from workflow_scripts.core.parquet import spec_hash
 from workflow_scripts.core.progress import Progress
 from workflow_scripts.core.stage import run_stage
+from workflow_scripts.core.timing import start_work
 from workflow_scripts.experiments.runs import MEASURED_SCHEMA, read_share
 from workflow_scripts.language_model.engine import open_tuner
 from workflow_scripts.language_model.finetuner import Finetuner
@@ -83,9 +84,10 @@ def finetune_runs(
     title = f"finetune_runs {experiment} {job + 1} of {jobs}"
     progress = Progress(title, len(listed), "runs", done=len(listed) - len(missing))
     if missing:
-        train, test = read_examples(train_tokens), read_examples(test_tokens)
         tuner = open_tuner((language_model or model, revision, trust_remote_code), finetuning)
         tokenizer = load_tokenizer(language_model or model, revision, trust_remote_code) if new_tokens else None
+        start_work()
+        train, test = read_examples(train_tokens), read_examples(test_tokens)
         for name, number in missing:
             lists = listed[name, number]
             tests = [test[i] for i in lists.test_ids]

@@ -7,6 +7,7 @@ from safetensors.torch import save_file
 
 from workflow_scripts.core.files import atomic_path
 from workflow_scripts.core.stage import run_stage
+from workflow_scripts.core.timing import start_work
 from workflow_scripts.language_model.losses import load_language_model
 from workflow_scripts.language_model.tokens import read_examples
 from workflow_scripts.methods.embedder import LanguageModelReader, WarmupExamples
@@ -53,8 +54,10 @@ def fit_method(
     """
     lm = load_language_model(language_model or model, revision, trust_remote_code, precision=finetuning.precision)
     reader = LanguageModelReader(lm, finetuning.step_tokens, finetuning.precision)
+    method = load_module(module)
+    start_work()
     sample = warmup_sample(read_examples(tokens), examples, seed)
-    tensors = load_module(module).fit(reader, WarmupExamples(sample, measured_examples, finetuning, seed), **settings)
+    tensors = method.fit(reader, WarmupExamples(sample, measured_examples, finetuning, seed), **settings)
     with atomic_path(fitted) as temporary:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
 

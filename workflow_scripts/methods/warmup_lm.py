@@ -5,6 +5,7 @@ from pathlib import Path
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.progress import say
 from workflow_scripts.core.stage import run_stage
+from workflow_scripts.core.timing import start_work
 from workflow_scripts.language_model.engine import native_tuner
 from workflow_scripts.language_model.losses import load_language_model
 from workflow_scripts.language_model.tokens import read_examples
@@ -45,6 +46,7 @@ def warmup_lm(
     """
     source = (language_model or model, revision, trust_remote_code)
     tuner = native_tuner(load_language_model(*source, precision=finetuning.precision), finetuning)
+    start_work()
     chosen = warmup_sample(read_examples(tokens), examples, seed)
     say(f"warmup_lm: {len(chosen):,} examples, {finetuning.epochs} epoch(s)")
     before = tuner.losses(chosen).mean()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from workflow_scripts.report.formatting import count, decimal
-from workflow_scripts.report.results import EvaluationResult, LdsRow, method_name
+from workflow_scripts.report.results import ONCE, PER_CORPUS, EvaluationResult, LdsRow, method_name
 
 POINTS_DRAWN = 600
 ZERO_PLACE = 3.0
@@ -54,6 +54,43 @@ class Scatter:
     x_ticks: list[Tick]
     y: Axis
     points: list[Point]
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A stacked bar of seconds.
+
+    Parameters
+    ----------
+    parts: (name of the part, its seconds, its start and its width in percent of the longest bar); seconds are None
+        where they aren't known, and such a part has no width.
+    """
+
+    parts: list[tuple[str, float | None, float, float]]
+
+    @property
+    def seconds(self) -> float | None:
+        """The sum of the parts; None if one of them isn't known."""
+        known = [seconds for _, seconds, _, _ in self.parts if seconds is not None]
+        return sum(known) if len(known) == len(self.parts) else None
+
+
+@dataclass(frozen=True)
+class MethodCosts:
+    """What a method costs for each new corpus and once, as bars.
+
+    Parameters
+    ----------
+    name: the method's name.
+    main: whether it is the main row's.
+    per_corpus: embedding and scoring.
+    once: fitting and the LM's warm-up.
+    """
+
+    name: str
+    main: bool
+    per_corpus: Bar
+    once: Bar
 
 
 @dataclass(frozen=True)
@@ -121,6 +158,34 @@ def cost_figures(result: EvaluationResult) -> list[Scatter]:
         _scatter("Bytes stored per training example", result, "bytes_per_example"),
     ]
     return [figure for figure in figures if figure.points]
+
+
+def cost_bars(result: EvaluationResult) -> list[MethodCosts]:
+    """Return the costs of each method, the one that embeds and scores fastest first; none if nothing was measured."""
+    rows = [row for row in _one_per_method(result) if row.seconds is not None]
+    longest = {
+        parts: max((sum(row.parts[part] or 0.0 for part in parts) for row in rows), default=0.0)
+        for parts in (PER_CORPUS, ONCE)
+    }
+    return [
+        MethodCosts(
+            name=method_name(row.method),
+            main=row == result.main,
+            per_corpus=_bar(row, PER_CORPUS, longest[PER_CORPUS]),
+            once=_bar(row, ONCE, longest[ONCE]),
+        )
+        for row in sorted(rows, key=lambda row: row.seconds or 0.0)
+    ]
+
+
+def _bar(row: LdsRow, parts: Sequence[str], longest: float) -> Bar:
+    placed, start = [], 0.0
+    for part in parts:
+        seconds = row.parts[part]
+        width = 100 * (seconds or 0.0) / longest if longest else 0.0
+        placed.append((part, seconds, round(start, 2), round(width, 2)))
+        start += width
+    return Bar(placed)
 
 
 def _one_per_method(result: EvaluationResult) -> list[LdsRow]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from workflow_scripts.core.benchmark_files import read_benchmarks
+from workflow_scripts.core.benchmark_files import read_benchmarks, read_record
 from workflow_scripts.core.frames import read_frame, rows_of
 from workflow_scripts.core.parquet import read_metadata
 from workflow_scripts.study.config import Study
@@ -37,6 +37,9 @@ METHOD_NAMES = {
     "random": "Random",
 }
 MAIN_METHOD = "airrep"
+# What a method costs for each new corpus, and what it costs once.
+PER_CORPUS, ONCE = ("embedding", "scoring"), ("fitting", "warmup")
+COST_PARTS = (*PER_CORPUS, *ONCE)
 # Methods that read the trained encoder, with whatever variant of it; and all that read the encoder.
 OURS = ("airrep", "airrep_mean", "airrep_signed")
 ABLATION = (*OURS, "untrained")
@@ -63,7 +66,8 @@ class LdsRow:
     lds: the LDS.
     ci_low: lower end of its interval.
     ci_high: upper end of its interval.
-    seconds: time to embed and score, in seconds.
+    seconds: work of embedding and scoring, in seconds.
+    parts: seconds of work by part, of `COST_PARTS`; the first two add up to `seconds`. None where it isn't known.
     bytes_per_example: what is stored for a training example, in bytes.
     lead: the main row's LDS minus this one's; None for the main row, or if there is none.
     """
@@ -75,6 +79,7 @@ class LdsRow:
     ci_low: float | None
     ci_high: float | None
     seconds: float | None
+    parts: Mapping[str, float | None]
     bytes_per_example: float | None
     lead: Difference | None
 
@@ -126,6 +131,7 @@ class StageCost:
     cpu_seconds: CPU seconds, summed over the jobs.
     peak_bytes: resident memory of the largest job, in bytes; None if not measured.
     planned_seconds: wall seconds that the plan expected; None if it has none.
+    start_up_seconds: of `seconds`, what the jobs' start-up took; None if a job has no record of it.
     """
 
     stage: str
@@ -134,6 +140,7 @@ class StageCost:
     cpu_seconds: float
     peak_bytes: float | None
     planned_seconds: float | None = None
+    start_up_seconds: float | None = None
 
     @property
     def of_plan(self) -> float | None:
@@ -234,6 +241,7 @@ def _row(row: Any, leads: Mapping[tuple[str, str], Difference]) -> LdsRow:
         ci_low=_known(row.ci_low),
         ci_high=_known(row.ci_high),
         seconds=_known(row.seconds),
+        parts={part: _known(getattr(row, f"{part}_seconds")) for part in COST_PARTS},
         bytes_per_example=_known(row.bytes_per_example),
         lead=leads.get((row.method, row.pooling)),
     )
@@ -272,20 +280,33 @@ def gather_costs(benchmarks: Path, plan: Path) -> RunCost:
     planned = json.loads(plan.read_text(encoding="utf-8")) if plan.exists() else {"stages": [], "total": {}}
     seconds = {stage["stage"]: stage["seconds"] for stage in planned["stages"]}
     jobs = read_benchmarks(sorted(benchmarks.rglob("*.tsv")))
-    costs = jobs.groupby(jobs["path"].map(lambda path: _stage(path.relative_to(benchmarks)))).agg(
+    stages = jobs["path"].map(lambda path: _stage(path.relative_to(benchmarks)))
+    start_ups = jobs["path"].map(_start_up_seconds).astype(float).groupby(stages).sum(min_count=1, skipna=False)
+    costs = jobs.groupby(stages).agg(
         jobs=("s", "size"), seconds=("s", "sum"), cpu_seconds=("cpu_time", "sum"), peak_mib=("max_rss", "max")
     )
     # Snakemake writes MiB
     return RunCost(
         stages=[
             StageCost(
-                row.Index, row.jobs, row.seconds, row.cpu_seconds, _known(row.peak_mib * 2**20), seconds.get(row.Index)
+                row.Index,
+                row.jobs,
+                row.seconds,
+                row.cpu_seconds,
+                _known(row.peak_mib * 2**20),
+                seconds.get(row.Index),
+                _known(start_ups[row.Index]),
             )
             for row in rows_of(costs.sort_values("seconds", ascending=False, kind="stable"))
         ],
         wall_seconds=_covered(jobs.groupby("path")["s"].sum()),
         planned_wall_seconds=planned["total"].get("wall_seconds"),
     )
+
+
+def _start_up_seconds(benchmark: Path) -> float:
+    record = read_record(benchmark)
+    return record[0].clock if record else math.nan
 
 
 def _stage(benchmark: Path) -> str:

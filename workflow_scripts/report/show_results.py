@@ -20,6 +20,7 @@ from workflow_scripts.core.frames import read_frame
 from workflow_scripts.core.parquet import read_table
 from workflow_scripts.core.progress import one_line
 from workflow_scripts.corpora.tables import WHERE, row_name
+from workflow_scripts.evaluation.lds_table import lds_table
 from workflow_scripts.study.config import Study, load_study
 from workflow_scripts.study.config_files import read_config
 
@@ -95,16 +96,14 @@ def _near_duplicates(results: Path, study: Study) -> Iterator[str]:
 
 
 def _lds_table(evaluation: str, rows: pd.DataFrame) -> Iterator[str]:
-    rows = rows[rows["evaluation"] == evaluation].sort_values("lds", ascending=False, kind="stable")
+    rows = rows[rows["evaluation"] == evaluation]
     first = rows.iloc[0]
     yield ""
     yield (
         f"LDS on {evaluation} ({first['n_tests']:,} tests, {first['n_subsets']:,} subsets, "
         f"noise ceiling {first['ceiling']:.3f})"
     )
-    yield f"  {'method':<14}{'pooling':<11}{'LDS':>6}   interval"
-    for row in rows.itertuples():
-        yield f"  {row.method:<14}{row.pooling:<11}{row.lds:>6.3f}   {row.ci_low:.3f} to {row.ci_high:.3f}"
+    yield from lds_table(rows)
 
 
 def main() -> None:

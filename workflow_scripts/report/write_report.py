@@ -36,6 +36,7 @@ COSTS_SCHEMA = pa.schema(
         ("cpu_seconds", pa.float64()),
         ("peak_bytes", pa.float64()),
         ("planned_seconds", pa.float64()),
+        ("start_up_seconds", pa.float64()),
     ]
 )
 
@@ -175,7 +176,9 @@ def _render(**values: Any) -> str:
     )
     words = ("decimal", "interval", "count", "share", "times", "duration", "size")
     environment.filters.update({name: getattr(report_words, name) for name in words}, visible=visible)
-    environment.globals.update(lds_axis=report_charts.lds_axis, cost_figures=report_charts.cost_figures)
+    environment.globals.update(
+        lds_axis=report_charts.lds_axis, cost_figures=report_charts.cost_figures, cost_bars=report_charts.cost_bars
+    )
     style, script = (loader.get_source(environment, name)[0].strip() for name in ("report.css", "report.js"))
     return environment.get_template("report.html").render(
         style=Markup(style), script=Markup(script), script_hash=_content_hash(script), **values

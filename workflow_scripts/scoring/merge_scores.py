@@ -6,9 +6,10 @@ from pathlib import Path
 from workflow_scripts.core.parquet import read_metadata
 from workflow_scripts.core.progress import Progress
 from workflow_scripts.core.stage import run_stage
+from workflow_scripts.core.timing import Seconds, start_work, total
 from workflow_scripts.scoring.corpus_scores import CorpusScores
 from workflow_scripts.scoring.sources import read_evaluation
-from workflow_scripts.scoring.tables import read_part, write_scores
+from workflow_scripts.scoring.tables import costs, read_part, write_scores
 
 
 def merge_scores(
@@ -28,8 +29,8 @@ def merge_scores(
 ) -> None:
     """Write what `score_pairs` writes, from the files that `score_part` wrote for each part.
 
-    Top examples are the same to the bit; group scores are summed in another order, in float64. The seconds of the
-    parts are added up.
+    Top examples are the same to the bit; group scores are summed in another order, in float64. The costs of the
+    parts and of merging them are added up; those of the tests' embeddings count once.
 
     Parameters
     ----------
@@ -48,14 +49,18 @@ def merge_scores(
     ------
     StudyError: members of subsets are in no part, or a file is damaged.
     """
+    timer = start_work()
     test_ids, subset_ids, membership = read_evaluation(subsets, validation)
     result = CorpusScores(len(test_ids), top, membership, poolings)
     progress = Progress(f"merge_scores {method} {evaluation}", len(part_scores), "parts")
     for paths in zip(part_scores, part_sums, strict=True):
         result.merge(read_part(*paths, len(test_ids), len(subset_ids)))
         progress.advance()
-    costs = [read_metadata(path) for path in part_scores]
-    embedding_seconds = sum(float(cost["embedding_seconds"]) for cost in costs)
+    parts = [read_metadata(path) for path in part_scores]
+
+    def of_parts(name: str) -> Seconds:
+        return total(Seconds.read(part, name) for part in parts)
+
     write_scores(
         train,
         test,
@@ -65,9 +70,12 @@ def merge_scores(
         poolings,
         test_ids,
         subset_ids,
-        seconds=f"{sum(float(cost['seconds']) for cost in costs):.3f}",
-        embedding_seconds=f"{embedding_seconds + float(costs[0]['test_embedding_seconds']):.3f}",
-        bytes_per_example=costs[0]["bytes_per_example"],
+        lambda: costs(
+            scoring=of_parts("scoring") + timer.work(),
+            embedding=of_parts("embedding") + Seconds.read(parts[0], "test_embedding"),
+            start_up=of_parts("start_up") + Seconds.read(parts[0], "test_start_up") + timer.start_up,
+            bytes_per_example=float(parts[0]["bytes_per_example"]),
+        ),
     )
 
 

@@ -1,16 +1,22 @@
 """Score every training example and every subset for every test example (paper, sections 3.2 and 4.1)."""
 
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from workflow_scripts.core.stage import run_stage
+from workflow_scripts.core.timing import start_work
 from workflow_scripts.methods.loading import load_text_method
-from workflow_scripts.methods.text_scorer import Texts
-from workflow_scripts.scoring.sources import Source, open_embeddings, read_evaluation, score_source
-from workflow_scripts.scoring.tables import write_scores
+from workflow_scripts.methods.text_scorer import Texts, TextScorer
+from workflow_scripts.scoring.sources import (
+    Source,
+    load_embedding_libraries,
+    open_embeddings,
+    read_evaluation,
+    score_source,
+)
+from workflow_scripts.scoring.tables import costs, write_scores
 
 
 def score_pairs(
@@ -40,7 +46,7 @@ def score_pairs(
     validation: file with the ids of the test examples, in one row.
     train_embeddings: embeddings of the training corpus; None for methods that score texts.
     test_embeddings: embeddings of the test corpus, several files where it is split; [] for methods that score texts.
-    scores: Parquet file to write, the top examples of each test.
+    scores: Parquet file to write, the top examples of each test; its metadata hold the costs of `scoring.tables`.
     groups: Parquet file to write, the group scores of all subsets.
     method: name of the method, which is that of its module if it scores texts.
     poolings: how scores of examples become scores of subsets, of `group_scores.POOLINGS`.
@@ -53,12 +59,16 @@ def score_pairs(
     ------
     StudyError: a file can't be read, the files don't belong together, or an embedding is not finite.
     """
-    start = time.monotonic()
+    if train_embeddings:
+        load_embedding_libraries()
+    else:
+        open_scorer = load_text_method(method)
+    timer = start_work()
     test_ids, subset_ids, membership = read_evaluation(subsets, validation)
     if train_embeddings:
         source = open_embeddings(train_embeddings, test_embeddings, test_ids, tile_examples)
     else:
-        source = _open_texts(method, train, test, test_ids, seed, tile_examples)
+        source = _open_texts(open_scorer, train, test, test_ids, seed, tile_examples)
     result = score_source(source, len(test_ids), top, membership, poolings, f"score_pairs {method} {evaluation}")
     write_scores(
         train,
@@ -69,15 +79,25 @@ def score_pairs(
         poolings,
         test_ids,
         subset_ids,
-        seconds=f"{time.monotonic() - start:.3f}",
-        embedding_seconds=f"{source.embedding_seconds + source.test_embedding_seconds:.3f}",
-        bytes_per_example=f"{source.bytes_per_example:.1f}",
+        lambda: costs(
+            scoring=timer.work(),
+            embedding=source.embedding + source.test_embedding,
+            start_up=timer.start_up + source.start_up + source.test_start_up,
+            bytes_per_example=source.bytes_per_example,
+        ),
     )
 
 
-def _open_texts(method: str, train: Path, test: Path, test_ids: np.ndarray, seed: int, tile_examples: int) -> Source:
+def _open_texts(
+    open_scorer: Callable[..., TextScorer],
+    train: Path,
+    test: Path,
+    test_ids: np.ndarray,
+    seed: int,
+    tile_examples: int,
+) -> Source:
     examples, tests = Texts.read(train), Texts.read(test).take(test_ids)
-    scorer = load_text_method(method)(examples, tests, seed)
+    scorer = open_scorer(examples, tests, seed)
     number = len(examples.prompts)
     rows = [slice(start, min(start + tile_examples, number)) for start in range(0, number, tile_examples)]
     return Source(

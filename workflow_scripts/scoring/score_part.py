@@ -1,12 +1,12 @@
 """Score a part of a training corpus, as `score_pairs` scores all of it; `merge_scores` merges the parts."""
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from workflow_scripts.core.stage import run_stage
-from workflow_scripts.scoring.sources import open_embeddings, read_evaluation, score_source
-from workflow_scripts.scoring.tables import write_part
+from workflow_scripts.core.timing import start_work
+from workflow_scripts.scoring.sources import load_embedding_libraries, open_embeddings, read_evaluation, score_source
+from workflow_scripts.scoring.tables import costs, write_part
 
 
 def score_part(
@@ -43,7 +43,8 @@ def score_part(
     ------
     StudyError: a file can't be read, the files don't belong together, or an embedding is not finite.
     """
-    start = time.monotonic()
+    load_embedding_libraries()
+    timer = start_work()
     test_ids, subset_ids, membership = read_evaluation(subsets, validation)
     source = open_embeddings(train_embeddings, test_embeddings, test_ids, tile_examples)
     result = score_source(source, len(test_ids), top, membership, poolings, f"score_part {method} {part}")
@@ -53,10 +54,11 @@ def score_part(
         result.part(),
         test_ids,
         subset_ids,
-        seconds=f"{time.monotonic() - start:.3f}",
-        embedding_seconds=f"{source.embedding_seconds:.3f}",
-        test_embedding_seconds=f"{source.test_embedding_seconds:.3f}",
-        bytes_per_example=f"{source.bytes_per_example:.1f}",
+        lambda: {
+            **costs(timer.work(), source.embedding, timer.start_up + source.start_up, source.bytes_per_example),
+            **source.test_embedding.texts("test_embedding"),
+            **source.test_start_up.texts("test_start_up"),
+        },
     )
 
 

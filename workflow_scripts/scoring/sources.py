@@ -11,6 +11,7 @@ import numpy as np
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.parquet import read_metadata, read_schema, read_table
 from workflow_scripts.core.progress import Progress
+from workflow_scripts.core.timing import NO_TIME, Seconds, total
 from workflow_scripts.scoring.corpus_scores import CorpusScores, PartScores
 from workflow_scripts.scoring.group_scores import Membership
 
@@ -42,8 +43,10 @@ class Source:
     score: scores of a tile for a slice of the tests, float32 [examples, tests].
     examples: number of training examples.
     bytes_per_example: what the method stores for each training example.
-    embedding_seconds: seconds that it took to embed the training examples.
-    test_embedding_seconds: seconds that it took to embed the tests.
+    embedding: what it took to embed the training examples.
+    test_embedding: what it took to embed the tests.
+    start_up: start-up of the jobs that embedded the training examples.
+    test_start_up: start-up of the jobs that embedded the tests.
     on_device: computes all scores on a GPU, `gpu_scores.score_on_device` with its first arguments bound; None where
         there is no GPU, and for methods that score texts.
     """
@@ -52,8 +55,10 @@ class Source:
     score: Callable[[Any, slice], np.ndarray]
     examples: int
     bytes_per_example: float
-    embedding_seconds: float = 0.0
-    test_embedding_seconds: float = 0.0
+    embedding: Seconds = NO_TIME
+    test_embedding: Seconds = NO_TIME
+    start_up: Seconds = NO_TIME
+    test_start_up: Seconds = NO_TIME
     on_device: Callable[..., PartScores] | None = None
 
 
@@ -80,6 +85,16 @@ def score_source(
     return result
 
 
+def load_embedding_libraries() -> None:
+    """Import what `open_embeddings` needs and methods that score texts don't: torch takes seconds to load.
+
+    To be called before the work is timed.
+    """
+    import workflow_scripts.embeddings.tiles
+    import workflow_scripts.models.device
+    import workflow_scripts.scoring.gpu_scores  # noqa: F401
+
+
 def open_embeddings(train: Path, test: Path | Sequence[Path], test_ids: np.ndarray, tile_examples: int) -> Source:
     """Return a source of inner products of stored embeddings.
 
@@ -94,13 +109,12 @@ def open_embeddings(train: Path, test: Path | Sequence[Path], test_ids: np.ndarr
     ------
     StudyError: a file can't be read, or the two have embeddings of different sizes.
     """
-    # Imported here: torch takes seconds to load, and methods that score texts don't need it.
+    # See `load_embedding_libraries`.
     from workflow_scripts.embeddings.tiles import embedding_tiles, inner_products, read_embeddings
     from workflow_scripts.models.device import best_device
     from workflow_scripts.scoring.gpu_scores import score_on_device
 
     test_files = [test] if isinstance(test, Path) else test
-    seconds = _seconds(train)
     tests = read_embeddings(test_files, test_ids)
     schema, examples = read_schema(train)
     embedding = schema.field("embedding").type
@@ -115,11 +129,9 @@ def open_embeddings(train: Path, test: Path | Sequence[Path], test_ids: np.ndarr
         score=inner_products(tests),
         examples=examples,
         bytes_per_example=embedding.list_size * embedding.value_type.bit_width / 8,
-        embedding_seconds=seconds,
-        test_embedding_seconds=sum(map(_seconds, test_files)),
+        embedding=Seconds.read(read_metadata(train)),
+        test_embedding=total(Seconds.read(read_metadata(path)) for path in test_files),
+        start_up=Seconds.read(read_metadata(train), "start_up"),
+        test_start_up=total(Seconds.read(read_metadata(path), "start_up") for path in test_files),
         on_device=None if device.type == "cpu" else partial(score_on_device, tiles, tests, device=device),
     )
-
-
-def _seconds(embeddings: Path) -> float:
-    return float(read_metadata(embeddings).get("seconds", 0))

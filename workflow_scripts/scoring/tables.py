@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from workflow_scripts.core.parquet import read_table, write_table
+from workflow_scripts.core.parquet import read_table, write_batches, write_table
+from workflow_scripts.core.timing import Seconds
 from workflow_scripts.corpora.tables import WHERE, take_examples
 from workflow_scripts.scoring.corpus_scores import CorpusScores, PartScores
 from workflow_scripts.scoring.group_scores import GroupSums
 from workflow_scripts.scoring.top_k import Sign
 
 SIGNS: tuple[Sign, ...] = ("helpful", "harmful")
+Costs = Callable[[], Mapping[str, str]]
+
+
+def costs(scoring: Seconds, embedding: Seconds, start_up: Seconds, bytes_per_example: float) -> dict[str, str]:
+    """Return what scores cost, as metadata of their file.
+
+    Parameters
+    ----------
+    scoring: work of the scoring jobs, from the first row read to the last one written.
+    embedding: work of embedding training examples and tests.
+    start_up: start-up of both.
+    bytes_per_example: what is stored for each training example.
+    """
+    times = {"scoring": scoring, "embedding": embedding, "start_up": start_up}
+    texts = {key: text for name, seconds in times.items() for key, text in seconds.texts(name).items()}
+    return {**texts, "bytes_per_example": f"{bytes_per_example:.1f}"}
 
 
 def write_scores(
@@ -27,11 +44,12 @@ def write_scores(
     poolings: Iterable[str],
     test_ids: np.ndarray,
     subsets: np.ndarray,
-    **costs: str,
+    costs: Costs,
 ) -> None:
-    """Write the top examples of each test, with `costs` as metadata, and the scores of all subsets.
+    """Write the scores of all subsets, and then the top examples of each test, with what `costs` returns as metadata.
 
-    The corpora `train` and `test` say in which rows of their sources tests and examples stand.
+    `costs` is called once the rows are written. The corpora `train` and `test` say in which rows of their sources tests
+    and examples stand.
     """
     tables = []
     for pooling in poolings:
@@ -44,11 +62,11 @@ def write_scores(
         where = take_examples(corpus, ids.to_numpy(), WHERE)
         for column, name in zip(where.columns, ("file", "row"), strict=True):
             top = top.append_column(f"{role}_{name}", column)
-    write_table(scores, top, **costs)
+    write_batches(scores, top.schema, [top], costs)
 
 
 def write_part(
-    scores: Path, sums: Path, part: PartScores, test_ids: np.ndarray, subsets: np.ndarray, **costs: str
+    scores: Path, sums: Path, part: PartScores, test_ids: np.ndarray, subsets: np.ndarray, costs: Costs
 ) -> None:
     """Write the scores of a part of a corpus.
 
@@ -59,14 +77,15 @@ def write_part(
     part: scores of the part.
     test_ids: int [tests], ids of the tests.
     subsets: int [subsets], numbers of the subsets.
-    costs: entries of the metadata of `scores`.
+    costs: returns entries of the metadata of `scores`; called once the rows are written.
     """
     members, *arrays = part.sums
     columns = _pairs(test_ids, subsets) | {"members": np.tile(members, len(test_ids))}
     # [subsets, tests], and rows stand test by test.
     columns |= {name: array.T.ravel() for name, array in zip(GroupSums._fields[1:], arrays, strict=True)}
     write_table(sums, pa.table(columns))
-    write_table(scores, _top_table({"helpful": part.helpful, "harmful": part.harmful}, test_ids), **costs)
+    top = _top_table({"helpful": part.helpful, "harmful": part.harmful}, test_ids)
+    write_batches(scores, top.schema, [top], costs)
 
 
 def read_part(scores: Path, sums: Path, tests: int, subsets: int) -> PartScores:

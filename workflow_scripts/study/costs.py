@@ -18,6 +18,8 @@ from workflow_scripts.study.plan import StudyPlan
 from workflow_scripts.study.specs import StageSpecs
 
 Work = Mapping[str, float]  # a unit, as `Pilot.seconds` names it -> how many
+# The units of a job's start-up: a job that starts, and the libraries of a model that it loads.
+START_UP = ("job_start", "model_start")
 
 # These run on a GPU where there is one, else on all cores (fine-tuning: one core for each process).
 GPU_STAGES = ("pretrain_base_lm", "finetune_shard", "train_encoder", "embed_corpus")
@@ -144,6 +146,7 @@ class StageEstimate:
     seconds: of all jobs, one after the other.
     longest_seconds: of the longest job.
     wall_seconds: until all jobs have ended, if they start at once as slots get free.
+    start_up_seconds: of `seconds`, what the start-up of the jobs takes (`core.timing`).
     disk_bytes: size of the files that the stage leaves.
     measured: whether the pilot measured all units of its work.
     """
@@ -155,6 +158,7 @@ class StageEstimate:
     seconds: float
     longest_seconds: float
     wall_seconds: float
+    start_up_seconds: float
     disk_bytes: float
     measured: bool
 
@@ -192,6 +196,7 @@ def _stage_estimate(
         seconds=sum(seconds),
         longest_seconds=max(seconds),
         wall_seconds=makespan([one + overhead for one in seconds], slots),
+        start_up_seconds=sum(seconds) - sum(work_seconds(job, pilot) for job in jobs),
         disk_bytes=disk,
         measured=not any(unit in pilot.assumed_units for job in jobs for unit in job),
     )
@@ -398,19 +403,19 @@ def break_even(plan: StudyPlan, pilot: Pilot, concurrency: Concurrency) -> Break
     """Return the corpus size from which on labels, training and embeddings cost less than a gradient per example.
 
     The gradient method's own preparation (a warmed-up LM, its projection) is not counted, so the size is an upper
-    bound. None for a study that trains no encoder. Parameters as in `estimate`.
+    bound; neither is the start-up of jobs. None for a study that trains no encoder. Parameters as in `estimate`.
     """
     if not plan.study.targets:
         return None
     cores = 1 if pilot.on_gpu else concurrency.cores
     jobs = work(plan, pilot)
     labels = plan.processes("finetune_shard") * sum(
-        job_seconds(job, pilot) for job in finetuning_work(plan, pilot, "train")
+        work_seconds(job, pilot) for job in finetuning_work(plan, pilot, "train")
     )
     # GPU jobs occupy one GPU for each process.
     training = plan.processes("train_encoder") if pilot.on_gpu else concurrency.cores
     setup = (
-        labels + job_seconds(jobs["init_encoder"][0], pilot) + training * job_seconds(jobs["train_encoder"][0], pilot)
+        labels + work_seconds(jobs["init_encoder"][0], pilot) + training * work_seconds(jobs["train_encoder"][0], pilot)
     )
     pools = [pilot.corpora[one.train] for one in plan.study.evaluations.values()]
     gradient = pilot.seconds["gradient_token"] * sum(pool.lm_tokens for pool in pools) / len(pools)
@@ -467,6 +472,11 @@ def job_seconds(job: Work, pilot: Pilot) -> float:
     return sum(pilot.seconds[unit] * number for unit, number in job.items())
 
 
+def work_seconds(job: Work, pilot: Pilot) -> float:
+    """Return the seconds that a job's work is expected to take, without its start-up (`core.timing`)."""
+    return job_seconds({unit: number for unit, number in job.items() if unit not in START_UP}, pilot)
+
+
 def good_job_sizes(plan: StudyPlan, pilot: Pilot, concurrency: Concurrency) -> dict[str, dict[str, int]]:
     """Return the `folds_per_job` and `subsets_per_job` of each pool with which a fine-tuning job takes half an hour.
 
@@ -477,7 +487,7 @@ def good_job_sizes(plan: StudyPlan, pilot: Pilot, concurrency: Concurrency) -> d
     for pool in plan.pools:
         folds, subsets, _ = plan.runs(pool)
         jobs = finetuning_work(plan, pilot, pool)
-        whole = sum(job_seconds({**job, "job_start": 0, "model_start": 0}, pilot) for job in jobs)
+        whole = sum(work_seconds(job, pilot) for job in jobs)
         of_subset = whole / (folds * subsets)
         chosen = max(min(GOOD_JOB_SECONDS, whole / slots) / of_subset, 1.0)
         in_folds = max(min(round(chosen / subsets), folds), 1)

@@ -324,12 +324,26 @@ class StudyPlan:
 
     def fixed_costs(self, method: str) -> list[str]:
         """Return globs of the benchmark files of the jobs that a method needs once, whatever it scores."""
+        return [*self.warmup_jobs(method), *(self.fitting_jobs(method) or [])]
+
+    def warmup_jobs(self, method: str) -> list[str]:
+        """Return globs of the benchmark files of the warm-up of a method's LM; none if it doesn't read the warm LM."""
+        own = self.method(method).own
+        return ["warmup_lm/*.tsv"] if own and own.language_model == "warm" else []
+
+    def fitting_jobs(self, method: str) -> list[str] | None:
+        """Return globs of the benchmark files of the jobs that fit a method, beside the LM's warm-up.
+
+        For a trained encoder, they are those of its targets and of its training; None if it was trained elsewhere.
+        """
         known = self.method(method)
-        if known.own and known.own.fitted:
-            return ["warmup_lm/*.tsv"] * (known.own.language_model == "warm") + [f"fit_method/{method}.tsv"]
+        if known.own:
+            return [f"fit_method/{method}.tsv"] if known.own.fitted else []
         encoder = known.encoder
         if not encoder:
             return []
+        if self.study.targets is None:
+            return None
         kind, at, name = encoder.partition("@")
         start = f"init_encoder/study{at + name if self.has_own_initialization(at + name) else ''}.tsv"
         if kind == "untrained":

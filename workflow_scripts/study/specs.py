@@ -242,6 +242,9 @@ class StageSpecs:
             "bootstrap": self.study.judging.bootstrap,
             "confidence": self.study.judging.confidence,
             "seed": self.study.seed,
+            "benchmarks": f"results/{self.study.run}/benchmarks",
+            "warmup": {method: self.plan.warmup_jobs(method) for method in self.study.scoring.methods},
+            "fitting": {method: self.plan.fitting_jobs(method) for method in self.study.scoring.methods},
         }
 
     def _package_encoder(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from workflow_scripts.core.files import file_hash, folder_hash
 from workflow_scripts.core.parquet import spec_hash
 from workflow_scripts.core.progress import Progress
 from workflow_scripts.core.stage import run_stage
+from workflow_scripts.core.timing import start_work
 from workflow_scripts.language_model.engine import open_tuner
 from workflow_scripts.language_model.tokens import read_examples
 from workflow_scripts.study.sections import Finetuning
@@ -94,10 +95,11 @@ def finetune_shard(
         done=len(runs) - len(missing),
     )
     if missing:
+        tuner = open_tuner((language_model or model, revision, trust_remote_code), finetuning)
+        start_work()
         train = read_examples(train_tokens)
         test = train if train_tokens == test_tokens else read_examples(test_tokens)
         train_ids, test_ids = corpus_ids(train_tokens, test_tokens)
-        tuner = open_tuner((language_model or model, revision, trust_remote_code), finetuning)
         fold_number = None
         for fold, index, seed in missing:
             if fold != fold_number:

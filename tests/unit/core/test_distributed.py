@@ -23,6 +23,7 @@ from workflow_scripts.core.distributed import (
     run_in_processes,
     shard_indices,
     sum_gradients,
+    sum_over_processes,
 )
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.parquet import metadata_in_force, table_metadata
@@ -53,6 +54,7 @@ def share_work(folder: Path) -> None:
         none=parameters[1].grad,
         broadcast_from_rank_zero=broadcast_from_rank_zero([rank + 0.1, "both"]),
         first=is_rank_zero(),
+        summed=sum_over_processes(rank + 0.5),
         threads=torch.get_num_threads(),
         stage=metadata_in_force()["stage"],
     )
@@ -61,7 +63,9 @@ def share_work(folder: Path) -> None:
 def test_two_processes_share_work(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
     with table_metadata(stage="a_stage"):
-        run_in_processes(share_work, 2, folder=tmp_path)
+        work = run_in_processes(share_work, 2, folder=tmp_path)
+    assert work.clock > 0
+    assert work.processor > 0
     seen = [np.load(tmp_path / f"{rank}.npz") for rank in range(2)]
     assert sorted(np.concatenate([one["share"] for one in seen])) == [0, 1, 2, 3, 4]
     for one in seen:
@@ -69,6 +73,7 @@ def test_two_processes_share_work(tmp_path, monkeypatch, capsys):
         assert one["gradient"].tolist() == [3, 3]
         assert one["none"].tolist() == [[0], [0], [0]]
         assert one["broadcast_from_rank_zero"].tolist() == ["0.1", "both"]
+        assert one["summed"] == 2
         assert one["threads"] == 2
         assert one["stage"] == "a_stage"
     assert [one["first"] for one in seen] == [True, False]

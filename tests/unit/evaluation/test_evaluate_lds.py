@@ -1,11 +1,14 @@
 """The LDS stage: from targets and group scores to the tables that are reported."""
 
+import json
+
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.parquet import read_table, write_table
+from workflow_scripts.core.timing import Seconds, record_of
 from workflow_scripts.evaluation.evaluate_lds import evaluate_lds
 from workflow_scripts.evaluation.lds import linear_datamodeling_score
 
@@ -45,15 +48,25 @@ def _write_scores(folder, method, scores_by_pooling):
     # The order of rows means nothing.
     table = pa.concat_tables(tables)
     write_table(groups, table.take(pa.array(np.random.default_rng(1).permutation(table.num_rows))))
-    metadata = {"seconds": "1.5", "embedding_seconds": "2.0", "bytes_per_example": "768.0"}
-    write_table(scores, pa.table({"test_id": [1]}), **metadata)
+    times = {"scoring": Seconds(1.5, 3.0), "embedding": Seconds(2.0, 2.5), "start_up": Seconds(7.0, 8.0)}
+    metadata = {key: text for name, seconds in times.items() for key, text in seconds.texts(name).items()}
+    write_table(scores, pa.table({"test_id": [1]}), bytes_per_example="768.0", **metadata)
     return groups, scores
 
 
 def _run(folder, written, **changes):
     groups, scores = zip(*written, strict=True)
     paths = {"lds": folder / "lds.parquet", "differences": folder / "differences.parquet"}
-    values = {"bootstrap": 100, "confidence": 0.95, "seed": 0, **changes}
+    methods = {path.parent.name for path in groups}
+    values = {
+        "bootstrap": 100,
+        "confidence": 0.95,
+        "seed": 0,
+        "benchmarks": str(folder / "benchmarks"),
+        "warmup": {method: [] for method in methods},
+        "fitting": {method: [] for method in methods},
+        **changes,
+    }
     evaluate_lds(list(groups), list(scores), [folder / "mini.parquet"], **paths, **values)
     return [read_table(path).to_pylist() for path in paths.values()]
 
@@ -83,7 +96,7 @@ def test_rows_of_the_tables(effect, tmp_path, capsys):
     assert best["lds"] == pytest.approx(expected, abs=1e-9)
     assert best["ci_low"] <= best["lds"] <= best["ci_high"]
     assert (best["n_tests"], best["n_subsets"]) == (5, 12)
-    assert (best["seconds"], best["bytes_per_example"]) == (3.5, 768)
+    assert (best["seconds"], best["cpu_seconds"], best["bytes_per_example"]) == (3.5, 5.5, 768)
     assert 0 < best["seed_agreement"] < best["ceiling"] <= 1
     assert rows[2]["lds"] == pytest.approx(-best["lds"])
 
@@ -96,6 +109,45 @@ def test_rows_of_the_tables(effect, tmp_path, capsys):
     shown = capsys.readouterr().err
     assert "LDS on mini: 5 tests, 12 subsets, 2 runs of each" in shown
     assert shown.index("airrep ") < shown.index("untrained ")
+
+
+def _job(folder, name, work):
+    """Write the benchmark file of a job, and its record if `work` is given."""
+    path = folder / "benchmarks" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("s\tcpu_time\n100\t100\n")
+    if work:
+        entries = {**Seconds(90, 80).entries("start_up"), **work.entries("work")}
+        record_of(path).write_text(json.dumps(entries))
+
+
+def test_the_parts_of_a_methods_cost_stand_apart_and_add_up(effect, tmp_path, capsys):
+    _write_targets(tmp_path / "mini.parquet", _noisy_losses(effect))
+    _job(tmp_path, "warmup_lm/study.tsv", Seconds(5, 6))
+    for block in ("a", "b"):
+        _job(tmp_path, f"finetune_shard/train/{block}.tsv", Seconds(10, 11))
+    _job(tmp_path, "fit_method/old.tsv", None)
+    fitting = {"airrep": ["finetune_shard/train/*.tsv"], "old": ["fit_method/old.tsv"], "gone": ["fit_method/gone.tsv"]}
+    fitting |= {"taken": None, "tfidf": []}
+    warmup = {method: ["warmup_lm/*.tsv"] if method == "old" else [] for method in fitting}
+    written = [_write_scores(tmp_path, method, {"mean": effect}) for method in fitting]
+    rows, _ = _run(tmp_path, written, fitting=fitting, warmup=warmup)
+    for row in rows:
+        for kind in ("seconds", "cpu_seconds"):
+            assert row[kind] == row[f"embedding_{kind}"] + row[f"scoring_{kind}"]
+        assert (row["start_up_seconds"], row["start_up_cpu_seconds"]) == (7, 8)
+    once = {row["method"]: (row["fitting_seconds"], row["fitting_cpu_seconds"], row["warmup_seconds"]) for row in rows}
+    assert once == {
+        "airrep": (20, 22, 0),
+        "old": (None, None, 5),  # its job left no record: the start-up in its benchmark's seconds isn't known
+        "gone": (None, None, 0),
+        "taken": (None, None, 0),
+        "tfidf": (0, 0, 0),
+    }
+    lines = capsys.readouterr().err.splitlines()
+    assert max(map(len, lines)) <= 100
+    (old,) = [line for line in lines if line.startswith("  old ")]
+    assert old.split()[-5:] == ["2.00", "1.50", "3.50", "-", "5.00"]
 
 
 def test_the_same_seed_gives_the_same_intervals(effect, tmp_path):

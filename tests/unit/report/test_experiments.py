@@ -46,6 +46,7 @@ TABLES = {
             "rival_fixed_seconds": 0.0,
             "rival_seconds_per_example": each,
             "crossover_examples": meets,
+            "jobs_with_start_up": 0,
         }
         for rival, each, meets in [("tfidf", 0.001, None), ("logra", 0.11, 10_000.0)]
     ],

@@ -7,9 +7,15 @@ from workflow_scripts.evaluation.evaluate_lds import LDS_SCHEMA
 from workflow_scripts.report.show_results import results_text
 from workflow_scripts.study.config import load_study
 
+HEADS = [
+    "                                                             seconds per corpus     seconds once",
+    "  method           pooling       LDS  interval           embed   score     sum      fit  warm-up",
+]
+
 
 def row(method, evaluation, lds):
     numbers = {"ci_low": lds - 0.1, "ci_high": lds + 0.1, "ceiling": 0.9, "n_tests": 200, "n_subsets": 1000}
+    numbers |= {"embedding_seconds": 0.25, "scoring_seconds": 1.5, "seconds": 1.75, "fitting_seconds": 1234.5}
     return {"method": method, "evaluation": evaluation, "pooling": "mean", "lds": lds, **numbers}
 
 
@@ -34,13 +40,13 @@ def test_one_table_for_each_evaluation_best_first_and_the_reports_path(tmp_path)
     assert results_text(tmp_path, study(100, ["a", "b"])).splitlines() == [
         "",
         "LDS on a (200 tests, 1,000 subsets, noise ceiling 0.900)",
-        "  method        pooling       LDS   interval",
-        "  airrep        mean        0.600   0.500 to 0.700",
-        "  tfidf         mean        0.300   0.200 to 0.400",
+        *HEADS,
+        "  airrep           mean        0.600  0.500 to 0.700      0.25    1.50    1.75    1,234        -",
+        "  tfidf            mean        0.300  0.200 to 0.400      0.25    1.50    1.75    1,234        -",
         "",
         "LDS on b (200 tests, 1,000 subsets, noise ceiling 0.900)",
-        "  method        pooling       LDS   interval",
-        "  airrep        mean        0.500   0.400 to 0.600",
+        *HEADS,
+        "  airrep           mean        0.500  0.400 to 0.600      0.25    1.50    1.75    1,234        -",
         "",
         f"Report: {tmp_path / 'report.html'}",
     ]

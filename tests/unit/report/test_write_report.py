@@ -13,10 +13,13 @@ from report_run import HOSTILE, METHOD_LDS, TOPICS, make_run
 
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.parquet import read_table
-from workflow_scripts.report.charts import linear_axis, training_curves
+from workflow_scripts.core.timing import Seconds, record_of
+from workflow_scripts.report.charts import cost_bars, linear_axis, training_curves
 from workflow_scripts.report.explorer import json_for_html, visible
 from workflow_scripts.report.formatting import decimal, duration, interval, share, size
+from workflow_scripts.report.results import gather_results, method_name
 from workflow_scripts.report.write_report import write_report
+from workflow_scripts.study.config import load_study
 
 
 class Page(HTMLParser):
@@ -209,6 +212,42 @@ def test_tables_for_snakemakes_report_say_the_same(tmp_path):
     finetuning = costs.to_pylist()[0]
     assert (finetuning["stage"], finetuning["jobs"]) == ("finetune_shard", 3)
     assert (finetuning["seconds"], finetuning["planned_seconds"]) == (401.0, 320.0)
+
+
+def test_time_is_stacked_by_what_it_goes_into_the_fastest_method_first(tmp_path):
+    arguments = make_run(tmp_path)
+    page = written_with(arguments)
+    study = load_study(yaml.safe_load(arguments["config"].read_text()))
+    (result,) = gather_results(arguments["lds"], arguments["differences"], study)
+    costs = cost_bars(result)
+    totals = [method.per_corpus.seconds for method in costs]
+    assert totals == sorted(totals)
+    assert {method.name: method.per_corpus.seconds for method in costs} == pytest.approx(
+        {method_name(row.method): row.seconds for row in result.rows}
+    )
+    widths = []
+    for method in costs:
+        for bar in (method.per_corpus, method.once):
+            starts = [start for _, _, start, _ in bar.parts]
+            assert starts == pytest.approx([0, bar.parts[0][3]])
+        widths.append(sum(width for *_, width in method.per_corpus.parts))
+    assert max(widths) == pytest.approx(100)
+    assert widths == pytest.approx([100 * total / totals[-1] for total in totals], abs=0.02)
+    once = {method.name: method.once.seconds for method in costs}
+    assert (once["AirRep"], once["TF-IDF"], once["Untrained encoder"]) == (900, 0, None)
+    assert "AirRep 15 ms 5 ms" in page.words
+    assert "15 min 0 s 0 s 15 min 0 s" in page.words
+
+
+def test_start_up_of_a_stage_stands_beside_its_time(tmp_path):
+    arguments = make_run(tmp_path)
+    for path in (tmp_path / "benchmarks" / "finetune_shard").glob("*.tsv"):
+        record_of(path).write_text(json.dumps({**Seconds(5, 4).entries("start_up"), **Seconds(1, 1).entries("work")}))
+    write_report(**arguments)
+    costs = {row["stage"]: row["start_up_seconds"] for row in read_csv(arguments["costs_table"]).to_pylist()}
+    assert costs["finetune_shard"] == 15
+    # Without records, it isn't known.
+    assert costs["embed_corpus"] is None
 
 
 def test_validations_are_drawn_as_they_were_measured_and_losses_smoothed():

@@ -6,6 +6,7 @@ import pytest
 
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.parquet import read_metadata, read_table, write_table
+from workflow_scripts.core.timing import Seconds
 from workflow_scripts.scoring.merge_scores import merge_scores
 from workflow_scripts.scoring.score_pairs import score_pairs
 from workflow_scripts.scoring.score_part import score_part
@@ -25,7 +26,8 @@ def _embeddings(path, rows, seed, seconds, kind=np.float16):
             "embedding": pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), DIMENSION),
         }
     )
-    write_table(path, table, seconds=str(seconds))
+    costs = {"seconds": seconds, "cpu_seconds": 4 * seconds, "start_up_seconds": 100, "start_up_cpu_seconds": 50}
+    write_table(path, table, **{name: str(value) for name, value in costs.items()})
     return values.astype(np.float32)
 
 
@@ -108,8 +110,9 @@ def test_embeddings_give_the_dense_numbers(files, tmp_path):
 
     metadata = read_metadata(files["scores"])
     assert float(metadata["embedding_seconds"]) == 2.75
+    assert float(metadata["embedding_cpu_seconds"]) == 4 * 2.75
     assert float(metadata["bytes_per_example"]) == 2 * DIMENSION
-    assert float(metadata["seconds"]) >= 0
+    assert float(metadata["scoring_seconds"]) >= 0
 
 
 @pytest.mark.parametrize("method", ["airrep", "untrained"])
@@ -126,7 +129,8 @@ def test_parts_give_the_same_files(files, tmp_path, method, sizes):
     for part in range(len(sizes)):
         rows = np.flatnonzero(owners == part)
         path = tmp_path / f"train.{part}.parquet"
-        write_table(path, table.take(pa.array(rows, pa.int32())), seconds="0.5")
+        costs = {"seconds": "0.5", "cpu_seconds": "0.75", "start_up_seconds": "100", "start_up_cpu_seconds": "50"}
+        write_table(path, table.take(pa.array(rows, pa.int32())), **costs)
         part_scores.append(tmp_path / f"scores.{part}.parquet")
         part_sums.append(tmp_path / f"sums.{part}.parquet")
         score_part(
@@ -161,7 +165,11 @@ def test_parts_give_the_same_files(files, tmp_path, method, sizes):
     assert read_table(merged[1]).drop_columns("score").equals(groups.drop_columns("score"))
     np.testing.assert_allclose(read_table(merged[1])["score"], groups["score"], rtol=1e-6, atol=1e-6)
     metadata = read_metadata(merged[0])
-    assert float(metadata["embedding_seconds"]) == 0.5 * len(sizes) + 0.25
+    assert Seconds.read(metadata, "embedding") == Seconds(0.5 * len(sizes) + 0.25, 0.75 * len(sizes) + 1)
+    of_parts = [read_metadata(path) for path in part_scores]
+    for name in ("scoring", "start_up"):
+        # What merging itself takes is added.
+        assert Seconds.read(metadata, name).clock >= sum(Seconds.read(part, name).clock for part in of_parts)
     assert float(metadata["bytes_per_example"]) == 2 * DIMENSION
 
 

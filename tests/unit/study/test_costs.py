@@ -229,12 +229,25 @@ def test_distinct_examples_of_subsets():
     assert 10 < distinct_examples(100, 2, 10) < 20
 
 
+def _work(stage):
+    return stage.seconds - stage.start_up_seconds
+
+
+def test_start_up_is_told_apart_from_work():
+    plan = smoke()
+    starts = {unit: UNITS[unit] for unit in ("job_start", "model_start")}
+    none, all_ = (by_stage(plan, pilot(plan, seconds={**UNITS, **units})) for units in (dict.fromkeys(starts, 0), {}))
+    for name, stage in all_.items():
+        assert stage.start_up_seconds > 0
+        assert _work(stage) == pytest.approx(none[name].seconds)
+
+
 def test_break_even_is_where_both_ways_cost_the_same():
     plan, found = smoke(), pilot(smoke())
     at = break_even(plan, found, COST)
     stages = by_stage(plan, found)
-    labels = 2 * (5 + 3.84 + 0.28)
-    training = 2 * stages["train_encoder"].seconds + stages["init_encoder"].seconds
+    labels = 2 * (3.84 + 0.28)
+    training = 2 * _work(stages["train_encoder"]) + _work(stages["init_encoder"])
     assert at.setup_seconds == pytest.approx(labels + training)
     assert at.gradient_seconds == pytest.approx(20 * 2e-3)
     assert at.embedding_seconds == pytest.approx(2 * 30 * 1e-6)
