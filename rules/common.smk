@@ -1,15 +1,24 @@
 # The study, and what every rule file needs of it. No rules here.
 import os
 import re
+import sys
 from pathlib import Path
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.gpus import limit_gpu_jobs
+from workflow_scripts.core.model_contents import RECORDS_VARIABLE
+from workflow_scripts.study.artifacts import are_in_doubt, artifacts
 from workflow_scripts.study.plan import EXPERIMENT_TABLES, StudyPlan
 from workflow_scripts.study.resources import JobResources
 from workflow_scripts.study.specs import StageSpecs
 from workflow_scripts.study.config import load_study
 from workflow_scripts.study.config_files import refuse_repeated_keys
 from snakemake.exceptions import WorkflowError
+
+if " " in sys.executable:
+    raise WorkflowError(
+        f"{sys.executable}: Snakemake starts no job by a Python whose path has a space. Move this folder, or the "
+        "environment that Snakemake is installed in, to a path without one, and install again there."
+    )
 
 try:
     refuse_repeated_keys(map(Path, workflow.configfiles))
@@ -33,6 +42,18 @@ plan_of_study = StudyPlan(study)
 stage_specs = StageSpecs(plan_of_study)
 job_resources = JobResources(plan_of_study)
 RESULTS = f"results/{study.run}"
+# Jobs inherit it: they compare local models with what the study was begun with.
+os.environ[RECORDS_VARIABLE] = f"{RESULTS}/models"
+
+# Jobs read the Snakefile too, and need not ask again.
+if workflow.is_main_process and are_in_doubt(found := list(artifacts(stage_specs)), Path(RESULTS, "models")):
+    # Only here: it reads tables.
+    from workflow_scripts.provenance.verify import refuse_mixed_results
+
+    try:
+        refuse_mixed_results(found, Path(RESULTS), str((workflow.configfiles or ["config.yaml"])[-1]))
+    except StudyError as error:
+        raise WorkflowError(str(error)) from None
 
 
 wildcard_constraints:
