@@ -16,8 +16,8 @@ from workflow_scripts.core.model_contents import local_models, read_record
 from workflow_scripts.study.plan import EXPERIMENT_TABLES, StudyPlan
 from workflow_scripts.study.specs import StageSpecs
 
-# Where Snakemake keeps what each file was made with.
-SNAKEMAKE_RECORDS = Path(".snakemake") / "metadata"
+# Where Snakemake keeps what each file was made with, and which files a killed run left, which it makes again.
+SNAKEMAKE_RECORDS = tuple(Path(".snakemake") / name for name in ("metadata", "incomplete"))
 # Experiments that fine-tune, and those of them that score a base set of their own.
 DRAWN, WITH_BASE = ("leave_out", "removal", "selection"), ("leave_out", "removal")
 
@@ -45,10 +45,13 @@ class Artifact:
     def is_recorded(self) -> bool:
         """Return whether Snakemake knows what this was made with; otherwise it judges by age alone."""
         name = urlsafe_b64encode(str(self.path).encode()).decode()
-        longest = os.pathconf(SNAKEMAKE_RECORDS, "PC_NAME_MAX") - 1 if SNAKEMAKE_RECORDS.is_dir() else len(name)
-        # It breaks a name that is too long for a file into folders.
-        pieces = [name[start : start + longest] for start in range(0, len(name), longest)]
-        return SNAKEMAKE_RECORDS.joinpath(*("@" + piece for piece in pieces[:-1]), pieces[-1]).exists()
+        for folder in filter(Path.is_dir, SNAKEMAKE_RECORDS):
+            # It breaks a name that is too long for a file into folders.
+            longest = os.pathconf(folder, "PC_NAME_MAX") - 1
+            pieces = [name[start : start + longest] for start in range(0, len(name), longest)]
+            if folder.joinpath(*("@" + piece for piece in pieces[:-1]), pieces[-1]).exists():
+                return True
+        return False
 
 
 def artifacts(specs: StageSpecs) -> Iterator[Artifact]:
