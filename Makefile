@@ -12,6 +12,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(PIP_OPTIONS)
 LOCKED := --no-deps --require-hashes
 
+ifneq ($(words $(CURDIR)),1)
+$(error "$(CURDIR)" has a space in its path, and Snakemake starts no job by a Python there: move this folder to a path without one)
+endif
+
 .PHONY: run plan status verify smoke test test-methods test-faults test-load audit lint slurm-test gpu-test bench clean
 
 run: $(VENV)/.installed
