@@ -50,8 +50,9 @@ if workflow.is_main_process and are_in_doubt(found := list(artifacts(stage_specs
     # Only here: it reads tables.
     from workflow_scripts.provenance.verify import refuse_mixed_results
 
+    forced = workflow.dag_settings.forcerun if workflow.dag_settings else []
     try:
-        refuse_mixed_results(found, Path(RESULTS), str((workflow.configfiles or ["config.yaml"])[-1]))
+        refuse_mixed_results(found, Path(RESULTS), str((workflow.configfiles or ["config.yaml"])[-1]), forced)
     except StudyError as error:
         raise WorkflowError(str(error)) from None
 

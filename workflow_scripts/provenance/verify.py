@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,7 +112,7 @@ def read_made_with(artifact: Artifact) -> Mapping[str, str] | None:
     return entries if "spec" in entries else None
 
 
-def refuse_mixed_results(found: Sequence[Artifact], results: Path, config: str) -> None:
+def refuse_mixed_results(found: Sequence[Artifact], results: Path, config: str, forced: Collection[str] = ()) -> None:
     """Check the models of a study, and those of its artifacts that Snakemake has no record of.
 
     A local model that artifacts were made with and that has no record yet gets one.
@@ -122,6 +122,7 @@ def refuse_mixed_results(found: Sequence[Artifact], results: Path, config: str) 
     found: the artifacts of the study.
     results: its results folder.
     config: name of its config, for the message.
+    forced: rules whose jobs are run again in any case, with all that follows from them.
 
     Raises
     ------
@@ -132,13 +133,20 @@ def refuse_mixed_results(found: Sequence[Artifact], results: Path, config: str) 
     for model in sorted({model for artifact in found for model in artifact.models}):
         _check_model(model, [one for one in found if model in one.models and one.path.exists()], records)
     unrecorded = [artifact for artifact in found if artifact.path.exists() and not artifact.is_recorded()]
-    if others := list(strays(unrecorded, results)):
+    if others := [stray for stray in strays(unrecorded, results) if stray.artifact.rule not in forced]:
         raise StudyError(
             f"Snakemake has no record of {len(unrecorded)} results in {results} (`.snakemake` was deleted, or they "
             f"come from elsewhere), and {len(others)} of them don't belong to this config: {others[0].artifact.path} "
             f"was {others[0]}. To keep them, go back to the values that they were made with, or write another `run`. "
-            f"To have them made again, delete those that `make verify CONFIG={config}` lists."
+            f"To have them made again, with all that follows from them, run `{again(others, config)}`. "
+            f"`make verify CONFIG={config}` lists them."
         )
+
+
+def again(others: Sequence[Stray], config: str) -> str:
+    """Return the command that makes results again, which deleting them doesn't: Snakemake needs only the last ones."""
+    rules = dict.fromkeys(stray.artifact.rule for stray in others)
+    return f"snakemake --cores all --configfile {config} --forcerun {' '.join(rules)}"
 
 
 def _check_model(model: str, users: Sequence[Artifact], records: Path) -> None:
@@ -218,6 +226,8 @@ def main() -> None:
     )
     for stray in others:
         print(f"  {stray.artifact.path}\n    {stray.artifact.stage}: {stray}")
+    if others:
+        print(f"To have them made again, with all that follows from them:\n  {again(others, str(path))}")
     if silent:
         print(f"  {len(silent)} can't be judged, because they don't say what they were made with:")
         print("\n".join(f"    {artifact.path}" for artifact in silent))

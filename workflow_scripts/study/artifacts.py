@@ -38,6 +38,11 @@ class Artifact:
     spec: dict[str, Any]
 
     @property
+    def rule(self) -> str:
+        """The job's rule: it has the stage's name, but where an experiment scores a base set of its own."""
+        return "score_base" if self.stage == "score_pairs" and "experiments" in self.path.parts else self.stage
+
+    @property
     def models(self) -> list[str]:
         """Local folders of the models that the job loads."""
         return local_models(self.spec)
