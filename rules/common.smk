@@ -48,11 +48,11 @@ os.environ[RECORDS_VARIABLE] = f"{RESULTS}/models"
 # Jobs read the Snakefile too, and need not ask again.
 if workflow.is_main_process and are_in_doubt(found := list(artifacts(stage_specs)), Path(RESULTS, "models")):
     # Only here: it reads tables.
-    from workflow_scripts.provenance.verify import refuse_mixed_results
+    from workflow_scripts.provenance.verify import forced_rules, refuse_mixed_results
 
-    forced = workflow.dag_settings.forcerun if workflow.dag_settings else []
     try:
-        refuse_mixed_results(found, Path(RESULTS), str((workflow.configfiles or ["config.yaml"])[-1]), forced)
+        read_from = str((workflow.configfiles or ["config.yaml"])[-1])
+        refuse_mixed_results(found, Path(RESULTS), read_from, forced_rules(sys.argv))
     except StudyError as error:
         raise WorkflowError(str(error)) from None
 

@@ -143,6 +143,14 @@ def refuse_mixed_results(found: Sequence[Artifact], results: Path, config: str, 
         )
 
 
+def forced_rules(arguments: Sequence[str]) -> list[str]:
+    """Return the rules that a command of Snakemake forces; it tells the Snakefile only of what it has parsed before."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--forcerun", "-R", nargs="*", default=[])
+    forced: list[str] = parser.parse_known_args(arguments)[0].forcerun
+    return forced
+
+
 def again(others: Sequence[Stray], config: str) -> str:
     """Return the command that makes results again, which deleting them doesn't: Snakemake needs only the last ones."""
     rules = dict.fromkeys(stray.artifact.rule for stray in others)
