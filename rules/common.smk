@@ -3,7 +3,7 @@ import os
 import re
 import sys
 from pathlib import Path
-from workflow_scripts.core.errors import StudyError
+from workflow_scripts.core.errors import StudyError, require_python_without_spaces
 from workflow_scripts.core.gpus import limit_gpu_jobs
 from workflow_scripts.core.model_contents import RECORDS_VARIABLE
 from workflow_scripts.study.artifacts import are_in_doubt, artifacts
@@ -14,13 +14,8 @@ from workflow_scripts.study.config import load_study
 from workflow_scripts.study.config_files import refuse_repeated_keys
 from snakemake.exceptions import WorkflowError
 
-if " " in sys.executable:
-    raise WorkflowError(
-        f"{sys.executable}: Snakemake starts no job by a Python whose path has a space. Move this folder, or the "
-        "environment that Snakemake is installed in, to a path without one, and install again there."
-    )
-
 try:
+    require_python_without_spaces()
     refuse_repeated_keys(map(Path, workflow.configfiles))
     study = load_study(config, origin=str((workflow.configfiles or ["config"])[-1]))
 except StudyError as error:
