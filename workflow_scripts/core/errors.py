@@ -1,4 +1,4 @@
-"""Exceptions whose message is written for the user, a test for libraries' out-of-memory errors, and one for Python's path."""
+"""Exceptions whose message is written for the user, and tests for memory that ran out and for an unusable Python."""
 
 import sys
 
