@@ -12,7 +12,11 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(PIP_OPTIONS)
 LOCKED := --no-deps --require-hashes
 
-.PHONY: run plan status smoke test test-methods test-faults test-load audit lint slurm-test gpu-test bench clean
+ifneq ($(words $(CURDIR)),1)
+$(error "$(CURDIR)" has a space in its path, and Snakemake starts no job by a Python there: move this folder to a path without one)
+endif
+
+.PHONY: run plan status verify smoke test test-methods test-faults test-load audit lint slurm-test gpu-test bench clean
 
 run: $(VENV)/.installed
 	$(BIN)/snakemake --cores $(CORES) --configfile $(CONFIG)
@@ -25,6 +29,10 @@ plan: $(VENV)/.installed
 # How far a study is, from its files alone.
 status: $(VENV)/.installed
 	@$(BIN)/python -m workflow_scripts.plan.show_status $(CONFIG)
+
+# Which results were made with other values than the config says, or other models than are there now.
+verify: $(VENV)/.installed
+	@$(BIN)/python -m workflow_scripts.provenance.verify $(CONFIG)
 
 smoke:
 	@$(MAKE) --no-print-directory run CONFIG=configs/smoke.yaml

@@ -1,9 +1,12 @@
 # The study, and what every rule file needs of it. No rules here.
 import os
 import re
+import sys
 from pathlib import Path
-from workflow_scripts.core.errors import StudyError
+from workflow_scripts.core.errors import StudyError, require_python_without_spaces
 from workflow_scripts.core.gpus import limit_gpu_jobs
+from workflow_scripts.core.model_contents import RECORDS_VARIABLE
+from workflow_scripts.study.artifacts import are_in_doubt, artifacts
 from workflow_scripts.study.plan import EXPERIMENT_TABLES, StudyPlan
 from workflow_scripts.study.resources import JobResources
 from workflow_scripts.study.specs import StageSpecs
@@ -12,6 +15,7 @@ from workflow_scripts.study.config_files import refuse_repeated_keys
 from snakemake.exceptions import WorkflowError
 
 try:
+    require_python_without_spaces()
     refuse_repeated_keys(map(Path, workflow.configfiles))
     study = load_study(config, origin=str((workflow.configfiles or ["config"])[-1]))
 except StudyError as error:
@@ -33,6 +37,19 @@ plan_of_study = StudyPlan(study)
 stage_specs = StageSpecs(plan_of_study)
 job_resources = JobResources(plan_of_study)
 RESULTS = f"results/{study.run}"
+# Jobs inherit it: they compare local models with what the study was begun with.
+os.environ[RECORDS_VARIABLE] = f"{RESULTS}/models"
+
+# Jobs read the Snakefile too, and need not ask again.
+if workflow.is_main_process and are_in_doubt(found := list(artifacts(stage_specs)), Path(RESULTS, "models")):
+    # Only here: it reads tables.
+    from workflow_scripts.provenance.verify import forced_rules, refuse_mixed_results
+
+    try:
+        read_from = str((workflow.configfiles or ["config.yaml"])[-1])
+        refuse_mixed_results(found, Path(RESULTS), read_from, forced_rules(sys.argv))
+    except StudyError as error:
+        raise WorkflowError(str(error)) from None
 
 
 wildcard_constraints:

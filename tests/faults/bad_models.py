@@ -187,6 +187,18 @@ def weights_that_are(content: bytes | None) -> Callable[[], object]:
     return try_it
 
 
+def replaced_model() -> None:
+    from unittest.mock import patch
+
+    from workflow_scripts.core.model_contents import RECORDS_VARIABLE, resolved_content
+
+    Path("lm").mkdir()
+    with patch.dict("os.environ", {RECORDS_VARIABLE: "results/mine/models"}):
+        for hidden_size in (16, 32):
+            Path("lm/config.json").write_text(json.dumps({"hidden_size": hidden_size}))
+            resolved_content("lm")
+
+
 def adapter(beside_weights: bool) -> Callable[[], object]:
     def try_it() -> None:
         from workflow_scripts.language_model.losses import load_language_model
@@ -243,6 +255,7 @@ MODELS = section_of(
         "weights in a pickle file": pickled_weights,
         "weights that git-lfs hasn't fetched": weights_that_are(LFS_POINTER),
         "weights that are cut off": weights_that_are(None),
+        "a model's folder that was replaced while the study ran": replaced_model,
         "an adapter instead of an LM": adapter(beside_weights=False),
         "an adapter beside an LM": adapter(beside_weights=True),
         "a tokenizer of another LM": tokenizer_of_another_lm,
@@ -283,10 +296,35 @@ def damaged_file() -> None:
     read_table(path)
 
 
+def results_of_another_config() -> None:
+    from workflow_scripts.core.parquet import table_metadata, write_table
+    from workflow_scripts.provenance.verify import refuse_mixed_results
+    from workflow_scripts.study.artifacts import Artifact
+
+    path = Path("results/mine/corpora/train.parquet")
+    with table_metadata(stage="prepare_corpus", spec="0123456789abcdef"):
+        write_table(path, pa.table({"example_id": [0]}))
+    refuse_mixed_results([Artifact(path, "prepare_corpus", {"limit": 9})], Path("results/mine"), "configs/smoke.yaml")
+
+
+def blocks_of_two_models() -> None:
+    from workflow_scripts.core.parquet import table_metadata, write_table
+    from workflow_scripts.targets.collect_targets import collect_targets
+
+    paths = [Path("targets/train") / f"f{block:04d}_s0000.parquet" for block in range(2)]
+    for path, content in zip(paths, ("0123456789abcdef", "fedcba9876543210"), strict=True):
+        with table_metadata(contents=json.dumps({"lm": content})):
+            write_table(path, pa.table({"fold": [0]}), key="same")
+    sizes = {"folds": 2, "subsets_per_fold": 1, "seeds": 1, "max_diverged_share": 0.0}
+    collect_targets(paths, Path("targets/train.parquet"), **sizes)
+
+
 RESULTS = section_of(
     "Results",
     {
         "losses that are the same for every subset": constant_losses,
         "a file of the results with a flipped bit": damaged_file,
+        "results of another config, without `.snakemake`": results_of_another_config,
+        "blocks that were fine-tuned from two LMs of one name": blocks_of_two_models,
     },
 )

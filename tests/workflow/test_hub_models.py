@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
-from model_hub import ModelHub
+from model_hub import Fault, ModelHub
 from safetensors.torch import load_file, save_file
 from tiny_study import make_tiny_study
+from workspace import TOKEN
 
 LM, ENCODER = "owner/lm", "owner/encoder"
 CHANGES = {
@@ -32,6 +33,7 @@ def hub(tmp_path, monkeypatch):
 def test_jobs_read_one_snapshot_whatever_becomes_of_main(fresh, hub, tmp_path):
     tiny = make_tiny_study(tmp_path)
     lm = tiny.language_model
+    hub.gated = {LM: TOKEN}
     commits = [hub.commit(LM, lm), hub.commit(ENCODER, tiny.untrained)]
     planned = fresh.planned(**CHANGES)
     assert planned["fetch_model"] == 2
@@ -53,6 +55,11 @@ def test_jobs_read_one_snapshot_whatever_becomes_of_main(fresh, hub, tmp_path):
     ]
     left = fresh.planned(**CHANGES)
     assert not {"fetch_model", "init_encoder", "resolve_config"} & left.keys()
+    # The hub was told the token, and no file is: nor where the hub refuses it and repeats what it was told.
+    hub.faults = [Fault("/api/models/", 401, {"X-Error-Message": f"Invalid token {TOKEN}, {TOKEN!r}"})]
+    refused = fresh.smoke("results/smoke/models/owner--other", **{**CHANGES, "language_model__model": "owner/other"})
+    assert refused.returncode == 1
+    assert not fresh.files_with_the_token()
 
 
 def test_a_study_of_a_local_lm_fetches_nothing(unrun, tmp_path):

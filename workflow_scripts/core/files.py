@@ -69,3 +69,11 @@ def folder_hash(folder: Path) -> str:
         return file_hash(snapshot)
     files = sorted(path for path in Path(folder).rglob("*") if path.suffix in {".safetensors", ".json", ".txt"})
     return file_hash(*files)
+
+
+def stamp_of(artifact: Path) -> Path:
+    """Return the hidden file that says what an artifact was made with: in a folder, beside a file that is no table.
+
+    It is no part of a model: neither `folder_hash` nor a release has it.
+    """
+    return artifact / ".made_with" if artifact.is_dir() else artifact.with_name(f".{artifact.name}.made_with")

@@ -21,6 +21,8 @@ from workflow_scripts.core.files import atomic_path
 
 SCHEMA_VERSION = "1"
 SEAL = "seal"
+# Entry of the metadata: JSON with the content hash of each local model folder that was loaded (core.model_contents).
+CONTENTS = "contents"
 READ_BUFFER_BYTES = 1 << 20
 # What Arrow raises on damaged bytes; the last where names or text are no longer UTF-8.
 DAMAGE = (pa.ArrowException, OSError, UnicodeDecodeError)
@@ -41,6 +43,12 @@ def table_metadata(**entries: str) -> Iterator[None]:
         yield
     finally:
         _metadata_in_force.reset(token)
+
+
+def has_other_models(metadata: Mapping[str, str]) -> bool:
+    """Return whether a file's metadata says another content of a local model than the tables that are written now."""
+    then, now = (json.loads(entries.get(CONTENTS, "{}")) for entries in (metadata, _metadata_in_force.get()))
+    return any(then[model] != now[model] for model in then.keys() & now.keys())
 
 
 def metadata_in_force() -> Mapping[str, str]:

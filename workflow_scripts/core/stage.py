@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,8 +15,10 @@ from typing import Any, TextIO, get_args, get_type_hints
 from pydantic import BaseModel
 
 from workflow_scripts.core.errors import StudyError, lacks_memory
+from workflow_scripts.core.files import atomic_path, stamp_of
 from workflow_scripts.core.gpus import gpus_asked_for, pinned, require_promised_gpus, use_deterministic_algorithms
-from workflow_scripts.core.parquet import spec_hash, table_metadata
+from workflow_scripts.core.model_contents import local_models, resolved_content
+from workflow_scripts.core.parquet import CONTENTS, spec_hash, table_metadata
 from workflow_scripts.core.redaction import redact_output, redacted
 from workflow_scripts.core.timing import Seconds, start_stage, work_so_far, write_record
 
@@ -58,6 +61,9 @@ def run_job(smk: Any, stage: Callable[..., object]) -> None:
 
     What its start-up and its work took is written beside its benchmark file (`core.timing`).
 
+    Every table says the hash of the spec and the content of each local model folder that the spec names; beside other
+    results, a hidden file says so (`core.files.stamp_of`). A folder that was replaced while the study ran is refused.
+
     Parameters
     ----------
     smk: the `snakemake` object of a script, whose `params.spec` is that of `study.specs`.
@@ -77,11 +83,13 @@ def run_job(smk: Any, stage: Callable[..., object]) -> None:
     _use_threads(smk.threads)
     with _log_to(smk.log[0]):
         try:
-            with pinned(gpus), table_metadata(stage=smk.rule, spec=spec_hash(smk.params.spec)):
+            made_with = {"stage": smk.rule, "spec": spec_hash(smk.params.spec), **_contents(smk.params.spec)}
+            with pinned(gpus), table_metadata(**made_with):
                 require_promised_gpus(gpus)
                 if deterministic:
                     use_deterministic_algorithms()
                 work = _call(stage, smk.resources.get("processes", 1), arguments)
+            _stamp(smk.output, made_with)
             write_record(Path(smk.log[0]), smk.rule, work)
         except Exception as error:
             known = isinstance(error, StudyError)
@@ -118,6 +126,20 @@ def memory_trouble(error: BaseException, stage: str) -> str | None:
         f"the memory does not suffice ({reason.strip()}). {f'Lower {key}, or give' if key else 'Give'} the job more "
         "memory. Then run the same command again: what is finished is kept."
     )
+
+
+def _contents(spec: Mapping[str, Any]) -> dict[str, str]:
+    contents = {model: resolved_content(model) for model in local_models(spec)}
+    return {CONTENTS: json.dumps(contents)} if contents else {}
+
+
+def _stamp(outputs: Any, made_with: Mapping[str, str]) -> None:
+    """Say what the outputs of a job were made with, if no table among them says it."""
+    paths = [Path(path) for _, files in outputs.items() for path in ([files] if isinstance(files, str) else files)]
+    if not paths or any(path.suffix == ".parquet" for path in paths):
+        return
+    with atomic_path(stamp_of(paths[0])) as temporary:
+        temporary.write_text(json.dumps(made_with, indent=2) + "\n", encoding="utf-8")
 
 
 def _call(stage: Callable[..., object], processes: int, arguments: dict[str, Any]) -> Seconds:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from workflow_scripts.core.errors import StudyError
-from workflow_scripts.core.parquet import DAMAGE, open_table, read_metadata
+from workflow_scripts.core.parquet import DAMAGE, has_other_models, open_table, read_metadata
 from workflow_scripts.core.progress import say
 from workflow_scripts.core.timing import NO_TIME, Seconds
 
@@ -21,7 +21,8 @@ class StoredEmbeddings:
     Parameters
     ----------
     paths: files to look in; missing and damaged ones are skipped.
-    key: hash of everything that decides an embedding; files with another `key` in their metadata are skipped.
+    key: hash of everything that decides an embedding; files with another `key` in their metadata, or
+        another content of a local model, are skipped.
 
     Attributes
     ----------
@@ -49,7 +50,7 @@ class StoredEmbeddings:
             return []
         try:
             metadata = read_metadata(path)
-            if metadata.get("key") != key:
+            if metadata.get("key") != key or has_other_models(metadata):
                 return []
             with open_table(path) as file:
                 groups = [file.read_row_group(group, columns=["hash"]) for group in range(file.num_row_groups)]

@@ -13,6 +13,7 @@ import yaml
 
 from workflow_scripts.core.files import SNAPSHOT, atomic_path, file_hash
 from workflow_scripts.core.hardware import hardware
+from workflow_scripts.core.model_contents import local_models, resolved_content
 from workflow_scripts.core.redaction import redacted
 from workflow_scripts.core.stage import run_stage
 
@@ -37,7 +38,8 @@ def resolve_config(
     """Write the study's values in force, and its provenance.
 
     The provenance has the time, the git commit (with `+changes` if the tree was not clean), versions of Python and of
-    the libraries, the hardware, a hash of every prepared corpus, and id, revision and commit of every hub model.
+    the libraries, the hardware, a hash of every prepared corpus, id, revision and commit of every hub model,
+    and the content hash of every local one.
 
     Parameters
     ----------
@@ -61,8 +63,10 @@ def resolve_config(
         "hardware": hardware(),
         "data": {path.stem: file_hash(path) for path in corpora},
     }
-    if snapshots:
-        facts["models"] = [json.loads((folder / SNAPSHOT).read_text(encoding="utf-8")) for folder in snapshots]
+    models = [json.loads((folder / SNAPSHOT).read_text(encoding="utf-8")) for folder in snapshots]
+    models += [{"model": model, "content": resolved_content(model)} for model in local_models(study)]
+    if models:
+        facts["models"] = models
     with atomic_path(provenance) as temporary:
         temporary.write_text(redacted(json.dumps(facts, indent=2)) + "\n", encoding="utf-8")
 

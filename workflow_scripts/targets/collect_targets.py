@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from workflow_scripts.core.errors import StudyError
-from workflow_scripts.core.parquet import read_metadata, read_table, write_batches
+from workflow_scripts.core.parquet import CONTENTS, read_metadata, read_table, write_batches
 from workflow_scripts.core.progress import say
 from workflow_scripts.core.stage import run_stage
 from workflow_scripts.targets.labels import standardised_labels
@@ -87,8 +87,15 @@ def collect_targets(
 
 
 def _check_settings(blocks: Sequence[Path]) -> None:
-    """Reject a block of other settings, written by a job that ran on after the study was changed and started again."""
-    made_with = {path: read_metadata(path).get("key") for path in blocks}
+    """Reject a block of another LM or other settings, e.g. of a job that ran on after the study was changed."""
+    metadata = {path: read_metadata(path) for path in blocks}
+    if len(lms := {entries[CONTENTS]: path for path, entries in metadata.items() if CONTENTS in entries}) > 1:
+        raise StudyError(
+            "blocks were made with different contents of one LM: "
+            + "; ".join(f"{path} with {contents}" for contents, path in lms.items())
+            + ". Delete those of the LM that isn't meant and run again; or give the study of the new LM another `run`."
+        )
+    made_with = {path: entries.get("key") for path, entries in metadata.items()}
     usual = statistics.mode(made_with.values())
     strays = [str(path) for path, key in made_with.items() if key != usual]
     if strays:

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from workflow_scripts.core.distributed import is_rank_zero
 from workflow_scripts.core.errors import StudyError
-from workflow_scripts.core.parquet import read_metadata, read_table, write_table
+from workflow_scripts.core.parquet import has_other_models, read_metadata, read_table, write_table
 from workflow_scripts.core.progress import say
 
 Run = tuple[int | str, ...]
@@ -20,8 +20,8 @@ Run = tuple[int | str, ...]
 class FinishedRuns:
     """The finished runs of a job: on disk one file each, then all in one.
 
-    A file that is damaged or was made with another `key` counts as absent. Of several processes, only rank 0 reads and
-    writes.
+    A file that is damaged, or was made with another `key` or another content of a local LM, counts as absent. Of
+    several processes, only rank 0 reads and writes.
 
     Parameters
     ----------
@@ -40,7 +40,8 @@ class FinishedRuns:
 
     def _take(self, path: Path) -> None:
         try:
-            if read_metadata(path).get("key") != self.key:
+            metadata = read_metadata(path)
+            if metadata.get("key") != self.key or has_other_models(metadata):
                 return
             table = read_table(path)
         except StudyError as error:

@@ -1,21 +1,24 @@
 """Labels against numbers computed by hand, and the errors of a pool without enough losses."""
 
+import json
+
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from workflow_scripts.core.errors import StudyError
-from workflow_scripts.core.parquet import read_table, write_table
+from workflow_scripts.core.parquet import read_table, table_metadata, write_table
 from workflow_scripts.targets.collect_targets import collect_targets
 from workflow_scripts.targets.finetune_shard import SCHEMA
 from workflow_scripts.targets.labels import pooled_labels, standardised_labels
+from workflow_scripts.targets.run_cache import FinishedRuns
 
 SIZES = {"folds": 2, "subsets_per_fold": 3, "seeds": 1, "max_diverged_share": 0.2}
 # losses[fold][subset][example]; the base LM's loss is 5
 LOSSES = np.array([[[1.0, 2.0], [2.0, 2.0], [3.0, 2.0]], [[4.0, 1.0], [4.0, 3.0], [1.0, 8.0]]])
 
 
-def block(path, folds, indexes, diverged=(), seeds=1):
+def block(path, folds, indexes, diverged=(), seeds=1, **metadata):
     rows = [
         {
             "fold": fold,
@@ -31,7 +34,7 @@ def block(path, folds, indexes, diverged=(), seeds=1):
         for seed in range(seeds)
         for example in range(2)
     ]
-    write_table(path, pa.Table.from_pylist(rows, schema=SCHEMA))
+    write_table(path, pa.Table.from_pylist(rows, schema=SCHEMA), **metadata)
     return path
 
 
@@ -116,3 +119,29 @@ def test_pooled_labels_of_a_run_that_diverged_are_unknown():
     losses = np.array([[[1.0]], [[np.nan]], [[3.0]]])
     (labels,) = pooled_labels([losses], [np.array([7])])
     np.testing.assert_allclose(labels, [[1], [np.nan], [-1]])
+
+
+def test_blocks_of_two_contents_of_one_lm_are_refused(tmp_path):
+    blocks = []
+    for fold, content in enumerate(("one", "other")):
+        with table_metadata(contents=json.dumps({"lm": content})):
+            blocks.append(block(tmp_path / f"{fold}.parquet", [fold], range(3)))
+    with pytest.raises(StudyError, match=r"different contents of one LM: .*0\.parquet with .*1\.parquet with"):
+        collected(tmp_path, blocks)
+
+
+def test_a_block_of_before_contents_were_recorded_joins_others(tmp_path):
+    blocks = [block(tmp_path / "0.parquet", [0], range(3))]
+    with table_metadata(contents=json.dumps({"lm": "one"})):
+        blocks.append(block(tmp_path / "1.parquet", [1], range(3)))
+    assert len(collected(tmp_path, blocks)) == 12
+
+
+@pytest.mark.parametrize(("content", "is_kept"), [("one", True), ("other", False)])
+def test_a_finished_run_is_kept_for_the_content_that_it_was_made_with(tmp_path, content, is_kept):
+    names = ("fold", "index", "seed")
+    losses = tmp_path / "block.parquet"
+    with table_metadata(contents=json.dumps({"lm": "one"})):
+        block(losses, [0], range(3), key="key")
+    with table_metadata(contents=json.dumps({"lm": content})):
+        assert ((0, 1, 0) in FinishedRuns(losses, "key", names)) == is_kept

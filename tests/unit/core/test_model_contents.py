@@ -1,0 +1,88 @@
+"""The content of a model's folder: hashed once, read again only where a file changed, and never mixed with another."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+from workflow_scripts.core import model_contents
+from workflow_scripts.core.errors import StudyError
+from workflow_scripts.core.model_contents import (
+    RECORDS_VARIABLE,
+    local_models,
+    measured,
+    model_files,
+    read_record,
+    resolved_content,
+    write_record,
+)
+
+
+@pytest.fixture
+def model(tmp_path, monkeypatch):
+    """A folder with a model, named by a relative path, and a study that keeps records."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(RECORDS_VARIABLE, "records")
+    folder = tmp_path / "lm"
+    (folder / "1_Pooling").mkdir(parents=True)
+    (folder / "checkpoint-10").mkdir()
+    for name in ("model.safetensors", "config.json", "README.md", "1_Pooling/config.json", "checkpoint-10/a.json"):
+        (folder / name).write_text(name)
+    (folder / "modules.json").write_text(json.dumps([{"path": ""}, {"path": "1_Pooling"}]))
+    return folder
+
+
+def test_the_content_is_what_loading_may_read(model):
+    expected = {"model.safetensors", "config.json", "modules.json", "1_Pooling/config.json"}
+    assert model_files("lm").keys() == expected
+
+
+def test_other_bytes_of_one_size_and_age_are_another_content(model):
+    before = measured("lm")
+    file = model / "model.safetensors"
+    times = file.stat()
+    file.write_text(file.read_text()[::-1])
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert not before.is_current()
+    assert measured("lm", before).hash != before.hash
+    assert measured("lm", before).hash == measured("lm").hash
+
+
+def test_only_files_that_changed_are_read_again(model, monkeypatch):
+    before = measured("lm")
+    read = []
+    state = model_contents._state
+    monkeypatch.setattr(model_contents, "_state", lambda path: read.append(path.name) or state(path))
+    assert measured("lm", before) == before
+    assert read == []
+    (model / "config.json").write_text("other")
+    measured("lm", before)
+    assert read == ["config.json"]
+
+
+def test_a_record_is_what_was_written(model, tmp_path):
+    content = measured("lm")
+    write_record(tmp_path / "records", content)
+    assert read_record(tmp_path / "records", "lm") == content
+    (record,) = (tmp_path / "records").iterdir()
+    assert json.loads(record.read_text())["content"] == content.hash
+    record.write_text("{")
+    assert read_record(tmp_path / "records", "lm") is None
+
+
+def test_a_job_keeps_to_the_recorded_content(model):
+    first = resolved_content("lm")
+    (model / "config.json").touch()
+    assert resolved_content("lm") == first
+    (model / "config.json").write_text("other")
+    with pytest.raises(StudyError, match=r"the model in lm was replaced: .* \(config.json changed\)"):
+        resolved_content("lm")
+
+
+def test_local_models_of_a_spec_are_the_folders_that_it_names(model):
+    assert local_models({"model": "lm"}) == ["lm"]
+    assert local_models({"settings": {"model": "lm"}, "lm_source": {"model": "owner/name"}}) == ["lm"]
+    assert local_models({"scoring": {"sentence_encoders": {"mine": "lm"}}}) == ["lm"]
+    assert local_models({"study": {"language_model": {"model": "lm"}}}) == []

@@ -1,0 +1,246 @@
+"""List the results of a study that its config and its models, as they are now, would not make.
+
+Run: python -m workflow_scripts.provenance.verify [CONFIG]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from workflow_scripts.core.errors import StudyError
+from workflow_scripts.core.files import stamp_of
+from workflow_scripts.core.model_contents import (
+    ModelContent,
+    measured,
+    read_record,
+    replaced,
+    write_record,
+)
+from workflow_scripts.core.parquet import CONTENTS, read_metadata, spec_hash
+from workflow_scripts.study.artifacts import Artifact, artifacts
+from workflow_scripts.study.config import load_study
+from workflow_scripts.study.config_files import read_config
+from workflow_scripts.study.plan import StudyPlan
+from workflow_scripts.study.specs import StageSpecs
+
+SHOWN_KEYS = 5
+
+
+@dataclass(frozen=True)
+class Stray:
+    """A result that the study would not make.
+
+    Parameters
+    ----------
+    artifact: the result.
+    made_with: hash of the spec that it was made with.
+    keys: values of the spec that differ, as far as that is known.
+    models: models that it was made with in another content: path, that content, the content now.
+    """
+
+    artifact: Artifact
+    made_with: str
+    keys: list[str]
+    models: list[tuple[str, str, str]]
+
+    def __str__(self) -> str:
+        expected = spec_hash(self.artifact.spec)
+        if self.made_with != expected:
+            more = f", and {len(self.keys) - SHOWN_KEYS} more" if len(self.keys) > SHOWN_KEYS else ""
+            keys = f" (other: {', '.join(self.keys[:SHOWN_KEYS])}{more})" if self.keys else ""
+            return f"made with spec {self.made_with}, and the config says {expected}{keys}"
+        return "; ".join(
+            f"made with content {then} of {model}, which has {now} now" for model, then, now in self.models
+        )
+
+
+def strays(found: Sequence[Artifact], results: Path) -> Iterator[Stray]:
+    """Yield the artifacts that exist and that the study would not make; those that say nothing of it are passed over.
+
+    Parameters
+    ----------
+    found: artifacts of the study.
+    results: its results folder.
+    """
+    contents: dict[str, str] = {}
+    earlier: dict[Path, dict[str, Any]] | None = None
+    for artifact in found:
+        made_with = read_made_with(artifact)
+        if made_with is None:
+            continue
+        models = []
+        for model, content in json.loads(made_with.get(CONTENTS, "{}")).items():
+            if model not in contents and Path(model).is_dir():
+                contents[model] = _content_now(model, results)
+            if model in artifact.models and contents.get(model, content) != content:
+                models.append((model, content, contents[model]))
+        is_other = made_with["spec"] != spec_hash(artifact.spec)
+        if is_other and earlier is None:
+            earlier = _earlier_specs(results)
+        if is_other or models:
+            then = (earlier or {}).get(artifact.path, {})
+            keys = list(_differences(then, artifact.spec)) if spec_hash(then) == made_with["spec"] else []
+            yield Stray(artifact, made_with["spec"], keys, models)
+
+
+def read_made_with(artifact: Artifact) -> Mapping[str, str] | None:
+    """Return what an artifact says of the job that made it, with the hash of its `spec`.
+
+    None if it doesn't exist, is damaged, or was made before such artifacts said so.
+    """
+    if not artifact.path.exists():
+        return None
+    try:
+        if artifact.path.suffix == ".parquet":
+            entries = read_metadata(artifact.path)
+        elif (stamp := stamp_of(artifact.path)).exists():
+            entries = json.loads(stamp.read_text(encoding="utf-8"))
+        elif artifact.stage == "resolve_config":
+            specs = _specs(read_config(artifact.path), str(artifact.path))
+            entries = {"spec": spec_hash(specs.spec("resolve_config", {}))}
+        else:
+            return None
+    # Who reads it says so.
+    except (StudyError, ValueError):
+        return None
+    return entries if "spec" in entries else None
+
+
+def refuse_mixed_results(found: Sequence[Artifact], results: Path, config: str, forced: Collection[str] = ()) -> None:
+    """Check the models of a study, and those of its artifacts that Snakemake has no record of.
+
+    A local model that artifacts were made with and that has no record yet gets one.
+
+    Parameters
+    ----------
+    found: the artifacts of the study.
+    results: its results folder.
+    config: name of its config, for the message.
+    forced: rules whose jobs are run again in any case, with all that follows from them.
+
+    Raises
+    ------
+    StudyError: a model was replaced, or an artifact was not made with this config: the message says which, and what
+        can be done.
+    """
+    records = results / "models"
+    for model in sorted({model for artifact in found for model in artifact.models}):
+        _check_model(model, [one for one in found if model in one.models and one.path.exists()], records)
+    unrecorded = [artifact for artifact in found if artifact.path.exists() and not artifact.is_recorded()]
+    if others := [stray for stray in strays(unrecorded, results) if stray.artifact.rule not in forced]:
+        raise StudyError(
+            f"Snakemake has no record of {len(unrecorded)} results in {results} (`.snakemake` was deleted, or they "
+            f"come from elsewhere), and {len(others)} of them don't belong to this config: {others[0].artifact.path} "
+            f"was {others[0]}. To keep them, go back to the values that they were made with, or write another `run`. "
+            f"To have them made again, with all that follows from them, run `{again(others, config)}`. "
+            f"`make verify CONFIG={config}` lists them."
+        )
+
+
+def forced_rules(arguments: Sequence[str]) -> list[str]:
+    """Return the rules that a command of Snakemake forces; it tells the Snakefile only of what it has parsed before."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--forcerun", "-R", nargs="*", default=[])
+    forced: list[str] = parser.parse_known_args(arguments)[0].forcerun
+    return forced
+
+
+def again(others: Sequence[Stray], config: str) -> str:
+    """Return the command that makes results again, which deleting them doesn't: Snakemake needs only the last ones."""
+    rules = dict.fromkeys(stray.artifact.rule for stray in others)
+    return f"snakemake --cores all --configfile {config} --forcerun {' '.join(rules)}"
+
+
+def _check_model(model: str, users: Sequence[Artifact], records: Path) -> None:
+    known = read_record(records, model)
+    if known.is_current() if known else not users:
+        return
+    found = measured(model, known)
+    if known and known.hash != found.hash:
+        kept = [artifact for artifact in users if not _is_taken_again(artifact, found)]
+        if kept:
+            raise replaced(known, found, _names(kept))
+    elif known is None:
+        for artifact in users:
+            made_with = read_made_with(artifact) or {}
+            content = json.loads(made_with.get(CONTENTS, "{}")).get(model, found.hash)
+            if content != found.hash and not _is_taken_again(artifact, found):
+                raise replaced(content, found, str(artifact.path))
+    write_record(records, found)
+
+
+def _is_taken_again(artifact: Artifact, found: ModelContent) -> bool:
+    """Return whether Snakemake sees that a local encoder has changed: it copies it again, and what follows from it."""
+    if artifact.stage != "take_encoder":
+        return False
+    timestamp = artifact.path / ".snakemake_timestamp"
+    made = (timestamp if timestamp.exists() else artifact.path).stat().st_mtime_ns
+    return any(state.mtime_ns > made for state in found.files.values())
+
+
+def _names(found: Sequence[Artifact]) -> str:
+    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    return f"{found[0].path}{more}"
+
+
+def _content_now(model: str, results: Path) -> str:
+    known = read_record(results / "models", model)
+    return measured(model, known).hash
+
+
+def _specs(values: dict[str, Any], origin: str) -> StageSpecs:
+    return StageSpecs(StudyPlan(load_study(values, origin=origin)))
+
+
+def _earlier_specs(results: Path) -> dict[Path, dict[str, Any]]:
+    """Return the specs of the config that was resolved last, by artifact; nothing if it can't be read."""
+    path = results / "config.resolved.yaml"
+    try:
+        return {one.path: one.spec for one in artifacts(_specs(read_config(path), str(path)))}
+    except (OSError, StudyError, ValueError):
+        return {}
+
+
+def _differences(then: Any, now: Any, prefix: str = "") -> Iterator[str]:
+    if isinstance(then, dict) and isinstance(now, dict):
+        for key in sorted({*then, *now}):
+            yield from _differences(then.get(key), now.get(key), f"{prefix}.{key}" if prefix else key)
+    elif then != now:
+        yield prefix
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("config", nargs="?", type=Path, default=Path("config.yaml"), help="the study's config")
+    path = parser.parse_args().config
+    try:
+        if not path.exists():
+            raise StudyError(f"there is no config {path}; write the path of a study's YAML file")
+        specs = _specs(read_config(path), str(path))
+        found = list(artifacts(specs))
+        others = list(strays(found, specs.plan.results))
+    except StudyError as error:
+        sys.exit(f"error: {error}")
+    existing = [artifact for artifact in found if artifact.path.exists()]
+    silent = [artifact for artifact in existing if read_made_with(artifact) is None]
+    print(
+        f"{specs.plan.results}: {len(existing)} of {len(found)} results are there, {len(others)} don't belong to {path}"
+    )
+    for stray in others:
+        print(f"  {stray.artifact.path}\n    {stray.artifact.stage}: {stray}")
+    if others:
+        print(f"To have them made again, with all that follows from them:\n  {again(others, str(path))}")
+    if silent:
+        print(f"  {len(silent)} can't be judged, because they don't say what they were made with:")
+        print("\n".join(f"    {artifact.path}" for artifact in silent))
+    sys.exit(bool(others))
+
+
+if __name__ == "__main__":
+    main()

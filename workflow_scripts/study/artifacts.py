@@ -1,0 +1,235 @@
+"""Which artifacts a study's jobs write, and where each keeps the hash of the spec that it was made with.
+
+Imported while Snakemake parses, so nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+import os
+from base64 import urlsafe_b64encode
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from workflow_scripts.core.model_contents import local_models, read_record
+from workflow_scripts.study.plan import EXPERIMENT_TABLES, StudyPlan
+from workflow_scripts.study.specs import StageSpecs
+
+# Where Snakemake keeps what each file was made with, and which files a killed run left, which it makes again.
+SNAKEMAKE_RECORDS = tuple(Path(".snakemake") / name for name in ("metadata", "incomplete"))
+# Experiments that fine-tune, and those of them that score a base set of their own.
+DRAWN, WITH_BASE = ("leave_out", "removal", "selection"), ("leave_out", "removal")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What a job writes: the file or folder that holds the hash of the job's spec.
+
+    Parameters
+    ----------
+    path: the file or folder.
+    stage: the job's stage.
+    spec: the spec that the study's config gives the job.
+    """
+
+    path: Path
+    stage: str
+    spec: dict[str, Any]
+
+    @property
+    def rule(self) -> str:
+        """The job's rule: it has the stage's name, but where an experiment scores a base set of its own."""
+        return "score_base" if self.stage == "score_pairs" and "experiments" in self.path.parts else self.stage
+
+    @property
+    def models(self) -> list[str]:
+        """Local folders of the models that the job loads."""
+        return local_models(self.spec)
+
+    def is_recorded(self) -> bool:
+        """Return whether Snakemake knows what this was made with; otherwise it judges by age alone."""
+        name = urlsafe_b64encode(str(self.path).encode()).decode()
+        for folder in filter(Path.is_dir, SNAKEMAKE_RECORDS):
+            # It breaks a name that is too long for a file into folders.
+            longest = os.pathconf(folder, "PC_NAME_MAX") - 1
+            pieces = [name[start : start + longest] for start in range(0, len(name), longest)]
+            if folder.joinpath(*("@" + piece for piece in pieces[:-1]), pieces[-1]).exists():
+                return True
+        return False
+
+
+def artifacts(specs: StageSpecs) -> Iterator[Artifact]:
+    """Yield the artifacts of a study, one for each of its jobs but those whose results are temporary.
+
+    Parameters
+    ----------
+    specs: the specs of the study's jobs.
+    """
+    for path, stage, wildcards in _StudyArtifacts(specs.plan).all():
+        yield Artifact(specs.plan.results / path, stage, specs.spec(stage, wildcards))
+
+
+def are_in_doubt(found: Iterable[Artifact], records: Path) -> bool:
+    """Return whether existing artifacts may not be what the study's config and models make; no artifact is read.
+
+    That is where Snakemake has no record of one, and where a local model has none, or other files than its record.
+
+    Parameters
+    ----------
+    found: the artifacts of a study.
+    records: folder of the records of its models.
+    """
+    found = list(found)
+    existing = [artifact for artifact in found if artifact.path.exists()]
+    if any(not artifact.is_recorded() for artifact in existing):
+        return True
+    loaded = {model for artifact in existing for model in artifact.models}
+    for model in {model for artifact in found for model in artifact.models}:
+        known = read_record(records, model)
+        if not known.is_current() if known else model in loaded:
+            return True
+    return False
+
+
+# Path in the results folder, stage, wildcards of the rule.
+_Job = tuple[str, str, dict[str, str]]
+
+
+class _StudyArtifacts:
+    def __init__(self, plan: StudyPlan):
+        self.plan, self.study = plan, plan.study
+        self.methods = list(plan.study.scoring.methods)
+
+    def all(self) -> Iterator[_Job]:
+        yield from self._corpora_and_models()
+        yield from self._runs()
+        yield from self._encoders()
+        yield from self._scores()
+        yield from self._experiments()
+        yield from self._results()
+
+    def _corpora_and_models(self) -> Iterator[_Job]:
+        for corpus in self.study.corpora:
+            yield f"corpora/{corpus}.parquet", "prepare_corpus", {"corpus": corpus}
+        for name, model in self.plan.hub_models.items():
+            if model.is_loaded:
+                yield f"models/{name}", "fetch_model", {"snapshot": name}
+        tokens = self._tokens()
+        read = {lm for lm, _ in tokens} | {
+            "" for variant in self._initialized() if self.plan.reads_tokens_of_lm(variant)
+        }
+        for lm in sorted(read):
+            if self.plan.is_builtin(lm):
+                yield f"language_model{lm}", "pretrain_base_lm", {"lm": lm}
+        for lm, corpus in sorted(tokens):
+            yield f"tokens{lm}/{corpus}.parquet", "tokenize_corpus", {"lm": lm, "corpus": corpus}
+
+    def _tokens(self) -> set[tuple[str, str]]:
+        """Return which LM reads which corpus."""
+        own = self.plan.tokenized_corpora()
+        read = {("", corpus) for corpus in own}
+        drawn = {self.plan.experiment(name).evaluation for name in DRAWN if self.plan.experiment(name)}
+        for pool in {*self.plan.pools, *self.study.evaluations}:
+            lm = self.plan.language_model_of(pool)
+            corpora = set(self.plan.corpora_of(pool))
+            read |= {(lm, corpus) for corpus in (corpora if pool in {*self.plan.pools, *drawn} else corpora & set(own))}
+        return read
+
+    def _runs(self) -> Iterator[_Job]:
+        for pool in dict.fromkeys([*self.plan.pools, *self.study.evaluations]):
+            yield f"subsets/{pool}.parquet", "sample_subsets", {"pool": pool}
+        for pool in self.plan.pools:
+            for block in self.plan.blocks(pool):
+                yield f"targets/{pool}/{block}.parquet", "finetune_shard", {"pool": pool, "block": block}
+            yield f"targets/{pool}.parquet", "collect_targets", {"pool": pool}
+
+    def _encoder_names(self) -> set[str]:
+        return {name for method in self.methods if (name := self.plan.method(method).encoder)}
+
+    def _trained(self) -> list[str]:
+        """Return the variants that are trained."""
+        variants = {
+            at + name for kind, at, name in (one.partition("@") for one in self._encoder_names()) if kind == "trained"
+        }
+        return sorted(variants | {""}) if self.study.targets else []
+
+    def _initialized(self) -> list[str]:
+        """Return the variants that have an encoder of their own before training."""
+        if not self.study.targets:
+            return []
+        starts = {variant if self.plan.has_own_initialization(variant) else "" for variant in self._trained()}
+        variants = {
+            at + name for kind, at, name in (one.partition("@") for one in self._encoder_names()) if kind == "untrained"
+        }
+        return sorted(starts | variants)
+
+    def _encoders(self) -> Iterator[_Job]:
+        for variant in self._initialized():
+            yield f"encoder_untrained{variant}", "init_encoder", {"variant": variant}
+        for variant in self._trained():
+            yield f"encoder{variant}.log.parquet", "train_encoder", {"variant": variant}
+        if not self.study.targets:
+            yield "encoder", "take_encoder", {}
+
+    def _scores(self) -> Iterator[_Job]:
+        own = {name: spec for name in self.methods if (spec := self.plan.method(name).own)}
+        if any(spec.language_model == "warm" for spec in own.values()):
+            yield "language_model_warm", "warmup_lm", {}
+        for name, spec in own.items():
+            if spec.fitted:
+                yield f"fitted/{name}.safetensors", "fit_method", {"method": name}
+        yield from self._embeddings()
+        split = self.plan.methods_scored(in_parts=True)
+        for method in self.methods:
+            stage = "merge_scores" if method in split else "score_pairs"
+            for evaluation in self.study.evaluations:
+                wildcards = {"method": method, "evaluation": evaluation}
+                yield f"scores/{method}/{evaluation}.parquet", stage, wildcards
+
+    def _embeddings(self) -> Iterator[_Job]:
+        found = {
+            (embedding, corpus, self.plan.method(method).own is not None)
+            for method in self.methods
+            for evaluation in self.study.evaluations.values()
+            for corpus, for_tests in ((evaluation.train, False), (evaluation.test, True))
+            if (embedding := self.plan.embedding_of(method, for_tests))
+        }
+        for embedding, corpus, is_own in sorted(found):
+            # The test corpus of one evaluation may be the training corpus of another.
+            for part in self.plan.parts_of(corpus):
+                names = {"corpus": corpus, "part": part}
+                path = f"embeddings/{embedding}/{corpus}{part}.parquet"
+                if is_own:
+                    yield path, "embed_by_method", {"embedding": embedding, **names}
+                else:
+                    yield path, "embed_corpus", {"encoder": embedding, **names}
+
+    def _experiments(self) -> Iterator[_Job]:
+        for name in self.plan.experiments():
+            settings, folder = self.plan.experiment(name), f"experiments/{name}"
+            if name in WITH_BASE:
+                yield f"{folder}/base.parquet", "draw_base", {"experiment": name}
+                for method in self.plan.experiment_methods(name):
+                    wildcards = {"method": method, "evaluation": settings.evaluation}
+                    yield f"{folder}/groups/{method}/{settings.evaluation}.parquet", "score_pairs", wildcards
+            if name in DRAWN:
+                yield f"{folder}/runs.parquet", f"draw_{name}", {}
+                for job in range(settings.jobs):
+                    wildcards = {"experiment": name, "job": str(job)}
+                    yield f"{folder}/measured/{job}.parquet", "finetune_runs", wildcards
+            yield f"evaluation/{EXPERIMENT_TABLES[name]}.parquet", f"evaluate_{name}", {}
+
+    def _results(self) -> Iterator[_Job]:
+        if self.study.targets:
+            yield "evaluation/leaks.parquet", "check_leaks", {}
+        if self.plan.labelled():
+            yield "evaluation/labels.parquet", "check_labels", {}
+        if self.plan.lds_evaluations:
+            yield "evaluation/lds.parquet", "evaluate_lds", {}
+        yield "config.resolved.yaml", "resolve_config", {}
+        if self.study.targets:
+            yield "release", "package_encoder", {}
+            if self.study.release.hub:
+                yield "pushed.json", "push_encoder", {}
+        yield "report.html", "write_report", {}
