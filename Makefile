@@ -12,11 +12,15 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(PIP_OPTIONS)
 LOCKED := --no-deps --require-hashes
 
-.PHONY: run plan status smoke test test-methods test-faults test-load audit lint slurm-test gpu-test bench clean
+.PHONY: run fetch plan status smoke test test-methods test-faults test-load audit lint slurm-test gpu-test bench clean
 
 run: $(VENV)/.installed
 	$(BIN)/snakemake --cores $(CORES) --configfile $(CONFIG)
 	@$(BIN)/python -m workflow_scripts.report.show_results $(CONFIG)
+
+# All that a study reads from the hub, for nodes without a network.
+fetch: $(VENV)/.installed
+	$(BIN)/snakemake fetch --cores $(CORES) --configfile $(CONFIG)
 
 # What a study will cost, before it runs: CONFIG=configs/....yaml.
 plan: $(VENV)/.installed

@@ -6,6 +6,7 @@ from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.gpus import limit_gpu_jobs
 from workflow_scripts.study.plan import EXPERIMENT_TABLES, StudyPlan
 from workflow_scripts.study.resources import JobResources
+from workflow_scripts.study.sources import snapshot_name
 from workflow_scripts.study.specs import StageSpecs
 from workflow_scripts.study.config import load_study
 from workflow_scripts.study.config_files import refuse_repeated_keys
@@ -43,6 +44,7 @@ wildcard_constraints:
     variant="(" + "|".join(plan_of_study.variants) + ")",
     snapshot="|".join(map(re.escape, plan_of_study.hub_models)) or "(?!)",
     lm="(" + "|".join(plan_of_study.language_models) + ")",
+    dataset="|".join(map(re.escape, plan_of_study.hub_datasets)) or "(?!)",
     experiment="|".join(EXPERIMENT_TABLES),
     # Empty where a corpus is embedded and scored in one piece.
     part=r"(\.\d+of\d+)?",
