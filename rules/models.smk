@@ -19,7 +19,7 @@ rule fetch_model:
 
 rule fetch:
     """All that the study reads from the hub, for jobs on machines that can't reach it."""
-    localrule: True
     input:
         corpora_of_hub(),
         snapshots(),
+    localrule: True

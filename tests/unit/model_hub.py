@@ -7,6 +7,7 @@ import json
 import re
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -29,7 +30,8 @@ class Fault:
 
 
 class ModelHub:
-    """Models and data sets, each a list of commits; the last one is `main`. `requests` are the paths asked for.
+    """Models and data sets, each a list of commits; the last one is `main`. `requests` are the paths asked for, and
+    `sent_bytes` how much of each was sent.
 
     Data sets are named `datasets/<owner>/<name>`. A file is sent from the byte on that a `Range` asks for. The files of
     those in `gated` need the token in `gated`; where there are such, any other token is rejected.
@@ -38,6 +40,7 @@ class ModelHub:
     def __init__(self):
         self.commits: dict[str, dict[str, dict[str, bytes]]] = {}
         self.requests: list[str] = []
+        self.sent_bytes: Counter[str] = Counter()
         self.is_down = False
         self.faults: list[Fault] = []
         self.gated: dict[str, str] = {}
@@ -134,7 +137,9 @@ class ModelHub:
                     self.send_header(name, value)
                 self.end_headers()
                 if self.command == "GET":
-                    self.wfile.write(body[: fault.sent] if fault else body)
+                    body = body[: fault.sent] if fault else body
+                    hub.sent_bytes[path] += len(body)
+                    self.wfile.write(body)
 
             do_HEAD = do_GET  # noqa: N815
 
