@@ -1,4 +1,4 @@
-"""The data sets that the presets read, in the layouts of the hub's: ids, files, columns and cards as there, few rows."""
+"""The data sets that the presets read: ids, files, columns and cards as on the hub, and few rows."""
 
 from __future__ import annotations
 
