@@ -22,8 +22,19 @@ if TYPE_CHECKING:
 
 # Where a data set says which files its splits have.
 CARD_FILES = ("README.md", ".huggingface.yaml", "dataset_infos.json")
-# What an option of a config may be and change nothing in how a row is read here.
-_UNUSED_OPTIONS = {"name", "version", "data_dir", "data_files", "description", "features", "columns", "batch_size"}
+# Options of a config that change nothing in how a row is read here, or are copied to another.
+_UNUSED_OPTIONS = {
+    "name",
+    "version",
+    "data_dir",
+    "data_files",
+    "description",
+    "features",
+    "columns",
+    "batch_size",
+    "delimiter",
+    "column_names",
+}
 _CONVERT = (
     "If its page has a Parquet copy, read that by `revision: refs/convert/parquet`; or download it, write its rows as "
     "JSON Lines and name that file as `source`."
