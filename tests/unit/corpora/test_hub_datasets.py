@@ -289,3 +289,13 @@ def test_configs_and_files_are_chosen_as_the_library_does(hub):
     assert prompts("json", data_files=f"hf://datasets/{NAME}@main/de.jsonl") == asked[2:3]
     with pytest.raises(StudyError, match="Config name is missing"):
         prompts()
+
+
+def test_the_log_says_which_column_labels_are_of_or_that_there_are_none(hub, tmp_path, capsys):
+    put(hub, train__jsonl=json_lines({**row, "severity_category": 0} for row in ROWS), test__jsonl=json_lines(ROWS))
+    prepared(tmp_path)
+    assert f"{NAME}: labels: 6 of 'severity_category'" in capsys.readouterr().err
+    prepared(tmp_path, split="test")
+    assert f"{NAME}: labels: 6 rows have no label" in capsys.readouterr().err
+    with pytest.raises(StudyError, match="label: is_safe: owner/data has no such column; it has 'prompt', 'response'"):
+        prepared(tmp_path, columns={"label": "is_safe"})
