@@ -16,11 +16,15 @@ ifneq ($(words $(CURDIR)),1)
 $(error "$(CURDIR)" has a space in its path, and Snakemake starts no job by a Python there: move this folder to a path without one)
 endif
 
-.PHONY: run plan status verify smoke test test-methods test-faults test-load audit lint slurm-test gpu-test bench clean
+.PHONY: run fetch plan status verify smoke test test-methods test-faults test-load audit lint slurm-test gpu-test bench clean
 
 run: $(VENV)/.installed
 	$(BIN)/snakemake --cores $(CORES) --configfile $(CONFIG)
 	@$(BIN)/python -m workflow_scripts.report.show_results $(CONFIG)
+
+# All that a study reads from the hub, for nodes without a network.
+fetch: $(VENV)/.installed
+	$(BIN)/snakemake fetch --cores $(CORES) --configfile $(CONFIG)
 
 # What a study will cost, before it runs: CONFIG=configs/....yaml.
 plan: $(VENV)/.installed

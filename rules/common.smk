@@ -9,6 +9,7 @@ from workflow_scripts.core.model_contents import RECORDS_VARIABLE
 from workflow_scripts.study.artifacts import are_in_doubt, artifacts
 from workflow_scripts.study.plan import EXPERIMENT_TABLES, StudyPlan
 from workflow_scripts.study.resources import JobResources
+from workflow_scripts.study.sources import snapshot_name
 from workflow_scripts.study.specs import StageSpecs
 from workflow_scripts.study.config import load_study
 from workflow_scripts.study.config_files import refuse_repeated_keys
@@ -60,6 +61,7 @@ wildcard_constraints:
     variant="(" + "|".join(plan_of_study.variants) + ")",
     snapshot="|".join(map(re.escape, plan_of_study.hub_models)) or "(?!)",
     lm="(" + "|".join(plan_of_study.language_models) + ")",
+    dataset="|".join(map(re.escape, plan_of_study.hub_datasets)) or "(?!)",
     experiment="|".join(EXPERIMENT_TABLES),
     # Empty where a corpus is embedded and scored in one piece.
     part=r"(\.\d+of\d+)?",

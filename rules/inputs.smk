@@ -59,6 +59,24 @@ def source_files(wildcards):
     return plan_of_study.source_files(wildcards.corpus)
 
 
+def dataset_file(name):
+    return f"{RESULTS}/datasets/{name}.json"
+
+
+def dataset_of_corpus(wildcards):
+    """The commit of the hub data set that a corpus is read from; nothing for other corpora."""
+    dataset = plan_of_study.dataset(wildcards.corpus)
+    return dataset_file(snapshot_name(dataset.name, dataset.revision)) if dataset else []
+
+
+def datasets():
+    return [dataset_file(name) for name in plan_of_study.hub_datasets]
+
+
+def corpora_of_hub():
+    return [f"{RESULTS}/corpora/{corpus}.parquet" for corpus in study.corpora if plan_of_study.dataset(corpus)]
+
+
 def corpora_left_out(wildcards):
     return [f"{RESULTS}/corpora/{other}.parquet" for other in study.corpora[wildcards.corpus].without]
 

@@ -15,3 +15,11 @@ rule fetch_model:
         spec=spec("fetch_model"),
     script:
         "../workflow_scripts/models/fetch_model.py"
+
+
+rule fetch:
+    """All that the study reads from the hub, for jobs on machines that can't reach it."""
+    input:
+        corpora_of_hub(),
+        snapshots(),
+    localrule: True

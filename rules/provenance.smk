@@ -19,6 +19,7 @@ rule resolve_config:
     input:
         corpora=expand(f"{RESULTS}/corpora/{{corpus}}.parquet", corpus=study.corpora),
         snapshots=snapshots(),
+        datasets=datasets(),
     output:
         config=f"{RESULTS}/config.resolved.yaml",
         provenance=f"{RESULTS}/provenance.json",

@@ -48,6 +48,29 @@ def broken_link() -> None:
     prepared("*.jsonl", None)()
 
 
+def of_hub(files: list[str], card: str = "", source: str = "owner/data", **settings: object) -> Callable[[], object]:
+    """Return what reads a data set that has these files on the hub."""
+
+    def try_it() -> None:
+        from unittest.mock import Mock, patch
+
+        from workflow_scripts.corpora import hub_files
+
+        # Named by the commit.
+        folder = Path("0" * 40)
+        folder.mkdir()
+        (folder / "README.md").write_text(card, encoding="utf-8")
+        tree = [Mock(path=name) for name in ["README.md", *files]]
+        with (
+            patch.object(hub_files, "_card_folder", return_value=folder),
+            patch.object(hub_files, "get_cached_repo_tree", return_value=tree),
+        ):
+            prepared(source, **settings)()
+
+    return try_it
+
+
+SEMICOLONS = "---\nconfigs:\n- config_name: default\n  data_files: '*.csv'\n  sep: ';'\n---\n"
 SAME = json.dumps({"prompt": "Why?", "response": "Because."}).encode() + b"\n"
 CORPORA = section_of(
     "A corpus",
@@ -55,6 +78,15 @@ CORPORA = section_of(
         "a file that isn't there": prepared("data/mine.jsonl"),
         "a pattern that matches nothing": prepared("data/*.jsonl"),
         "a folder": folder_as_source,
+        "a data set that isn't in the hub's cache, without a network": prepared("owner/data"),
+        "a split that a data set doesn't have": of_hub(["train.jsonl"], split="test"),
+        "a config that a data set doesn't have": of_hub(["train.jsonl"], config_name="en"),
+        "a file that a data set doesn't have": of_hub(["train.jsonl"], data_files="rows/*.jsonl"),
+        "a file of a data set, and a split too": of_hub(["a.jsonl"], data_files="a.jsonl", split="test"),
+        "a data set with a loading script": of_hub(["data.py", "rows.json"]),
+        "a data set of a kind that isn't read": of_hub(["train.arrow"]),
+        "a data set whose card asks for another way to read it": of_hub(["a.csv"], SEMICOLONS),
+        "a format in the place of a data set": prepared("json", data_files="rows.json"),
         "a file of an unknown kind": prepared("mine.docx", b""),
         "an unknown builtin": prepared("builtin:maxi"),
         "an empty file": prepared("mine.jsonl", b""),

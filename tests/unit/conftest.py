@@ -1,6 +1,7 @@
 """Small data and models for the unit tests."""
 
 import pytest
+from model_hub import ModelHub
 from plain_varlen import PlainVarlen
 from tiny_study import TinyStudy, make_tiny_study
 
@@ -20,3 +21,15 @@ def varlen(monkeypatch):
     monkeypatch.setattr(packing, "_TAKES_ENABLE_GQA", True)
     monkeypatch.setattr(packing, "_runs_varlen", lambda device: True)
     return kernel
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A hub with nothing on it, an empty cache, and the network switched on."""
+    with ModelHub() as made:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", made.url)
+        files = made.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", files)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+        yield made

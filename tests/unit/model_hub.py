@@ -1,11 +1,13 @@
-"""A hub of models on 127.0.0.1: what `huggingface_hub.snapshot_download` asks for, and no more."""
+"""A hub of models and data sets on 127.0.0.1: what downloads of `huggingface_hub` ask for, and no more."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
+import tempfile
 import threading
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -28,14 +30,17 @@ class Fault:
 
 
 class ModelHub:
-    """Models, each a list of commits; the last one is `main`. `requests` are the paths that were asked for.
+    """Models and data sets, each a list of commits; the last one is `main`. `requests` are the paths asked for, and
+    `sent_bytes` how much of each was sent.
 
-    The files of those in `gated` need the token in `gated`; where there are such, any other token is rejected.
+    Data sets are named `datasets/<owner>/<name>`. A file is sent from the byte on that a `Range` asks for. The files of
+    those in `gated` need the token in `gated`; where there are such, any other token is rejected.
     """
 
     def __init__(self):
         self.commits: dict[str, dict[str, dict[str, bytes]]] = {}
         self.requests: list[str] = []
+        self.sent_bytes: Counter[str] = Counter()
         self.is_down = False
         self.faults: list[Fault] = []
         self.gated: dict[str, str] = {}
@@ -58,6 +63,19 @@ class ModelHub:
         self.commits.setdefault(model, {})[commit] = files
         return commit
 
+    def commit_files(self, name: str, files: Mapping[str, bytes]) -> str:
+        """Make files, by their paths, the newest commit of a model or data set, and return the commit's id."""
+        with tempfile.TemporaryDirectory() as folder:
+            for path, data in files.items():
+                (Path(folder) / path).parent.mkdir(parents=True, exist_ok=True)
+                (Path(folder) / path).write_bytes(data)
+            return self.commit(name, Path(folder))
+
+    def downloads(self) -> list[str]:
+        """Return the files that were asked for, without their hubs and commits, in order, each once."""
+        asked = (re.fullmatch(r".*/resolve/[^/]+/(.+)", path) for path in self.requests)
+        return list(dict.fromkeys(match[1] for match in asked if match))
+
     def _fault(self, path: str) -> Fault | None:
         for fault in self.faults:
             if fault.times and re.search(fault.match, path):
@@ -70,14 +88,18 @@ class ModelHub:
             return 503, {}, b""
         if self.gated and token and token not in self.gated.values():
             return 401, {"X-Error-Message": "Invalid credentials in Authorization header"}, b""
-        is_api = path.startswith("/api/models/")
+        is_api = path.startswith("/api/")
         # <owner>/<name>/revision/<revision>, .../tree/<revision>, or .../resolve/<revision>/<file>
-        owner, name, kind, revision, *file = path.removeprefix("/api/models/").lstrip("/").split("/")
-        commits = self.commits.get(f"{owner}/{name}", {})
+        parts = path.removeprefix("/api").removeprefix("/models").removeprefix("/").split("/")
+        size = 3 if parts[0] == "datasets" else 2
+        if len(parts) < size + 2:
+            return 404, {}, b""
+        repository, (kind, revision, *file) = "/".join(parts[:size]), parts[size:]
+        commits = self.commits.get(repository, {})
         commit = list(commits)[-1] if commits and revision == "main" else revision
         if commit not in commits:
             return 404, {"X-Error-Code": "RevisionNotFound" if commits else "RepoNotFound"}, b""
-        if not is_api and self.gated.get(f"{owner}/{name}", token) != token:
+        if not is_api and self.gated.get(repository, token) != token:
             return 401, {"X-Error-Code": "GatedRepo", "X-Repo-Commit": commit}, b""
         if is_api and kind == "tree":
             files = [
@@ -87,7 +109,8 @@ class ModelHub:
             return 200, {}, json.dumps(files).encode()
         if is_api:
             files = [{"rfilename": path} for path in commits[commit]]
-            return 200, {}, json.dumps({"id": f"{owner}/{name}", "sha": commit, "siblings": files}).encode()
+            info = {"id": repository.removeprefix("datasets/"), "sha": commit, "siblings": files}
+            return 200, {}, json.dumps(info).encode()
         data = commits[commit].get("/".join(file))
         if data is None:
             return 404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit}, b""
@@ -106,12 +129,17 @@ class ModelHub:
                     status, headers, body = fault.status, fault.headers, b""
                 else:
                     status, headers, body = hub._answer(path, token)
+                if status == 200 and (first := re.match(r"bytes=(\d+)-", self.headers.get("Range") or "")):
+                    headers = {**headers, "Content-Range": f"bytes {first[1]}-{len(body) - 1}/{len(body)}"}
+                    status, body = 206, body[int(first[1]) :]
                 self.send_response(status)
                 for name, value in {**headers, "Content-Length": str(len(body))}.items():
                     self.send_header(name, value)
                 self.end_headers()
                 if self.command == "GET":
-                    self.wfile.write(body[: fault.sent] if fault else body)
+                    body = body[: fault.sent] if fault else body
+                    hub.sent_bytes[path] += len(body)
+                    self.wfile.write(body)
 
             do_HEAD = do_GET  # noqa: N815
 

@@ -16,7 +16,7 @@ from forked_snakemake import run_forked
 SLURM = Path(__file__).parents[2] / "slurm"
 README = (SLURM / "README.md").read_text(encoding="utf-8")
 # What runs beside Snakemake, without a job.
-NOT_SENT = ("all", "fetch_model")
+NOT_SENT = ("all", "fetch_model", "resolve_dataset")
 AT_A_TIME = int(re.search(r"^jobs: (\d+)$", (SLURM / "config.yaml").read_text(), re.MULTILINE).group(1))
 
 

@@ -110,6 +110,12 @@ def hub_trouble(error: BaseException, repository: str, kind: Kind, not_local: st
     return f"the hub refuses ({_reason(cause)}: {_said(cause)})."
 
 
+def is_out_of_reach(error: BaseException) -> bool:
+    """Return whether `error` says that the hub wasn't there or was busy, so that its cache may do instead."""
+    cause = _hub_error(error)
+    return isinstance(cause, OfflineModeIsEnabled) or (cause is not None and _is_passing(cause))
+
+
 def short_reason(error: BaseException) -> str:
     """Return what an error of others says as one line that ends in a full stop; its class, if it says nothing."""
     said = one_line(str(error), _LONGEST_REASON) or type(error).__name__

@@ -1,6 +1,7 @@
 """Read a corpus of any recognised format, and separate the rows that can be used from those that can't."""
 
 import contextlib
+import json
 import os
 import time
 from collections import Counter
@@ -42,6 +43,7 @@ def prepare_corpus(
     corpus: Path,
     rejected: Path,
     without: Sequence[Path] = (),
+    dataset: Path | None = None,
     *,
     source: str,
     config_name: str | None,
@@ -65,10 +67,11 @@ def prepare_corpus(
     corpus: Parquet file to write, one row per example.
     rejected: Parquet file to write, one row per bad row.
     without: `corpora/` files; rows whose prompt, normalised, is in one of them are left out.
+    dataset: hub only, JSON file with the commit that `revision` was resolved to; None to resolve it now.
     source: `builtin:mini`, a local file or glob, or a hub dataset id.
     config_name: hub only, the dataset's config name.
     split: hub only, the split.
-    revision: hub only, a commit or tag.
+    revision: hub only, a commit, tag or branch.
     data_files: hub only, file or pattern inside the dataset.
     columns: names of the columns `prompt`, `response`, `messages` and `label`, where they differ.
     response_turn: which assistant turn of a chat is the response, `last` or `first`.
@@ -85,7 +88,15 @@ def prepare_corpus(
     # Snakemake deletes the declared outputs of a failed job, just when the bad rows are needed most.
     kept = rejected.with_suffix(".failed.parquet")
     kept.unlink(missing_ok=True)
-    rows = read_rows(source, config_name=config_name, split=split, revision=revision, data_files=data_files)
+    resolved = json.loads(dataset.read_text(encoding="utf-8")) if dataset else {}
+    rows = read_rows(
+        source,
+        config_name=config_name,
+        split=split,
+        revision=revision,
+        data_files=data_files,
+        commit=resolved.get("commit"),
+    )
     tally = _Tally(unseen_columns={plain_name(name) for names in columns.values() for name in _listed(names)})
     prompts_left_out = {
         prompt_key(prompt)
@@ -93,7 +104,7 @@ def prepare_corpus(
         for batch in read_batches(path, BATCH_ROWS, ["prompt"])
         for prompt in batch["prompt"].to_pylist()
     }
-    with table_writer(corpus, CORPUS_SCHEMA) as write_examples:
+    with table_writer(corpus, CORPUS_SCHEMA, None, **resolved) as write_examples:
         with (
             table_writer(kept, REJECTED_SCHEMA) as write_rejected,
             _Batch(CORPUS_SCHEMA, write_examples) as examples,
@@ -107,6 +118,7 @@ def prepare_corpus(
                     bad_rows.add(tally.reject(row, str(error)))
                 else:
                     tally.unread_columns.update(dict.fromkeys(example.unread))
+                    tally.label_columns[example.label and example.label_column] += 1
                     if prompts_left_out and prompt_key(example.prompt) in prompts_left_out:
                         tally.left_out += 1
                     elif part[0] <= example.place < part[1]:
@@ -116,6 +128,8 @@ def prepare_corpus(
                 if tally.accepted == limit:
                     break
         say(f"prepare_corpus: {source}: {tally.summary()}")
+        if tally.label_columns:
+            say(f"prepare_corpus: {source}: {tally.labels()}")
         if tally.unread_columns:
             say(f"prepare_corpus: {source}: columns that aren't read: {tally.unread()}")
         tally.check(source, columns, part, max_rejected_share, kept)
@@ -171,6 +185,7 @@ class _Tally:
     unseen_columns: set[str]
     seen_columns: dict[str, None] = field(default_factory=dict)
     unread_columns: dict[str, None] = field(default_factory=dict)
+    label_columns: Counter[str | None] = field(default_factory=Counter)
     read: int = 0
     accepted: int = 0
     rejected: int = 0
@@ -202,6 +217,12 @@ class _Tally:
         names = list(self.unread_columns)
         more = f" and {len(names) - COLUMNS_SHOWN:,} more" if len(names) > COLUMNS_SHOWN else ""
         return ", ".join(map(shown, names[:COLUMNS_SHOWN])) + more
+
+    def labels(self) -> str:
+        """Return which columns the labels are of, for the log."""
+        found = [f"{count:,} of {shown(column)}" for column, count in self.label_columns.items() if column]
+        without = f"{self.label_columns[None]:,} rows have no label" if self.label_columns[None] else ""
+        return "labels: " + ", ".join(filter(None, [*found, without]))
 
     def summary(self) -> str:
         outside = self.read - self.accepted - self.rejected - self.left_out

@@ -6,7 +6,6 @@ import csv
 import glob
 import io
 import os
-import re
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +17,9 @@ from workflow_scripts.core.errors import StudyError, UnusableRowError
 from workflow_scripts.corpora.builtin import BUILTIN_CORPORA
 from workflow_scripts.corpora.cells import kind_of
 from workflow_scripts.corpora.json_rows import decode_json, decode_json_at, object_of, skip_blanks
-from workflow_scripts.study.sources import broken_links, local_files
+from workflow_scripts.study.sources import FORMATS, HubDataset, broken_links, hub_dataset, local_files
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
-HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 LONGEST_CSV_CELL = 2**26
 PARQUET_BATCH_ROWS = 1024
 
@@ -32,7 +30,7 @@ class SourceRow:
 
     Parameters
     ----------
-    file: base name of its file.
+    file: base name of its file; of a hub dataset, its path there.
     number: line or row number in the file, from 1.
     cells: values by column; None if the row can't be read.
     reason: why it can't be read.
@@ -51,6 +49,7 @@ def read_rows(
     split: str = "train",
     revision: str | None = None,
     data_files: str | None = None,
+    commit: str | None = None,
 ) -> Generator[SourceRow, None, None]:
     """Yield the rows of a source.
 
@@ -59,8 +58,9 @@ def read_rows(
     source: `builtin:mini`, a local file or glob (files are read in order of their paths), or a hub dataset id.
     config_name: hub only, the dataset's config name.
     split: hub only, the split.
-    revision: hub only, a commit or tag.
+    revision: hub only, a commit, tag or branch.
     data_files: hub only, file or pattern inside the dataset.
+    commit: hub only, the commit that `revision` was resolved to; None to resolve it now.
 
     Raises
     ------
@@ -68,10 +68,10 @@ def read_rows(
     """
     if source.startswith("builtin:"):
         return _read_builtin(source)
-    files = _local_files(source)
-    if files:
-        return (row for file in files for row in _read_file(file))
-    return _read_hub(source, config_name, split, revision, data_files)
+    dataset = hub_dataset(source, revision, data_files)
+    if dataset is not None:
+        return _read_hub(dataset, commit, config_name, split, data_files)
+    return (row for file in _local_files(source) for row in _read_file(file, file.name))
 
 
 def _read_builtin(source: str) -> Generator[SourceRow, None, None]:
@@ -81,7 +81,12 @@ def _read_builtin(source: str) -> Generator[SourceRow, None, None]:
 
 
 def _local_files(source: str) -> list[Path]:
-    """Return the files of a local source, and none if `source` is a hub id."""
+    """Return the files of a local source."""
+    if source in FORMATS:
+        raise StudyError(
+            f"source: {source} is a format; data_files must then be a file's address, hf://datasets/owner/name@revision/"
+            "file. For a file of yours, write its path as source"
+        )
     path = Path(source).expanduser()
     if path.is_dir():
         raise StudyError(f"source: {source} is a folder; write the files in it, e.g. {source}/*.jsonl")
@@ -92,7 +97,7 @@ def _local_files(source: str) -> list[Path]:
     files = local_files(source)
     if not files and glob.has_magic(source):
         raise StudyError(f"source: no file matches {source} (looked in {Path.cwd()})")
-    if not files and (_format_of(path) in _READERS or not HUB_ID.fullmatch(source)):
+    if not files:
         raise StudyError(f"source: there is no file {source} (looked in {Path.cwd()})")
     for file in files:
         if _format_of(file) not in _READERS:
@@ -110,8 +115,9 @@ def _format_of(path: Path) -> str:
     return suffixes[-1] if suffixes else ""
 
 
-def _read_file(path: Path) -> Generator[SourceRow, None, None]:
-    name = path.name.encode(errors="replace").decode()
+def _read_file(path: Path, name: str) -> Generator[SourceRow, None, None]:
+    """Yield the rows of a file; `name` is what they call it."""
+    name = name.encode(errors="replace").decode()
     compression = COMPRESSIONS.get(path.suffix.lower())
     try:
         with pa.input_stream(path, compression=compression) as stream, io.BufferedReader(stream) as file:
@@ -240,50 +246,20 @@ _READERS: dict[str, Callable[[io.BufferedReader], _Rows]] = {
 
 
 def _read_hub(
-    source: str, config_name: str | None, split: str, revision: str | None, data_files: str | None
+    source: HubDataset, commit: str | None, config_name: str | None, split: str, data_files: str | None
 ) -> Generator[SourceRow, None, None]:
-    import datasets
+    from workflow_scripts.corpora.hub_files import commit_of, downloaded, files_of_split
 
-    from workflow_scripts.core.hub import hub_trouble, patiently, short_reason
-
-    def opened() -> Iterable[Mapping[str, object]]:
-        return datasets.load_dataset(
-            source,
-            name=config_name,
-            split=split,
-            revision=revision,
-            data_files=data_files,
-            # Offline, only what is in the cache can be read, and the cache can't be streamed.
-            streaming=not datasets.config.HF_HUB_OFFLINE,
-        )
-
-    try:
-        rows = patiently(opened)
-        for number, row in enumerate(rows, 1):
-            yield SourceRow(source, number, row)
-    # The hub's client passes on errors of many libraries, without a class that they share.
-    except Exception as error:
-        not_local = "There is no local file of that name either."
-        reason = hub_trouble(_hub_answer(source, revision, error), source, "dataset", not_local) or (
-            f"{type(error).__name__}: {short_reason(error)} Check the id, config_name, split, revision and data_files. "
-            f"{not_local}"
-        )
-        raise StudyError(f"source: {source} can't be read from the hub: {reason}") from None
-
-
-def _hub_answer(source: str, revision: str | None, error: Exception) -> Exception:
-    """Return what the hub's client says about a dataset whose opening failed with `error`; `error`, if it says nothing.
-
-    `datasets` tells that a dataset isn't there, and leaves out what the hub answered.
-    """
-    from datasets.exceptions import DatasetNotFoundError
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    if not isinstance(error, DatasetNotFoundError | ConnectionError | LocalEntryNotFoundError):
-        return error
-    try:
-        hf_hub_download(source, "README.md", repo_type="dataset", revision=revision)
-    except Exception as answer:
-        return answer
-    return error
+    commit = commit or commit_of(source.name, source.revision)
+    files = files_of_split(
+        source.name,
+        commit,
+        config_name=config_name,
+        split=split,
+        data_files=data_files,
+        endings=list(_READERS),
+        compressions=list(COMPRESSIONS),
+    )
+    for file in files:
+        # One by one, because a limit may be reached before the last.
+        yield from _read_file(downloaded(source.name, commit, file), file)

@@ -31,6 +31,8 @@ SYSTEM_COLUMNS = ("system", "system_prompt")
 CHOICES_COLUMNS = ("choices", "options")
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 LABEL_COLUMNS = ("label", "task", "task_name", "dataset", "is_safe", "source", "category")
+# Of how bad an answer is, 0 for not at all, and of how: a list of 0 and 1, or an object of true and false.
+HARM_COLUMNS = ("severity_category", "safety_category")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +45,14 @@ class Example:
     response: text that the LM is to generate.
     messages: turns of the chat, the response last; None if the prompt is the text of a single user turn.
     label: class label; None if there is none.
+    label_column: where it was looked for; None if the row has no such column.
     """
 
     prompt: str
     response: str
     messages: list[Message] | None = None
     label: str | None = None
+    label_column: str | None = field(default=None, compare=False)
     # Columns with something in them that took no part in the example, as `prompt` or `messages[].name`.
     unread: tuple[str, ...] = field(default=(), compare=False)
 
@@ -82,6 +86,7 @@ def read_example(row: Mapping[str, object], columns: Columns, response_turn: Tur
     `system_prompt` as system turn; and where there is no chat, `history` as earlier turns, Alpaca's `input` after
     the instruction, `context` (after an instruction, before any other prompt), and `choices` or `options` after the
     prompt: an answer that is a choice's place (from 0) or letter becomes that choice.
+    The label is the first of `LABEL_COLUMNS`; or else `safe` or `unsafe`, by the first of `HARM_COLUMNS` with flags.
     `columns` maps prompt, response, messages and label to other names, and wins; a mapped prompt is the columns that
     it names alone, several joined by blank lines. `response_turn` says which assistant turn of a chat is the response.
 
@@ -91,7 +96,7 @@ def read_example(row: Mapping[str, object], columns: Columns, response_turn: Tur
     """
     cells = Cells(row)
     mapped = {meaning: _plain(names) for meaning, names in columns.items()}
-    label = _label(cells, mapped)
+    label, label_column = _label(cells, mapped)
     chat = _chat_column(cells, mapped)
     if chat is None:
         turns = _turns_of_texts(cells, mapped)
@@ -101,8 +106,8 @@ def read_example(row: Mapping[str, object], columns: Columns, response_turn: Tur
             turns = [{"role": "system", "content": system}, *(turns if turns[0]["content"] != system else turns[1:])]
     *context, response = turns
     if [message["role"] for message in context] == ["user"]:
-        return Example(context[0]["content"], response["content"], None, label, cells.unread())
-    return Example(render_prompt(context), response["content"], turns, label, cells.unread())
+        return Example(context[0]["content"], response["content"], None, label, label_column, cells.unread())
+    return Example(render_prompt(context), response["content"], turns, label, label_column, cells.unread())
 
 
 class Cells:
@@ -287,20 +292,32 @@ def _chosen(answer: object, column: str, choices: Mapping[str, str]) -> str:
     return next(iter(readings), text)
 
 
-def _label(cells: Cells, columns: Mapping[str, Sequence[str]]) -> str | None:
+def _label(cells: Cells, columns: Mapping[str, Sequence[str]]) -> tuple[str | None, str | None]:
+    """Return the label, and the column that it was looked for in."""
     if "label" in columns:
         (column,) = columns["label"]
-        return _label_text(cells.read(column), column)
+        return _label_text(cells.read(column), column), column
     for column in LABEL_COLUMNS:
         # Lists of tags and the like aren't labels; only the user can say that a column was meant to be one.
         if column in cells and isinstance(cells.peek(column), str | int | float | RepeatedKey | None):
-            return _label_text(cells.read(column), column)
-    return None
+            return _label_text(cells.read(column), column), column
+    for column in HARM_COLUMNS:
+        if isinstance(cells.peek(column), str) or _flags(cells.peek(column)):
+            return _label_text(cells.read(column), column), column
+    return None, None
+
+
+def _flags(value: object) -> list[object]:
+    """Return the numbers, or true and false, that a cell holds; nothing if it holds anything else."""
+    flags = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else [value]
+    return flags if all(isinstance(flag, int | float) for flag in flags) else []
 
 
 def _label_text(value: object, column: str) -> str | None:
     if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
         return None
+    if column in HARM_COLUMNS and (flags := _flags(value)):
+        return "unsafe" if any(flags) else "safe"
     if isinstance(value, bool):
         true, false = ("safe", "unsafe") if column == "is_safe" else ("true", "false")
         return true if value else false

@@ -33,13 +33,19 @@ VERSIONS = (
 
 
 def resolve_config(
-    corpora: Sequence[Path], config: Path, provenance: Path, *, snapshots: Sequence[Path] = (), study: dict[str, Any]
+    corpora: Sequence[Path],
+    config: Path,
+    provenance: Path,
+    *,
+    snapshots: Sequence[Path] = (),
+    datasets: Sequence[Path] = (),
+    study: dict[str, Any],
 ) -> None:
     """Write the study's values in force, and its provenance.
 
     The provenance has the time, the git commit (with `+changes` if the tree was not clean), versions of Python and of
-    the libraries, the hardware, a hash of every prepared corpus, id, revision and commit of every hub model,
-    and the content hash of every local one.
+    the libraries, the hardware, a hash of every prepared corpus, id, revision and commit of every hub model and data
+    set, and the content hash of every local model.
 
     Parameters
     ----------
@@ -47,6 +53,7 @@ def resolve_config(
     config: YAML file to write.
     provenance: JSON file to write.
     snapshots: folders that hub models were fetched to.
+    datasets: JSON files with the commits of hub data sets.
     study: the study's values in force.
     """
     with atomic_path(config) as temporary:
@@ -67,6 +74,8 @@ def resolve_config(
     models += [{"model": model, "content": resolved_content(model)} for model in local_models(study)]
     if models:
         facts["models"] = models
+    if datasets:
+        facts["datasets"] = [json.loads(path.read_text(encoding="utf-8")) for path in datasets]
     with atomic_path(provenance) as temporary:
         temporary.write_text(redacted(json.dumps(facts, indent=2)) + "\n", encoding="utf-8")
 

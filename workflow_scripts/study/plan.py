@@ -16,7 +16,7 @@ from typing import Any
 from workflow_scripts.study.config import Study
 from workflow_scripts.study.methods import METHODS, EmbeddingSpec, Method, find_method, sentence_encoder_method
 from workflow_scripts.study.sections import Encoder, EncoderTraining, LanguageModel, Targets
-from workflow_scripts.study.sources import is_hub_id, local_files, snapshot_name
+from workflow_scripts.study.sources import HubDataset, hub_dataset, is_hub_id, local_files, snapshot_name
 
 TRAIN_POOL = "train"
 # Suffix of the folder of a method's embeddings of tests, where they are computed differently.
@@ -174,6 +174,17 @@ class StudyPlan:
         """Return the local files of a corpus, whose modification times decide whether it is read again."""
         source = self.study.corpora[corpus].source
         return [] if source.startswith("builtin:") else [str(path) for path in local_files(source)]
+
+    def dataset(self, corpus: str) -> HubDataset | None:
+        """Return the data set of the hub that a corpus is read from; None for other corpora."""
+        settings = self.study.corpora[corpus]
+        return hub_dataset(settings.source, settings.revision, settings.data_files)
+
+    @cached_property
+    def hub_datasets(self) -> dict[str, HubDataset]:
+        """The data sets of the hub that the study reads; keys are the names of the files with their commits."""
+        found = [one for corpus in self.study.corpora if (one := self.dataset(corpus))]
+        return {snapshot_name(one.name, one.revision): one for one in found}
 
     def encoder_files(self) -> list[str]:
         """Return the files of a local encoder, whose modification times decide whether it is copied again."""

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from functools import cached_property
 
 from workflow_scripts.study.costs import Concurrency, Pilot, estimate, parameters_in_name
 from workflow_scripts.study.plan import StudyPlan
+from workflow_scripts.study.sources import FILE_NAME
 from workflow_scripts.study.specs import COMPUTED_ON_GPUS, StageSpecs
 from workflow_scripts.study.stage_versions import STAGE_VERSIONS
 
-FILE_NAME = re.compile(r"\.(jsonl|ndjson|json|csv|tsv|parquet|pq)(\.gz|\.zst)?$", re.IGNORECASE)
 # A job's time limit over its expected time, and the shortest limit worth asking for.
 RUNTIME_MARGIN = 2.0
 SHORTEST_RUNTIME_MINUTES = 15

@@ -69,11 +69,15 @@ class Corpus(Section):
     )
     config_name: str | None = Field(None, description="Hub only: the dataset's config name.")
     split: str = Field("train", description="Hub only: the split.")
-    revision: str | None = Field(None, description="Hub only: a commit or tag, to pin the data.")
+    revision: str | None = Field(
+        None,
+        description="Hub only: a commit, tag or branch; without one, `main`. A study keeps the commit that it read "
+        "first.",
+    )
     data_files: str | None = Field(
         None,
-        description="Hub only: file or pattern inside the dataset; with `source: json`, `csv` or `parquet`, the "
-        "`hf://` address of a file.",
+        description="Hub only: file or pattern inside the dataset, in place of `config_name` and `split`; with "
+        "`source: json`, `csv` or `parquet`, the `hf://` address of a file.",
     )
     columns: dict[ColumnMeaning, ColumnNames] = Field(
         default_factory=dict,

@@ -1,4 +1,4 @@
-"""Which local files a corpus source names, and which models are on the hub.
+"""Which local files a corpus source names, and which data sets and models are on the hub.
 
 Imported while Snakemake parses, so nothing heavy is imported here.
 """
@@ -8,10 +8,33 @@ from __future__ import annotations
 import glob
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote
 
 # A name, or owner/name; what a path begins with (/, ~, .) never begins an id.
 HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?", re.ASCII)
+
+# What local data is called; no id of the hub ends so.
+FILE_NAME = re.compile(r"\.(jsonl|ndjson|json|csv|tsv|parquet|pq)(\.gz|\.zst)?$", re.IGNORECASE)
+# Sources that name a format instead of a data set; `data_files` is then the address of a file.
+FORMATS = ("json", "csv", "parquet")
+HUB_FILE = re.compile(r"hf://datasets/([^/@]+/[^/@]+)(?:@(refs/[^/]+/[^/]+|[^/]+))?/(.+)")
+MAIN = "main"
+
+
+@dataclass(frozen=True, slots=True)
+class HubDataset:
+    """A data set of the hub.
+
+    Parameters
+    ----------
+    name: its hub id.
+    revision: a commit, tag or branch.
+    """
+
+    name: str
+    revision: str = MAIN
 
 
 def local_files(source: str) -> list[Path]:
@@ -39,3 +62,13 @@ def is_hub_id(model: str) -> bool:
 def snapshot_name(model: str, revision: str | None) -> str:
     """Return the name of a hub model's snapshot folder, e.g. `Qwen--Qwen2.5-0.5B@main`; without a revision, no `@`."""
     return f"{model}@{revision}".replace("/", "--") if revision else model.replace("/", "--")
+
+
+def hub_dataset(source: str, revision: str | None, data_files: str | None) -> HubDataset | None:
+    """Return the data set of the hub that a corpus is read from; None for a local or builtin corpus."""
+    if source in FORMATS and (address := HUB_FILE.fullmatch(data_files or "")):
+        return HubDataset(address[1], unquote(address[2] or revision or MAIN))
+    is_named_otherwise = source in FORMATS or FILE_NAME.search(source) or not HUB_ID.fullmatch(source)
+    if is_named_otherwise or os.path.isdir(source) or local_files(source) or broken_links(source):
+        return None
+    return HubDataset(source, revision or MAIN)

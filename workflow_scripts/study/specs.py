@@ -93,6 +93,10 @@ class StageSpecs:
     def _prepare_corpus(self, corpus: str) -> dict[str, Any]:
         return self.study.corpora[corpus].model_dump(mode="json", exclude={"without"})
 
+    def _resolve_dataset(self, dataset: str) -> dict[str, Any]:
+        one = self.plan.hub_datasets[dataset]
+        return {"dataset": one.name, "revision": one.revision}
+
     def _fetch_model(self, snapshot: str) -> dict[str, Any]:
         one = self.plan.hub_models[snapshot]
         return {"model": one.model, "revision": one.revision, "trust_remote_code": one.trust_remote_code}

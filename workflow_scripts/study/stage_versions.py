@@ -4,6 +4,7 @@
 # tests/unit/study/test_specs.py pins each stage's source to its version.
 STAGE_VERSIONS = {
     "resolve_config": 1,
+    "resolve_dataset": 1,
     "prepare_corpus": 2,
     "fetch_model": 1,
     "pretrain_base_lm": 1,

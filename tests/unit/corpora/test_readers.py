@@ -9,7 +9,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hub_errors import hub_error
 
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.corpora import readers
@@ -180,90 +179,11 @@ def test_sources_that_are_not_there_say_so(tmp_path, monkeypatch, source, words)
     assert words in str(error.value)
 
 
-def test_a_hub_dataset_is_read_by_config_split_and_files(tmp_path, monkeypatch):
-    # The hub's own client reads a folder laid out like a dataset: no network and no stand-in is needed.
+@pytest.mark.parametrize("data_files", [None, "rows.json"])
+def test_a_format_is_no_source(tmp_path, monkeypatch, data_files):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "org/name").mkdir(parents=True)
-    _write(tmp_path / "org/name/test.jsonl", _as_json_lines(ROWS))
-    _write(tmp_path / "org/name/train.jsonl", _as_json_lines(ROWS[:1]))
-    rows = list(readers._read_hub("org/name", None, "test", None, None))
-    assert [(row.file, row.number, row.cells) for row in rows] == [
-        ("org/name", 1, ROWS[0]),
-        ("org/name", 2, ROWS[1]),
-    ]
-    rows = readers._read_hub("org/name", None, "train", None, "test.jsonl")
-    assert [row.cells for row in rows] == ROWS
-    with pytest.raises(StudyError, match=r"org/name can't be read from the hub: .*validation"):
-        list(readers._read_hub("org/name", None, "validation", None, None))
-
-
-def test_the_hub_is_asked_for_what_the_config_names_and_no_message_shows_the_token(monkeypatch):
-    import datasets
-
-    received = {}
-
-    def refuse(source, **arguments):
-        received.update(arguments, source=source)
-        raise RuntimeError("no route to the hub with b'Bearer hf_secret\\n'")
-
-    monkeypatch.setattr(datasets, "load_dataset", refuse)
-    monkeypatch.setenv("HF_TOKEN", "hf_secret\n")
-    with pytest.raises(StudyError) as error:
-        list(read_rows("org/name", config_name="c", split="s", revision="r", data_files="f"))
-    assert "hf_secret" not in str(error.value)
-    assert "no route to the hub with b'Bearer ***\\n'" in str(error.value)
-    assert error.value.__cause__ is None
-    expected = {"source": "org/name", "name": "c", "split": "s", "revision": "r", "data_files": "f"}
-    assert {key: received[key] for key in expected} == expected
-    # The hub's client takes it from the environment, or from what `hf auth login` saved, and strips it.
-    assert received.get("token") is None
-
-
-def test_a_hub_that_is_busy_is_asked_again_for_rows(monkeypatch):
-    import datasets
-
-    asked, waited = [], []
-
-    def answer(source, **arguments):
-        asked.append(source)
-        if len(asked) < 3:
-            raise hub_error(429, {"Retry-After": "7"})
-        return ROWS
-
-    monkeypatch.setattr(datasets, "load_dataset", answer)
-    monkeypatch.setattr("time.sleep", waited.append)
-    assert [row.cells for row in read_rows("org/name")] == ROWS
-    assert waited == [7, 7]
-
-
-@pytest.mark.parametrize(
-    ("status", "headers", "message"),
-    [
-        (401, {"X-Error-Code": "GatedRepo"}, r"gated.* licence on https://huggingface.co/datasets/org/name .*HF_TOKEN"),
-        (404, {"X-Error-Code": "RepoNotFound"}, r"no dataset of that name, or it is private.*`hf auth login`"),
-        (404, {"X-Error-Code": "RevisionNotFound"}, "no such `revision`"),
-    ],
-)
-def test_a_hub_that_refuses_a_dataset_says_why(monkeypatch, status, headers, message):
-    import datasets
-
-    def refuse(source, **arguments):
-        # As `datasets` passes it on: without what it came from.
-        raise datasets.exceptions.DatasetNotFoundError("not there")
-
-    def download(source, file, **arguments):
-        raise hub_error(status, headers)
-
-    monkeypatch.setattr(datasets, "load_dataset", refuse)
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
-    with pytest.raises(StudyError, match=message):
-        list(read_rows("org/name"))
-
-
-def test_one_file_of_a_hub_dataset_with_a_script_is_read_by_its_address(tmp_path):
-    (tmp_path / "rows.json").write_text('[{"instruction": "a", "output": "b"}]')
-    (row,) = read_rows("json", data_files=str(tmp_path / "rows.json"))
-    assert row.cells == {"instruction": "a", "output": "b"}
+    with pytest.raises(StudyError, match="source: json is a format; data_files must then be a file's address"):
+        read_rows("json", data_files=data_files)
 
 
 def test_two_parquet_columns_of_one_name_are_refused(tmp_path):

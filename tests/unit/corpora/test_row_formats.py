@@ -165,6 +165,13 @@ PAIR = {"prompt": "a", "response": "b"}
         ({"label": float("nan")}, None),
         ({"label": ["x", "y"], "category": "c"}, "c"),
         ({"task_name": "t", "category": "c"}, "t"),
+        ({"severity_category": 0, "safety_category": [0, 0]}, "safe"),
+        ({"severity_category": 2, "safety_category": [0, 1]}, "unsafe"),
+        ({"severity_category": None, "safety_category": [False, True]}, "unsafe"),
+        ({"safety_category": {"Violence": False, "Theft": False}}, "safe"),
+        ({"safety_category": ["violence"]}, None),
+        ({"severity_category": 2, "is_safe": True}, "safe"),
+        ({"severity_category": 2, "source": "web"}, "web"),
     ],
 )
 def test_labels_are_recognised_in_order_of_preference(extra, label):

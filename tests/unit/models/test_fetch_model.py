@@ -8,7 +8,7 @@ import shutil
 import pyarrow.parquet as pq
 import pytest
 import torch
-from model_hub import Fault, ModelHub
+from model_hub import Fault
 from safetensors.torch import load_file, save_file
 from tiny_study import ENCODER, encoder_values
 from transformers import AutoTokenizer, BertConfig, GPT2Config, Qwen2Config, T5Config
@@ -25,18 +25,6 @@ from workflow_scripts.models.loading import load_config, load_tokenizer
 from workflow_scripts.provenance.resolve_config import resolve_config
 
 MODEL = "owner/lm"
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """A hub with nothing on it, an empty cache, and the network switched on."""
-    with ModelHub() as made:
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", made.url)
-        files = made.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", files)
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-        yield made
 
 
 @pytest.fixture
