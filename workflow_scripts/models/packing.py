@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from workflow_scripts.core.errors import lacks_memory
 from workflow_scripts.core.progress import say
@@ -261,8 +261,11 @@ def _packed_attention(
 
     Raises
     ------
-    NotImplementedError: the model has soft caps (Gemma 2) or attention sinks (GPT-OSS); it then runs padded.
+    NotImplementedError: the model has soft caps (Gemma 2), attention sinks (GPT-OSS) or a mask of its own (Doge); it
+        then runs padded.
     """
+    if attention_mask is not None:
+        raise NotImplementedError("the model brings a mask of its own, which packed attention can't apply")
     attend = _varlen_attention if attention_kernel(value, dropout) == "varlen" else _bucketed_attention
     return attend(module, query, key, value, attention_mask, dropout=dropout, **arguments)
 
@@ -423,6 +426,7 @@ def switch_to_packing(
                 model.set_attn_implementation(name)
                 if model.config._attn_implementation != name:
                     raise ValueError("transformers doesn't replace its attention")
+                _require_known_windows(name, lambda: read(True, "float32"))
                 for each in precisions:
                     _check(_distances(_numbers(model, read, True, each, gradients), exact), own[each], each)
                 return True
@@ -433,6 +437,35 @@ def switch_to_packing(
         model.set_attn_implementation(plain)
     _say_padded(model)
     return False
+
+
+def _require_known_windows(attention: str, read: Callable[[], object]) -> None:
+    """Raise `ValueError` unless attention is told the windows that its masks would have.
+
+    Packed attention gets no mask. Models that have their sliding window in it alone (PhiMoE) would lose it, and no short
+    example shows that.
+    """
+    in_masks, told = set(), set()
+    attend = AttentionInterface()[attention]
+
+    def mask(*_: object, local_size: int | None = None, **__: object) -> None:
+        in_masks.add(local_size)
+
+    def attend_and_note(*inputs: Any, sliding_window: int | None = None, **options: Any) -> Any:
+        told.add(sliding_window)
+        return attend(*inputs, sliding_window=sliding_window, **options)
+
+    AttentionMaskInterface.register(attention, mask)
+    AttentionInterface.register(attention, attend_and_note)
+    try:
+        with torch.no_grad():
+            read()
+    finally:
+        AttentionInterface.register(attention, attend)
+        del AttentionMaskInterface._global_mapping[attention]
+    of_masks, of_attention = (sorted(filter(None, found)) for found in (in_masks, told))
+    if in_masks and told and of_masks != of_attention:
+        raise ValueError(f"its masks have the windows {of_masks}, and packed attention is told {of_attention}")
 
 
 def _say_padded(model: PreTrainedModel) -> None:

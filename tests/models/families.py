@@ -1,0 +1,166 @@
+"""The families of language models and encoders that are compared with plain transformers: tiny, with random weights.
+
+A family that is not here is tried when it is loaded, as all are; here stands what was found for those that are.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from transformers import AutoModel, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+VOCABULARY = 61
+# Windows, chunks, selections of keys and original positions: more than the 30 tokens that loading tries, fewer than the
+# longest example.
+LIMIT = 40
+POSITIONS = 128
+
+# A config gets those that it has.
+SIZES: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "type_vocab_size": 1,
+    **dict.fromkeys(
+        ("hidden_size", "n_embd", "d_model", "dim", "embedding_size", "word_embed_proj_dim", "emb_dim"), 32
+    ),
+    **dict.fromkeys(("intermediate_size", "n_inner", "ffn_dim", "d_ff", "dff", "hidden_dim", "d_inner"), 48),
+    **dict.fromkeys(("decoder_ffn_dim", "encoder_ffn_dim"), 48),
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "encoder_layers"), 2),
+    **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads"), 4),
+    **dict.fromkeys(("decoder_attention_heads", "encoder_attention_heads"), 4),
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "rotary_dim": 4,
+    **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"), POSITIONS),
+    # Low-rank keys and queries.
+    **{"q_lora_rank": 16, "kv_lora_rank": 16, "v_head_dim": 8, "qk_head_dim": 16},
+    **{"qk_nope_head_dim": 8, "qk_rope_head_dim": 8},
+    # Experts.
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 4),
+    **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size", "intermediate_size_mlp"), 16),
+    **{"num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "n_shared_experts": 1, "first_k_dense_replace": 1},
+    # Limits.
+    **dict.fromkeys(("sliding_window", "sliding_window_size", "window_size", "attention_chunk_size"), LIMIT),
+    **dict.fromkeys(("keep_window_size", "index_topk"), LIMIT),
+    **{"index_n_heads": 2, "index_head_dim": 16, "index_block_size": 8, "index_topk_blocks": LIMIT // 8},
+    # States instead of attention.
+    **{"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_ssm": 64, "mamba_d_state": 8, "mamba_n_groups": 1},
+    **{"mamba_expand": 2, "mamba_chunk_size": 8, "mamba_num_heads": 8, "mamba_head_dim": 8, "chunk_size": 8},
+    **{"ssm_state_size": 8, "state_size": 8, "n_groups": 1, "time_step_rank": 4},
+    **{"linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8},
+}
+
+DYNAMIC = {"rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}}
+DYNAMIC |= {"max_position_embeddings": LIMIT}
+LONGROPE = {
+    "rope_parameters": {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "short_factor": [1.0] * 4,
+        "long_factor": [2.0, 3.0, 4.0, 8.0],
+        "original_max_position_embeddings": LIMIT,
+        "factor": 4.0,
+    },
+    "original_max_position_embeddings": LIMIT,
+    "sliding_window": None,
+}
+PHIMOE = {"rope_parameters": {**LONGROPE["rope_parameters"], "short_mscale": 1.1, "long_mscale": 1.3}}
+DECODER = {"is_decoder": True}
+
+# What packed, padded and refused mean stands in docs/compatibility.md. Behind `|`, a variant.
+PACKED: dict[str, dict[str, Any]] = {
+    name: {}
+    for name in """
+    afmoe apertus arcee aria_text axk1 beam biogpt bitnet cohere cohere2 cohere2_moe ctrl cwm deepseek_v2 deepseek_v3
+    diffllama dots1 ernie4_5 ernie4_5_moe exaone4 exaone_moe flex_olmo gemma gemma3_text gemma4_unified_text glm glm4
+    glm4_moe glm4_moe_lite gpt-sw3 gpt2 gpt_bigcode gpt_neox granite granitemoe granitemoeshared helium hrm_text
+    hunyuan_v1_dense hunyuan_v1_moe hy_v3 hyperclovax internlm3 iquestcoder jais2 jetmoe kolibri1 laguna llama mellum
+    minicpm3 minimax_m2 ministral ministral3 mistral mixtral modernbert-decoder moshi nanochat olmo olmo2 olmo3 olmoe opt
+    persimmon phi phi3 qwen2 qwen2_moe qwen3 qwen3_moe seed_oss smollm3 solar_open starcoder2 youtu
+    """.split()
+} | {
+    "llama|dynamic": DYNAMIC,
+    "qwen2|dynamic": DYNAMIC,
+    "gpt_neox|dynamic": {"rope_parameters": {**DYNAMIC["rope_parameters"], "partial_rotary_factor": 1.0}}
+    | {"max_position_embeddings": LIMIT},
+    "phi3|longrope": LONGROPE,
+    "mistral|longrope": LONGROPE,
+    "qwen2|window": {"use_sliding_window": True, "max_window_layers": 1},
+    "bert|decoder": DECODER,
+    "electra|decoder": DECODER,
+    "bert-generation|decoder": DECODER,
+    "ernie|decoder": DECODER,
+}
+PADDED: dict[str, dict[str, Any]] = {
+    name: {}
+    for name in """
+    axk2 bailing_hybrid bamba bart bigbird_pegasus blenderbot blenderbot-small bloom codegen deepseek_v32 deepseek_v4
+    doge falcon falcon_h1 falcon_mamba flint gemma2 glm_moe_dsa gpt_neox_japanese gpt_oss gptj granite_swa granitemoe_swa
+    granitemoehybrid hy_v4 inkling2_text inkling_text jamba lfm3 llama4_text mamba marian mbart mimo_v2_flash minimax mpt
+    mvp nemotron nemotron_h olmo_hybrid openai-gpt pegasus phimoe plbart qwen3_5_moe_text qwen3_5_text qwen3_next
+    recurrent_gemma rwkv stablelm trocr vaultgemma whisper xglm xlstm
+    """.split()
+} | {
+    "minimax_m3_vl_text": {"layer_types": ["full_attention", "minimax_m3_sparse"]},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "lfm2": {"layer_types": ["conv", "full_attention"]},
+    "mamba2": {"head_dim": 8, "num_heads": 8, "expand": 2},
+    "granitemoehybrid|hybrid": {"layer_types": ["mamba", "attention"]},
+    "phimoe|longrope": PHIMOE,
+    "roberta|decoder": DECODER,
+    "xlm-roberta|decoder": DECODER,
+    "camembert|decoder": DECODER,
+    "megatron-bert|decoder": DECODER,
+    "roformer|decoder": DECODER,
+    "rembert|decoder": DECODER,
+}
+NOT_CAUSAL = """
+    bert bert-generation big_bird camembert cpmant data2vec-text electra ernie megatron-bert rembert roberta
+    roberta-prelayernorm roformer xlm xlm-roberta xlm-roberta-xl xlnet
+    """.split()
+LANGUAGE_MODELS = PACKED | PADDED | {name: {} for name in NOT_CAUSAL}
+# Each way in which a batch is read, and each reason for it, once.
+LANGUAGE_MODEL_CUT = (
+    "gemma3_text gpt2 qwen2 phi3|longrope llama|dynamic bloom deepseek_v32 doge gemma2 llama4_text mamba phimoe lfm2 "
+    "minimax_m3_vl_text bert bert|decoder"
+).split()
+
+
+def tiny_config(name: str, values: dict[str, Any]) -> PretrainedConfig:
+    """Return a small config of a family, with a layer of each kind that its own has."""
+    kind = CONFIG_MAPPING[name.split("|")[0]]
+    names = inspect.signature(kind.__init__).parameters.keys() | kind.attribute_map.keys()
+    try:
+        usual = vars(kind())
+    except (TypeError, ValueError):
+        usual = {}
+    chosen = {name: value for name, value in SIZES.items() if name in names}
+    if "qk_rope_head_dim" in names:
+        chosen.pop("head_dim", None)
+        chosen["num_key_value_heads"] = chosen["num_attention_heads"]
+    layers = list(dict.fromkeys(usual.get("layer_types") or []))
+    if len(layers) > 1:
+        chosen |= {"layer_types": layers, "num_hidden_layers": len(layers)}
+    for alias, meant in kind.attribute_map.items():
+        if meant in chosen:
+            chosen.pop(alias, None)
+    return kind(**{**chosen, **values})
+
+
+def tiny_model(
+    name: str, values: dict[str, Any], loader: type[AutoModel] = AutoModelForCausalLM, **sizes: Any
+) -> PreTrainedModel:
+    """Return a model with random weights, large enough for every part of it to matter."""
+    torch.manual_seed(0)
+    model = loader.from_config(tiny_config(name, {**sizes, **values})).eval()
+    rng = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weights in model.parameters():
+            drawn = torch.randn(weights.shape, generator=rng)
+            weights.copy_(0.2 * drawn if weights.dim() > 1 else weights + 0.1 * drawn)
+    return model
