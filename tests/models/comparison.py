@@ -1,17 +1,21 @@
-"""What an LM's losses and their gradients are beside those of plain transformers, one example at a time."""
+"""How far losses, gradients and embeddings are from those of plain transformers, one text at a time."""
 
 from __future__ import annotations
 
 import copy
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from families import LANGUAGE_MODELS, LIMIT, VOCABULARY, tiny_model
-from transformers import PreTrainedModel
+from families import ENCODERS, LANGUAGE_MODELS, LIMIT, VOCABULARY, tiny_model
+from sentence_transformers import SentenceTransformer
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from workflow_scripts.encoder.loading import load_encoder
 from workflow_scripts.language_model.losses import evaluate, example_losses, load_language_model
 from workflow_scripts.language_model.tokens import TokenizedExample
 from workflow_scripts.models.sharing import apart_from
@@ -27,12 +31,12 @@ class Compared:
     Parameters
     ----------
     way: how batches are read.
-    losses: largest difference of a loss, relative to losses above 1.
-    gradients: difference of the gradients of all weights, relative to their norm.
+    distance: largest difference of a loss, relative to losses above 1; or largest cosine distance of an embedding.
+    gradients: of an LM, distance of the gradients of all weights, relative to their norm.
     """
 
     way: str
-    losses: float
+    distance: float
     gradients: float
 
 
@@ -53,15 +57,15 @@ def gradient(lm: PreTrainedModel) -> torch.Tensor:
     return torch.cat([(p.new_zeros(p.shape) if p.grad is None else p.grad).reshape(-1) for p in lm.parameters()])
 
 
-def compare_language_model(name: str, folder: str) -> Compared:
+def compare_language_model(name: str, folder: Path) -> Compared:
     """Save a tiny LM of a family, load it as a study does, and compare.
 
     Raises
     ------
     StudyError: the LM is refused.
     """
-    plain, batch = tiny_model(name, LANGUAGE_MODELS[name]), examples()
-    plain.save_pretrained(folder)
+    tiny_model(name, LANGUAGE_MODELS[name]).save_pretrained(folder)
+    plain, batch = AutoModelForCausalLM.from_pretrained(folder).eval(), examples()
     lm = load_language_model(folder)
     expected = []
     for example in batch:
@@ -79,12 +83,70 @@ def compare_language_model(name: str, folder: str) -> Compared:
     with torch.no_grad():
         reads.append(example_losses(lm, batch[::-1]).flip(0))
     furthest = max(((read - losses).abs() / losses.clamp(min=1)).max().item() for read in reads)
-    return Compared(way_of(lm), furthest, distance.item())
+    return Compared(way_of(lm, lm.airrep_packed), furthest, distance.item())
 
 
-def way_of(lm: PreTrainedModel) -> str:
-    limit = apart_from(lm)
+def way_of(model: PreTrainedModel, packed: bool) -> str:
+    limit = apart_from(model)
     if limit == 0:
-        return "examples of one length"
-    way = "packed" if lm.airrep_packed else "padded"
-    return way if limit == sys.maxsize else f"{way}; beyond its limit, examples of one length"
+        return "one length"
+    way = "packed" if packed else "padded"
+    return way if limit == sys.maxsize else f"{way}, one length beyond its limit"
+
+
+# Some longer than any model here has positions for.
+TEXTS = ["the first of a few words, and many more than fit here " * n for n in (1, 20, 2, 3)]
+TEXTS += ["a", "few words", "words, and more words", "first of a few"]
+SPECIAL = ["<pad>", "<pad too>", "<unk>", "<s>", "</s>", "<mask>"]
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer of the words of `TEXTS`, which doesn't say where texts are cut."""
+    words = sorted({word for text in TEXTS for word in text.replace(",", " ,").split()})
+    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate([*SPECIAL, *words])}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    ends = [(token, SPECIAL.index(token)) for token in ("<s>", "</s>")]
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=ends)
+    names = {
+        "pad_token": "<pad>",
+        "unk_token": "<unk>",
+        "cls_token": "<s>",
+        "sep_token": "</s>",
+        "mask_token": "<mask>",
+    }
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **names)
+
+
+def compare_encoder(name: str, folder: Path) -> Compared:
+    """Save a tiny encoder of a family, load it as a study does, and compare; and once more as it is saved then.
+
+    The reference is sentence-transformers, one text at a time. Distances are 1 - cosine.
+
+    Raises
+    ------
+    StudyError: the encoder is refused.
+    """
+    tokenizer = tiny_tokenizer()
+    tiny_model(name, ENCODERS[name], AutoModel, vocab_size=len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    encoder = load_encoder(folder, 512, dimension=8)
+    tokens = encoder.tokenize([(text,) for text in TEXTS])
+    plain = SentenceTransformer(str(folder), device="cpu")
+    plain.max_seq_length = encoder.max_tokens
+    expected = torch.from_numpy(np.stack([plain.encode(text) for text in TEXTS]))
+    with torch.inference_mode():
+        reads = [
+            torch.cat([encoder.means([text]) for text in tokens]),
+            encoder.means(tokens),
+            encoder.means(tokens[::-1]).flip(0),
+        ]
+    distances = [_cosine_distance(read[:, 0], expected) for read in reads]
+    encoder.save(folder / "saved")
+    saved = SentenceTransformer(str(folder / "saved"), device="cpu")
+    vectors = torch.from_numpy(np.stack([saved.encode(text) for text in TEXTS]))
+    distances.append(_cosine_distance(torch.from_numpy(encoder.encode(tokens)), vectors))
+    return Compared(way_of(encoder.transformer, encoder.packed), max(distances), 0.0)
+
+
+def _cosine_distance(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return 1 - F.cosine_similarity(found.double(), expected.double()).min().item()

@@ -38,21 +38,46 @@ SIZES: dict[str, Any] = {
     "rotary_dim": 4,
     **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"), POSITIONS),
     # Low-rank keys and queries.
-    **{"q_lora_rank": 16, "kv_lora_rank": 16, "v_head_dim": 8, "qk_head_dim": 16},
-    **{"qk_nope_head_dim": 8, "qk_rope_head_dim": 8},
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "v_head_dim": 8,
+    "qk_head_dim": 16,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 8,
     # Experts.
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 4),
     **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size", "intermediate_size_mlp"), 16),
-    **{"num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "n_shared_experts": 1, "first_k_dense_replace": 1},
+    "num_experts_per_tok": 2,
+    "n_group": 1,
+    "topk_group": 1,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 1,
     # Limits.
     **dict.fromkeys(("sliding_window", "sliding_window_size", "window_size", "attention_chunk_size"), LIMIT),
     **dict.fromkeys(("keep_window_size", "index_topk"), LIMIT),
-    **{"index_n_heads": 2, "index_head_dim": 16, "index_block_size": 8, "index_topk_blocks": LIMIT // 8},
+    "index_n_heads": 2,
+    "index_head_dim": 16,
+    "index_block_size": 8,
+    "index_topk_blocks": LIMIT // 8,
     # States instead of attention.
-    **{"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_ssm": 64, "mamba_d_state": 8, "mamba_n_groups": 1},
-    **{"mamba_expand": 2, "mamba_chunk_size": 8, "mamba_num_heads": 8, "mamba_head_dim": 8, "chunk_size": 8},
-    **{"ssm_state_size": 8, "state_size": 8, "n_groups": 1, "time_step_rank": 4},
-    **{"linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8},
+    "mamba_n_heads": 8,
+    "mamba_d_head": 8,
+    "mamba_d_ssm": 64,
+    "mamba_d_state": 8,
+    "mamba_n_groups": 1,
+    "mamba_expand": 2,
+    "mamba_chunk_size": 8,
+    "mamba_num_heads": 8,
+    "mamba_head_dim": 8,
+    "chunk_size": 8,
+    "ssm_state_size": 8,
+    "state_size": 8,
+    "n_groups": 1,
+    "time_step_rank": 4,
+    "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
 }
 
 DYNAMIC = {"rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}}
@@ -74,16 +99,87 @@ DECODER = {"is_decoder": True}
 
 # What packed, padded and refused mean stands in docs/compatibility.md. Behind `|`, a variant.
 PACKED: dict[str, dict[str, Any]] = {
-    name: {}
-    for name in """
-    afmoe apertus arcee aria_text axk1 beam biogpt bitnet cohere cohere2 cohere2_moe ctrl cwm deepseek_v2 deepseek_v3
-    diffllama dots1 ernie4_5 ernie4_5_moe exaone4 exaone_moe flex_olmo gemma gemma3_text gemma4_unified_text glm glm4
-    glm4_moe glm4_moe_lite gpt-sw3 gpt2 gpt_bigcode gpt_neox granite granitemoe granitemoeshared helium hrm_text
-    hunyuan_v1_dense hunyuan_v1_moe hy_v3 hyperclovax internlm3 iquestcoder jais2 jetmoe kolibri1 laguna llama mellum
-    minicpm3 minimax_m2 ministral ministral3 mistral mixtral modernbert-decoder moshi nanochat olmo olmo2 olmo3 olmoe opt
-    persimmon phi phi3 qwen2 qwen2_moe qwen3 qwen3_moe seed_oss smollm3 solar_open starcoder2 youtu
-    """.split()
-} | {
+    key: {}
+    for key in [
+        "afmoe",
+        "apertus",
+        "arcee",
+        "aria_text",
+        "axk1",
+        "beam",
+        "biogpt",
+        "bitnet",
+        "cohere",
+        "cohere2",
+        "cohere2_moe",
+        "ctrl",
+        "cwm",
+        "deepseek_v2",
+        "deepseek_v3",
+        "diffllama",
+        "dots1",
+        "ernie4_5",
+        "ernie4_5_moe",
+        "exaone4",
+        "exaone_moe",
+        "flex_olmo",
+        "gemma",
+        "gemma3_text",
+        "gemma4_unified_text",
+        "glm",
+        "glm4",
+        "glm4_moe",
+        "glm4_moe_lite",
+        "gpt-sw3",
+        "gpt2",
+        "gpt_bigcode",
+        "gpt_neox",
+        "granite",
+        "granitemoe",
+        "granitemoeshared",
+        "helium",
+        "hrm_text",
+        "hunyuan_v1_dense",
+        "hunyuan_v1_moe",
+        "hy_v3",
+        "hyperclovax",
+        "internlm3",
+        "iquestcoder",
+        "jais2",
+        "jetmoe",
+        "kolibri1",
+        "laguna",
+        "llama",
+        "mellum",
+        "minicpm3",
+        "minimax_m2",
+        "ministral",
+        "ministral3",
+        "mistral",
+        "mixtral",
+        "modernbert-decoder",
+        "moshi",
+        "nanochat",
+        "olmo",
+        "olmo2",
+        "olmo3",
+        "olmoe",
+        "opt",
+        "persimmon",
+        "phi",
+        "phi3",
+        "qwen2",
+        "qwen2_moe",
+        "qwen3",
+        "qwen3_moe",
+        "seed_oss",
+        "smollm3",
+        "solar_open",
+        "starcoder2",
+        "youtu",
+    ]
+}
+PACKED |= {
     "llama|dynamic": DYNAMIC,
     "qwen2|dynamic": DYNAMIC,
     "gpt_neox|dynamic": {"rope_parameters": {**DYNAMIC["rope_parameters"], "partial_rotary_factor": 1.0}}
@@ -97,15 +193,66 @@ PACKED: dict[str, dict[str, Any]] = {
     "ernie|decoder": DECODER,
 }
 PADDED: dict[str, dict[str, Any]] = {
-    name: {}
-    for name in """
-    axk2 bailing_hybrid bamba bart bigbird_pegasus blenderbot blenderbot-small bloom codegen deepseek_v32 deepseek_v4
-    doge falcon falcon_h1 falcon_mamba flint gemma2 glm_moe_dsa gpt_neox_japanese gpt_oss gptj granite_swa granitemoe_swa
-    granitemoehybrid hy_v4 inkling2_text inkling_text jamba lfm3 llama4_text mamba marian mbart mimo_v2_flash minimax mpt
-    mvp nemotron nemotron_h olmo_hybrid openai-gpt pegasus phimoe plbart qwen3_5_moe_text qwen3_5_text qwen3_next
-    recurrent_gemma rwkv stablelm trocr vaultgemma whisper xglm xlstm
-    """.split()
-} | {
+    key: {}
+    for key in [
+        "axk2",
+        "bailing_hybrid",
+        "bamba",
+        "bart",
+        "bigbird_pegasus",
+        "blenderbot",
+        "blenderbot-small",
+        "bloom",
+        "codegen",
+        "deepseek_v32",
+        "deepseek_v4",
+        "doge",
+        "falcon",
+        "falcon_h1",
+        "falcon_mamba",
+        "flint",
+        "gemma2",
+        "glm_moe_dsa",
+        "gpt_neox_japanese",
+        "gpt_oss",
+        "gptj",
+        "granite_swa",
+        "granitemoe_swa",
+        "granitemoehybrid",
+        "hy_v4",
+        "inkling2_text",
+        "inkling_text",
+        "jamba",
+        "lfm3",
+        "llama4_text",
+        "mamba",
+        "marian",
+        "mbart",
+        "mimo_v2_flash",
+        "minimax",
+        "mpt",
+        "mvp",
+        "nemotron",
+        "nemotron_h",
+        "olmo_hybrid",
+        "openai-gpt",
+        "pegasus",
+        "phimoe",
+        "plbart",
+        "qwen3_5_moe_text",
+        "qwen3_5_text",
+        "qwen3_next",
+        "recurrent_gemma",
+        "rwkv",
+        "stablelm",
+        "trocr",
+        "vaultgemma",
+        "whisper",
+        "xglm",
+        "xlstm",
+    ]
+}
+PADDED |= {
     "minimax_m3_vl_text": {"layer_types": ["full_attention", "minimax_m3_sparse"]},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "lfm2": {"layer_types": ["conv", "full_attention"]},
@@ -119,16 +266,113 @@ PADDED: dict[str, dict[str, Any]] = {
     "roformer|decoder": DECODER,
     "rembert|decoder": DECODER,
 }
-NOT_CAUSAL = """
-    bert bert-generation big_bird camembert cpmant data2vec-text electra ernie megatron-bert rembert roberta
-    roberta-prelayernorm roformer xlm xlm-roberta xlm-roberta-xl xlnet
-    """.split()
+NOT_CAUSAL = [
+    "bert",
+    "bert-generation",
+    "big_bird",
+    "camembert",
+    "cpmant",
+    "data2vec-text",
+    "electra",
+    "ernie",
+    "megatron-bert",
+    "rembert",
+    "roberta",
+    "roberta-prelayernorm",
+    "roformer",
+    "xlm",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "xlnet",
+]
 LANGUAGE_MODELS = PACKED | PADDED | {name: {} for name in NOT_CAUSAL}
 # Each way in which a batch is read, and each reason for it, once.
-LANGUAGE_MODEL_CUT = (
-    "gemma3_text gpt2 qwen2 phi3|longrope llama|dynamic bloom deepseek_v32 doge gemma2 llama4_text mamba phimoe lfm2 "
-    "minimax_m3_vl_text bert bert|decoder"
-).split()
+LANGUAGE_MODEL_CUT = [
+    "gemma3_text",
+    "gpt2",
+    "qwen2",
+    "phi3|longrope",
+    "llama|dynamic",
+    "bloom",
+    "deepseek_v32",
+    "doge",
+    "gemma2",
+    "llama4_text",
+    "mamba",
+    "phimoe",
+    "lfm2",
+    "minimax_m3_vl_text",
+    "bert",
+    "bert|decoder",
+]
+
+
+# Positions of RoBERTa and its like begin after that of padding.
+SECOND = {"pad_token_id": 1}
+PACKED_ENCODERS: dict[str, dict[str, Any]] = {
+    "albert": {},
+    "bert": {},
+    "bert-generation": {},
+    "distilbert": {},
+    "electra": {},
+    "ernie": {},
+    "eurobert": {},
+    "eurobert|dynamic": DYNAMIC,
+    "gemma3_text": {},
+    "gemma3_text|both directions": {"use_bidirectional_attention": True},
+    "gpt2": {},
+    "gte": {},
+    "jina_embeddings_v3": {},
+    "llama": {},
+    "mistral": {},
+    "modernbert": {"local_attention": 2 * LIMIT},
+    "nomic_bert": {},
+    "phi3": {},
+    "qwen2": {},
+    "qwen3": {},
+    "roc_bert": {},
+}
+PADDED_ENCODERS: dict[str, dict[str, Any]] = {
+    "big_bird|original_full": {"attention_type": "original_full"},
+    "bloom": {},
+    "camembert": SECOND,
+    "convbert": {},
+    "data2vec-text": SECOND,
+    "deberta": {},
+    "deberta-v2": {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "conv_kernel_size": 3},
+    "deepseek_v32": {},
+    "esm": {"position_embedding_type": "absolute", "mask_token_id": 5, "token_dropout": False},
+    "fnet": {},
+    "ibert": SECOND,
+    "longformer": {**SECOND, "attention_window": 8},
+    "luke": {**SECOND, "entity_vocab_size": 8, "entity_emb_size": 8},
+    "mamba": {},
+    "megatron-bert": {},
+    "mobilebert": {},
+    "mpnet": SECOND,
+    "mra": {},
+    "nystromformer": {"num_landmarks": 32, "segment_means_seq_len": 32},
+    "rembert": {"input_embedding_size": 16, "output_embedding_size": 16},
+    "roberta": SECOND,
+    "roberta-prelayernorm": SECOND,
+    "roformer": {},
+    "splinter": {},
+    "xlm-roberta": SECOND,
+    "xlm-roberta-xl": SECOND,
+    "xlnet": {},
+    "yoso": {},
+}
+# With the words of the message that refuses them.
+REFUSED_ENCODERS: dict[str, tuple[dict[str, Any], str]] = {
+    "bart": ({}, "bart has an encoder and a decoder, and can't be read"),
+    "big_bird": ({}, "block-sparse attention reads a text differently from batch to batch"),
+    "bros": ({}, "BrosModel can't be read as an encoder (You have to specify bbox)"),
+    "t5": ({"d_kv": 8}, "t5 has an encoder and a decoder, and can't be read"),
+    "umt5": ({"d_kv": 8}, "umt5 has an encoder and a decoder, and can't be read"),
+    "xmod": (SECOND, "XmodModel can't be read as an encoder (Input language unknown."),
+}
+ENCODERS = PACKED_ENCODERS | PADDED_ENCODERS | {name: values for name, (values, _) in REFUSED_ENCODERS.items()}
+ENCODER_CUT = ["bert", "roberta", "deberta-v2", "modernbert", "convbert", "fnet", "eurobert|dynamic", "big_bird", "t5"]
 
 
 def tiny_config(name: str, values: dict[str, Any]) -> PretrainedConfig:

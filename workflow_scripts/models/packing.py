@@ -442,14 +442,20 @@ def switch_to_packing(
 def _require_known_windows(attention: str, read: Callable[[], object]) -> None:
     """Raise `ValueError` unless attention is told the windows that its masks would have.
 
-    Packed attention gets no mask. Models that have their sliding window in it alone (PhiMoE) would lose it, and no short
-    example shows that.
+    Packed attention gets no mask. Models that have their sliding window in the mask alone (PhiMoE) would lose it, and
+    short examples don't show that.
     """
     in_masks, told = set(), set()
     attend = AttentionInterface()[attention]
 
-    def mask(*_: object, local_size: int | None = None, **__: object) -> None:
-        in_masks.add(local_size)
+    def mask(
+        *_: object, mask_function: Callable[..., Any], config: Any, local_size: int | None = None, **__: object
+    ) -> None:
+        # Where tokens see those after them, the mask's window doesn't count the token itself, but for Gemma's;
+        # attention's does.
+        sees_next = bool(mask_function(*(torch.tensor(index) for index in (0, 0, 0, 1))))
+        beside_itself = sees_next and not getattr(config, "use_bidirectional_attention", False)
+        in_masks.add(local_size + beside_itself if local_size else None)
 
     def attend_and_note(*inputs: Any, sliding_window: int | None = None, **options: Any) -> Any:
         told.add(sliding_window)
