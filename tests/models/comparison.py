@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from workflow_scripts.core.errors import StudyError
 from workflow_scripts.encoder.loading import load_encoder
 from workflow_scripts.language_model.losses import evaluate, example_losses, load_language_model
 from workflow_scripts.language_model.tokens import TokenizedExample
@@ -30,14 +32,14 @@ class Compared:
 
     Parameters
     ----------
-    way: how batches are read.
+    way: how batches are read; of a model that is refused, the first sentence of the error.
     distance: largest difference of a loss, relative to losses above 1; or largest cosine distance of an embedding.
     gradients: of an LM, distance of the gradients of all weights, relative to their norm.
     """
 
     way: str
-    distance: float
-    gradients: float
+    distance: float = 0.0
+    gradients: float = 0.0
 
 
 def examples() -> list[TokenizedExample]:
@@ -57,13 +59,8 @@ def gradient(lm: PreTrainedModel) -> torch.Tensor:
     return torch.cat([(p.new_zeros(p.shape) if p.grad is None else p.grad).reshape(-1) for p in lm.parameters()])
 
 
-def compare_language_model(name: str, folder: Path) -> Compared:
-    """Save a tiny LM of a family, load it as a study does, and compare.
-
-    Raises
-    ------
-    StudyError: the LM is refused.
-    """
+def _compare_language_model(name: str, folder: Path) -> Compared:
+    """Save a tiny LM of a family, load it as a study does, and compare."""
     tiny_model(name, LANGUAGE_MODELS[name]).save_pretrained(folder)
     plain, batch = AutoModelForCausalLM.from_pretrained(folder).eval(), examples()
     lm = load_language_model(folder)
@@ -117,14 +114,10 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=backend, **names)
 
 
-def compare_encoder(name: str, folder: Path) -> Compared:
+def _compare_encoder(name: str, folder: Path) -> Compared:
     """Save a tiny encoder of a family, load it as a study does, and compare; and once more as it is saved then.
 
     The reference is sentence-transformers, one text at a time. Distances are 1 - cosine.
-
-    Raises
-    ------
-    StudyError: the encoder is refused.
     """
     tokenizer = tiny_tokenizer()
     tiny_model(name, ENCODERS[name], AutoModel, vocab_size=len(tokenizer)).save_pretrained(folder)
@@ -145,8 +138,27 @@ def compare_encoder(name: str, folder: Path) -> Compared:
     saved = SentenceTransformer(str(folder / "saved"), device="cpu")
     vectors = torch.from_numpy(np.stack([saved.encode(text) for text in TEXTS]))
     distances.append(_cosine_distance(torch.from_numpy(encoder.encode(tokens)), vectors))
-    return Compared(way_of(encoder.transformer, encoder.packed), max(distances), 0.0)
+    return Compared(way_of(encoder.transformer, encoder.packed), max(distances))
 
 
 def _cosine_distance(found: torch.Tensor, expected: torch.Tensor) -> float:
     return 1 - F.cosine_similarity(found.double(), expected.double()).min().item()
+
+
+def compare_language_model(name: str, folder: Path) -> Compared:
+    """The result of comparing an LM, or that it is refused."""
+    return _or_refused(_compare_language_model, name, folder)
+
+
+def compare_encoder(name: str, folder: Path) -> Compared:
+    """The result of comparing an encoder, or that it is refused."""
+    return _or_refused(_compare_encoder, name, folder)
+
+
+def _or_refused(compare: Callable[[str, Path], Compared], name: str, folder: Path) -> Compared:
+    try:
+        return compare(name, folder)
+    except StudyError as error:
+        said = str(error).removeprefix(f"{folder}: ")
+        assert "Name a" in said or "Write `" in said, "the message says what can be used"
+        return Compared(f"refused: {said.split('. ')[0]}")

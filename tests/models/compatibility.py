@@ -1,6 +1,6 @@
-"""Write docs/compatibility.md: how models of each family are read, measured anew. `python tests/models/compatibility.py`.
+"""Write docs/compatibility.md: how models of each family are read, measured anew.
 
-`test_compatibility.py` compares the page with the list of families, and the other tests here the list with the models.
+The tests here compare each model with its row, and the page with the list of families.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from families import ENCODERS, LANGUAGE_MODELS, NOT_CAUSAL, PACKED, PADDED, REFUSED_ENCODERS
+from families import ENCODERS, LANGUAGE_MODELS
 
 PAGE = Path(__file__).parents[2] / "docs" / "compatibility.md"
 
@@ -32,24 +32,26 @@ Examples are read alone and in mixed batches, up to 90 tokens for LMs and up to 
 Beyond its limit (rotary positions that depend on the longest example, chunks, selections of keys), or at any length where padding changes its numbers (ConvBERT), a model reads an example only beside others of the same length. A family that isn't listed is tried when it is loaded, in the same way but on short examples only.
 
 A name is the `model_type` of config.json; in brackets, a variant.
-"""
+"""  # noqa: E501
+
+DECODERS = """Refused are models that read from both sides, which see the tokens that they should predict. Those that were trained as decoders say so in their config.json (`is_decoder`), and are read.
+"""  # noqa: E501
 
 
-def page() -> str:
-    """Return the text of the page."""
-    families = {name.split("|")[0] for name in [*LANGUAGE_MODELS, *ENCODERS]}
-    sections = [
+def page(language_models: dict[str, str], encoders: dict[str, str]) -> str:
+    """Return the text of the page, from how each model is read."""
+    families = {name.split("|")[0] for name in [*language_models, *encoders]}
+    parts = [
         HEAD.format(families=len(families)),
-        _table("Language models", LANGUAGE_MODELS, _language_model_row),
-        "Refused are models that read from both sides, which see the tokens that they should predict. Those that were "
-        "trained as decoders say so in their config.json (`is_decoder`), and are read.\n",
-        _table("Encoders", ENCODERS, _encoder_row),
+        _table("Language models", language_models),
+        DECODERS,
+        _table("Encoders", encoders),
     ]
-    return "\n".join(sections)
+    return "\n".join(parts)
 
 
-def _table(title: str, names: dict[str, object], row: Callable[[str], str]) -> str:
-    rows = [f"| {_shown(name)} | {row(name)} |\n" for name in sorted(names)]
+def _table(title: str, ways: dict[str, str]) -> str:
+    rows = [f"| {_shown(name)} | {way} |\n" for name, way in sorted(ways.items())]
     return f"## {title}\n\n| model | read |\n|---|---|\n{''.join(rows)}"
 
 
@@ -58,15 +60,22 @@ def _shown(name: str) -> str:
     return f"{family} ({variant})" if variant else family
 
 
-def _language_model_row(name: str) -> str:
-    if name in NOT_CAUSAL:
-        return "refused: reads the tokens that it should predict"
-    return (PACKED | PADDED)[name][0]
+def listed(title: str) -> dict[str, str]:
+    """Return how the page says that each model of a section is read."""
+    section = PAGE.read_text(encoding="utf-8").split(f"## {title}\n")[1].split("\n## ")[0]
+    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| ")][1:]
+    return {re.sub(r" \((.*)\)$", r"|\1", name): way for name, way in rows}
 
 
-def _encoder_row(name: str) -> str:
-    return f"refused: {REFUSED_ENCODERS[name][1]}" if name in REFUSED_ENCODERS else ENCODERS[name][0]
+def measured(compare: Callable[[str, Path], Compared], names: Iterable[str]) -> dict[str, str]:
+    """Return how each model is read."""
+    ways = {}
+    for name in names:
+        with TemporaryDirectory() as folder:
+            ways[name] = compare(name, Path(folder)).way
+    return ways
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")
+    found = measured(compare_language_model, LANGUAGE_MODELS), measured(compare_encoder, ENCODERS)
+    PAGE.write_text(page(*found), encoding="utf-8")
