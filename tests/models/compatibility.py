@@ -5,9 +5,12 @@ The tests here compare each model with its row, and the page with the list of fa
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+from comparison import Compared, compare_encoder, compare_language_model
 from families import ENCODERS, LANGUAGE_MODELS
 
 PAGE = Path(__file__).parents[2] / "docs" / "compatibility.md"

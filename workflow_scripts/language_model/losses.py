@@ -69,7 +69,7 @@ def _require_causal(lm: PreTrainedModel, model: str | Path) -> None:
     other[0, -1] = tokens[0, 0]
     with without_tf32():
         one, two = (lm(input_ids=each.to(lm.device), use_cache=False).logits[0, :-1] for each in (tokens, other))
-    if not (one - two).abs().max() <= TOLERANCE * one.abs().max().clamp(min=1):
+    if not (one - two).abs().max() <= TOLERANCE * one.abs().max():
         raise StudyError(
             f"{model}: {type(lm).__name__} reads the tokens that it should predict, so its losses say nothing. Name an "
             "LM that reads from left to right, such as GPT-2, Llama, Qwen or Gemma; or, if it was trained as one, "
