@@ -114,7 +114,7 @@ def _selection_limits(model: PreTrainedModel) -> Iterator[int]:
     """
     for config in _configs(model):
         for names in SELECTED_KEYS:
-            numbers = [getattr(config, name, None) for name in names]
+            numbers: list[int] = [getattr(config, name, 0) or 0 for name in names]
             if all(numbers):
                 yield math.prod(numbers)
 
