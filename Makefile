@@ -16,7 +16,7 @@ ifneq ($(words $(CURDIR)),1)
 $(error "$(CURDIR)" has a space in its path, and Snakemake starts no job by a Python there: move this folder to a path without one)
 endif
 
-.PHONY: run fetch plan status verify smoke test test-methods test-faults test-load audit lint slurm-test gpu-test bench clean
+.PHONY: run fetch plan status verify smoke test test-methods test-models test-faults test-load audit lint slurm-test gpu-test bench clean
 
 run: $(VENV)/.installed
 	$(BIN)/snakemake --cores $(CORES) --configfile $(CONFIG)
@@ -43,12 +43,17 @@ smoke:
 
 # A file's tests share what they make, so each file stays with one worker.
 test: lint
-	$(BIN)/pytest -m "not slow" -n auto --maxprocesses 4 --dist loadfile tests/unit tests/workflow
+	$(BIN)/pytest -m "not slow" -n auto --maxprocesses 4 --dist loadfile tests/unit tests/models tests/workflow
 	$(BIN)/pytest -m "not slow" tests/faults
 
 # A gradient method through Snakemake: warm-up, fit, embeddings and scores of the smoke study.
 test-methods: $(VENV)/.installed-test
 	$(BIN)/pytest tests/workflow/test_gradient_method.py
+
+# Tiny models of all families in docs/compatibility.md beside plain transformers and sentence-transformers: about four
+# minutes of one core.
+test-models: $(VENV)/.installed-test
+	$(BIN)/pytest -n auto --maxprocesses 4 tests/models
 
 # Kills, damaged files, full disks, two drivers: prints a table of the faults and what came of them. Mounts a small
 # disk, so some of it needs root.

@@ -128,6 +128,16 @@ def small_lm() -> None:
     Qwen2ForCausalLM(Qwen2Config(vocab_size=8, num_key_value_heads=1, **sizes)).save_pretrained("lm")
 
 
+def lm_that_reads_ahead() -> None:
+    from transformers import BertConfig, BertLMHeadModel
+
+    from workflow_scripts.language_model.losses import load_language_model
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    BertLMHeadModel(BertConfig(vocab_size=80, **sizes)).save_pretrained("bert")
+    load_language_model("bert")
+
+
 def lm_without_tokenizer() -> None:
     from workflow_scripts.models.loading import load_tokenizer
 
@@ -262,6 +272,7 @@ MODELS = section_of(
         "an end-of-text token that the LM doesn't have": end_without_embedding,
         "an LM of which a part is missing": half_copied_lm,
         "weights of another size than the LM's config.json says": lm_of_another_size,
+        "an encoder as an LM": lm_that_reads_ahead,
         "an encoder of which a part is missing": half_copied_encoder,
         "a projection made for another hidden size": foreign_projection,
         "T5 as an encoder": t5_as_encoder,

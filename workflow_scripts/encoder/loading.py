@@ -16,7 +16,7 @@ from workflow_scripts.core.errors import StudyError, lacks_memory
 from workflow_scripts.core.files import file_hash
 from workflow_scripts.core.progress import say
 from workflow_scripts.encoder.initialization import random_projections
-from workflow_scripts.encoder.model import SPLIT_FOLDERS, AttributionEncoder, position_limit
+from workflow_scripts.encoder.model import A_WORD, SPLIT_FOLDERS, AttributionEncoder, position_limit
 from workflow_scripts.encoder.published_format import PROJECTOR, WEIGHTS, is_published_layout, published_config
 from workflow_scripts.encoder.sentence_modules import SentenceModules
 from workflow_scripts.models.device import best_device
@@ -90,6 +90,8 @@ def load_encoder(
     transformer = load_weights(loader, transformers[0], None, trust_remote_code, unused="pooler.", **options)
     transformer.pooler = None
     _require_embeddings(model, transformer, tokenizer)
+    if not hasattr(transformer.config, "hidden_size"):
+        raise StudyError(f"{model}: {type(transformer).__name__} reads more than texts. {KINDS}")
     if not projections:
         projections = random_projections(transformer.config.hidden_size, dimension, view, seed)
     if {projection.in_features for projection in projections} != {transformer.config.hidden_size}:
@@ -126,6 +128,7 @@ def _made(
         with torch.inference_mode():
             mean = encoder.means(read)[0, 0]
             encoder(read)
+            encoder(encoder.tokenize([(A_WORD,) * len(projections)]))
     except UNREADABLE as error:
         if lacks_memory(error):
             raise
@@ -142,8 +145,8 @@ def _made(
 def _require_embeddings(model: str | Path, transformer: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     try:
         embeddings = transformer.get_input_embeddings().weight.shape[0]
-    except NotImplementedError:
-        # Those of hashed characters; whether it can be read at all is tried next.
+    except (NotImplementedError, AttributeError):
+        # Hashed characters, or no embeddings of words; whether it can be read at all is tried next.
         return
     if beyond := ids_beyond(tokenizer, embeddings, model):
         raise StudyError(

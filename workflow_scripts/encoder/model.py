@@ -245,7 +245,8 @@ class AttributionEncoder(nn.Module):
         """
         parts = ("",) if self.view == "joint" else SPLIT_FOLDERS
         attention = self.transformer.config._attn_implementation
-        self.transformer.set_attn_implementation("sdpa")
+        # What it had before: some kinds have no other (FNet).
+        self.transformer.set_attn_implementation(getattr(self.transformer, "airrep_plain_attention", attention))
         with atomic_folder(folder) as temporary:
             for part, projection in zip(parts, self.projections, strict=True):
                 self._save_part(temporary / part, projection)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from workflow_scripts.core.errors import StudyError
 from workflow_scripts.language_model.tokens import TokenizedExample
 from workflow_scripts.models.device import autocast, best_device
 from workflow_scripts.models.loading import load_weights
@@ -19,13 +20,16 @@ from workflow_scripts.models.packing import (
     switch_to_packing,
     to_device,
     token_budget,
+    without_tf32,
 )
-from workflow_scripts.models.sharing import apart_from, forget_lengths, shared_passes
+from workflow_scripts.models.sharing import TOLERANCE, apart_from, forget_lengths, shared_passes
 from workflow_scripts.models.transformers_import import (
     AutoModelForCausalLM,
     GradientCheckpointingLayer,
     PreTrainedModel,
 )
+
+CAUSAL_TOKENS = 12
 
 
 def load_language_model(
@@ -49,13 +53,31 @@ def load_language_model(
 
     Raises
     ------
-    StudyError: the model can't be loaded.
+    StudyError: the model can't be loaded, or reads the tokens that it should predict.
     """
     lm = load_weights(AutoModelForCausalLM, model, revision, trust_remote_code)
     lm.to(device or best_device()).eval()
     lm.config.use_cache = False
+    _require_causal(lm, model)
     use_packing(lm, precision)
     return lm
+
+
+@torch.no_grad()
+def _require_causal(lm: PreTrainedModel, model: str | Path) -> None:
+    """Raise `StudyError` if what is predicted for a token depends on that token or a later one."""
+    rng = np.random.default_rng(0)
+    tokens = torch.from_numpy(rng.permutation(lm.config.get_text_config().vocab_size)[:CAUSAL_TOKENS])[None]
+    other = tokens.clone()
+    other[0, -1] = tokens[0, 0]
+    with without_tf32():
+        one, two = (lm(input_ids=each.to(lm.device), use_cache=False).logits[0, :-1] for each in (tokens, other))
+    if not (one - two).abs().max() <= TOLERANCE * one.abs().max():
+        raise StudyError(
+            f"{model}: {type(lm).__name__} reads the tokens that it should predict, so its losses say nothing. Name an "
+            "LM that reads from left to right, such as GPT-2, Llama, Qwen or Gemma; or, if it was trained as one, "
+            'write `"is_decoder": true` in its config.json.'
+        )
 
 
 def use_packing(lm: PreTrainedModel, precision: str = "float32", attention: str = ATTENTION) -> bool:

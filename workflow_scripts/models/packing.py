@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from workflow_scripts.core.errors import lacks_memory
 from workflow_scripts.core.progress import say
 from workflow_scripts.models.sharing import allows_packing, find_dependence
-from workflow_scripts.models.transformers_import import AttentionInterface, PreTrainedModel
+from workflow_scripts.models.transformers_import import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 varlen_attn: Callable[..., Any] | None = None
 # It needs CUDA, and imports torch's compiler.
@@ -262,8 +262,11 @@ def _packed_attention(
 
     Raises
     ------
-    NotImplementedError: the model has soft caps (Gemma 2) or attention sinks (GPT-OSS); it then runs padded.
+    NotImplementedError: the model has soft caps (Gemma 2), attention sinks (GPT-OSS) or a mask of its own (Doge); it
+        then runs padded.
     """
+    if attention_mask is not None:
+        raise NotImplementedError("the model brings a mask of its own, which packed attention can't apply")
     attend = _varlen_attention if attention_kernel(value, dropout) == "varlen" else _bucketed_attention
     return attend(module, query, key, value, attention_mask, dropout=dropout, **arguments)
 
@@ -425,6 +428,7 @@ def switch_to_packing(
                 model.set_attn_implementation(name)
                 if model.config._attn_implementation != name:
                     raise ValueError("transformers doesn't replace its attention")
+                _require_known_windows(name, lambda: read(True, "float32"))
                 for each in precisions:
                     _check(_distances(_numbers(model, read, True, each, gradients), exact), own[each], each)
                 return True
@@ -435,6 +439,41 @@ def switch_to_packing(
         model.set_attn_implementation(plain)
     _say_padded(model)
     return False
+
+
+def _require_known_windows(attention: str, read: Callable[[], object]) -> None:
+    """Raise `ValueError` unless attention is told the windows that its masks would have.
+
+    Packed attention gets no mask. Models that have their sliding window in the mask alone (PhiMoE) would lose it, and
+    short examples don't show that.
+    """
+    in_masks, told = set(), set()
+    attend = AttentionInterface()[attention]
+
+    def mask(
+        *_: object, mask_function: Callable[..., Any], config: Any, local_size: int | None = None, **__: object
+    ) -> None:
+        # Where tokens see those after them, the mask's window doesn't count the token itself, but for Gemma's;
+        # attention's does.
+        sees_next = bool(mask_function(*(torch.tensor(index) for index in (0, 0, 0, 1))))
+        beside_itself = sees_next and not getattr(config, "use_bidirectional_attention", False)
+        in_masks.add(local_size + beside_itself if local_size else None)
+
+    def attend_and_note(*inputs: Any, sliding_window: int | None = None, **options: Any) -> Any:
+        told.add(sliding_window)
+        return attend(*inputs, sliding_window=sliding_window, **options)
+
+    AttentionMaskInterface.register(attention, mask)
+    AttentionInterface.register(attention, attend_and_note)
+    try:
+        with torch.no_grad():
+            read()
+    finally:
+        AttentionInterface.register(attention, attend)
+        del AttentionMaskInterface._global_mapping[attention]
+    of_masks, of_attention = (sorted(filter(None, found)) for found in (in_masks, told))
+    if in_masks and told and of_masks != of_attention:
+        raise ValueError(f"its masks have the windows {of_masks}, and packed attention is told {of_attention}")
 
 
 def _say_padded(model: PreTrainedModel) -> None:

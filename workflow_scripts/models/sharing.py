@@ -7,6 +7,7 @@ padding. Such models read examples beyond a length, or all of them, only beside 
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -19,6 +20,8 @@ from workflow_scripts.models.transformers_import import PreTrainedModel
 
 # Rotary positions that depend on the longest example of a batch.
 DYNAMIC_ROPE = ("dynamic", "longrope", "su")
+# Settings whose product is the number of keys that sparse attention selects.
+SELECTED_KEYS = (("index_topk",), ("index_topk_blocks", "index_block_size"), ("keep_window_size",))
 # How far a number may be from that of the example alone, relative to the largest: more than rounding, less than padding
 # that is seen.
 TOLERANCE = 1e-4
@@ -29,7 +32,7 @@ def find_dependence(model: PreTrainedModel, read: Callable[[], torch.Tensor]) ->
 
     `read` returns numbers of the output for a few short examples, some of which are padded.
     """
-    limits = [sys.maxsize, *_rope_limits(model), *_chunk_limits(model)]
+    limits = [sys.maxsize, *_rope_limits(model), *_chunk_limits(model), *_selection_limits(model)]
     model.airrep_apart_from = 0
     with torch.no_grad():
         alone = read()
@@ -48,9 +51,9 @@ def apart_from(model: PreTrainedModel) -> int:
 def allows_packing(model: PreTrainedModel) -> bool:
     """Return whether examples may lie end to end: not where layers besides attention see their neighbours.
 
-    Nor where attention is in chunks, which packed attention doesn't know.
+    Nor where attention is in chunks or selects keys, which packed attention doesn't know.
     """
-    return apart_from(model) > 0 and not list(_chunk_limits(model))
+    return apart_from(model) > 0 and not [*_chunk_limits(model), *_selection_limits(model)]
 
 
 def shared_passes(model: PreTrainedModel, lengths: np.ndarray) -> list[np.ndarray]:
@@ -102,6 +105,18 @@ def _chunk_limits(model: PreTrainedModel) -> Iterator[int]:
     for config in _configs(model):
         if chunk := getattr(config, "attention_chunk_size", None):
             yield chunk
+
+
+def _selection_limits(model: PreTrainedModel) -> Iterator[int]:
+    """Yield how many keys attention reads of a longer text, those with the highest scores.
+
+    Of equal scores, which are many where they are cut off at 0, the padding decides which ones.
+    """
+    for config in _configs(model):
+        for names in SELECTED_KEYS:
+            numbers: list[int] = [getattr(config, name, 0) or 0 for name in names]
+            if all(numbers):
+                yield math.prod(numbers)
 
 
 def _configs(model: PreTrainedModel) -> list[Any]:

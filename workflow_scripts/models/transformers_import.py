@@ -117,6 +117,7 @@ def _unavailable(*_: Any, **__: Any) -> bool:
 with _without_unused_libraries():
     from transformers import (
         AttentionInterface,
+        AttentionMaskInterface,
         AutoModel,
         AutoModelForCausalLM,
         BertConfig,
@@ -133,6 +134,7 @@ with _without_unused_libraries():
 
 __all__ = [
     "AttentionInterface",
+    "AttentionMaskInterface",
     "AutoModel",
     "AutoModelForCausalLM",
     "BertConfig",
