@@ -69,6 +69,9 @@ class _CompilerWhenUsed(ModuleType):
         pass
 
     def __getattr__(self, name: str) -> Any:
+        # `inspect` asks all modules where they come from; the import of a submodule asks for the path.
+        if name.startswith("__") and name != "__path__":
+            raise AttributeError(name)
         return getattr(_compiler(), name)
 
 

@@ -1,0 +1,45 @@
+"""Torch's compiler is loaded when something is compiled, and knows then what was marked for it before."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[3]
+WORK = """
+import inspect, sys, tempfile
+import torch
+from workflow_scripts.models.transformers_import import Qwen2Config, Qwen2ForCausalLM
+
+marked = []
+
+@torch.compiler.disable
+def not_compiled(value):
+    marked.append(torch.compiler.is_compiling())
+    return value + 1
+
+lm = Qwen2ForCausalLM(Qwen2Config(
+    vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1
+))
+optimizer = torch.optim.AdamW(lm.parameters(), fused=True)
+tokens = torch.arange(9)[None]
+lm(tokens, labels=tokens).loss.backward()
+optimizer.step()
+with tempfile.TemporaryDirectory() as folder:
+    lm.save_pretrained(folder)
+    Qwen2ForCausalLM.from_pretrained(folder)
+inspect.getmodule(inspect.currentframe(), "nowhere")
+assert type(sys.modules["torch._dynamo"]).__name__ == "_CompilerWhenUsed", "loaded before it was used"
+
+@torch.compile(backend="eager")
+def compiled(value):
+    marked.append(torch.compiler.is_compiling())
+    return not_compiled(value * 2) * 3
+
+assert compiled(torch.ones(1)).item() == 9
+assert marked == [True, False], marked
+assert sys.modules["torch._dynamo"].__file__
+"""
+
+
+def test_the_compiler_is_loaded_when_it_is_used_and_respects_earlier_marks():
+    subprocess.run([sys.executable, "-c", WORK], check=True, cwd=ROOT)
