@@ -39,6 +39,7 @@ def evaluate(study: Study) -> list[dict[str, Any]]:
     """Evaluate every method that has been scored so far; return the rows of the table, best first."""
     groups = sorted(study.at("groups").glob(f"*/{EVALUATION}.parquet"))
     path = study.table("evaluation", "lds")
+    methods = {group.parent.name for group in groups}
     evaluate_lds(
         groups,
         [study.table(f"scores/{group.parent.name}", EVALUATION) for group in groups],
@@ -48,6 +49,10 @@ def evaluate(study: Study) -> list[dict[str, Any]]:
         bootstrap=study.sizes.bootstrap,
         confidence=0.95,
         seed=SEED,
+        # The study keeps the seconds of each stage itself, so these are unknown here.
+        benchmarks=str(study.results),
+        warmup=dict.fromkeys(methods, ["not measured"]),
+        fitting=dict.fromkeys(methods, None),
     )
     return read_table(path).to_pylist()
 

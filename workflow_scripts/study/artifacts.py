@@ -110,6 +110,8 @@ class _StudyArtifacts:
         yield from self._results()
 
     def _corpora_and_models(self) -> Iterator[_Job]:
+        for dataset in self.plan.hub_datasets:
+            yield f"datasets/{dataset}.json", "resolve_dataset", {"dataset": dataset}
         for corpus in self.study.corpora:
             yield f"corpora/{corpus}.parquet", "prepare_corpus", {"corpus": corpus}
         for name, model in self.plan.hub_models.items():

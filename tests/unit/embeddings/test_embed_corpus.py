@@ -26,11 +26,11 @@ SPEC = {
 
 @pytest.fixture
 def embedded(monkeypatch):
-    """Number of texts in each call of the encoder's tokenizer."""
+    """Number of texts that are tokenized together."""
     counts = []
-    tokenize = AttributionEncoder.tokenize
+    tokenize = stage.tokenize_share
     monkeypatch.setattr(
-        AttributionEncoder, "tokenize", lambda self, texts: (counts.append(len(texts)), tokenize(self, texts))[1]
+        stage, "tokenize_share", lambda model, texts: (counts.append(len(texts)), tokenize(model, texts))[1]
     )
     return counts
 
@@ -228,8 +228,8 @@ def test_an_error_in_a_thread_is_the_stage_s_own(tiny, tmp_path, monkeypatch, st
         return work(*arguments, **keywords)
 
     if step == "tokenize":
-        work = AttributionEncoder.tokenize
-        monkeypatch.setattr(AttributionEncoder, "tokenize", fail_at_the_fifth)
+        work = stage.tokenize_share
+        monkeypatch.setattr(stage, "tokenize_share", fail_at_the_fifth)
     else:
         work = embedding_files.write_table
         monkeypatch.setattr(embedding_files, "write_table", fail_at_the_fifth)
@@ -246,18 +246,18 @@ def test_few_blocks_are_in_memory_at_once(tiny, tmp_path, monkeypatch, bytes_wai
     monkeypatch.setattr(embedding_files, "MAX_BYTES_WAITING", bytes_waiting)
     monkeypatch.setattr(stage, "ROWS_AT_ONCE", 3)
     waiting, most = [0], [0]
-    tokenize, write_table = AttributionEncoder.tokenize, embedding_files.write_table
+    tokenize, write_table = stage.tokenize_share, embedding_files.write_table
 
-    def begin(self, texts):
+    def begin(model, texts):
         waiting[0] += 1
         most[0] = max(most[0], waiting[0])
-        return tokenize(self, texts)
+        return tokenize(model, texts)
 
     def end(*arguments, **keywords):
         write_table(*arguments, **keywords)
         waiting[0] -= 1
 
-    monkeypatch.setattr(AttributionEncoder, "tokenize", begin)
+    monkeypatch.setattr(stage, "tokenize_share", begin)
     monkeypatch.setattr(embedding_files, "write_table", end)
     embed(tiny, tiny.corpus, tmp_path / "e.parquet")
     assert waiting == [0]
