@@ -51,7 +51,7 @@ def evaluate(study: Study) -> list[dict[str, Any]]:
         seed=SEED,
         # The study keeps the seconds of each stage itself, so these are unknown here.
         benchmarks=str(study.results),
-        warmup=dict.fromkeys(methods, ["not measured"]),
+        warmup={method: ["not measured"] for method in methods},
         fitting=dict.fromkeys(methods, None),
     )
     return read_table(path).to_pylist()
