@@ -15,7 +15,7 @@ from pathlib import Path
 
 from harness import report
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[1]
 ROUNDS = 3
 
 
