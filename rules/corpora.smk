@@ -1,5 +1,5 @@
 rule resolve_dataset:
-    """Find out which commit of a hub data set the study reads, once for all its corpora."""
+    """Find out which commit of a hub dataset the study reads, once for all its corpora."""
     output:
         resolved=f"{RESULTS}/datasets/{{dataset}}.json",
     log:

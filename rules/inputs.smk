@@ -64,7 +64,7 @@ def dataset_file(name):
 
 
 def dataset_of_corpus(wildcards):
-    """The commit of the hub data set that a corpus is read from; nothing for other corpora."""
+    """The commit of the hub dataset that a corpus is read from; nothing for other corpora."""
     dataset = plan_of_study.dataset(wildcards.corpus)
     return dataset_file(snapshot_name(dataset.name, dataset.revision)) if dataset else []
 

@@ -49,7 +49,7 @@ def broken_link() -> None:
 
 
 def of_hub(files: list[str], card: str = "", source: str = "owner/data", **settings: object) -> Callable[[], object]:
-    """Return what reads a data set that has these files on the hub."""
+    """Return what reads a dataset that has these files on the hub."""
 
     def try_it() -> None:
         from unittest.mock import Mock, patch
@@ -78,15 +78,15 @@ CORPORA = section_of(
         "a file that isn't there": prepared("data/mine.jsonl"),
         "a pattern that matches nothing": prepared("data/*.jsonl"),
         "a folder": folder_as_source,
-        "a data set that isn't in the hub's cache, without a network": prepared("owner/data"),
-        "a split that a data set doesn't have": of_hub(["train.jsonl"], split="test"),
-        "a config that a data set doesn't have": of_hub(["train.jsonl"], config_name="en"),
-        "a file that a data set doesn't have": of_hub(["train.jsonl"], data_files="rows/*.jsonl"),
-        "a file of a data set, and a split too": of_hub(["a.jsonl"], data_files="a.jsonl", split="test"),
-        "a data set with a loading script": of_hub(["data.py", "rows.json"]),
-        "a data set of a kind that isn't read": of_hub(["train.arrow"]),
-        "a data set whose card asks for another way to read it": of_hub(["a.csv"], SEMICOLONS),
-        "a format in the place of a data set": prepared("json", data_files="rows.json"),
+        "a dataset that isn't in the hub's cache, without a network": prepared("owner/data"),
+        "a split that a dataset doesn't have": of_hub(["train.jsonl"], split="test"),
+        "a config that a dataset doesn't have": of_hub(["train.jsonl"], config_name="en"),
+        "a file that a dataset doesn't have": of_hub(["train.jsonl"], data_files="rows/*.jsonl"),
+        "a file of a dataset, and a split too": of_hub(["a.jsonl"], data_files="a.jsonl", split="test"),
+        "a dataset with a loading script": of_hub(["data.py", "rows.json"]),
+        "a dataset of a kind that isn't read": of_hub(["train.arrow"]),
+        "a dataset whose card asks for another way to read it": of_hub(["a.csv"], SEMICOLONS),
+        "a format in the place of a dataset": prepared("json", data_files="rows.json"),
         "a file of an unknown kind": prepared("mine.docx", b""),
         "an unknown builtin": prepared("builtin:maxi"),
         "an empty file": prepared("mine.jsonl", b""),

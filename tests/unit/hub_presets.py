@@ -1,4 +1,4 @@
-"""The data sets that the presets read: ids, files, columns and cards as on the hub, and few rows."""
+"""The datasets that the presets read: ids, files, columns and cards as on the hub, and few rows."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def safe_rows(start: int, stop: int) -> list[Row]:
 
 
 def datasets() -> dict[str, dict[str, bytes]]:
-    """Return the files of each data set by its id."""
+    """Return the files of each dataset by its id."""
     flan = {"README.md": b"---\nlanguage:\n- en\ntask_categories:\n- other\n---\n", ".gitattributes": b"*.jsonl lfs\n"}
     for task in FLAN_TASKS:
         flan[f"train/{task}.jsonl"] = json_lines(flan_rows(task, 0, 20))

@@ -1,4 +1,4 @@
-"""A hub of models and data sets on 127.0.0.1: what downloads of `huggingface_hub` ask for, and no more."""
+"""A hub of models and datasets on 127.0.0.1: what downloads of `huggingface_hub` ask for, and no more."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class Fault:
 
 
 class ModelHub:
-    """Models and data sets, each a list of commits; the last one is `main`. `requests` are the paths asked for, and
+    """Models and datasets, each a list of commits; the last one is `main`. `requests` are the paths asked for, and
     `sent_bytes` how much of each was sent.
 
-    Data sets are named `datasets/<owner>/<name>`. A file is sent from the byte on that a `Range` asks for. The files of
+    Datasets are named `datasets/<owner>/<name>`. A file is sent from the byte on that a `Range` asks for. The files of
     those in `gated` need the token in `gated`; where there are such, any other token is rejected.
     """
 
@@ -64,7 +64,7 @@ class ModelHub:
         return commit
 
     def commit_files(self, name: str, files: Mapping[str, bytes]) -> str:
-        """Make files, by their paths, the newest commit of a model or data set, and return the commit's id."""
+        """Make files, by their paths, the newest commit of a model or dataset, and return the commit's id."""
         with tempfile.TemporaryDirectory() as folder:
             for path, data in files.items():
                 (Path(folder) / path).parent.mkdir(parents=True, exist_ok=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from model_hub import ModelHub
 from workspace import Workspace, finished_workspace, new_workspace
 
 
@@ -33,3 +35,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Worksp
         if not shared.exists():
             finished_workspace(own).folder.rename(shared)
     return Workspace(shared).copy(own)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelHub]:
+    """A hub that all jobs of the test ask, with a cache of its own."""
+    with ModelHub() as made:
+        monkeypatch.setenv("HF_ENDPOINT", made.url)
+        monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+        yield made

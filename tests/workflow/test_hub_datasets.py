@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import pyarrow.parquet as pq
-import pytest
 from hub_presets import json_lines
-from model_hub import ModelHub
 
 DATA = "owner/data"
 # Without a revision, it is the main branch too.
@@ -14,15 +12,6 @@ CHANGES = {
     "corpora__tests": {"source": DATA, "split": "test"},
 }
 RESOLVED = "results/smoke/datasets/owner--data@main.json"
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    with ModelHub() as made:
-        monkeypatch.setenv("HF_ENDPOINT", made.url)
-        monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-        monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
-        yield made
 
 
 def test_make_fetch_reads_all_of_the_hub_at_one_commit(fresh, hub):

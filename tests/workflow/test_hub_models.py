@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 
-import pytest
-from model_hub import Fault, ModelHub
+from model_hub import Fault
 from safetensors.torch import load_file, save_file
 from tiny_study import make_tiny_study
 from workspace import TOKEN
@@ -19,15 +18,6 @@ CHANGES = {
 }
 SNAPSHOTS = ["results/smoke/models/owner--lm", "results/smoke/models/owner--encoder"]
 READERS = ["results/smoke/tokens/train.parquet", "results/smoke/encoder_untrained", "results/smoke/provenance.json"]
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    with ModelHub() as made:
-        monkeypatch.setenv("HF_ENDPOINT", made.url)
-        monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-        monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
-        yield made
 
 
 def test_jobs_read_one_snapshot_whatever_becomes_of_main(fresh, hub, tmp_path):

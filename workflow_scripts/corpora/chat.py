@@ -34,7 +34,7 @@ ROLES = {
 
 
 CALL_KEYS = ("tool_calls", "function_call")
-# Keys by which data sets leave an assistant turn out of the loss.
+# Keys by which datasets leave an assistant turn out of the loss.
 COUNTING_KEYS = ("weight", "train", "trainable", "loss")
 NOT_COUNTED = ("0", "0.0", "false", "no")
 

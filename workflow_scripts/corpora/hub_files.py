@@ -1,4 +1,4 @@
-"""Data sets of the hub: their commits, the files of their splits, and these files on this machine."""
+"""Datasets of the hub: their commits, the files of their splits, and these files on this machine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from workflow_scripts.study.sources import HUB_FILE
 if TYPE_CHECKING:
     import datasets
 
-# Where a data set says which files its splits have.
+# Where a dataset says which files its splits have.
 CARD_FILES = ("README.md", ".huggingface.yaml", "dataset_infos.json")
 # Options of a config that change nothing in how a row is read here, or are copied to another.
 _UNUSED_OPTIONS = {
@@ -83,7 +83,7 @@ def files_of_split(
     endings: Collection[str],
     compressions: Collection[str],
 ) -> list[str]:
-    """Return the files of a split, as paths in the data set, in the order in which `datasets` reads them.
+    """Return the files of a split, as paths in the dataset, in the order in which `datasets` reads them.
 
     Parameters
     ----------
@@ -91,7 +91,7 @@ def files_of_split(
     commit: its commit.
     config_name: the config; None for the only one or the default.
     split: the split.
-    data_files: a file or pattern in the data set, or a file's `hf://` address, in place of config and split; None for
+    data_files: a file or pattern in the dataset, or a file's `hf://` address, in place of config and split; None for
         those of the split.
     endings: endings of the files that can be read, e.g. `.jsonl`.
     compressions: endings that may follow them.
@@ -133,7 +133,7 @@ def files_of_split(
 
 
 def downloaded(dataset: str, commit: str, file: str) -> Path:
-    """Return where a file of a data set lies on this machine, in the hub's cache; it is downloaded if it isn't there.
+    """Return where a file of a dataset lies on this machine, in the hub's cache; it is downloaded if it isn't there.
 
     Raises
     ------
@@ -146,7 +146,7 @@ def downloaded(dataset: str, commit: str, file: str) -> Path:
 
 
 def _card_folder(dataset: str, revision: str, local_files_only: bool = False) -> Path:
-    """Download a data set's card and the list of its files; return the folder of the card, named by the commit."""
+    """Download a dataset's card and the list of its files; return the folder of the card, named by the commit."""
     return Path(
         snapshot_download(
             dataset,

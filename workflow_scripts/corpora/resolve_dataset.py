@@ -1,4 +1,4 @@
-"""Resolve a data set of the hub to a commit, once for all corpora of a study."""
+"""Resolve a dataset of the hub to a commit, once for all corpora of a study."""
 
 import json
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from workflow_scripts.corpora.hub_files import commit_of
 
 
 def resolve_dataset(resolved: Path, *, dataset: str, revision: str) -> None:
-    """Write which commit of a data set the study reads: id, revision and commit.
+    """Write which commit of a dataset the study reads: id, revision and commit.
 
     It is the commit that the study's corpora (`corpora/`, beside the file's folder) were read from, if there are any;
     else the current one of `revision`, or the one in the hub's cache if the hub can't be reached.
@@ -51,7 +51,7 @@ def resolve_dataset(resolved: Path, *, dataset: str, revision: str) -> None:
 
 
 def _corpora_read(folder: Path, dataset: str, revision: str) -> Iterator[tuple[Path, str]]:
-    """Yield the corpora that were read from a data set's revision, and the commits."""
+    """Yield the corpora that were read from a dataset's revision, and the commits."""
     for path in sorted(folder.glob("*.parquet")):
         try:
             entries = read_metadata(path)

@@ -53,7 +53,7 @@ def resolve_config(
     config: YAML file to write.
     provenance: JSON file to write.
     snapshots: folders that hub models were fetched to.
-    datasets: JSON files with the commits of hub data sets.
+    datasets: JSON files with the commits of hub datasets.
     study: the study's values in force.
     """
     with atomic_path(config) as temporary:

@@ -176,13 +176,13 @@ class StudyPlan:
         return [] if source.startswith("builtin:") else [str(path) for path in local_files(source)]
 
     def dataset(self, corpus: str) -> HubDataset | None:
-        """Return the data set of the hub that a corpus is read from; None for other corpora."""
+        """Return the dataset of the hub that a corpus is read from; None for other corpora."""
         settings = self.study.corpora[corpus]
         return hub_dataset(settings.source, settings.revision, settings.data_files)
 
     @cached_property
     def hub_datasets(self) -> dict[str, HubDataset]:
-        """The data sets of the hub that the study reads; keys are the names of the files with their commits."""
+        """The datasets of the hub that the study reads; keys are the names of the files with their commits."""
         found = [one for corpus in self.study.corpora if (one := self.dataset(corpus))]
         return {snapshot_name(one.name, one.revision): one for one in found}
 

@@ -1,4 +1,4 @@
-"""Which local files a corpus source names, and which data sets and models are on the hub.
+"""Which local files a corpus source names, and which datasets and models are on the hub.
 
 Imported while Snakemake parses, so nothing heavy is imported here.
 """
@@ -17,7 +17,7 @@ HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?", re.ASCII)
 
 # What local data is called; no id of the hub ends so.
 FILE_NAME = re.compile(r"\.(jsonl|ndjson|json|csv|tsv|parquet|pq)(\.gz|\.zst)?$", re.IGNORECASE)
-# Sources that name a format instead of a data set; `data_files` is then the address of a file.
+# Sources that name a format instead of a dataset; `data_files` is then the address of a file.
 FORMATS = ("json", "csv", "parquet")
 HUB_FILE = re.compile(r"hf://datasets/([^/@]+/[^/@]+)(?:@(refs/[^/]+/[^/]+|[^/]+))?/(.+)")
 MAIN = "main"
@@ -25,7 +25,7 @@ MAIN = "main"
 
 @dataclass(frozen=True, slots=True)
 class HubDataset:
-    """A data set of the hub.
+    """A dataset of the hub.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ def snapshot_name(model: str, revision: str | None) -> str:
 
 
 def hub_dataset(source: str, revision: str | None, data_files: str | None) -> HubDataset | None:
-    """Return the data set of the hub that a corpus is read from; None for a local or builtin corpus."""
+    """Return the dataset of the hub that a corpus is read from; None for a local or builtin corpus."""
     if source in FORMATS and (address := HUB_FILE.fullmatch(data_files or "")):
         return HubDataset(address[1], unquote(address[2] or revision or MAIN))
     is_named_otherwise = source in FORMATS or FILE_NAME.search(source) or not HUB_ID.fullmatch(source)

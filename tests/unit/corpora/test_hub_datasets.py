@@ -1,4 +1,4 @@
-"""Data sets of the hub: the presets' on a hub that works, that fails, and that can't be reached."""
+"""Datasets of the hub: the presets' on a hub that works, that fails, and that can't be reached."""
 
 from __future__ import annotations
 
