@@ -15,10 +15,25 @@ from workflow_scripts.study.config import load_study
 from workflow_scripts.study.config_files import refuse_repeated_keys
 from snakemake.exceptions import WorkflowError
 
+CONFIG_FILE = str((workflow.configfiles or ["config.yaml"])[-1])
+
 try:
     require_python_without_spaces()
     refuse_repeated_keys(map(Path, workflow.configfiles))
-    study = load_study(config, origin=str((workflow.configfiles or ["config"])[-1]))
+    study = load_study(config, origin=CONFIG_FILE)
+    RESULTS = f"results/{study.run}"
+    plan_of_study = StudyPlan(study)
+    stage_specs = StageSpecs(plan_of_study)
+    job_resources = JobResources(plan_of_study)
+    # Jobs read the Snakefile too, and need not ask again.
+    if workflow.is_main_process and are_in_doubt(found := list(artifacts(stage_specs)), Path(RESULTS, "models")):
+        # Only here: it reads tables.
+        from workflow_scripts.provenance.verify import (
+            forced_rules,
+            refuse_mixed_results,
+        )
+
+        refuse_mixed_results(found, Path(RESULTS), CONFIG_FILE, forced_rules(sys.argv))
 except StudyError as error:
     raise WorkflowError(str(error)) from None
 
@@ -34,23 +49,8 @@ if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
 # How many GPUs the jobs of this machine share; 0 where there are none, and on a cluster, whose scheduler counts them.
 GPUS_HERE = limit_gpu_jobs(workflow)
 
-plan_of_study = StudyPlan(study)
-stage_specs = StageSpecs(plan_of_study)
-job_resources = JobResources(plan_of_study)
-RESULTS = f"results/{study.run}"
 # Jobs inherit it: they compare local models with what the study was begun with.
 os.environ[RECORDS_VARIABLE] = f"{RESULTS}/models"
-
-# Jobs read the Snakefile too, and need not ask again.
-if workflow.is_main_process and are_in_doubt(found := list(artifacts(stage_specs)), Path(RESULTS, "models")):
-    # Only here: it reads tables.
-    from workflow_scripts.provenance.verify import forced_rules, refuse_mixed_results
-
-    try:
-        read_from = str((workflow.configfiles or ["config.yaml"])[-1])
-        refuse_mixed_results(found, Path(RESULTS), read_from, forced_rules(sys.argv))
-    except StudyError as error:
-        raise WorkflowError(str(error)) from None
 
 
 wildcard_constraints:

@@ -79,7 +79,7 @@ def model_files(model: str) -> dict[str, Path]:
     return {path.relative_to(folder).as_posix(): path for path in sorted(files) if path.is_file()}
 
 
-def measured(model: str, known: ModelContent | None = None) -> ModelContent:
+def content_of(model: str, known: ModelContent | None = None) -> ModelContent:
     """Return what a model's folder holds.
 
     Parameters
@@ -129,20 +129,20 @@ def resolved_content(model: str) -> str:
     """
     folder = os.environ.get(RECORDS_VARIABLE)
     if folder is None:
-        return measured(model).hash
+        return content_of(model).hash
     records = Path(folder)
     known = read_record(records, model)
     if known and known.is_current():
         return known.hash
-    found = measured(model, known)
+    found = content_of(model, known)
     if known is None:
         write_record(records, found)
     elif found.hash != known.hash:
-        raise replaced(known, found, str(record_path(records, model)))
+        raise replaced_model(known, found, str(record_path(records, model)))
     return found.hash
 
 
-def replaced(known: ModelContent | str, found: ModelContent, made: str) -> StudyError:
+def replaced_model(known: ModelContent | str, found: ModelContent, made: str) -> StudyError:
     """Return the error for a folder that was replaced: what was made with which content, and the two ways out.
 
     Parameters

@@ -19,8 +19,7 @@ import pyarrow.parquet as pq
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.parquet import read_table
 from workflow_scripts.report.formatting import duration
-from workflow_scripts.study.config import load_study
-from workflow_scripts.study.config_files import read_config
+from workflow_scripts.study.config_files import read_study
 from workflow_scripts.study.plan import StudyPlan
 from workflow_scripts.study.stage_versions import STAGE_VERSIONS
 
@@ -218,9 +217,7 @@ def main() -> None:
     parser.add_argument("config", nargs="?", type=Path, default=Path("config.yaml"), help="the study's config")
     path = parser.parse_args().config
     try:
-        if not path.exists():
-            raise StudyError(f"there is no config {path}; write the path of a study's YAML file")
-        print(status_text(StudyPlan(load_study(read_config(path), origin=str(path))), time.time()))
+        print(status_text(StudyPlan(read_study(path)), time.time()))
     except StudyError as error:
         sys.exit(f"error: {error}")
 

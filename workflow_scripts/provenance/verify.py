@@ -17,15 +17,14 @@ from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.files import stamp_of
 from workflow_scripts.core.model_contents import (
     ModelContent,
-    measured,
+    content_of,
     read_record,
-    replaced,
+    replaced_model,
     write_record,
 )
 from workflow_scripts.core.parquet import CONTENTS, read_metadata, spec_hash
 from workflow_scripts.study.artifacts import Artifact, artifacts
-from workflow_scripts.study.config import load_study
-from workflow_scripts.study.config_files import read_config
+from workflow_scripts.study.config_files import read_study
 from workflow_scripts.study.plan import StudyPlan
 from workflow_scripts.study.specs import StageSpecs
 
@@ -33,7 +32,7 @@ SHOWN_KEYS = 5
 
 
 @dataclass(frozen=True)
-class Stray:
+class Mismatch:
     """A result that the study would not make.
 
     Parameters
@@ -60,7 +59,7 @@ class Stray:
         )
 
 
-def strays(found: Sequence[Artifact], results: Path) -> Iterator[Stray]:
+def mismatches(found: Sequence[Artifact], results: Path) -> Iterator[Mismatch]:
     """Yield the artifacts that exist and that the study would not make; those that say nothing of it are passed over.
 
     Parameters
@@ -86,7 +85,7 @@ def strays(found: Sequence[Artifact], results: Path) -> Iterator[Stray]:
         if is_other or models:
             then = (earlier or {}).get(artifact.path, {})
             keys = list(_differences(then, artifact.spec)) if spec_hash(then) == made_with["spec"] else []
-            yield Stray(artifact, made_with["spec"], keys, models)
+            yield Mismatch(artifact, made_with["spec"], keys, models)
 
 
 def read_made_with(artifact: Artifact) -> Mapping[str, str] | None:
@@ -102,7 +101,7 @@ def read_made_with(artifact: Artifact) -> Mapping[str, str] | None:
         elif (stamp := stamp_of(artifact.path)).exists():
             entries = json.loads(stamp.read_text(encoding="utf-8"))
         elif artifact.stage == "resolve_config":
-            specs = _specs(read_config(artifact.path), str(artifact.path))
+            specs = _specs(artifact.path)
             entries = {"spec": spec_hash(specs.spec("resolve_config", {}))}
         else:
             return None
@@ -133,12 +132,12 @@ def refuse_mixed_results(found: Sequence[Artifact], results: Path, config: str, 
     for model in sorted({model for artifact in found for model in artifact.models}):
         _check_model(model, [one for one in found if model in one.models and one.path.exists()], records)
     unrecorded = [artifact for artifact in found if artifact.path.exists() and not artifact.is_recorded()]
-    if others := [stray for stray in strays(unrecorded, results) if stray.artifact.rule not in forced]:
+    if others := [mismatch for mismatch in mismatches(unrecorded, results) if mismatch.artifact.rule not in forced]:
         raise StudyError(
             f"Snakemake has no record of {len(unrecorded)} results in {results} (`.snakemake` was deleted, or they "
             f"come from elsewhere), and {len(others)} of them don't belong to this config: {others[0].artifact.path} "
             f"was {others[0]}. To keep them, go back to the values that they were made with, or write another `run`. "
-            f"To have them made again, with all that follows from them, run `{again(others, config)}`. "
+            f"To have them made again, with all that follows from them, run `{rerun_command(others, config)}`. "
             f"`make verify CONFIG={config}` lists them."
         )
 
@@ -151,9 +150,9 @@ def forced_rules(arguments: Sequence[str]) -> list[str]:
     return forced
 
 
-def again(others: Sequence[Stray], config: str) -> str:
+def rerun_command(others: Sequence[Mismatch], config: str) -> str:
     """Return the command that makes results again, which deleting them doesn't: Snakemake needs only the last ones."""
-    rules = dict.fromkeys(stray.artifact.rule for stray in others)
+    rules = dict.fromkeys(mismatch.artifact.rule for mismatch in others)
     return f"snakemake --cores all --configfile {config} --forcerun {' '.join(rules)}"
 
 
@@ -161,17 +160,17 @@ def _check_model(model: str, users: Sequence[Artifact], records: Path) -> None:
     known = read_record(records, model)
     if known.is_current() if known else not users:
         return
-    found = measured(model, known)
+    found = content_of(model, known)
     if known and known.hash != found.hash:
         kept = [artifact for artifact in users if not _is_taken_again(artifact, found)]
         if kept:
-            raise replaced(known, found, _names(kept))
+            raise replaced_model(known, found, _names(kept))
     elif known is None:
         for artifact in users:
             made_with = read_made_with(artifact) or {}
             content = json.loads(made_with.get(CONTENTS, "{}")).get(model, found.hash)
             if content != found.hash and not _is_taken_again(artifact, found):
-                raise replaced(content, found, str(artifact.path))
+                raise replaced_model(content, found, str(artifact.path))
     write_record(records, found)
 
 
@@ -191,18 +190,18 @@ def _names(found: Sequence[Artifact]) -> str:
 
 def _content_now(model: str, results: Path) -> str:
     known = read_record(results / "models", model)
-    return measured(model, known).hash
+    return content_of(model, known).hash
 
 
-def _specs(values: dict[str, Any], origin: str) -> StageSpecs:
-    return StageSpecs(StudyPlan(load_study(values, origin=origin)))
+def _specs(config: Path) -> StageSpecs:
+    return StageSpecs(StudyPlan(read_study(config)))
 
 
 def _earlier_specs(results: Path) -> dict[Path, dict[str, Any]]:
     """Return the specs of the config that was resolved last, by artifact; nothing if it can't be read."""
     path = results / "config.resolved.yaml"
     try:
-        return {one.path: one.spec for one in artifacts(_specs(read_config(path), str(path)))}
+        return {one.path: one.spec for one in artifacts(_specs(path))}
     except (OSError, StudyError, ValueError):
         return {}
 
@@ -220,11 +219,9 @@ def main() -> None:
     parser.add_argument("config", nargs="?", type=Path, default=Path("config.yaml"), help="the study's config")
     path = parser.parse_args().config
     try:
-        if not path.exists():
-            raise StudyError(f"there is no config {path}; write the path of a study's YAML file")
-        specs = _specs(read_config(path), str(path))
+        specs = _specs(path)
         found = list(artifacts(specs))
-        others = list(strays(found, specs.plan.results))
+        others = list(mismatches(found, specs.plan.results))
     except StudyError as error:
         sys.exit(f"error: {error}")
     existing = [artifact for artifact in found if artifact.path.exists()]
@@ -232,10 +229,10 @@ def main() -> None:
     print(
         f"{specs.plan.results}: {len(existing)} of {len(found)} results are there, {len(others)} don't belong to {path}"
     )
-    for stray in others:
-        print(f"  {stray.artifact.path}\n    {stray.artifact.stage}: {stray}")
+    for mismatch in others:
+        print(f"  {mismatch.artifact.path}\n    {mismatch.artifact.stage}: {mismatch}")
     if others:
-        print(f"To have them made again, with all that follows from them:\n  {again(others, str(path))}")
+        print(f"To have them made again, with all that follows from them:\n  {rerun_command(others, str(path))}")
     if silent:
         print(f"  {len(silent)} can't be judged, because they don't say what they were made with:")
         print("\n".join(f"    {artifact.path}" for artifact in silent))

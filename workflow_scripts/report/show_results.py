@@ -21,8 +21,8 @@ from workflow_scripts.core.parquet import read_table
 from workflow_scripts.core.progress import one_line
 from workflow_scripts.corpora.tables import WHERE, row_name
 from workflow_scripts.evaluation.lds_table import lds_table
-from workflow_scripts.study.config import Study, load_study
-from workflow_scripts.study.config_files import read_config
+from workflow_scripts.study.config import Study
+from workflow_scripts.study.config_files import read_study
 
 TESTS_SHOWN = 5
 EXAMPLES_SHOWN = 3
@@ -110,7 +110,7 @@ def main() -> None:
     """Print the results of the study whose config is the first argument of the command line."""
     config = Path(sys.argv[1])
     try:
-        study = load_study(read_config(config), origin=str(config))
+        study = read_study(config)
         results = Path("results") / study.run
         if not (results / "report.html").exists():
             raise StudyError(f"{results} has no report yet; run the study first")

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from workflow_scripts.core.errors import StudyError
+from workflow_scripts.study.config import Study, load_study
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -19,11 +20,18 @@ def read_config(path: Path) -> dict[str, Any]:
 
     Raises
     ------
-    StudyError: a key stands twice.
+    StudyError: there is no such file, or a key stands twice.
     """
+    if not path.exists():
+        raise StudyError(f"there is no config {path}; write the path of a study's YAML file")
     refuse_repeated_keys([path])
     values: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     return values
+
+
+def read_study(path: Path) -> Study:
+    """Return the study of a config file; raises `StudyError` if it can't be read or a value is wrong."""
+    return load_study(read_config(path), origin=str(path))
 
 
 def refuse_repeated_keys(paths: Iterable[Path]) -> None:

@@ -11,8 +11,8 @@ from workflow_scripts.core import model_contents
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.model_contents import (
     RECORDS_VARIABLE,
+    content_of,
     local_models,
-    measured,
     model_files,
     read_record,
     resolved_content,
@@ -40,30 +40,30 @@ def test_the_content_is_what_loading_may_read(model):
 
 
 def test_other_bytes_of_one_size_and_age_are_another_content(model):
-    before = measured("lm")
+    before = content_of("lm")
     file = model / "model.safetensors"
     times = file.stat()
     file.write_text(file.read_text()[::-1])
     os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert not before.is_current()
-    assert measured("lm", before).hash != before.hash
-    assert measured("lm", before).hash == measured("lm").hash
+    assert content_of("lm", before).hash != before.hash
+    assert content_of("lm", before).hash == content_of("lm").hash
 
 
 def test_only_files_that_changed_are_read_again(model, monkeypatch):
-    before = measured("lm")
+    before = content_of("lm")
     read = []
     state = model_contents._state
     monkeypatch.setattr(model_contents, "_state", lambda path: read.append(path.name) or state(path))
-    assert measured("lm", before) == before
+    assert content_of("lm", before) == before
     assert read == []
     (model / "config.json").write_text("other")
-    measured("lm", before)
+    content_of("lm", before)
     assert read == ["config.json"]
 
 
 def test_a_record_is_what_was_written(model, tmp_path):
-    content = measured("lm")
+    content = content_of("lm")
     write_record(tmp_path / "records", content)
     assert read_record(tmp_path / "records", "lm") == content
     (record,) = (tmp_path / "records").iterdir()
