@@ -31,7 +31,7 @@ from workflow_scripts.encoder.training import Draw, backpropagate_step
 from workflow_scripts.language_model.losses import use_packing
 from workflow_scripts.methods.embedder import LanguageModelReader, WarmupExamples
 from workflow_scripts.methods.loading import load_module
-from workflow_scripts.models.packing import without_tf32
+from workflow_scripts.models.device import without_tf32
 from workflow_scripts.scoring.corpus_scores import CorpusScores
 from workflow_scripts.scoring.gpu_scores import score_on_device
 from workflow_scripts.scoring.group_scores import Membership

@@ -28,8 +28,8 @@ from gpu.reference import distance, flat_gradient, padded_embeddings, padded_los
 from workflow_scripts.language_model.finetuner import Finetuner
 from workflow_scripts.language_model.losses import example_losses, use_packing
 from workflow_scripts.language_model.tokens import TokenizedExample
-from workflow_scripts.models.device import autocast
-from workflow_scripts.models.packing import ATTENTION, BUCKETS, attention_kernel, without_tf32
+from workflow_scripts.models.device import autocast, without_tf32
+from workflow_scripts.models.packing import ATTENTION, BUCKETS, attention_kernel
 
 # Of a share: float32 differs by the order of sums alone. In bfloat16 the padded way is itself away from float32; the
 # packed ways may be twice as far, and this much further where it happens to be near.

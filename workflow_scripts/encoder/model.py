@@ -20,15 +20,8 @@ from workflow_scripts.core.files import atomic_folder
 from workflow_scripts.corpora.templates import EncoderText
 from workflow_scripts.language_model.losses import compile_layers
 from workflow_scripts.models.device import autocast
-from workflow_scripts.models.packing import (
-    ATTENTION,
-    PackedBatch,
-    example_means,
-    pack,
-    switch_to_packing,
-    to_device,
-    token_budget,
-)
+from workflow_scripts.models.packing import ATTENTION, PackedBatch, example_means, pack, to_device, token_budget
+from workflow_scripts.models.packing_check import switch_to_packing
 from workflow_scripts.models.sharing import apart_from, forget_lengths
 from workflow_scripts.models.transformers_import import PreTrainedModel
 from workflow_scripts.study.choices import View
@@ -192,7 +185,7 @@ class AttributionEncoder(nn.Module):
         Parameters
         ----------
         precision: `float32` or `bfloat16`, in which the means are compared.
-        attention: name of the attention implementation, see `packing.switch_to_packing`.
+        attention: name of the attention implementation, see `packing_check.switch_to_packing`.
         """
         rng = np.random.default_rng(0)
         lengths = [min(length, self.max_tokens) for length in (4, 7, 21)]

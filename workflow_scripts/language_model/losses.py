@@ -11,17 +11,10 @@ import torch.nn.functional as F
 
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.language_model.tokens import TokenizedExample
-from workflow_scripts.models.device import autocast, best_device
+from workflow_scripts.models.device import autocast, best_device, without_tf32
 from workflow_scripts.models.loading import load_weights
-from workflow_scripts.models.packing import (
-    ATTENTION,
-    PackedBatch,
-    pack,
-    switch_to_packing,
-    to_device,
-    token_budget,
-    without_tf32,
-)
+from workflow_scripts.models.packing import ATTENTION, PackedBatch, pack, to_device, token_budget
+from workflow_scripts.models.packing_check import switch_to_packing
 from workflow_scripts.models.sharing import TOLERANCE, apart_from, forget_lengths, shared_passes
 from workflow_scripts.models.transformers_import import (
     AutoModelForCausalLM,
@@ -87,7 +80,7 @@ def use_packing(lm: PreTrainedModel, precision: str = "float32", attention: str 
     ----------
     lm: a causal LM.
     precision: `float32` or `bfloat16`, in which the losses are compared.
-    attention: name of the attention implementation, see `packing.switch_to_packing`.
+    attention: name of the attention implementation, see `packing_check.switch_to_packing`.
     """
     rng = np.random.default_rng(0)
     sample = [rng.integers(0, lm.config.get_text_config().vocab_size, n) for n in (5, 9, 30)]

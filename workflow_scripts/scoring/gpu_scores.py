@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from workflow_scripts.core.errors import StudyError
-from workflow_scripts.models.packing import to_device, without_tf32
+from workflow_scripts.models.device import without_tf32
+from workflow_scripts.models.packing import to_device
 from workflow_scripts.scoring.corpus_scores import TESTS_PER_BLOCK, PartScores
 from workflow_scripts.scoring.group_scores import GroupSums, Membership
 

@@ -12,9 +12,10 @@ from transformers import AutoModelForCausalLM
 from workflow_scripts.encoder.model import AttributionEncoder
 from workflow_scripts.language_model.losses import example_losses, summed_losses, token_losses, use_packing
 from workflow_scripts.language_model.tokens import TokenizedExample
-from workflow_scripts.models import packing
+from workflow_scripts.models import packing, packing_check
 from workflow_scripts.models.device import autocast
-from workflow_scripts.models.packing import ATTENTION, BUCKETS, attention_kernel, pack, switch_to_packing, token_budget
+from workflow_scripts.models.packing import ATTENTION, BUCKETS, attention_kernel, pack, token_budget
+from workflow_scripts.models.packing_check import switch_to_packing
 
 VOCABULARY = 61
 SIZES = {
@@ -156,9 +157,9 @@ def made_bert() -> torch.nn.Module:
 
 def test_the_gradient_of_an_encoder_that_ends_in_a_layer_norm_is_more_than_rounding(monkeypatch):
     """The plain sum of its output has no gradient: any two ways of rounding are 100 % apart."""
-    distances = packing._distances
+    distances = packing_check._distances
     found = []
-    monkeypatch.setattr(packing, "_distances", lambda *numbers: found.append(distances(*numbers)) or found[-1])
+    monkeypatch.setattr(packing_check, "_distances", lambda *numbers: found.append(distances(*numbers)) or found[-1])
     torch.manual_seed(0)
     bert = transformers.BertModel(transformers.BertConfig(**SIZES, hidden_act="gelu"), add_pooling_layer=False).eval()
     encoder = AttributionEncoder(bert, SimpleNamespace(model_max_length=512), [torch.nn.Linear(32, 8)], 64)
