@@ -153,6 +153,13 @@ LANGUAGE_MODELS: dict[str, dict[str, Any]] = {
     "gemma": {},
     "gemma2": {},
     "gemma3_text": {},
+    "gemma3_text|dynamic": {
+        "max_position_embeddings": LIMIT,
+        "rope_parameters": {
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+            "full_attention": DYNAMIC["rope_parameters"],
+        },
+    },
     "gemma4_unified_text": {},
     "glm": {},
     "glm4": {},
