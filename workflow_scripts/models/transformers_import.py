@@ -1,7 +1,9 @@
 """The names of transformers' modelling code that the project uses, imported without what none of its stages needs.
 
-Behind `transformers.modeling_utils` stand the compiler of torch, DTensor, FSDP, SciPy and accelerate: more than half of
-the processor time that a short job needs to start (`benchmarks/startup.py`). Each of them is loaded when it is used.
+`transformers.modeling_utils` imports the compiler of torch, DTensor, FSDP, SciPy and accelerate: more than half of the
+processor time that a short job needs to start (`benchmarks/startup.py`). The compiler is loaded once something is
+compiled. The others are told to be absent while transformers is imported, so that what it does with them (device maps,
+sharded parameters, detection losses, flex attention) isn't available in this process.
 """
 
 from __future__ import annotations
