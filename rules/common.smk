@@ -3,8 +3,9 @@ import os
 import re
 import sys
 from pathlib import Path
-from workflow_scripts.core.errors import StudyError, require_python_without_spaces
+from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.gpus import limit_gpu_jobs
+from workflow_scripts.core.interpreter import require_python_without_spaces
 from workflow_scripts.core.model_contents import RECORDS_VARIABLE
 from workflow_scripts.study.artifacts import are_in_doubt, artifacts
 from workflow_scripts.study.plan import EXPERIMENT_TABLES, StudyPlan

@@ -1,6 +1,4 @@
-"""Exceptions whose message is written for the user, and tests for memory that ran out and for an unusable Python."""
-
-import sys
+"""Exceptions whose message is written for the user, and a test for libraries' out-of-memory errors."""
 
 from workflow_scripts.core.redaction import redacted
 
@@ -37,12 +35,3 @@ def lacks_memory(error: BaseException) -> bool:
     )
     said = str(error).lower()
     return isinstance(error, MemoryError) or any(some in said for some in words)
-
-
-def require_python_without_spaces() -> None:
-    """Raise `StudyError` if this Python's path has a space, which Snakemake's command for a job does not quote."""
-    if " " in sys.executable:
-        raise StudyError(
-            f"{sys.executable}: Snakemake starts no job by a Python whose path has a space. Move this folder, or the "
-            "environment that Snakemake is installed in, to a path without one, and install again there."
-        )
