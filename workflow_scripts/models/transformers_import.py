@@ -1,8 +1,9 @@
 """The names of transformers' modelling code that the project uses, imported without what none of its stages needs.
 
-`transformers.modeling_utils` imports the compiler of torch, DTensor, FSDP, SciPy and accelerate: about two fifths of the
-processor time that a job needs to start (docs/results/speed.md). The compiler is loaded once something is compiled. The others are told to be absent while transformers is imported, so that what it does with them (device maps,
-sharded parameters, detection losses, flex attention) isn't available in this process.
+`transformers.modeling_utils` imports the compiler of torch, DTensor, FSDP, SciPy and accelerate: about two fifths of
+the processor time that a job needs to start (docs/results/speed.md). The compiler is loaded once something is compiled.
+The others are told to be absent while transformers is imported, so that what it does with them (device maps, sharded
+parameters, detection losses, flex attention) isn't available in this process.
 """
 
 from __future__ import annotations
