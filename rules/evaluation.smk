@@ -23,6 +23,31 @@ if study.targets:
         script:
             "../workflow_scripts/evaluation/check_leaks.py"
 
+    rule choose_pooling:
+        """Choose how a method's scores of examples are pooled, on the folds held back from the encoder."""
+        input:
+            corpus=f"{RESULTS}/corpora/{study.targets.corpus}.parquet",
+            subsets=f"{RESULTS}/subsets/train.parquet",
+            targets=f"{RESULTS}/targets/train.parquet",
+            train_embeddings=target_embeddings(for_tests=False),
+            test_embeddings=target_embeddings(for_tests=True),
+        output:
+            pooling=f"{RESULTS}/poolings/{{method}}.parquet",
+        log:
+            f"{RESULTS}/logs/choose_pooling/{{method}}.log",
+        benchmark:
+            f"{RESULTS}/benchmarks/choose_pooling/{{method}}.tsv"
+        wildcard_constraints:
+            method=any_of(plan_of_study.methods_with_chosen_pooling()),
+        conda:
+            "../envs/airrep.yaml"
+        resources:
+            **resources_for("choose_pooling"),
+        params:
+            spec=spec("choose_pooling"),
+        script:
+            "../workflow_scripts/evaluation/choose_pooling.py"
+
 
 if plan_of_study.lds_evaluations:
 
@@ -34,6 +59,7 @@ if plan_of_study.lds_evaluations:
             groups=of_every_method("groups", plan_of_study.lds_evaluations),
             scores=of_every_method("scores", plan_of_study.lds_evaluations),
             targets=expand(f"{RESULTS}/targets/{{evaluation}}.parquet", evaluation=plan_of_study.lds_evaluations),
+            poolings=expand(f"{RESULTS}/poolings/{{method}}.parquet", method=plan_of_study.methods_with_chosen_pooling()),
         output:
             lds=f"{RESULTS}/evaluation/lds.parquet",
             differences=f"{RESULTS}/evaluation/differences.parquet",

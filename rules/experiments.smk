@@ -56,6 +56,7 @@ use rule score_pairs as score_base with:
         validation=f"{RESULTS}/subsets/{{evaluation}}.validation.parquet",
         train_embeddings=train_embeddings,
         test_embeddings=test_embeddings,
+        chosen=chosen_pooling,
     output:
         scores=temp(f"{RESULTS}/experiments/{{experiment}}/scores/{{method}}/{{evaluation}}.parquet"),
         groups=f"{RESULTS}/experiments/{{experiment}}/groups/{{method}}/{{evaluation}}.parquet",

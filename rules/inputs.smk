@@ -118,6 +118,24 @@ def test_embeddings(wildcards):
     return [f"{RESULTS}/embeddings/{embedding}/{corpus}{part}.parquet" for part in parts]
 
 
+def chosen_pooling(wildcards):
+    """How a method's scores are pooled, where held-back folds choose it."""
+    is_chosen = plan_of_study.has_chosen_pooling(wildcards.method)
+    return f"{RESULTS}/poolings/{wildcards.method}.parquet" if is_chosen else []
+
+
+def target_embeddings(for_tests):
+    """Embeddings of the corpus of the targets, of all parts; none for a method that doesn't embed."""
+
+    def files(wildcards):
+        embedding = plan_of_study.embedding_of(wildcards.method, for_tests)
+        corpus = study.targets.corpus
+        parts = plan_of_study.parts_of(corpus) if embedding else []
+        return [f"{RESULTS}/embeddings/{embedding}/{corpus}{part}.parquet" for part in parts]
+
+    return files
+
+
 def language_model_of(own):
     """The LM that a method reads, as a named input, where the workflow makes or fetches it."""
     if own.language_model == "warm":

@@ -29,6 +29,7 @@ rule score_pairs:
         validation=f"{RESULTS}/subsets/{{evaluation}}.validation.parquet",
         train_embeddings=train_embeddings,
         test_embeddings=test_embeddings,
+        chosen=chosen_pooling,
     output:
         scores=f"{RESULTS}/scores/{{method}}/{{evaluation}}.parquet",
         groups=f"{RESULTS}/groups/{{method}}/{{evaluation}}.parquet",
@@ -55,6 +56,7 @@ rule score_part:
         validation=f"{RESULTS}/subsets/{{evaluation}}.validation.parquet",
         train_embeddings=train_embeddings,
         test_embeddings=test_embeddings,
+        chosen=chosen_pooling,
     output:
         scores=temp(f"{RESULTS}/scores/{{method}}/{{evaluation}}{{part}}.parquet"),
         sums=temp(f"{RESULTS}/groups/{{method}}/{{evaluation}}{{part}}.parquet"),
@@ -83,6 +85,7 @@ rule merge_scores:
         validation=f"{RESULTS}/subsets/{{evaluation}}.validation.parquet",
         part_scores=of_every_part("scores"),
         part_sums=of_every_part("groups"),
+        chosen=chosen_pooling,
     output:
         scores=f"{RESULTS}/scores/{{method}}/{{evaluation}}.parquet",
         groups=f"{RESULTS}/groups/{{method}}/{{evaluation}}.parquet",

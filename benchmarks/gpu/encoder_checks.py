@@ -157,11 +157,11 @@ def scores(case: Case, device: torch.device) -> None:
     membership = Membership([random.permutation(examples)[:100].astype(np.int32) for _ in range(30)])
     ids = np.arange(examples, dtype=np.int32)
     tiles = [(ids[part], torch.from_numpy(embeddings[part]).half()) for part in np.array_split(ids, 7)]
-    for pooling in ("attention", "mean"):
+    for pooling in ("attention", "signed", "mean"):
         here, there = (CorpusScores(tests, top, membership, [pooling]) for _ in range(2))
         there.add_tiles(tiles, inner_products(queries))
         with without_tf32():
-            here.merge(score_on_device(tiles, queries, top, membership, device))
+            here.merge(score_on_device(tiles, queries, top, membership, device, here.weighting))
         (own_ids, own_scores), (ids_there, scores_there) = here.top("helpful"), there.top("helpful")
         found = torch.from_numpy(here.groups(pooling)), torch.from_numpy(there.groups(pooling))
         case.check(f"groups by {pooling}, against the CPU", distance(*found), 1e-5)

@@ -28,6 +28,7 @@ from workflow_scripts.evaluation.lds import (
     seed_agreement,
 )
 from workflow_scripts.evaluation.lds_table import lds_table
+from workflow_scripts.scoring.chosen_pooling import read_chosen_pooling
 
 MAIN_METHOD = "airrep"
 COST_PARTS = ("embedding", "scoring", "fitting", "warmup", "start_up")
@@ -36,6 +37,7 @@ LDS_SCHEMA = pa.schema(
         ("method", pa.string()),
         ("evaluation", pa.string()),
         ("pooling", pa.string()),
+        ("chosen", pa.string()),
         ("lds", pa.float64()),
         ("ci_low", pa.float64()),
         ("ci_high", pa.float64()),
@@ -69,6 +71,7 @@ def evaluate_lds(
     targets: Sequence[Path],
     lds: Path,
     differences: Path,
+    poolings: Sequence[Path] = (),
     *,
     bootstrap: int,
     confidence: float,
@@ -95,6 +98,8 @@ def evaluate_lds(
         LDS.
     differences: Parquet file to write, AirRep's LDS minus that of every other row, from the same bootstrap draws; if
         AirRep is not among the methods, the first method's.
+    poolings: `poolings/<method>.parquet` of the methods whose pooling was chosen on held-back folds; their rows say in
+        the column `chosen` what the pooling `chosen` is.
     bootstrap: number of bootstrap draws over tests and subsets.
     confidence: coverage of the intervals, in (0, 1).
     seed: seed of the bootstrap.
@@ -114,6 +119,7 @@ def evaluate_lds(
         }
         for method in fitting
     }
+    chosen = {path.stem: str(read_chosen_pooling(path)) for path in poolings}
     lds_frames, difference_frames, undefined = [], [], []
     progress = Progress("evaluate_lds", len(targets), "evaluation sets")
     for path in targets:
@@ -131,6 +137,8 @@ def evaluate_lds(
         progress.advance()
         try:
             rows = _lds_rows(evaluation, candidates, measured, draws, confidence)
+            is_chosen = rows["pooling"] == "chosen"
+            rows["chosen"] = rows["method"].map(chosen).where(is_chosen, None)
         except UndefinedLdsError as error:
             undefined.append(f"{evaluation}: the LDS is undefined: {error}.")
             say(f"\n{undefined[-1]} It is left out.")

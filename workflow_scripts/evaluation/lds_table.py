@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterator
 
 import pandas as pd
@@ -27,6 +28,9 @@ def lds_table(rows: pd.DataFrame) -> Iterator[str]:
         spread = f"{row.ci_low:.3f} to {row.ci_high:.3f}"
         cells = "".join(f"{_seconds(getattr(row, name)):>{_width(name)}}" for name in costs)
         yield f"  {row.method:<16} {row.pooling:<10} {row.lds:>6.3f}  {spread:<16}{cells}"
+    if choices := [f"{row.method} {row.chosen}" for row in rows[rows["chosen"].notna()].itertuples()]:
+        text = f"chosen on held-back folds: {'; '.join(choices)}"
+        yield from textwrap.wrap(text, 100, initial_indent="  ", subsequent_indent="    ")
 
 
 def _width(column: str) -> int:

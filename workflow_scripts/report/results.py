@@ -62,6 +62,7 @@ class LdsRow:
     ----------
     method: name of the method.
     pooling: name of the pooling.
+    chosen: what the pooling `chosen` is; None for other poolings.
     name: name of the method for people.
     lds: the LDS.
     ci_low: lower end of its interval.
@@ -74,6 +75,7 @@ class LdsRow:
 
     method: str
     pooling: str
+    chosen: str | None
     name: str
     lds: float
     ci_low: float | None
@@ -236,6 +238,7 @@ def _row(row: Any, leads: Mapping[tuple[str, str], Difference]) -> LdsRow:
     return LdsRow(
         method=row.method,
         pooling=row.pooling,
+        chosen=row.chosen if isinstance(row.chosen, str) else None,
         name=f"{name}, {row.pooling} pooling" if row.tell_pooling else name,
         lds=row.lds,
         ci_low=_known(row.ci_low),

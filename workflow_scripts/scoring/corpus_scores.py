@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from workflow_scripts.scoring.group_scores import GroupScores, GroupSums, Membership
+from workflow_scripts.scoring.group_scores import ChosenPooling, GroupScores, GroupSums, Membership, Weighting
 from workflow_scripts.scoring.top_k import Sign, TopScores
 
 # Tests are scored in blocks of this size, so that memory depends on a tile's examples alone.
@@ -45,16 +45,29 @@ class CorpusScores:
     top: how many most helpful and most harmful examples to keep for each test.
     membership: the subsets to compute group scores for.
     poolings: how their scores are pooled, of `group_scores.POOLINGS`.
+    chosen: what the pooling `chosen` stands for, where it is among them.
+
+    Attributes
+    ----------
+    weighting: how members of a subset are weighed.
     """
 
-    def __init__(self, tests: int, top: int, membership: Membership, poolings: Collection[str]):
+    def __init__(
+        self,
+        tests: int,
+        top: int,
+        membership: Membership,
+        poolings: Collection[str],
+        chosen: ChosenPooling | None = None,
+    ):
         self._blocks = []
         for start in range(0, tests, TESTS_PER_BLOCK):
             block = slice(start, min(start + TESTS_PER_BLOCK, tests))
             number = block.stop - block.start
             helpful, harmful = TopScores(number, top, "helpful"), TopScores(number, top, "harmful")
-            groups = GroupScores(number, membership, poolings)
+            groups = GroupScores(number, membership, poolings, chosen)
             self._blocks.append(_TestBlock(block, helpful, harmful, groups))
+        self.weighting: Weighting = GroupScores(0, membership, poolings, chosen).weighting
 
     def part(self) -> PartScores:
         """Return what was added so far, to be merged with other parts."""

@@ -11,7 +11,7 @@ from workflow_scripts.core.errors import StudyError
 from workflow_scripts.models.device import without_tf32
 from workflow_scripts.models.packing import to_device
 from workflow_scripts.scoring.corpus_scores import TESTS_PER_BLOCK, PartScores
-from workflow_scripts.scoring.group_scores import GroupSums, Membership
+from workflow_scripts.scoring.group_scores import GroupSums, Membership, Weighting
 
 # Below the key of every score.
 NO_KEY = -(2**63)
@@ -26,6 +26,7 @@ def score_on_device(
     top: int,
     membership: Membership,
     device: torch.device,
+    weighting: Weighting,
     on_tile: Callable[[int], None] = lambda examples: None,
 ) -> PartScores:
     """Return the top scores and the group sums of all tiles.
@@ -42,6 +43,7 @@ def score_on_device(
     top: how many most helpful and most harmful examples to keep for each test.
     membership: the subsets to compute group sums for.
     device: where to compute.
+    weighting: how members of a subset are weighed.
     on_tile: called with the number of examples of each tile.
 
     Raises
@@ -49,7 +51,7 @@ def score_on_device(
     StudyError: an embedding is not finite.
     """
     queries = to_device(tests, device)
-    blocks = [_Block(part, top, len(membership.sizes)) for part in queries.split(TESTS_PER_BLOCK)]
+    blocks = [_Block(part, top, len(membership.sizes), weighting) for part in queries.split(TESTS_PER_BLOCK)]
     members = np.zeros(len(membership.sizes), np.int64)
     finite = torch.ones((), dtype=torch.bool, device=device)
     for example_ids, tile in tiles:
@@ -78,10 +80,12 @@ def score_on_device(
 class _Block:
     """A slice of the tests: `keys`, int64 [tests, top] by sign, and `sums`, those of `GroupSums` without `members`."""
 
-    def __init__(self, queries: torch.Tensor, top: int, subsets: int):
-        self.queries = queries
+    def __init__(self, queries: torch.Tensor, top: int, subsets: int, weighting: Weighting):
+        self.queries, self.weighting = queries, weighting
         self.keys = {sign: queries.new_full((len(queries), top), NO_KEY, dtype=torch.int64) for sign in (1, -1)}
-        self.sums = tuple(queries.new_zeros(subsets, len(queries), dtype=torch.float64) for _ in range(4))
+        total, maximum, weight, weighted = queries.new_zeros(4, subsets, len(queries), dtype=torch.float64)
+        # Below every exponent, and finite: the difference of two is a number.
+        self.sums = (total, maximum - 1e300, weight, weighted)
 
     def add_top(self, scores: torch.Tensor, low: torch.Tensor) -> None:
         """Add the scores of a tile to the top lists.
@@ -108,8 +112,9 @@ class _Block:
         sizes: int64 [subsets], the number of members of each subset.
         """
         total, maximum, weight, weighted = self.sums
-        tile_maximum = _by_subset("max", members.abs(), sizes)
-        weights = torch.exp(members.abs() - tile_maximum.index_select(0, owner))
+        exponents = members if self.weighting.signed else members.abs() * self.weighting.scale
+        tile_maximum = _by_subset("max", exponents, sizes)
+        weights = torch.exp(exponents - tile_maximum.index_select(0, owner))
         larger = torch.maximum(maximum, tile_maximum.double())
         ours, theirs = torch.exp(maximum - larger), torch.exp(tile_maximum.double() - larger)
         self.sums = (
@@ -127,9 +132,13 @@ class _Block:
 
 
 def _by_subset(reduction: str, values: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
-    """Return the `sum` or `max` of `values` [members, tests] over each subset, [subsets, tests]; 0 for an empty one."""
+    """Return the `sum` or `max` of `values` [members, tests] over each subset, [subsets, tests].
+
+    That of an empty one is 0, or the lowest number.
+    """
+    initial = 0 if reduction == "sum" else torch.finfo(values.dtype).min
     # Unlike `index_add`, it adds in a fixed order on a GPU; `unsafe` skips a check that waits for the GPU.
-    return torch.segment_reduce(values, reduction, lengths=sizes, initial=0, unsafe=True)
+    return torch.segment_reduce(values, reduction, lengths=sizes, initial=initial, unsafe=True)
 
 
 def _tile_on(device: torch.device, tile: torch.Tensor) -> torch.Tensor:

@@ -3,14 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from workflow_scripts.core.buffers import scratch
 from workflow_scripts.core.errors import StudyError
 
-POOLINGS = ("attention", "signed", "mean", "sum")
+POOLINGS = ("attention", "signed", "mean", "sum", "chosen")
+
+
+@dataclass(frozen=True)
+class ChosenPooling:
+    """What the pooling `chosen` stands for, as held-back folds chose it for a method.
+
+    Parameters
+    ----------
+    pooling: `mean`, or `attention`.
+    scale: factor of |s| inside the softmax of `attention`, whatever the unit of a method's scores is.
+    """
+
+    pooling: Literal["mean", "attention"]
+    scale: float = 1.0
+
+    def __str__(self) -> str:
+        return self.pooling if self.pooling == "mean" else f"{self.pooling}, scale {self.scale:.3g}"
+
+
+@dataclass(frozen=True)
+class Weighting:
+    """How members of a subset are weighed: by the softmax of `scale * |s|`, or of `s` itself.
+
+    Parameters
+    ----------
+    signed: whether s is taken as it is, as the released code does, instead of |s|.
+    scale: factor of |s|.
+    """
+
+    signed: bool = False
+    scale: float = 1.0
 
 
 class Membership:
@@ -56,8 +88,8 @@ class GroupSums(NamedTuple):
     ----------
     members: int64 [subsets], number of members found.
     total: float64 [subsets, tests], sum of the scores s.
-    maximum: float64 [subsets, tests], largest |s|, or largest s for the pooling `signed`.
-    weight: float64 [subsets, tests], sum of e^(|s| - maximum), or of e^(s - maximum).
+    maximum: float64 [subsets, tests], largest exponent: scale * |s|, or s for the pooling `signed`.
+    weight: float64 [subsets, tests], sum of e^(exponent - maximum).
     weighted: float64 [subsets, tests], sum of the same times s.
     """
 
@@ -72,29 +104,37 @@ class GroupScores:
     """Running sums from which f(x, S) follows for each subset S and test x (paper, section 3.2).
 
     With `attention`, f = sum_i a_i s_i where a = softmax over the members i of |s_i|; with `signed`, which the
-    released code uses, a = softmax of s_i. Weights are relative to the largest |s_i| (or s_i) of the same subset
-    and test, so they neither overflow nor vanish, whatever the scores of other subsets are. `mean` and `sum` are
-    additive.
+    released code uses, a = softmax of s_i; with `chosen`, a = softmax of a scale times |s_i|, or f is the mean. Weights
+    are relative to the largest of the same subset and test, so they neither overflow nor vanish, whatever the scores of
+    other subsets are. `mean` and `sum` are additive.
 
     Parameters
     ----------
     tests: number of tests.
     membership: the subsets.
     poolings: those of `POOLINGS` that `result` will be asked for.
+    chosen: what `chosen` stands for, where it is among them.
+
+    Attributes
+    ----------
+    weighting: how members are weighed, for poolings that weigh them.
 
     Raises
     ------
-    ValueError: `poolings` has both `attention` and `signed`.
+    ValueError: `poolings` has more than one of `attention`, `signed` and `chosen`.
     """
 
-    def __init__(self, tests: int, membership: Membership, poolings: Collection[str]):
+    def __init__(
+        self, tests: int, membership: Membership, poolings: Collection[str], chosen: ChosenPooling | None = None
+    ):
         shape = (len(membership.sizes), tests)
-        self._tests, self._membership, self._poolings = tests, membership, poolings
-        self._signed = "signed" in poolings
-        self._attention = "attention" in poolings or self._signed
-        if self._signed and "attention" in poolings:
-            raise ValueError("poolings: attention and signed can't be computed in one pass; make them two methods")
-        self._additive = "mean" in poolings or "sum" in poolings
+        self._tests, self._membership, self._poolings, self._chosen = tests, membership, poolings, chosen
+        if len({"attention", "signed", "chosen"} & set(poolings)) > 1:
+            raise ValueError("poolings: one pass computes only one of attention, signed and chosen")
+        computed = {self._computed(pooling) for pooling in poolings}
+        self._attention = bool(computed & {"attention", "signed"})
+        self._additive = bool(computed & {"mean", "sum"})
+        self.weighting = Weighting("signed" in computed, chosen.scale if chosen and "chosen" in poolings else 1.0)
         self._members = np.zeros(shape[0], np.int64)
         self._total = np.zeros(shape)
         # Below every score, and finite: the difference of two is a number.
@@ -104,7 +144,14 @@ class GroupScores:
 
     def empty(self) -> GroupScores:
         """Return empty sums for the same tests and subsets, to be merged into these."""
-        return GroupScores(self._tests, self._membership, self._poolings)
+        return GroupScores(self._tests, self._membership, self._poolings, self._chosen)
+
+    def _computed(self, pooling: str) -> str:
+        if pooling != "chosen":
+            return pooling
+        if self._chosen is None:
+            raise ValueError("poolings: nothing says what `chosen` stands for")
+        return self._chosen.pooling
 
     def update(self, example_ids: np.ndarray, scores: np.ndarray) -> None:
         """Add the scores of a tile.
@@ -129,8 +176,10 @@ class GroupScores:
         if self._additive:
             self._total[subset] = ones @ scores
         if self._attention:
-            weigh = np.positive if self._signed else np.abs
+            weigh = np.positive if self.weighting.signed else np.abs
             weights = weigh(scores, out=scratch("weights", scores.shape, np.float32))
+            if self.weighting.scale != 1:
+                weights *= np.float32(self.weighting.scale)
             maximum = weights.max(axis=0)
             weights -= maximum
             np.exp(weights, out=weights)
@@ -176,7 +225,7 @@ class GroupScores:
                 "were drawn from another corpus than the one that is scored. Run the workflow again, so that both "
                 "are made from the corpus of the evaluation's `train`."
             )
-        match pooling:
+        match self._computed(pooling):
             case "attention" | "signed":
                 scores = self._weighted / self._weight
             case "mean":

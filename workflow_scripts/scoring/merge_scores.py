@@ -8,6 +8,7 @@ from workflow_scripts.core.progress import Progress
 from workflow_scripts.core.stage import run_stage
 from workflow_scripts.core.timing import Seconds, start_work, total
 from workflow_scripts.scoring.corpus_scores import CorpusScores
+from workflow_scripts.scoring.chosen_pooling import read_chosen_pooling
 from workflow_scripts.scoring.sources import read_evaluation
 from workflow_scripts.scoring.tables import costs, read_part, write_scores
 
@@ -21,6 +22,7 @@ def merge_scores(
     part_sums: Sequence[Path],
     scores: Path,
     groups: Path,
+    chosen: Path | None = None,
     *,
     method: str,
     poolings: Sequence[str],
@@ -40,6 +42,7 @@ def merge_scores(
     part_sums: group sums of each part, in the same order.
     scores: Parquet file to write, the top examples of each test.
     groups: Parquet file to write, the group scores of all subsets.
+    chosen: file that `choose_pooling` wrote, where `chosen` is among the poolings.
     method: name of the method, for the progress display.
     poolings: how scores of examples become scores of subsets, of `group_scores.POOLINGS`.
     evaluation: name of the evaluation set, for the progress display.
@@ -51,7 +54,8 @@ def merge_scores(
     """
     timer = start_work()
     test_ids, subset_ids, membership = read_evaluation(subsets, validation)
-    result = CorpusScores(len(test_ids), top, membership, poolings)
+    choice = read_chosen_pooling(chosen) if chosen else None
+    result = CorpusScores(len(test_ids), top, membership, poolings, choice)
     progress = Progress(f"merge_scores {method} {evaluation}", len(part_scores), "parts")
     for paths in zip(part_scores, part_sums, strict=True):
         result.merge(read_part(*paths, len(test_ids), len(subset_ids)))

@@ -1,18 +1,16 @@
 """Score every training example and every subset for every test example (paper, sections 3.2 and 4.1)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-
-import numpy as np
 
 from workflow_scripts.core.stage import run_stage
 from workflow_scripts.core.timing import start_work
 from workflow_scripts.methods.loading import load_text_method
-from workflow_scripts.methods.text_scorer import Texts, TextScorer
+from workflow_scripts.scoring.chosen_pooling import read_chosen_pooling
 from workflow_scripts.scoring.sources import (
-    Source,
     load_embedding_libraries,
     open_embeddings,
+    open_texts,
     read_evaluation,
     score_source,
 )
@@ -28,6 +26,7 @@ def score_pairs(
     test_embeddings: list[Path],
     scores: Path,
     groups: Path,
+    chosen: Path | None = None,
     *,
     method: str,
     poolings: Sequence[str],
@@ -48,6 +47,7 @@ def score_pairs(
     test_embeddings: embeddings of the test corpus, several files where it is split; [] for methods that score texts.
     scores: Parquet file to write, the top examples of each test; its metadata hold the costs of `scoring.tables`.
     groups: Parquet file to write, the group scores of all subsets.
+    chosen: file that `choose_pooling` wrote, where `chosen` is among the poolings.
     method: name of the method, which is that of its module if it scores texts.
     poolings: how scores of examples become scores of subsets, of `group_scores.POOLINGS`.
     evaluation: name of the evaluation set, for the progress display.
@@ -68,8 +68,10 @@ def score_pairs(
     if train_embeddings:
         source = open_embeddings(train_embeddings, test_embeddings, test_ids, tile_examples)
     else:
-        source = _open_texts(open_scorer, train, test, test_ids, seed, tile_examples)
-    result = score_source(source, len(test_ids), top, membership, poolings, f"score_pairs {method} {evaluation}")
+        source = open_texts(open_scorer, train, test, test_ids, seed, tile_examples)
+    choice = read_chosen_pooling(chosen) if chosen else None
+    title = f"score_pairs {method} {evaluation}"
+    result = score_source(source, len(test_ids), top, membership, poolings, choice, title)
     write_scores(
         train,
         test,
@@ -85,26 +87,6 @@ def score_pairs(
             start_up=timer.start_up + source.start_up + source.test_start_up,
             bytes_per_example=source.bytes_per_example,
         ),
-    )
-
-
-def _open_texts(
-    open_scorer: Callable[..., TextScorer],
-    train: Path,
-    test: Path,
-    test_ids: np.ndarray,
-    seed: int,
-    tile_examples: int,
-) -> Source:
-    examples, tests = Texts.read(train), Texts.read(test).take(test_ids)
-    scorer = open_scorer(examples, tests, seed)
-    number = len(examples.prompts)
-    rows = [slice(start, min(start + tile_examples, number)) for start in range(0, number, tile_examples)]
-    return Source(
-        tiles=((examples.example_ids[tile], tile) for tile in rows),
-        score=scorer.score,
-        examples=number,
-        bytes_per_example=scorer.bytes_per_example,
     )
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from workflow_scripts.core.stage import run_stage
 from workflow_scripts.core.timing import start_work
+from workflow_scripts.scoring.chosen_pooling import read_chosen_pooling
 from workflow_scripts.scoring.sources import load_embedding_libraries, open_embeddings, read_evaluation, score_source
 from workflow_scripts.scoring.tables import costs, write_part
 
@@ -16,6 +17,7 @@ def score_part(
     test_embeddings: list[Path],
     scores: Path,
     sums: Path,
+    chosen: Path | None = None,
     *,
     method: str,
     poolings: Sequence[str],
@@ -33,6 +35,7 @@ def score_part(
     test_embeddings: embeddings of the test corpus, one file or several.
     scores: Parquet file to write, the part's top examples of each test.
     sums: Parquet file to write, the part's group sums.
+    chosen: file that `choose_pooling` wrote, where `chosen` is among the poolings.
     method: name of a method that reads embeddings, for the progress display.
     poolings: how scores of examples become scores of subsets, of `group_scores.POOLINGS`.
     part: name of the part, for the progress display.
@@ -47,7 +50,8 @@ def score_part(
     timer = start_work()
     test_ids, subset_ids, membership = read_evaluation(subsets, validation)
     source = open_embeddings(train_embeddings, test_embeddings, test_ids, tile_examples)
-    result = score_source(source, len(test_ids), top, membership, poolings, f"score_part {method} {part}")
+    choice = read_chosen_pooling(chosen) if chosen else None
+    result = score_source(source, len(test_ids), top, membership, poolings, choice, f"score_part {method} {part}")
     write_part(
         scores,
         sums,

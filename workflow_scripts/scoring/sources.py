@@ -13,7 +13,8 @@ from workflow_scripts.core.parquet import read_metadata, read_schema, read_table
 from workflow_scripts.core.progress import Progress
 from workflow_scripts.core.timing import NO_TIME, Seconds, total
 from workflow_scripts.scoring.corpus_scores import CorpusScores, PartScores
-from workflow_scripts.scoring.group_scores import Membership
+from workflow_scripts.methods.text_scorer import Texts, TextScorer
+from workflow_scripts.scoring.group_scores import ChosenPooling, Membership
 
 
 def read_evaluation(subsets: Path, validation: Path) -> tuple[np.ndarray, np.ndarray, Membership]:
@@ -63,7 +64,13 @@ class Source:
 
 
 def score_source(
-    source: Source, tests: int, top: int, membership: Membership, poolings: Collection[str], title: str
+    source: Source,
+    tests: int,
+    top: int,
+    membership: Membership,
+    poolings: Collection[str],
+    chosen: ChosenPooling | None,
+    title: str,
 ) -> CorpusScores:
     """Return the scores of a source, in one pass.
 
@@ -74,12 +81,14 @@ def score_source(
     top: how many most helpful and most harmful examples to keep for each test.
     membership: the subsets to compute group scores for.
     poolings: how their scores are pooled, of `group_scores.POOLINGS`.
+    chosen: what the pooling `chosen` stands for, where it is among them.
     title: begins the lines of the progress display.
     """
     progress = Progress(title, source.examples, "training examples")
-    result = CorpusScores(tests, top, membership, poolings)
+    result = CorpusScores(tests, top, membership, poolings, chosen)
     if source.on_device:
-        result.merge(source.on_device(top=top, membership=membership, on_tile=progress.advance))
+        weighting = result.weighting
+        result.merge(source.on_device(top=top, membership=membership, weighting=weighting, on_tile=progress.advance))
     else:
         result.add_tiles(source.tiles, source.score, progress.advance)
     return result
@@ -134,4 +143,30 @@ def open_embeddings(train: Path, test: Path | Sequence[Path], test_ids: np.ndarr
         start_up=Seconds.read(read_metadata(train), "start_up"),
         test_start_up=total(Seconds.read(read_metadata(path), "start_up") for path in test_files),
         on_device=None if device.type == "cpu" else partial(score_on_device, tiles, tests, device=device),
+    )
+
+
+def open_texts(
+    open_scorer: Callable[..., TextScorer], train: Path, test: Path, test_ids: np.ndarray, seed: int, tile_examples: int
+) -> Source:
+    """Return a source of the scores of a method that scores texts.
+
+    Parameters
+    ----------
+    open_scorer: the function of the method's module, see `methods.text_scorer`.
+    train: `corpora/` file of the training examples.
+    test: `corpora/` file that the test examples are drawn from.
+    test_ids: int [tests], ids of the test examples.
+    seed: seed of methods that score at random.
+    tile_examples: how many training examples are scored at a time.
+    """
+    examples, tests = Texts.read(train), Texts.read(test).take(test_ids)
+    scorer = open_scorer(examples, tests, seed)
+    number = len(examples.prompts)
+    rows = [slice(start, min(start + tile_examples, number)) for start in range(0, number, tile_examples)]
+    return Source(
+        tiles=((examples.example_ids[tile], tile) for tile in rows),
+        score=scorer.score,
+        examples=number,
+        bytes_per_example=scorer.bytes_per_example,
     )

@@ -182,6 +182,8 @@ class _StudyArtifacts:
             if spec.fitted:
                 yield f"fitted/{name}.safetensors", "fit_method", {"method": name}
         yield from self._embeddings()
+        for method in self.plan.methods_with_chosen_pooling():
+            yield f"poolings/{method}.parquet", "choose_pooling", {"method": method}
         split = self.plan.methods_scored(in_parts=True)
         for method in self.methods:
             stage = "merge_scores" if method in split else "score_pairs"
@@ -195,6 +197,12 @@ class _StudyArtifacts:
             for method in self.methods
             for evaluation in self.study.evaluations.values()
             for corpus, for_tests in ((evaluation.train, False), (evaluation.test, True))
+            if (embedding := self.plan.embedding_of(method, for_tests))
+        }
+        found |= {
+            (embedding, self.plan.targets.corpus, self.plan.method(method).own is not None)
+            for method in self.plan.methods_with_chosen_pooling()
+            for for_tests in (False, True)
             if (embedding := self.plan.embedding_of(method, for_tests))
         }
         for embedding, corpus, is_own in sorted(found):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-# How scores of examples become the score of a group.
-Pooling = Literal["attention", "signed", "mean", "sum"]
+# How scores of examples become the score of a group; `chosen` is what folds held back from the encoder choose.
+Pooling = Literal["attention", "signed", "mean", "sum", "chosen"]
+# Those that weigh members by their scores: one pass over the scores computes one of them.
+WEIGHING: frozenset[Pooling] = frozenset({"attention", "signed", "chosen"})
 # Whether an encoder reads prompt and response as one text or as two.
 View = Literal["joint", "split"]

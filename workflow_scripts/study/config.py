@@ -129,6 +129,16 @@ class Study(Section):
         return self
 
     @model_validator(mode="after")
+    def _poolings_can_be_chosen(self) -> Study:
+        for name, poolings in self.scoring.poolings.items():
+            if "chosen" in poolings and not self.targets:
+                raise ValueError(
+                    f"scoring.poolings.{name}: without targets there are no held-back folds to choose a pooling on; "
+                    "write mean or attention instead of chosen"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _what_is_not_trained_is_trained_already(self) -> Study:
         if self.targets:
             return self

@@ -440,6 +440,7 @@ def not_planned(plan: StudyPlan) -> dict[str, list[str]]:
         "warmup_lm": [name for name, one in own.items() if one.language_model == "warm"],
         "fit_method": [name for name, one in own.items() if one.fitted],
         "embed_by_method": list(own),
+        "choose_pooling": plan.methods_with_chosen_pooling(),
         "check_labels": plan.labelled(),
         "draw_base": with_base,
         "score_base": with_base,

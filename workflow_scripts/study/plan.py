@@ -226,6 +226,14 @@ class StudyPlan:
         """Return the poolings by which a method's scores of examples become scores of groups."""
         return list(self.study.scoring.poolings.get(method, self.method(method).poolings))
 
+    def has_chosen_pooling(self, method: str) -> bool:
+        """Return whether held-back folds choose how a method's scores of examples become scores of groups."""
+        return "chosen" in self.poolings_of(method)
+
+    def methods_with_chosen_pooling(self) -> list[str]:
+        """Return the study's methods whose pooling is chosen on held-back folds."""
+        return [method for method in self.study.scoring.methods if self.has_chosen_pooling(method)]
+
     def embedding_of(self, method: str, for_tests: bool = False) -> str | None:
         """Return the embeddings that a method reads, of tests or of training examples; None if it reads none."""
         known = self.method(method)
@@ -348,16 +356,17 @@ class StudyPlan:
         For a trained encoder, they are those of its targets and of its training; None if it was trained elsewhere.
         """
         known = self.method(method)
+        choice = [f"choose_pooling/{method}.tsv"] if self.has_chosen_pooling(method) else []
         if known.own:
-            return [f"fit_method/{method}.tsv"] if known.own.fitted else []
+            return [f"fit_method/{method}.tsv", *choice] if known.own.fitted else choice
         encoder = known.encoder
         if not encoder:
-            return []
+            return choice
         if self.study.targets is None:
             return None
         kind, at, name = encoder.partition("@")
         start = f"init_encoder/study{at + name if self.has_own_initialization(at + name) else ''}.tsv"
         if kind == "untrained":
-            return [start]
+            return [start, *choice]
         targets = [f"{stage}/{TRAIN_POOL}.tsv" for stage in ("sample_subsets", "collect_targets")]
-        return [*targets, f"finetune_shard/{TRAIN_POOL}/*.tsv", start, f"train_encoder/study{at}{name}.tsv"]
+        return [*targets, f"finetune_shard/{TRAIN_POOL}/*.tsv", start, f"train_encoder/study{at}{name}.tsv", *choice]

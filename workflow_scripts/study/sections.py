@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from workflow_scripts.study.choices import Pooling, View
+from workflow_scripts.study.choices import WEIGHING, Pooling, View
 from workflow_scripts.study.methods import METHODS
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -404,7 +404,8 @@ class Scoring(Section):
     poolings: dict[Name, list[Pooling]] = Field(
         default_factory=dict,
         description="How a method's scores of examples become scores of groups, each a row, instead of the method's "
-        "own poolings, e.g. `{tfidf: [mean, attention]}`.",
+        "own poolings, e.g. `{tfidf: [mean, chosen]}`. `chosen` is the mean or attention with the scale, whichever has "
+        "the highest LDS on the folds that are held back from the encoder.",
     )
     top: Positive = Field(50, description="Most helpful and most harmful examples kept per test.")
     tile_examples: Positive = Field(8192, description="Training examples scored at once.")
@@ -428,9 +429,9 @@ class Scoring(Section):
                 if method not in known:
                     raise ValueError(f"{key}: there is no method {name!r}; write one of {', '.join(known)}")
         for name, poolings in self.poolings.items():
-            if {"attention", "signed"} <= set(poolings):
+            if len(WEIGHING & set(poolings)) > 1:
                 raise ValueError(
-                    f"poolings.{name}: attention and signed can't be computed in one pass; write one of them"
+                    f"poolings.{name}: one pass computes only one of {', '.join(sorted(WEIGHING))}; write one of them"
                 )
         if repeated := {name for name in self.methods if self.methods.count(name) > 1}:
             raise ValueError(f"methods: {min(repeated)!r} is listed twice; write it once")

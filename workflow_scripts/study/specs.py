@@ -232,6 +232,14 @@ class StageSpecs:
             "top": self.study.scoring.top,
         }
 
+    def _choose_pooling(self, method: str) -> dict[str, Any]:
+        return {
+            "method": method,
+            "folds": self.study.encoder_training.validation_folds,
+            "seed": self.study.seed,
+            "tile_examples": self.study.scoring.tile_examples,
+        }
+
     def _check_leaks(self) -> dict[str, Any]:
         return {"near_duplicate": self.study.judging.near_duplicate}
 

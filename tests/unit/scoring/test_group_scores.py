@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from workflow_scripts.core.errors import StudyError
-from workflow_scripts.scoring.group_scores import GroupScores, Membership
+from workflow_scripts.scoring.group_scores import ChosenPooling, GroupScores, Membership
 
 POOLINGS = ("attention", "mean", "sum")
 
@@ -106,3 +106,27 @@ def test_a_score_that_is_not_finite_is_an_error():
     scores = np.array([[np.nan], [1]], np.float32)
     with pytest.raises(StudyError, match="finite"):
         _streamed(scores, Membership([np.array([0, 1])]), 2).result("attention")
+
+
+@pytest.mark.parametrize("unit", [1e-4, 1.0, 1e3])
+def test_chosen_attention_is_attention_of_scaled_scores(unit):
+    scores, subsets = _study(unit)
+    groups = GroupScores(scores.shape[1], Membership(subsets), ["chosen", "mean"], ChosenPooling("attention", 3 / unit))
+    for start in range(0, len(scores), 17):
+        groups.update(np.arange(start, min(start + 17, len(scores))), scores[start : start + 17])
+    # f is attention of 3 s, in the unit of s.
+    expected = _expected(scores * (3 / unit), subsets, "attention") * (unit / 3)
+    np.testing.assert_allclose(groups.result("chosen"), expected, rtol=1e-5, atol=1e-5 * unit)
+    np.testing.assert_allclose(groups.result("mean"), _expected(scores, subsets, "mean"), rtol=1e-5, atol=1e-5 * unit)
+
+
+def test_chosen_mean_is_the_mean():
+    scores, subsets = _study(1.0)
+    groups = GroupScores(scores.shape[1], Membership(subsets), ["chosen", "mean"], ChosenPooling("mean"))
+    groups.update(np.arange(len(scores)), scores)
+    np.testing.assert_array_equal(groups.result("chosen"), groups.result("mean"))
+
+
+def test_chosen_without_a_choice_is_refused():
+    with pytest.raises(ValueError, match="nothing says what"):
+        GroupScores(3, Membership([]), ["chosen"])

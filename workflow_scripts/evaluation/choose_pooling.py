@@ -1,0 +1,130 @@
+"""Choose how a method's scores of examples become scores of groups, on the folds held back from the encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from workflow_scripts.core.errors import StudyError
+from workflow_scripts.core.progress import Progress, say
+from workflow_scripts.core.stage import run_stage
+from workflow_scripts.core.timing import start_work
+from workflow_scripts.evaluation.lds import UndefinedLdsError, linear_datamodeling_score
+from workflow_scripts.methods.loading import load_text_method
+from workflow_scripts.scoring.chosen_pooling import write_chosen_pooling
+from workflow_scripts.scoring.group_scores import ChosenPooling
+from workflow_scripts.scoring.sources import Source, load_embedding_libraries, open_embeddings, open_texts
+from workflow_scripts.targets.tables import FoldTargets, read_folds
+
+# Scales of attention, over the standard deviation of a method's scores: from close to the mean to close to the largest.
+RELATIVE_SCALES = tuple(2.0**exponent for exponent in np.arange(-3, 4.5, 0.5))
+
+
+def choose_pooling(
+    corpus: Path,
+    subsets: Path,
+    targets: Path,
+    train_embeddings: list[Path],
+    test_embeddings: list[Path],
+    pooling: Path,
+    *,
+    method: str,
+    folds: int,
+    seed: int,
+    tile_examples: int,
+) -> None:
+    """Write the LDS of the mean and of attention with each of several scales, and which of them is the highest.
+
+    It is measured on the last folds of the encoder's targets, which the encoder isn't trained on, and on no test of an
+    evaluation. Among equals the mean is chosen, or the smaller scale.
+
+    Parameters
+    ----------
+    corpus: `corpora/` file that the targets were made from.
+    subsets: the subsets of the targets.
+    targets: the targets.
+    train_embeddings: embeddings of the corpus as training examples, several files where it is split; [] for methods
+        that score texts.
+    test_embeddings: embeddings of the corpus as tests; likewise.
+    pooling: Parquet file to write, see `scoring.chosen_pooling`.
+    method: name of the method, which is that of its module if it scores texts.
+    folds: number of held-back folds.
+    seed: seed of methods that score at random.
+    tile_examples: how many training examples are scored at a time.
+
+    Raises
+    ------
+    StudyError: a file can't be read, or the files don't belong together.
+    """
+    if train_embeddings:
+        load_embedding_libraries()
+    else:
+        open_scorer = load_text_method(method)
+    start_work()
+    held_back = read_folds(subsets, targets)[-folds:]
+    progress = Progress(f"choose_pooling {method}", len(held_back), "folds")
+    found = []
+    for fold in held_back:
+        if train_embeddings:
+            sources = [open_embeddings(path, test_embeddings, fold.tests, tile_examples) for path in train_embeddings]
+        else:
+            sources = [open_texts(open_scorer, corpus, corpus, fold.tests, seed, tile_examples)]
+        found.append(_member_scores(sources, fold))
+        progress.advance()
+    spread = float(np.sqrt(np.mean([scores.var() for scores in found])))
+    candidates = [ChosenPooling("mean")]
+    if spread > 0:
+        candidates += [ChosenPooling("attention", relative / spread) for relative in RELATIVE_SCALES]
+    lds = [_mean_lds(found, held_back, candidate) for candidate in candidates]
+    chosen = int(np.argmax(lds))
+    say(f"choose_pooling {method}: {candidates[chosen]}, LDS {lds[chosen]:.3f}; mean {lds[0]:.3f}")
+    write_chosen_pooling(pooling, candidates, lds, chosen)
+
+
+def _member_scores(sources: Sequence[Source], fold: FoldTargets) -> np.ndarray:
+    """Return the scores of the members of a fold's subsets for its tests, float32 [subsets, size, tests]."""
+    members, places = np.unique(fold.members, return_inverse=True)
+    scores = np.full((len(members), len(fold.tests)), np.nan, np.float32)
+    for source in sources:
+        for example_ids, tile in source.tiles:
+            _, rows, found = np.intersect1d(example_ids, members, assume_unique=True, return_indices=True)
+            scores[found] = source.score(tile, slice(0, len(fold.tests)))[rows]
+    if missing := int(np.isnan(scores).any(axis=1).sum()):
+        raise StudyError(
+            f"{missing:,} of {len(members):,} members of a held-back fold have no score: the subsets were drawn from "
+            "another corpus than the one that is scored. Run the workflow again, so that both are made from the corpus "
+            "of targets.corpus."
+        )
+    return scores[places.reshape(fold.members.shape)]
+
+
+def _mean_lds(scores: Sequence[np.ndarray], folds: Sequence[FoldTargets], candidate: ChosenPooling) -> float:
+    """Return the mean LDS over the folds where it is defined; 0 where it is on none."""
+    found = []
+    for of_members, fold in zip(scores, folds, strict=True):
+        groups = _pooled(of_members, candidate)
+        finished = np.isfinite(fold.labels).all(axis=1)
+        try:
+            # A label is higher where the loss is lower.
+            found.append(linear_datamodeling_score(groups[finished].T, -fold.labels[finished].T))
+        except UndefinedLdsError:
+            continue
+    return float(np.mean(found)) if found else 0.0
+
+
+def _pooled(scores: np.ndarray, candidate: ChosenPooling) -> np.ndarray:
+    """Return group scores, float64 [subsets, tests], of the members' scores, float32 [subsets, size, tests]."""
+    if candidate.pooling == "mean":
+        return scores.mean(axis=1, dtype=np.float64)
+    pooled = np.empty((len(scores), scores.shape[2]))
+    for subset, own in enumerate(scores):
+        exponents = np.abs(own) * np.float32(candidate.scale)
+        weights = np.exp(exponents - exponents.max(axis=0))
+        pooled[subset] = (weights * own).sum(axis=0) / weights.sum(axis=0)
+    return pooled
+
+
+if __name__ == "__main__":
+    run_stage(choose_pooling)
