@@ -3,13 +3,16 @@
 `transformers.modeling_utils` imports the compiler of torch, DTensor, FSDP, SciPy and accelerate: about two fifths of
 the processor time that a job needs to start (docs/results/speed.md). The compiler is loaded once something is compiled.
 The others are told to be absent while transformers is imported, so that what it does with them (device maps, sharded
-parameters, detection losses, flex attention) isn't available in this process.
+parameters, detection losses, flex attention) isn't available in this process. Other libraries may use them: a
+submodule of torch that transformers would have loaded, as `torch.distributed.tensor` in peft, is imported when asked
+for.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -28,6 +31,8 @@ _AVAILABILITY = (
     "is_torch_distributed_available",
     "is_torch_flex_attn_available",
 )
+# Packages of torch that don't load these parts of theirs by themselves.
+_PACKAGES = ("torch.distributed", "torch.fx.experimental", "torch.nn.attention", "torch.utils")
 _COMPILER = "torch._dynamo"
 # Transformers' masks take a class from this module by its name.
 _MASKS = "torch._dynamo._trace_wrapped_higher_order_op"
@@ -104,6 +109,8 @@ def _without_unused_libraries() -> Iterator[None]:
     if _COMPILER not in sys.modules:
         sys.modules[_COMPILER] = torch._dynamo = _CompilerWhenUsed()
         sys.modules[_MASKS] = _MasksWhenUsed(_MASKS)
+    for package in _PACKAGES:
+        _import_submodules_when_used(importlib.import_module(package))
     places = [importlib.import_module(f"transformers.utils{name}") for name in ("", ".import_utils")]
     before = [(place, name, getattr(place, name)) for place in places for name in _AVAILABILITY if hasattr(place, name)]
     for place, name, _ in before:
@@ -113,6 +120,18 @@ def _without_unused_libraries() -> Iterator[None]:
     finally:
         for place, name, function in before:
             setattr(place, name, function)
+
+
+def _import_submodules_when_used(package: ModuleType) -> None:
+    def find(name: str) -> ModuleType:
+        submodule = f"{package.__name__}.{name}"
+        # What Python and `inspect` ask every module for is no submodule.
+        if name.startswith("__") or importlib.util.find_spec(submodule) is None:
+            raise AttributeError(f"module {package.__name__!r} has no attribute {name!r}")
+        return importlib.import_module(submodule)
+
+    if not hasattr(package, "__getattr__"):
+        package.__getattr__ = find  # type: ignore[method-assign]  # of modules: PEP 562
 
 
 def _unavailable(*_: Any, **__: Any) -> bool:

@@ -43,3 +43,35 @@ assert sys.modules["torch._dynamo"].__file__
 
 def test_the_compiler_is_loaded_when_it_is_used_and_respects_earlier_marks():
     subprocess.run([sys.executable, "-c", WORK], check=True, cwd=ROOT)
+
+
+OTHER_LIBRARIES = """
+import sys
+import torch
+from workflow_scripts.models.transformers_import import Qwen2Config, Qwen2ForCausalLM
+
+assert "torch.distributed.tensor" not in sys.modules
+assert torch.distributed.tensor.DTensor and torch.distributed.fsdp.FullyShardedDataParallel
+assert torch.nn.attention.flex_attention.flex_attention and torch.fx.experimental.symbolic_shapes.ShapeEnv
+for package in (torch.distributed, torch.utils):
+    assert not hasattr(package, "no_such_module")
+"""
+
+
+def test_submodules_that_transformers_would_have_loaded_are_there_when_used():
+    subprocess.run([sys.executable, "-c", OTHER_LIBRARIES], check=True, cwd=ROOT)
+
+
+ADAPTERS = """
+from workflow_scripts.methods.less import add_adapters
+from workflow_scripts.models.transformers_import import Qwen2Config, Qwen2ForCausalLM
+
+lm = Qwen2ForCausalLM(Qwen2Config(
+    vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1
+))
+assert add_adapters(lm, rank=2, alpha=4, seed=1)
+"""
+
+
+def test_adapters_are_added_in_a_process_of_their_own():
+    subprocess.run([sys.executable, "-c", ADAPTERS], check=True, cwd=ROOT)
