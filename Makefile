@@ -46,9 +46,9 @@ test: lint
 	$(BIN)/pytest -m "not slow" -n auto --maxprocesses 4 --dist loadfile tests/unit tests/models tests/workflow
 	$(BIN)/pytest -m "not slow" tests/faults
 
-# A gradient method through Snakemake: warm-up, fit, embeddings and scores of the smoke study.
+# Every method through Snakemake, from the warm-up to the scores of the smoke study.
 test-methods: $(VENV)/.installed-test
-	$(BIN)/pytest tests/workflow/test_gradient_method.py
+	$(BIN)/pytest tests/workflow/test_methods.py
 
 # Tiny models of all families in docs/compatibility.md beside plain transformers and sentence-transformers: about four
 # minutes of one core.

@@ -59,7 +59,9 @@ if plan_of_study.lds_evaluations:
             groups=of_every_method("groups", plan_of_study.lds_evaluations),
             scores=of_every_method("scores", plan_of_study.lds_evaluations),
             targets=expand(f"{RESULTS}/targets/{{evaluation}}.parquet", evaluation=plan_of_study.lds_evaluations),
-            poolings=expand(f"{RESULTS}/poolings/{{method}}.parquet", method=plan_of_study.methods_with_chosen_pooling()),
+            poolings=expand(
+                f"{RESULTS}/poolings/{{method}}.parquet", method=plan_of_study.methods_with_chosen_pooling()
+            ),
         output:
             lds=f"{RESULTS}/evaluation/lds.parquet",
             differences=f"{RESULTS}/evaluation/differences.parquet",

@@ -127,6 +127,7 @@ def _lds(path: Path, evaluations: tuple[str, ...], lds: dict[str, float]) -> Pat
             "method": method,
             "evaluation": name,
             "pooling": pooling,
+            "chosen": None,
             "lds": value - 0.04 * rank,
             "ci_low": value - 0.04 * rank - 0.03,
             "ci_high": value - 0.04 * rank + 0.03,

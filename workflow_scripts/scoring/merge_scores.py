@@ -7,8 +7,8 @@ from workflow_scripts.core.parquet import read_metadata
 from workflow_scripts.core.progress import Progress
 from workflow_scripts.core.stage import run_stage
 from workflow_scripts.core.timing import Seconds, start_work, total
-from workflow_scripts.scoring.corpus_scores import CorpusScores
 from workflow_scripts.scoring.chosen_pooling import read_chosen_pooling
+from workflow_scripts.scoring.corpus_scores import CorpusScores
 from workflow_scripts.scoring.sources import read_evaluation
 from workflow_scripts.scoring.tables import costs, read_part, write_scores
 

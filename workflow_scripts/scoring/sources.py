@@ -12,8 +12,8 @@ from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.parquet import read_metadata, read_schema, read_table
 from workflow_scripts.core.progress import Progress
 from workflow_scripts.core.timing import NO_TIME, Seconds, total
-from workflow_scripts.scoring.corpus_scores import CorpusScores, PartScores
 from workflow_scripts.methods.text_scorer import Texts, TextScorer
+from workflow_scripts.scoring.corpus_scores import CorpusScores, PartScores
 from workflow_scripts.scoring.group_scores import ChosenPooling, Membership
 
 

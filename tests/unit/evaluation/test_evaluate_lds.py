@@ -11,6 +11,8 @@ from workflow_scripts.core.parquet import read_table, write_table
 from workflow_scripts.core.timing import Seconds, record_of
 from workflow_scripts.evaluation.evaluate_lds import evaluate_lds
 from workflow_scripts.evaluation.lds import linear_datamodeling_score
+from workflow_scripts.scoring.chosen_pooling import write_chosen_pooling
+from workflow_scripts.scoring.group_scores import ChosenPooling
 
 TEST_IDS, SUBSETS, SEEDS = np.array([11, 4, 7, 30, 2]), np.arange(12), 2
 
@@ -74,6 +76,28 @@ def _run(folder, written, **changes):
 def _noisy_losses(effect, noise=0.3):
     shape = (*effect.shape, SEEDS)
     return 2 - effect[:, :, None] + noise * np.random.default_rng(3).standard_normal(shape)
+
+
+def test_the_chosen_pooling_is_named(effect, tmp_path, capsys):
+    _write_targets(tmp_path / "mini.parquet", _noisy_losses(effect))
+    written = [
+        _write_scores(tmp_path, "airrep", {"attention": effect}),
+        _write_scores(tmp_path, "tfidf", {"mean": effect**3, "chosen": effect**5}),
+        _write_scores(tmp_path, "bm25", {"chosen": effect}),
+    ]
+    choices = {"tfidf": ChosenPooling("attention", 12.3456), "bm25": ChosenPooling("mean")}
+    (tmp_path / "poolings").mkdir()
+    paths = [tmp_path / "poolings" / f"{method}.parquet" for method in choices]
+    for path, choice in zip(paths, choices.values(), strict=True):
+        write_chosen_pooling(path, [choice], [0.5], 0)
+    rows, _ = _run(tmp_path, written, poolings=paths)
+    assert {(row["method"], row["pooling"]): row["chosen"] for row in rows} == {
+        ("airrep", "attention"): None,
+        ("tfidf", "mean"): None,
+        ("tfidf", "chosen"): "attention, scale 12.3",
+        ("bm25", "chosen"): "mean",
+    }
+    assert "chosen on held-back folds: " in capsys.readouterr().out
 
 
 def test_rows_of_the_tables(effect, tmp_path, capsys):

@@ -16,7 +16,7 @@ HEADS = [
 def row(method, evaluation, lds):
     numbers = {"ci_low": lds - 0.1, "ci_high": lds + 0.1, "ceiling": 0.9, "n_tests": 200, "n_subsets": 1000}
     numbers |= {"embedding_seconds": 0.25, "scoring_seconds": 1.5, "seconds": 1.75, "fitting_seconds": 1234.5}
-    return {"method": method, "evaluation": evaluation, "pooling": "mean", "lds": lds, **numbers}
+    return {"method": method, "evaluation": evaluation, "pooling": "mean", "chosen": None, "lds": lds, **numbers}
 
 
 def study(subsets, evaluations):

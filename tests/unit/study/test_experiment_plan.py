@@ -30,7 +30,11 @@ def changed(key, value):
     [
         ("scoring.methods", ["airrep@wide"], "'airrep@wide' needs encoder_variants.wide; add it there"),
         ("scoring.methods", ["tfidf@mean"], "tfidf reads no encoder of the study, so it has no variants"),
-        ("scoring.poolings", {"airrep": ["attention", "signed"]}, "one pass computes only one of attention, chosen, signed"),
+        (
+            "scoring.poolings",
+            {"airrep": ["attention", "signed"]},
+            "one pass computes only one of attention, chosen, signed",
+        ),
         ("scoring.poolings", {"tfidf": ["attention", "chosen"]}, "one pass computes only one of"),
         (
             "encoder_variants.mean",

@@ -1,0 +1,50 @@
+"""Every method through Snakemake, each job in a process of its own, where warm-up, fit, embeddings and scores meet."""
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from workflow_scripts.core.parquet import read_table
+from workflow_scripts.study.methods import METHODS
+
+pytestmark = pytest.mark.slow
+CHOSEN = ("logra_4", "less", "tfidf", "untrained")
+
+
+@pytest.fixture(scope="module")
+def judged(finished, tmp_path_factory):
+    workspace = finished.copy(tmp_path_factory.mktemp("methods") / "copy")
+    changes = {"scoring__methods": list(METHODS), "warmup": {"examples": 64, "epochs": 1, "measured_examples": 32}}
+    changes["scoring__poolings"] = {name: ["mean", "chosen"] for name in CHOSEN}
+    done = workspace.smoke("lds", **changes)
+    assert done.returncode == 0, done.stdout
+    return workspace
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_runs_from_the_warmup_to_its_scores(judged, method):
+    groups = pq.read_table(judged.results / "groups" / method / "heldout.parquet")
+    assert set(groups["pooling"].to_pylist()) == (
+        {"mean", "chosen"} if method in CHOSEN else set(METHODS[method].poolings)
+    )
+    assert groups.num_rows == 20 * 8 * len(set(groups["pooling"].to_pylist()))
+    assert np.ptp(groups["score"].to_numpy()) > 0
+
+
+def test_the_size_of_projected_gradients(judged):
+    paths = sorted((judged.results / "embeddings" / "logra_4").glob("*.parquet"))
+    # Of the corpus of the targets too, because its pooling is chosen there.
+    assert [path.stem for path in paths] == ["pool", "tests", "train"]
+    sizes = {pq.read_schema(path).field("embedding").type.list_size for path in paths}
+    assert sizes == {3 * 4 * 4}  # three layers of the one block's MLP
+
+
+def test_the_table_says_which_pooling_was_chosen(judged):
+    rows = read_table(judged.results / "evaluation" / "lds.parquet").to_pylist()
+    assert {row["method"] for row in rows if row["chosen"]} == set(CHOSEN)
+    for row in rows:
+        assert (row["chosen"] is not None) == (row["pooling"] == "chosen")
+    choices = read_table(judged.results / "poolings" / "logra_4.parquet").to_pylist()
+    best = max(choices, key=lambda row: row["lds"])
+    assert best["chosen"]
+    assert sum(row["chosen"] for row in choices) == 1
