@@ -213,7 +213,16 @@ class StageSpecs:
             "seed": self.study.seed,
             "top": self.study.scoring.top,
             "tile_examples": self.study.scoring.tile_examples,
+            **self._unstored(method),
         }
+
+    def _unstored(self, method: str) -> dict[str, Any]:
+        """Return how the jobs that score compute a method's embeddings; nothing for one that stores them."""
+        if not self.plan.method(method).is_unstored:
+            return {}
+        values = self._embed_by_method(method, corpus="", part="")
+        names = ("module", "settings", "lm_source", "batch_tokens", "precision")
+        return {"unstored": {name: values[name] for name in names}}
 
     def _score_part(self, method: str, evaluation: str, part: str) -> dict[str, Any]:
         return {
@@ -222,6 +231,8 @@ class StageSpecs:
             "part": f"{evaluation} {part.removeprefix('.')}",
             "top": self.study.scoring.top,
             "tile_examples": self.study.scoring.tile_examples,
+            **self._unstored(method),
+            **({"part_numbers": self._part(part)["part"]} if self.plan.method(method).is_unstored else {}),
         }
 
     def _merge_scores(self, method: str, evaluation: str) -> dict[str, Any]:
