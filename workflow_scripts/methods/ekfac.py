@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from functools import partial
 
 import numpy as np
 import torch
@@ -21,10 +22,10 @@ from workflow_scripts.language_model.tokens import TokenizedExample
 from workflow_scripts.methods.embedder import Embedder, LanguageModelReader, WarmupExamples
 from workflow_scripts.methods.example_gradients import ExampleGradients, block_layers, outer_sums
 from workflow_scripts.methods.projected_gradients import (
-    DAMPING,
     ProjectedGradients,
     Tensors,
     batched,
+    inverse_root,
     layer_moments,
     principal_projections,
 )
@@ -50,7 +51,7 @@ def fit(reader: LanguageModelReader, warmup: WarmupExamples, **_: object) -> Ten
     widest = max(len(moment) for moment in moments.values())
     tensors = principal_projections(moments, widest, reader.lm.device)
     for name, squares in _mean_squares(reader, layers, examples, tensors).items():
-        tensors[f"{name}.scale"] = (squares + DAMPING * squares.mean()).rsqrt()
+        tensors[f"{name}.scale"] = inverse_root(squares)
     return {**tensors, "seed": torch.tensor(warmup.seed)}
 
 
@@ -86,8 +87,14 @@ def open_embedder(
     """
     layers, tensors = block_layers(reader.lm), dict(fitted)
     seed = int(tensors.pop("seed"))
-    buckets: Tensors = {}
-    for name in layers if dimension else ():
+    open_gradients = partial(
+        ProjectedGradients, reader.lm, layers, tensors, batch_tokens=reader.batch_tokens, precision=reader.precision
+    )
+    if dimension is None:
+        gradients = open_gradients()
+        return Embedder(gradients.dimension, gradients.embed)
+    buckets = {}
+    for name in layers:
         scale = tensors[f"{name}.scale"]
         places, signs = sketch_buckets(scale.numel(), dimension, seed, name)
         buckets[name] = places.to(reader.lm.device)
@@ -96,16 +103,7 @@ def open_embedder(
     def sketch(name: str, numbers: torch.Tensor) -> torch.Tensor:
         return numbers.new_zeros(len(numbers), dimension).index_add_(1, buckets[name], numbers)
 
-    gradients = ProjectedGradients(
-        reader.lm,
-        layers,
-        tensors,
-        batch_tokens=reader.batch_tokens,
-        precision=reader.precision,
-        sketch=sketch if dimension else None,
-        dimension=dimension,
-    )
-    return Embedder(gradients.dimension, gradients.embed)
+    return Embedder(dimension, open_gradients(sketch=sketch, dimension=dimension).embed)
 
 
 def sketch_buckets(numbers: int, dimension: int, seed: int, name: str) -> tuple[torch.Tensor, torch.Tensor]:

@@ -225,8 +225,13 @@ def kronecker_preconditioner(layers: Mapping[str, nn.Module], projections: Tenso
             values[side], axes = torch.linalg.eigh(moments[f"{name}.{side}"])
             tensors[f"{name}.{side}"] = axes.T @ projections[f"{name}.{side}"]
         curvature = torch.outer(values["outputs"].clamp(min=0), values["inputs"].clamp(min=0))
-        tensors[f"{name}.scale"] = (curvature + DAMPING * curvature.mean()).rsqrt()
+        tensors[f"{name}.scale"] = inverse_root(curvature)
     return tensors
+
+
+def inverse_root(eigenvalues: torch.Tensor) -> torch.Tensor:
+    """Return the inverse square roots of eigenvalues, a tenth of their mean added; of their shape."""
+    return (eigenvalues + DAMPING * eigenvalues.mean()).rsqrt()
 
 
 def fisher_preconditioner(vectors: ProjectedGradients, examples: Sequence[TokenizedExample], by_layer: bool) -> Tensors:

@@ -36,6 +36,7 @@ METHOD_NAMES = {
     "ekfac_8192": "EK-FAC, sketch of 8,192",
     "ekfac_4096": "EK-FAC, sketch of 4,096",
     "ekfac_2048": "EK-FAC, sketch of 2,048",
+    "forward": "Head's gradient",
     "dsdm": "DsDm",
     "less": "LESS",
     "length": "Length only",

@@ -100,6 +100,7 @@ METHODS = {
     "ekfac_8192": _ekfac(8192),
     "ekfac_4096": _ekfac(4096),
     "ekfac_2048": _ekfac(2048),
+    "forward": _of_gradients("forward", rank=64, hidden_rank=128),
     "dsdm": _of_gradients("dsdm", rank=16),
     "less": _of_gradients(
         "less", by_role=True, language_model="base", lora_rank=128, lora_alpha=512, epochs=4, dimension=8192
