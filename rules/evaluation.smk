@@ -26,6 +26,7 @@ if study.targets:
     rule choose_pooling:
         """Choose how a method's scores of examples are pooled, on the folds held back from the encoder."""
         input:
+            unpack(inputs_of_unstored_targets),
             corpus=f"{RESULTS}/corpora/{study.targets.corpus}.parquet",
             subsets=f"{RESULTS}/subsets/train.parquet",
             targets=f"{RESULTS}/targets/train.parquet",
@@ -41,8 +42,9 @@ if study.targets:
             method=any_of(plan_of_study.methods_with_chosen_pooling()),
         conda:
             "../envs/airrep.yaml"
+        threads: threads_of_scores
         resources:
-            **resources_for("choose_pooling"),
+            **resources_for_scores("choose_pooling"),
         params:
             spec=spec("choose_pooling"),
         script:

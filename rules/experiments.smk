@@ -50,6 +50,7 @@ rule draw_base:
 
 use rule score_pairs as score_base with:
     input:
+        unpack(inputs_of_unstored),
         train=corpus_of("train"),
         test=corpus_of("test"),
         subsets=f"{RESULTS}/experiments/{{experiment}}/base.parquet",

@@ -136,6 +136,27 @@ def target_embeddings(for_tests):
     return files
 
 
+def inputs_of_unstored(wildcards):
+    """What a method whose embeddings aren't stored reads to compute them; nothing for other methods."""
+    if not plan_of_study.method(wildcards.method).is_unstored:
+        return {}
+    evaluation = study.evaluations[wildcards.evaluation]
+    tokens = {f"{role}_tokens": f"{RESULTS}/tokens/{getattr(evaluation, role)}.parquet" for role in ("train", "test")}
+    return tokens | model_of_unstored(wildcards.method)
+
+
+def inputs_of_unstored_targets(wildcards):
+    """The same for the corpus of the targets."""
+    if not plan_of_study.method(wildcards.method).is_unstored:
+        return {}
+    tokens = {"tokens": f"{RESULTS}/tokens/{study.targets.corpus}.parquet"}
+    return tokens | model_of_unstored(wildcards.method)
+
+
+def model_of_unstored(method):
+    return fitted_file(method) | language_model_of(plan_of_study.embedding_spec(method))
+
+
 def language_model_of(own):
     """The LM that a method reads, as a named input, where the workflow makes or fetches it."""
     if own.language_model == "warm":
@@ -148,12 +169,17 @@ def inputs_of_fit(wildcards):
     return {"tokens": tokens} | language_model_of(plan_of_study.embedding_spec(wildcards.method))
 
 
+def fitted_file(embedding):
+    """What a method was fitted to, as a named input; nothing for one that isn't fitted."""
+    fit = plan_of_study.fit_of(embedding)
+    return {"fitted": f"{RESULTS}/fitted/{fit}.safetensors"} if fit else {}
+
+
 def inputs_of_own_embeddings(wildcards):
     own = plan_of_study.embedding_spec(wildcards.embedding)
     folder = "tokens" if own.language_model else "corpora"
     examples = f"{RESULTS}/{folder}/{wildcards.corpus}.parquet"
-    fitted = f"{RESULTS}/fitted/{plan_of_study.method_of(wildcards.embedding)}.safetensors"
-    inputs = {"examples": examples} | ({"fitted": fitted} if own.fitted else {}) | language_model_of(own)
+    inputs = {"examples": examples} | fitted_file(wildcards.embedding) | language_model_of(own)
     return inputs | snapshot(plan_of_study.snapshot_of_embeddings(wildcards.embedding))
 
 

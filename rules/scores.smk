@@ -23,6 +23,7 @@ rule embed_corpus:
 rule score_pairs:
     """Score every training example and every subset for every test example, in one pass."""
     input:
+        unpack(inputs_of_unstored),
         train=corpus_of("train"),
         test=corpus_of("test"),
         subsets=f"{RESULTS}/subsets/{{evaluation}}.parquet",
@@ -41,8 +42,9 @@ rule score_pairs:
         method=any_of(plan_of_study.methods_scored(in_parts=False)),
     conda:
         "../envs/airrep.yaml"
+    threads: threads_of_scores
     resources:
-        **resources_for("score_pairs"),
+        **resources_for_scores("score_pairs"),
     params:
         spec=spec("score_pairs"),
     script:
@@ -52,6 +54,7 @@ rule score_pairs:
 rule score_part:
     """Score a part of the training examples, where they are split over jobs."""
     input:
+        unpack(inputs_of_unstored),
         subsets=f"{RESULTS}/subsets/{{evaluation}}.parquet",
         validation=f"{RESULTS}/subsets/{{evaluation}}.validation.parquet",
         train_embeddings=train_embeddings,
@@ -68,8 +71,9 @@ rule score_part:
         part=r"\.\d+of\d+",
     conda:
         "../envs/airrep.yaml"
+    threads: threads_of_scores
     resources:
-        **resources_for("score_part"),
+        **resources_for_scores("score_part"),
     params:
         spec=spec("score_part"),
     script:

@@ -22,8 +22,9 @@ EXPERIMENTS = ["leave_out", "removal", "selection", "classification", "amortisat
 STUDIES = {
     "configs/smoke.yaml": {"prepare_corpus": 4, "finetune_shard": 2 + 1, "score_pairs": 7, "embed_corpus": 4},
     "config.yaml": {"prepare_corpus": 4, "finetune_shard": 4 + 2, "score_pairs": 7, "embed_corpus": 4},
-    # Nine methods embed pool and tests by themselves, and eight of them are fitted; three encoders, one of them with
-    # a start of its own; three evaluations with an LM each, and every experiment.
+    # Fourteen methods embed pool and tests by themselves, and thirteen of them are fitted, four on one file with one
+    # that stores no embeddings; three encoders, one of them with a start of its own; three evaluations with an LM each,
+    # and every experiment.
     "configs/methods_mini.yaml": {
         "prepare_corpus": 4,
         "pretrain_base_lm": 3,
@@ -34,13 +35,13 @@ STUDIES = {
         "init_encoder": 2,
         "train_encoder": 3,
         "warmup_lm": 1,
-        "fit_method": 8,
-        "embed_by_method": 9 * 2,
+        "fit_method": 10,
+        "embed_by_method": 14 * 2,
         "embed_corpus": 5 * 2,
-        "score_pairs": 20 * 3,
+        "score_pairs": 26 * 3,
         "check_labels": 1,
         "draw_base": 2,
-        "score_base": 20 + 7,
+        "score_base": 26 + 7,
         "draw_leave_out": 1,
         "draw_removal": 1,
         "draw_selection": 1,

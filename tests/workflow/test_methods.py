@@ -1,6 +1,7 @@
 """Every method through Snakemake, each job in a process of its own, where warm-up, fit, embeddings and scores meet."""
 
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -8,15 +9,18 @@ from workflow_scripts.core.parquet import read_table
 from workflow_scripts.study.methods import METHODS
 
 pytestmark = pytest.mark.slow
-CHOSEN = ("logra_4", "less", "tfidf", "untrained")
+CHOSEN = ("ekfac", "logra_4", "less", "tfidf", "untrained")
+CHANGES = {
+    "scoring__methods": list(METHODS),
+    "scoring__poolings": {name: ["mean", "chosen"] for name in CHOSEN},
+    "warmup": {"examples": 64, "epochs": 1, "measured_examples": 32},
+}
 
 
 @pytest.fixture(scope="module")
 def judged(finished, tmp_path_factory):
     workspace = finished.copy(tmp_path_factory.mktemp("methods") / "copy")
-    changes = {"scoring__methods": list(METHODS), "warmup": {"examples": 64, "epochs": 1, "measured_examples": 32}}
-    changes["scoring__poolings"] = {name: ["mean", "chosen"] for name in CHOSEN}
-    done = workspace.smoke("lds", **changes)
+    done = workspace.smoke("lds", **CHANGES)
     assert done.returncode == 0, done.stdout
     return workspace
 
@@ -29,6 +33,29 @@ def test_a_method_runs_from_the_warmup_to_its_scores(judged, method):
     )
     assert groups.num_rows == 20 * 8 * len(set(groups["pooling"].to_pylist()))
     assert np.ptp(groups["score"].to_numpy()) > 0
+
+
+def test_gradients_that_are_not_stored_are_scored_in_parts_too(judged, tmp_path):
+    """One file is fitted for EK-FAC and its sketches, whose scores are near those of the whole gradients."""
+
+    def scores(folder, method):
+        table = pq.read_table(folder / "groups" / method / "heldout.parquet")
+        return table.filter(pc.equal(table["pooling"], "mean"))["score"].to_numpy()
+
+    fitted = [path.name for path in (judged.results / "fitted").iterdir()]
+    assert [name for name in fitted if name.startswith("ekfac")] == ["ekfac.safetensors"]
+    assert not (judged.results / "embeddings" / "ekfac").exists()
+    whole = scores(judged.results, "ekfac")
+    assert np.corrcoef(whole, scores(judged.results, "ekfac_16384"))[0, 1] > 0.9
+    parts = judged.copy(tmp_path / "parts")
+    done = parts.smoke("results/smoke/groups/ekfac/heldout.parquet", **CHANGES, scoring__parts=2)
+    assert done.returncode == 0, done.stdout
+    np.testing.assert_allclose(scores(parts.results, "ekfac"), whole, rtol=1e-3, atol=1e-4 * np.abs(whole).max())
+    sizes = [
+        float(pq.read_schema(judged.results / "scores" / method / "heldout.parquet").metadata[b"bytes_per_example"])
+        for method in ("ekfac", "ekfac_16384")
+    ]
+    assert sizes[0] > sizes[1] > 0
 
 
 def test_the_size_of_projected_gradients(judged):

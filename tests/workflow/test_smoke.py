@@ -33,7 +33,8 @@ CONTRACT = {
     "test_row int64, example_file string, example_row int64",
     "groups/*/*.parquet": "test_id int32, subset int32, pooling string, score float",
     "evaluation/lds.parquet": "method string, evaluation string, pooling string, chosen string, lds double, "
-    "ci_low double, ci_high double, ceiling double, seed_agreement double, n_tests int32, n_subsets int32, seconds double, "
+    "ci_low double, ci_high double, ceiling double, seed_agreement double, n_tests int32, n_subsets int32, "
+    "seconds double, "
     "cpu_seconds double, embedding_seconds double, embedding_cpu_seconds double, scoring_seconds double, "
     "scoring_cpu_seconds double, fitting_seconds double, fitting_cpu_seconds double, warmup_seconds double, "
     "warmup_cpu_seconds double, start_up_seconds double, start_up_cpu_seconds double, bytes_per_example double",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -30,6 +31,10 @@ def choose_pooling(
     test_embeddings: list[Path],
     pooling: Path,
     *,
+    tokens: Path | None = None,
+    language_model: Path | None = None,
+    fitted: Path | None = None,
+    unstored: Mapping[str, Any] | None = None,
     method: str,
     folds: int,
     seed: int,
@@ -46,9 +51,13 @@ def choose_pooling(
     subsets: the subsets of the targets.
     targets: the targets.
     train_embeddings: embeddings of the corpus as training examples, several files where it is split; [] for methods
-        that score texts.
+        that store none.
     test_embeddings: embeddings of the corpus as tests; likewise.
     pooling: Parquet file to write, see `scoring.chosen_pooling`.
+    tokens: `tokens/` file of the corpus, for a method whose embeddings aren't stored.
+    language_model: folder of the LM of such a method.
+    fitted: file that `fit_method` wrote for it.
+    unstored: how it computes its embeddings, see `scoring.unstored.load_unstored`; None for other methods.
     method: name of the method, which is that of its module if it scores texts.
     folds: number of held-back folds.
     seed: seed of methods that score at random.
@@ -58,16 +67,26 @@ def choose_pooling(
     ------
     StudyError: a file can't be read, or the files don't belong together.
     """
-    if train_embeddings:
+    held_back = read_folds(subsets, targets)[-folds:]
+    if unstored:
+        # See `load_embedding_libraries`.
+        from workflow_scripts.scoring.unstored import load_unstored, open_unstored
+
+        most_tests = max(len(fold.tests) for fold in held_back)
+        embedder = load_unstored(
+            unstored, language_model=language_model, fitted=fitted, tests=most_tests, method=method
+        )
+    elif train_embeddings:
         load_embedding_libraries()
     else:
         open_scorer = load_text_method(method)
     start_work()
-    held_back = read_folds(subsets, targets)[-folds:]
     progress = Progress(f"choose_pooling {method}", len(held_back), "folds")
     found = []
     for fold in held_back:
-        if train_embeddings:
+        if tokens:
+            sources = [open_unstored(embedder, tokens, tokens, fold.tests)]
+        elif train_embeddings:
             sources = [open_embeddings(path, test_embeddings, fold.tests, tile_examples) for path in train_embeddings]
         else:
             sources = [open_texts(open_scorer, corpus, corpus, fold.tests, seed, tile_examples)]

@@ -7,17 +7,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from safetensors.torch import load_file
 
 from workflow_scripts.core.files import file_hash, folder_hash
 from workflow_scripts.core.parquet import read_batches, spec_hash
 from workflow_scripts.core.stage import run_stage
 from workflow_scripts.corpora.templates import encoder_texts
 from workflow_scripts.embeddings.store import EmbeddingBlock, part_of_rows, write_embeddings
-from workflow_scripts.language_model.losses import load_language_model
 from workflow_scripts.language_model.tokens import TokenizedExample
-from workflow_scripts.methods.embedder import Embedder, LanguageModelReader
-from workflow_scripts.methods.loading import load_module
+from workflow_scripts.methods.embedder import Embedder, load_embedder
 from workflow_scripts.study.stage_versions import STAGE_VERSIONS
 
 ROWS_AT_ONCE = 16_384
@@ -67,13 +64,16 @@ def embed_by_method(
     ------
     StudyError: a model or file can't be read, or the method can't read the LM.
     """
-    reader = None
-    if lm_source:
-        source = {**lm_source, "model": language_model or lm_source["model"]}
-        reader = LanguageModelReader(load_language_model(**source, precision=precision), batch_tokens, precision)
-    loaded = {**settings, "model": str(snapshot)} if snapshot else settings
-    tensors = load_file(fitted) if fitted else {}
-    embedder = load_module(module).open_embedder(reader, tensors, for_tests, **loaded)
+    embedder = load_embedder(
+        module,
+        {**settings, "model": str(snapshot)} if snapshot else settings,
+        fitted=fitted,
+        language_model=language_model,
+        lm_source=lm_source,
+        for_tests=for_tests,
+        batch_tokens=batch_tokens,
+        precision=precision,
+    )
     key = spec_hash(
         {
             "version": STAGE_VERSIONS["embed_by_method"],

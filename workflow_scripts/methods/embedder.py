@@ -14,13 +14,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 
+from workflow_scripts.language_model.losses import load_language_model
 from workflow_scripts.language_model.tokens import TokenizedExample
 from workflow_scripts.methods.example_gradients import mlp_layers
+from workflow_scripts.methods.loading import load_module
 from workflow_scripts.methods.projected_gradients import ProjectedGradients
 from workflow_scripts.models.transformers_import import PreTrainedModel
 from workflow_scripts.study.sections import Finetuning
@@ -72,6 +76,43 @@ class Embedder:
 
     dimension: int
     embed: Callable[[Sequence[Any]], np.ndarray]
+
+
+def load_embedder(
+    module: str,
+    settings: Mapping[str, Any],
+    *,
+    fitted: Path | None,
+    language_model: Path | None,
+    lm_source: Mapping[str, Any] | None,
+    for_tests: bool,
+    batch_tokens: int,
+    precision: str,
+) -> Embedder:
+    """Return the embedder of a method, with the LM and the fitted file that it needs.
+
+    Parameters
+    ----------
+    module: name of the method's module, see `study.methods.EmbeddingSpec`.
+    settings: keyword arguments of its `open_embedder`.
+    fitted: file that `fit_method` wrote; None for a method that isn't fitted.
+    language_model: folder of the LM, where the workflow made or fetched it.
+    lm_source: `model`, `revision` and `trust_remote_code` of the LM; None for a method of texts.
+    for_tests: whether tests are embedded, for a method that embeds them differently from training examples.
+    batch_tokens: most tokens in one forward pass of the LM.
+    precision: `float32` or `bfloat16`, that of its forward passes.
+
+    Raises
+    ------
+    StudyError: a model or file can't be read, or the method can't read the LM.
+    """
+    reader = None
+    if lm_source:
+        source = {**lm_source, "model": language_model or lm_source["model"]}
+        reader = LanguageModelReader(load_language_model(**source, precision=precision), batch_tokens, precision)
+    tensors = load_file(fitted) if fitted else {}
+    embedder: Embedder = load_module(module).open_embedder(reader, tensors, for_tests, **settings)
+    return embedder
 
 
 def unit_length(vectors: np.ndarray) -> np.ndarray:

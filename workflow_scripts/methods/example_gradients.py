@@ -26,6 +26,9 @@ MLP = re.compile(r"(^|\.)(mlp|ffn|feed_forward|fc1|fc2|fc_in|fc_out)(\.|$)")
 
 EXPERTS = re.compile(r"(^|[._])(moe|experts?)([._]|$)")
 
+# The blocks of a transformer stand in a list, so their number is part of the names of their layers.
+IN_BLOCK = re.compile(r"\.\d+\.")
+
 # Takes (name of the layer, which examples, inputs [examples, tokens, in], gradients [examples, tokens, out]).
 GradientHook = Callable[[str, torch.Tensor, torch.Tensor, torch.Tensor], None]
 
@@ -59,6 +62,21 @@ def mlp_layers(lm: PreTrainedModel) -> dict[str, nn.Module]:
             f"e.g. {others[0]}: gradient methods can't read it. Leave them out of scoring.methods, or use another LM."
         )
     return layers
+
+
+def block_layers(lm: PreTrainedModel) -> dict[str, nn.Module]:
+    """Return all linear layers of an LM's blocks, of attention and MLPs, by name: no embeddings and no head.
+
+    Raises
+    ------
+    StudyError: as in `mlp_layers`.
+    """
+    mlp_layers(lm)
+    return {
+        name: module
+        for name, module in lm.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and IN_BLOCK.search(name)
+    }
 
 
 def _is_matrix(parameter: torch.Tensor) -> bool:

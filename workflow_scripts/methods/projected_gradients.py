@@ -26,6 +26,7 @@ from workflow_scripts.models.transformers_import import Conv1D, PreTrainedModel
 
 Tensors = dict[str, torch.Tensor]
 Correction = Callable[[str, torch.Tensor], torch.Tensor]
+Sketch = Callable[[str, torch.Tensor], torch.Tensor]
 # Of the mean eigenvalue, as is usual for influence functions (Grosse et al. 2023, LoGra).
 DAMPING = 0.1
 
@@ -78,10 +79,14 @@ class ProjectedGradients:
     mean: whether gradients are those of the mean loss over an example's response tokens, instead of the sum.
     correct: called with the name of a layer and its gradients, float32 [examples, out, in]; returns what is projected
         instead of them.
+    sketch: called with the name of a layer and its projected gradients, float32 [examples, numbers]; returns what they
+        add to the vectors, float32 [examples, dimension]. None to put the layers' gradients side by side.
+    dimension: size of a sketched vector; without a sketch it follows from the projections.
 
     Attributes
     ----------
-    slices: the place of each layer's gradient in a vector, by name.
+    slices: the place of each layer's gradient in a vector without a sketch, by name.
+    dimension: size of a vector.
     """
 
     def __init__(
@@ -94,17 +99,16 @@ class ProjectedGradients:
         precision: str,
         mean: bool = False,
         correct: Correction | None = None,
+        sketch: Sketch | None = None,
+        dimension: int | None = None,
     ):
-        self.lm, self.layers, self.mean, self.correct = lm, layers, mean, correct
+        self.lm, self.layers, self.mean, self.correct, self.sketch = lm, layers, mean, correct, sketch
         self.batch_tokens, self.precision = batch_tokens, precision
         self.tensors = {name: tensor.to(lm.device) for name, tensor in tensors.items()}
         shapes = [tuple(len(tensors[f"{name}.{side}"]) for side in ("outputs", "inputs")) for name in layers]
         ends = np.cumsum([outputs * inputs for outputs, inputs in shapes])
         self.slices = dict(zip(layers, map(slice, [0, *ends[:-1]], ends), strict=True))
-
-    @property
-    def dimension(self) -> int:
-        return max(place.stop for place in self.slices.values())
+        self.dimension = dimension or int(ends[-1])
 
     def embed(self, examples: Sequence[TokenizedExample]) -> np.ndarray:
         """Return the vectors of tokenised examples, float32 [examples, dimension], in the order given."""
@@ -127,11 +131,15 @@ class ProjectedGradients:
         The vectors are on the LM's device.
         """
         with closing(ExampleGradients(self.lm, self.layers, self.precision)) as reader:
-            for chosen in _batched(examples, self.batch_tokens):
+            for chosen in batched(examples, self.batch_tokens):
                 vectors = torch.zeros(len(chosen), self.dimension, device=self.lm.device)
 
                 def take(name: str, rows: torch.Tensor, *both: torch.Tensor, vectors: torch.Tensor = vectors) -> None:
-                    vectors[rows, self.slices[name]] = self._project(name, *both).flatten(1)
+                    projected = self._project(name, *both).flatten(1)
+                    if self.sketch:
+                        vectors[rows] += self.sketch(name, projected)
+                    else:
+                        vectors[rows, self.slices[name]] = projected
 
                 reader.run([examples[i] for i in chosen], take, self.mean)
                 yield chosen, self._whiten(vectors)
@@ -191,7 +199,7 @@ def layer_moments(
         add(f"{name}.outputs", gradients)
 
     with closing(ExampleGradients(lm, layers, precision)) as reader:
-        for chosen in _batched(examples, batch_tokens):
+        for chosen in batched(examples, batch_tokens):
             reader.run([examples[i] for i in chosen], take)
     tokens = sum(len(example.tokens) for example in examples)
     return {name: moment.cpu() / tokens for name, moment in moments.items()}
@@ -217,8 +225,13 @@ def kronecker_preconditioner(layers: Mapping[str, nn.Module], projections: Tenso
             values[side], axes = torch.linalg.eigh(moments[f"{name}.{side}"])
             tensors[f"{name}.{side}"] = axes.T @ projections[f"{name}.{side}"]
         curvature = torch.outer(values["outputs"].clamp(min=0), values["inputs"].clamp(min=0))
-        tensors[f"{name}.scale"] = (curvature + DAMPING * curvature.mean()).rsqrt()
+        tensors[f"{name}.scale"] = inverse_root(curvature)
     return tensors
+
+
+def inverse_root(eigenvalues: torch.Tensor) -> torch.Tensor:
+    """Return the inverse square roots of eigenvalues, a tenth of their mean added; of their shape."""
+    return (eigenvalues + DAMPING * eigenvalues.mean()).rsqrt()
 
 
 def fisher_preconditioner(vectors: ProjectedGradients, examples: Sequence[TokenizedExample], by_layer: bool) -> Tensors:
@@ -244,5 +257,5 @@ def fisher_preconditioner(vectors: ProjectedGradients, examples: Sequence[Tokeni
     return factors
 
 
-def _batched(examples: Sequence[TokenizedExample], batch_tokens: int) -> Iterator[np.ndarray]:
+def batched(examples: Sequence[TokenizedExample], batch_tokens: int) -> Iterator[np.ndarray]:
     return token_budget(np.fromiter((len(example.tokens) for example in examples), np.int64), batch_tokens)

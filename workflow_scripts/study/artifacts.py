@@ -178,9 +178,8 @@ class _StudyArtifacts:
         own = {name: spec for name in self.methods if (spec := self.plan.method(name).own)}
         if any(spec.language_model == "warm" for spec in own.values()):
             yield "language_model_warm", "warmup_lm", {}
-        for name, spec in own.items():
-            if spec.fitted:
-                yield f"fitted/{name}.safetensors", "fit_method", {"method": name}
+        for name in dict.fromkeys(fit for method in own if (fit := self.plan.fit_of(method))):
+            yield f"fitted/{name}.safetensors", "fit_method", {"method": name}
         yield from self._embeddings()
         for method in self.plan.methods_with_chosen_pooling():
             yield f"poolings/{method}.parquet", "choose_pooling", {"method": method}

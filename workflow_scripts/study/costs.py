@@ -216,6 +216,7 @@ def work(plan: StudyPlan, pilot: Pilot) -> dict[str, list[Work]]:
     tests = {name: _measured(plan, pilot, name) for name in study.evaluations}
     pairs = {name: pilot.corpora[one.train].rows * tests[name] for name, one in study.evaluations.items()}
     parts = {name: len(plan.parts_of(one.train)) for name, one in study.evaluations.items()}
+    unstored = plan.unstored_methods()
     of_parts, whole = plan.methods_scored(in_parts=True), plan.methods_scored(in_parts=False)
     jobs: dict[str, list[Work]] = {
         "prepare_corpus": [{**start, "prepared_row": _rows_read(plan, pilot, name)} for name in study.corpora],
@@ -237,11 +238,13 @@ def work(plan: StudyPlan, pilot: Pilot) -> dict[str, list[Work]]:
             {**(model if plan.embedding_of(method) else start), "scored_pair": pairs[name]}
             for name in pairs
             for method in whole
+            if method not in unstored
         ],
         "score_part": [
             {**model, "scored_pair": pairs[name] / parts[name]}
             for name in pairs
-            for _ in of_parts
+            for method in of_parts
+            if method not in unstored
             for _ in range(parts[name])
         ],
         "merge_scores": [start] * (len(pairs) * len(of_parts)),
@@ -439,7 +442,8 @@ def not_planned(plan: StudyPlan) -> dict[str, list[str]]:
     stages = {
         "warmup_lm": [name for name, one in own.items() if one.language_model == "warm"],
         "fit_method": [name for name, one in own.items() if one.fitted],
-        "embed_by_method": list(own),
+        "embed_by_method": [name for name, one in own.items() if one.stored],
+        "score_part" if plan.study.scoring.parts > 1 else "score_pairs": plan.unstored_methods(),
         "choose_pooling": plan.methods_with_chosen_pooling(),
         "check_labels": plan.labelled(),
         "draw_base": with_base,

@@ -3,7 +3,8 @@
 There are three kinds. One reads the embeddings of the attribution encoder. One scores texts: the module of its name in
 `workflow_scripts/methods/` has `open_scorer(train: Texts, test: Texts, seed: int) -> TextScorer`. One computes
 embeddings of its own: its module has `open_embedder(...) -> Embedder` and, where something has to be measured first,
-`fit(...)`; see `methods.embedder`. To add a method, write its module and one line here.
+`fit(...)`; see `methods.embedder`. Embeddings that are too large to be stored are computed while they are scored. To
+add a method, write its module and one line here.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ class EmbeddingSpec:
     language_model: which LM reads the examples: the base LM, the warmed-up one, or None if the method reads texts.
     fitted: whether something is measured on the warm-up's examples before anything is embedded.
     by_role: whether test examples are embedded differently from training examples.
+    fitted_as: the method whose fitted file it reads; None for one of its own.
+    stored: whether the embeddings are written to files; if not, each job that scores computes them, by the LM.
     """
 
     module: str
@@ -33,6 +36,8 @@ class EmbeddingSpec:
     language_model: Literal["base", "warm"] | None = None
     fitted: bool = False
     by_role: bool = False
+    fitted_as: str | None = None
+    stored: bool = True
 
 
 @dataclass(frozen=True)
@@ -52,14 +57,25 @@ class Method:
     own: EmbeddingSpec | None = None
 
     @property
-    def is_fitted(self) -> bool:
-        return self.own is not None and self.own.fitted
+    def has_own_fit(self) -> bool:
+        """Whether something is measured for this method, and not for another one that it shares it with."""
+        return self.own is not None and self.own.fitted and self.own.fitted_as is None
+
+    @property
+    def is_unstored(self) -> bool:
+        """Whether its embeddings are computed by the jobs that score them."""
+        return self.own is not None and not self.own.stored
 
 
 def _of_gradients(
     module: str, by_role: bool = False, language_model: Literal["base", "warm"] = "warm", **settings: Any
 ) -> Method:
     return Method(("mean",), own=EmbeddingSpec(module, settings, language_model, fitted=True, by_role=by_role))
+
+
+def _ekfac(dimension: int) -> Method:
+    own = EmbeddingSpec("ekfac", {"dimension": dimension}, "warm", fitted=True, fitted_as="ekfac")
+    return Method(("mean",), own=own)
 
 
 METHODS = {
@@ -79,6 +95,12 @@ METHODS = {
     "logra_16": _of_gradients("logra", rank=16, start="pca", hessian="kfac"),
     "logra_16_fisher": _of_gradients("logra", rank=16, start="pca", hessian="fisher"),
     "logra_16_random": _of_gradients("logra", rank=16, start="random", hessian="kfac"),
+    "ekfac": Method(("mean",), own=EmbeddingSpec("ekfac", language_model="warm", fitted=True, stored=False)),
+    "ekfac_16384": _ekfac(16384),
+    "ekfac_8192": _ekfac(8192),
+    "ekfac_4096": _ekfac(4096),
+    "ekfac_2048": _ekfac(2048),
+    "forward": _of_gradients("forward", rank=64, hidden_rank=128),
     "dsdm": _of_gradients("dsdm", rank=16),
     "less": _of_gradients(
         "less", by_role=True, language_model="base", lora_rank=128, lora_alpha=512, epochs=4, dimension=8192

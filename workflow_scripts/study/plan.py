@@ -239,12 +239,14 @@ class StudyPlan:
         known = self.method(method)
         if known.own is None:
             return known.encoder
+        if not known.own.stored:
+            return None
         return method + OF_TESTS if for_tests and known.own.by_role else method
 
     def own_embeddings(self) -> list[str]:
         """Return the embeddings that methods compute themselves, of all methods."""
         names = [*METHODS, *self.study.scoring.sentence_encoders]
-        own = {name: spec for name in names if (spec := self.method(name).own)}
+        own = {name: spec for name in names if (spec := self.method(name).own) and spec.stored}
         return [*own, *(name + OF_TESTS for name, spec in own.items() if spec.by_role)]
 
     def method_of(self, embedding: str) -> str:
@@ -252,7 +254,7 @@ class StudyPlan:
         return embedding.removesuffix(OF_TESTS)
 
     def embedding_spec(self, embedding: str) -> EmbeddingSpec:
-        """Return how a method computes these embeddings; only for those of `own_embeddings`."""
+        """Return how a method computes these embeddings, stored or not; only for one that computes its own."""
         own = self.method(self.method_of(embedding)).own
         assert own is not None, f"{embedding} is made by no method"
         return own
@@ -263,8 +265,17 @@ class StudyPlan:
         return self.study.warmup.corpus or (targets.corpus if targets else next(iter(evaluations)).train)
 
     def fitted_methods(self) -> list[str]:
-        """Return the names of all methods that are fitted before they embed."""
-        return [name for name in METHODS if METHODS[name].is_fitted]
+        """Return the names of all methods that are fitted before they embed, and share it with no method before."""
+        return [name for name in METHODS if METHODS[name].has_own_fit]
+
+    def fit_of(self, embedding: str) -> str | None:
+        """Return the name of the method whose fitted file these embeddings need; None if they need none."""
+        own = self.embedding_spec(embedding)
+        return (own.fitted_as or self.method_of(embedding)) if own.fitted else None
+
+    def unstored_methods(self) -> list[str]:
+        """Return the names of the study's methods whose embeddings are computed by the jobs that score them."""
+        return [name for name in self.study.scoring.methods if self.method(name).is_unstored]
 
     def has_own_initialization(self, variant: str) -> bool:
         """Return whether an encoder variant starts from another encoder than the study's own."""
@@ -329,7 +340,8 @@ class StudyPlan:
     def methods_scored(self, *, in_parts: bool) -> list[str]:
         """Return the methods whose scores are merged from parts of the training corpus, or the others."""
         split = self.study.scoring.parts > 1
-        return [name for name in self.study.scoring.methods if (split and bool(self.embedding_of(name))) == in_parts]
+        embed = {name for name in self.study.scoring.methods if self.embedding_of(name)} | {*self.unstored_methods()}
+        return [name for name in self.study.scoring.methods if (split and name in embed) == in_parts]
 
     def job_size(self, pool: str) -> tuple[int, int]:
         """Return (folds, subsets of each fold) that one fine-tuning job of a pool covers."""
@@ -358,7 +370,8 @@ class StudyPlan:
         known = self.method(method)
         choice = [f"choose_pooling/{method}.tsv"] if self.has_chosen_pooling(method) else []
         if known.own:
-            return [f"fit_method/{method}.tsv", *choice] if known.own.fitted else choice
+            fit = self.fit_of(method)
+            return [f"fit_method/{fit}.tsv", *choice] if fit else choice
         encoder = known.encoder
         if not encoder:
             return choice

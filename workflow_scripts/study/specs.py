@@ -25,6 +25,7 @@ COMPUTED_ON_GPUS = (
     "embed_by_method",
     "score_pairs",
     "score_part",
+    "choose_pooling",
     "run_pilot",
 )
 
@@ -213,7 +214,16 @@ class StageSpecs:
             "seed": self.study.seed,
             "top": self.study.scoring.top,
             "tile_examples": self.study.scoring.tile_examples,
+            **self._unstored(method),
         }
+
+    def _unstored(self, method: str) -> dict[str, Any]:
+        """Return how the jobs that score compute a method's embeddings; nothing for one that stores them."""
+        if not self.plan.method(method).is_unstored:
+            return {}
+        values = self._embed_by_method(method, corpus="", part="")
+        names = ("module", "settings", "lm_source", "batch_tokens", "precision")
+        return {"unstored": {name: values[name] for name in names}}
 
     def _score_part(self, method: str, evaluation: str, part: str) -> dict[str, Any]:
         return {
@@ -222,6 +232,8 @@ class StageSpecs:
             "part": f"{evaluation} {part.removeprefix('.')}",
             "top": self.study.scoring.top,
             "tile_examples": self.study.scoring.tile_examples,
+            **self._unstored(method),
+            **({"part_numbers": self._part(part)["part"]} if self.plan.method(method).is_unstored else {}),
         }
 
     def _merge_scores(self, method: str, evaluation: str) -> dict[str, Any]:
@@ -238,6 +250,7 @@ class StageSpecs:
             "folds": self.study.encoder_training.validation_folds,
             "seed": self.study.seed,
             "tile_examples": self.study.scoring.tile_examples,
+            **self._unstored(method),
         }
 
     def _check_leaks(self) -> dict[str, Any]:

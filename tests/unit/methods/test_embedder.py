@@ -95,7 +95,7 @@ def test_embeddings_stand_in_order_and_the_batch_changes_none(tiny, embed, tmp_p
     found, table = embed(name)
     assert table["example_id"].to_pylist() == sorted(read_examples(tiny.tokens))
     assert np.isfinite(found).all()
-    if name != "dsdm":
+    if name != "dsdm" and not name.startswith("ekfac"):
         np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-4)
     (tmp_path / f"{name}.parquet").unlink()
     tokens = read_table(tiny.tokens)

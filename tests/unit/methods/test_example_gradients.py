@@ -13,7 +13,7 @@ from workflow_scripts.core.errors import StudyError
 from workflow_scripts.language_model.losses import example_losses, load_language_model, summed_losses, use_packing
 from workflow_scripts.language_model.tokens import read_examples
 from workflow_scripts.methods import example_gradients
-from workflow_scripts.methods.example_gradients import ExampleGradients, mlp_layers, outer_sums
+from workflow_scripts.methods.example_gradients import ExampleGradients, block_layers, mlp_layers, outer_sums
 from workflow_scripts.methods.projected_gradients import (
     DAMPING,
     ProjectedGradients,
@@ -159,6 +159,24 @@ def test_the_layers_hold_all_weights_of_dense_mlps(name):
     lm = AutoModelForCausalLM.from_config(getattr(transformers, f"{name}Config")(**DENSE[name]))
     layers = mlp_layers(lm)
     assert len(layers) in (4, 6)
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_layers_of_blocks_are_all_linear_ones_of_the_blocks(name):
+    lm = AutoModelForCausalLM.from_config(getattr(transformers, f"{name}Config")(**DENSE[name]))
+    found = block_layers(lm)
+    others = {key for key, one in lm.named_modules() if hasattr(one, "weight") and one.weight.dim() == 2} - set(found)
+    assert {one.rpartition(".")[2] for one in others} <= {
+        *("embed_tokens", "embed_positions", "embed_in", "embed_out", "word_embeddings", "wte", "wpe", "lm_head")
+    }
+    assert any("attn" in one or "attention" in one for one in found)
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_the_blocks_of_a_mixture_of_experts_are_refused(name):
+    lm = AutoModelForCausalLM.from_config(getattr(transformers, f"{name}Config")(**MIXTURES[name]))
+    with pytest.raises(StudyError, match="gradient methods can't read it"):
+        block_layers(lm)
 
 
 def test_projected_gradients_are_the_projections_of_whole_ones_whatever_the_batch(lm, examples):

@@ -61,7 +61,7 @@ def test_a_good_study_loads_with_its_defaults():
         ("scoring.methods", ["bm25", "bm25"], "scoring: methods: 'bm25' is listed twice; write it once"),
         ("scoring.sentence_encoders", {"rds": "x"}, "sentence_encoders: 'rds' is another method's name"),
         ("scoring.poolings", {"gte": ["mean"]}, "poolings: there is no method 'gte'; write one of airrep, "),
-        ("scoring.poolings", {"bm25": ["max"]}, "'attention', 'signed', 'mean' or 'sum' (you wrote 'max')"),
+        ("scoring.poolings", {"bm25": ["max"]}, "'attention', 'signed', 'mean', 'sum' or 'chosen' (you wrote 'max')"),
         ("warmup", {"corpus": "trian"}, "warmup.corpus: there is no corpus 'trian'; write one of pool, pretraining"),
         ("scoring.methods", [], "scoring.methods: List should have at least 1 item"),
         ("corpora.train.part", [0.5, 0.5], "corpora.train: part: [0.5, 0.5] is empty; write [from, to] with from < to"),

@@ -203,6 +203,17 @@ def test_what_no_unit_stands_for_is_named_and_not_in_the_total(planned):
     assert "all planned" in text
 
 
+@pytest.mark.parametrize(("parts", "stage"), [(1, "score_pairs"), (2, "score_part")])
+def test_scores_that_the_lm_computes_are_not_planned(parts, stage):
+    stored, unstored = (
+        changed(scoring={"methods": ["airrep", *methods], "parts": parts}) for methods in ([], ["ekfac"])
+    )
+    assert not_planned(unstored)[stage] == ["ekfac"]
+    assert "embed_by_method" not in not_planned(unstored)
+    jobs = [by_stage(plan, pilot(plan))[stage].jobs for plan in (stored, unstored)]
+    assert jobs[0] == jobs[1]
+
+
 def test_gpus_bound_the_gpu_stages_alone():
     found = pilot(smoke(), gpus=1)
     stages = by_stage(smoke(), found)

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from workflow_scripts.core.errors import StudyError
 from workflow_scripts.study.config import Study, load_study
 from workflow_scripts.study.methods import METHODS
 from workflow_scripts.study.plan import StudyPlan
@@ -224,6 +225,39 @@ def test_memory_follows_the_size_in_the_models_name():
         for name in ("Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-7B")
     )
     assert small < 20_000 < 100_000 < large
+
+
+def test_tests_that_a_large_lm_cannot_hold_are_refused_before_anything_runs():
+    values = {"language_model__model": "Qwen/Qwen2.5-0.5B", "scoring__methods": ["ekfac", "tfidf"]}
+    message = r"20 tests of evaluations.heldout x some 500,000,000 parameters of Qwen/Qwen2.5-0.5B x 4 bytes are 40 GB"
+    with pytest.raises(StudyError, match=message):
+        JobResources(StudyPlan(study(**values))).require_memory_for_tests()
+    for changes in ({"scoring__methods": ["ekfac_16384"]}, {"language_model__model": "builtin:tiny"}):
+        JobResources(StudyPlan(study(**{**values, **changes}))).require_memory_for_tests()
+
+
+def test_methods_that_are_fitted_alike_share_a_file():
+    plan = StudyPlan(study(scoring__methods=["ekfac", "ekfac_2048", "tracin"]))
+    assert [plan.fit_of(name) for name in plan.study.scoring.methods] == ["ekfac", "ekfac", "tracin"]
+    assert plan.fit_of("rds") is None
+    assert "ekfac_2048" not in plan.fitted_methods()
+    assert plan.fitting_jobs("ekfac_2048") == plan.fitting_jobs("ekfac") == ["fit_method/ekfac.tsv"]
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_scores_of_embeddings_that_are_not_stored_say_how_they_are_computed(parts):
+    plan = StudyPlan(study(scoring__methods=["ekfac", "ekfac_2048", "tfidf"], scoring__parts=parts))
+    assert plan.unstored_methods() == ["ekfac"]
+    assert plan.embedding_of("ekfac") is None
+    assert "ekfac" not in plan.own_embeddings()
+    assert ("ekfac" in plan.methods_scored(in_parts=True)) == (parts > 1)
+    wildcards = {"evaluation": "heldout", **({"part": ".2of3"} if parts > 1 else {})}
+    stage = "score_part" if parts > 1 else "score_pairs"
+    values, other = (spec(plan, stage, {"method": name, **wildcards}) for name in ("ekfac", "ekfac_2048"))
+    assert values["unstored"]["module"] == "ekfac"
+    assert values["unstored"]["lm_source"]["model"] == "builtin:tiny"
+    assert values.get("part_numbers") == ([2, 3] if parts > 1 else None)
+    assert not {"unstored", "part_numbers"} & other.keys()
 
 
 def test_models_are_of_the_hub_by_their_ids_alone(tmp_path, monkeypatch):
