@@ -97,7 +97,7 @@ def test_the_chosen_pooling_is_named(effect, tmp_path, capsys):
         ("tfidf", "chosen"): "attention, scale 12.3",
         ("bm25", "chosen"): "mean",
     }
-    assert "chosen on held-back folds: " in capsys.readouterr().out
+    assert "chosen on held-back folds: " in capsys.readouterr().err
 
 
 def test_rows_of_the_tables(effect, tmp_path, capsys):
