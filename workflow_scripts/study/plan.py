@@ -265,6 +265,10 @@ class StudyPlan:
         own = self.embedding_spec(embedding)
         return (own.fitted_as or self.method_of(embedding)) if own.fitted else None
 
+    def stored_methods(self) -> list[str]:
+        """Return the names of the study's other methods: they store their embeddings, or score texts."""
+        return [name for name in self.study.scoring.methods if not self.method(name).is_unstored]
+
     def unstored_methods(self) -> list[str]:
         """Return the names of the study's methods whose embeddings are computed by the jobs that score them."""
         return [name for name in self.study.scoring.methods if self.method(name).is_unstored]
@@ -329,11 +333,18 @@ class StudyPlan:
         parts = self.study.scoring.parts if corpus in trained_on else 1
         return [f".{part}of{parts}" for part in range(1, parts + 1)] if parts > 1 else [""]
 
-    def methods_scored(self, *, in_parts: bool) -> list[str]:
-        """Return the methods whose scores are merged from parts of the training corpus, or the others."""
-        split = self.study.scoring.parts > 1
-        embed = {name for name in self.study.scoring.methods if self.embedding_of(name)} | {*self.unstored_methods()}
-        return [name for name in self.study.scoring.methods if (split and name in embed) == in_parts]
+    def methods_scored(self, *, in_parts: bool, stored: bool | None = None) -> list[str]:
+        """Return the methods whose scores are merged from parts of the training corpus, or the others.
+
+        `stored` leaves only those in that store their embeddings or score texts, or those that store none.
+        """
+        split, unstored = self.study.scoring.parts > 1, self.unstored_methods()
+        return [
+            name
+            for name in self.study.scoring.methods
+            if (split and (bool(self.embedding_of(name)) or name in unstored)) == in_parts
+            and stored in (None, name not in unstored)
+        ]
 
     def job_size(self, pool: str) -> tuple[int, int]:
         """Return (folds, subsets of each fold) that one fine-tuning job of a pool covers."""
