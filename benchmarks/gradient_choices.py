@@ -36,7 +36,7 @@ Embed = Callable[[Sequence[object]], np.ndarray]
 
 
 def fold_scores(embed: Embed, folds: list[FoldTargets], examples: dict[int, object]) -> dict[str, float]:
-    """Return the mean LDS over folds, by inner product and by cosine, with mean pooling, and milliseconds an example."""
+    """Return the mean LDS over folds with mean pooling, by inner product and by cosine, and milliseconds an example."""
     found, seconds, number = [], 0.0, 0
     for fold in folds:
         distinct, members = np.unique(fold.members, return_inverse=True)
@@ -83,7 +83,7 @@ def _without_unit_length(reader: LanguageModelReader, tensors: dict[str, torch.T
 
 
 def sketch_rows(vectors: np.ndarray, seed: int) -> list[dict]:
-    """Return the error of inner products of sketches, over the lengths of both vectors, and time, by the kind of sketch.
+    """Return the error of sketches' inner products, over the lengths of both vectors, and the time, by kind of sketch.
 
     Parameters
     ----------

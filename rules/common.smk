@@ -108,28 +108,6 @@ def resources_for(stage):
     return {**on_gpus, "mem_mb": mebibytes, "runtime": minutes}
 
 
-def resources_for_scores(stage):
-    """What jobs that score ask for: one whose method computes its embeddings meanwhile asks for what that takes."""
-    if not plan_of_study.unstored_methods():
-        return resources_for(stage)
-    stored, unstored = resources_for(stage), resources_for("embed_by_method")
-    chosen = {name: by_method(stored[name], unstored[name]) for name in ("mem_mb", "runtime")}
-    return {**chosen, "gpu": lambda wildcards: int(plan_of_study.method(wildcards.method).is_unstored)}
-
-
-def by_method(stored, unstored):
-    def value(wildcards, attempt):
-        chosen = unstored if plan_of_study.method(wildcards.method).is_unstored else stored
-        return chosen(wildcards, attempt)
-
-    return value
-
-
-def threads_of_scores(wildcards):
-    """Threads of a job that scores: one, or those of a GPU job where the LM reads what is scored."""
-    return threads_of_gpu_job(1) if plan_of_study.method(wildcards.method).is_unstored else 1
-
-
 def threads_of_gpu_job(gpus, on_cpu=None):
     """Threads of a job on so many GPUs: their share of the cores. Where no GPU is here: `on_cpu`, or all cores."""
     if GPUS_HERE:

@@ -50,7 +50,6 @@ rule draw_base:
 
 use rule score_pairs as score_base with:
     input:
-        unpack(inputs_of_unstored),
         train=corpus_of("train"),
         test=corpus_of("test"),
         subsets=f"{RESULTS}/experiments/{{experiment}}/base.parquet",
@@ -67,9 +66,26 @@ use rule score_pairs as score_base with:
         f"{RESULTS}/benchmarks/score_base/{{experiment}}/{{method}}/{{evaluation}}.tsv"
     wildcard_constraints:
         # Never in parts: a base set is small.
-        method=any_of(study.scoring.methods),
+        method=any_of(plan_of_study.stored_methods()),
     params:
         spec=spec_of_base,
+
+
+use rule score_base as score_base_by_lm with:
+    input:
+        unpack(inputs_of_unstored),
+        train=corpus_of("train"),
+        test=corpus_of("test"),
+        subsets=f"{RESULTS}/experiments/{{experiment}}/base.parquet",
+        validation=f"{RESULTS}/subsets/{{evaluation}}.validation.parquet",
+        train_embeddings=train_embeddings,
+        test_embeddings=test_embeddings,
+        chosen=chosen_pooling,
+    wildcard_constraints:
+        method=any_of(plan_of_study.unstored_methods()),
+    threads: threads_of_gpu_job(1)
+    resources:
+        **resources_for("embed_by_method"),
 
 
 rule draw_leave_out:

@@ -23,7 +23,6 @@ rule embed_corpus:
 rule score_pairs:
     """Score every training example and every subset for every test example, in one pass."""
     input:
-        unpack(inputs_of_unstored),
         train=corpus_of("train"),
         test=corpus_of("test"),
         subsets=f"{RESULTS}/subsets/{{evaluation}}.parquet",
@@ -39,22 +38,37 @@ rule score_pairs:
     benchmark:
         f"{RESULTS}/benchmarks/score_pairs/{{method}}/{{evaluation}}.tsv"
     wildcard_constraints:
-        method=any_of(plan_of_study.methods_scored(in_parts=False)),
+        method=any_of(plan_of_study.methods_scored(in_parts=False, stored=True)),
     conda:
         "../envs/airrep.yaml"
-    threads: threads_of_scores
     resources:
-        **resources_for_scores("score_pairs"),
+        **resources_for("score_pairs"),
     params:
         spec=spec("score_pairs"),
     script:
         "../workflow_scripts/scoring/score_pairs.py"
 
 
+use rule score_pairs as score_pairs_by_lm with:
+    input:
+        unpack(inputs_of_unstored),
+        train=corpus_of("train"),
+        test=corpus_of("test"),
+        subsets=f"{RESULTS}/subsets/{{evaluation}}.parquet",
+        validation=f"{RESULTS}/subsets/{{evaluation}}.validation.parquet",
+        train_embeddings=train_embeddings,
+        test_embeddings=test_embeddings,
+        chosen=chosen_pooling,
+    wildcard_constraints:
+        method=any_of(plan_of_study.methods_scored(in_parts=False, stored=False)),
+    threads: threads_of_gpu_job(1)
+    resources:
+        **resources_for("embed_by_method"),
+
+
 rule score_part:
     """Score a part of the training examples, where they are split over jobs."""
     input:
-        unpack(inputs_of_unstored),
         subsets=f"{RESULTS}/subsets/{{evaluation}}.parquet",
         validation=f"{RESULTS}/subsets/{{evaluation}}.validation.parquet",
         train_embeddings=train_embeddings,
@@ -68,16 +82,32 @@ rule score_part:
     benchmark:
         f"{RESULTS}/benchmarks/score_part/{{method}}/{{evaluation}}{{part}}.tsv"
     wildcard_constraints:
+        method=any_of(plan_of_study.methods_scored(in_parts=True, stored=True)),
         part=r"\.\d+of\d+",
     conda:
         "../envs/airrep.yaml"
-    threads: threads_of_scores
     resources:
-        **resources_for_scores("score_part"),
+        **resources_for("score_part"),
     params:
         spec=spec("score_part"),
     script:
         "../workflow_scripts/scoring/score_part.py"
+
+
+use rule score_part as score_part_by_lm with:
+    input:
+        unpack(inputs_of_unstored),
+        subsets=f"{RESULTS}/subsets/{{evaluation}}.parquet",
+        validation=f"{RESULTS}/subsets/{{evaluation}}.validation.parquet",
+        train_embeddings=train_embeddings,
+        test_embeddings=test_embeddings,
+        chosen=chosen_pooling,
+    wildcard_constraints:
+        method=any_of(plan_of_study.unstored_methods()),
+        part=r"\.\d+of\d+",
+    threads: threads_of_gpu_job(1)
+    resources:
+        **resources_for("embed_by_method"),
 
 
 rule merge_scores:

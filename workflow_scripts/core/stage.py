@@ -40,6 +40,10 @@ _MEMORY_KEYS = {
     "embed_by_method": "finetuning.step_tokens",
     "score_pairs": "scoring.tile_examples",
     "score_part": "scoring.tile_examples",
+    "score_pairs_by_lm": "finetuning.step_tokens",
+    "score_part_by_lm": "finetuning.step_tokens",
+    "score_base_by_lm": "finetuning.step_tokens",
+    "choose_pooling_by_lm": "finetuning.step_tokens",
 }
 
 

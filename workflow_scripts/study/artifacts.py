@@ -39,8 +39,9 @@ class Artifact:
 
     @property
     def rule(self) -> str:
-        """The job's rule: it has the stage's name, but where an experiment scores a base set of its own."""
-        return "score_base" if self.stage == "score_pairs" and "experiments" in self.path.parts else self.stage
+        """The job's rule: it has the stage's name, but for base sets of experiments, and where an LM scores."""
+        is_base = self.stage == "score_pairs" and "experiments" in self.path.parts
+        return ("score_base" if is_base else self.stage) + ("_by_lm" if "unstored" in self.spec else "")
 
     @property
     def models(self) -> list[str]:

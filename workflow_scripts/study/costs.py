@@ -216,8 +216,7 @@ def work(plan: StudyPlan, pilot: Pilot) -> dict[str, list[Work]]:
     tests = {name: _measured(plan, pilot, name) for name in study.evaluations}
     pairs = {name: pilot.corpora[one.train].rows * tests[name] for name, one in study.evaluations.items()}
     parts = {name: len(plan.parts_of(one.train)) for name, one in study.evaluations.items()}
-    unstored = plan.unstored_methods()
-    of_parts, whole = plan.methods_scored(in_parts=True), plan.methods_scored(in_parts=False)
+    of_parts, whole = (plan.methods_scored(in_parts=in_parts, stored=True) for in_parts in (True, False))
     jobs: dict[str, list[Work]] = {
         "prepare_corpus": [{**start, "prepared_row": _rows_read(plan, pilot, name)} for name in study.corpora],
         "resolve_config": [model],
@@ -238,16 +237,14 @@ def work(plan: StudyPlan, pilot: Pilot) -> dict[str, list[Work]]:
             {**(model if plan.embedding_of(method) else start), "scored_pair": pairs[name]}
             for name in pairs
             for method in whole
-            if method not in unstored
         ],
         "score_part": [
             {**model, "scored_pair": pairs[name] / parts[name]}
             for name in pairs
-            for method in of_parts
-            if method not in unstored
+            for _ in of_parts
             for _ in range(parts[name])
         ],
-        "merge_scores": [start] * (len(pairs) * len(of_parts)),
+        "merge_scores": [start] * (len(pairs) * len(plan.methods_scored(in_parts=True))),
         "evaluate_lds": [{**start, "bootstrapped_pair": _bootstrapped_pairs(plan, tests)}]
         if plan.lds_evaluations
         else [],
@@ -443,7 +440,7 @@ def not_planned(plan: StudyPlan) -> dict[str, list[str]]:
         "warmup_lm": [name for name, one in own.items() if one.language_model == "warm"],
         "fit_method": [name for name, one in own.items() if one.fitted],
         "embed_by_method": [name for name, one in own.items() if one.stored],
-        "score_part" if plan.study.scoring.parts > 1 else "score_pairs": plan.unstored_methods(),
+        "score_part_by_lm" if plan.study.scoring.parts > 1 else "score_pairs_by_lm": plan.unstored_methods(),
         "choose_pooling": plan.methods_with_chosen_pooling(),
         "check_labels": plan.labelled(),
         "draw_base": with_base,

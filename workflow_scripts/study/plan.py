@@ -230,9 +230,10 @@ class StudyPlan:
         """Return whether held-back folds choose how a method's scores of examples become scores of groups."""
         return "chosen" in self.poolings_of(method)
 
-    def methods_with_chosen_pooling(self) -> list[str]:
-        """Return the study's methods whose pooling is chosen on held-back folds."""
-        return [method for method in self.study.scoring.methods if self.has_chosen_pooling(method)]
+    def methods_with_chosen_pooling(self, *, stored: bool | None = None) -> list[str]:
+        """Return the methods whose pooling is chosen on held-back folds; with `stored`, only those that are or aren't."""
+        methods = [method for method in self.study.scoring.methods if self.has_chosen_pooling(method)]
+        return [name for name in methods if stored is None or self.method(name).is_unstored != stored]
 
     def embedding_of(self, method: str, for_tests: bool = False) -> str | None:
         """Return the embeddings that a method reads, of tests or of training examples; None if it reads none."""
@@ -272,6 +273,10 @@ class StudyPlan:
         """Return the name of the method whose fitted file these embeddings need; None if they need none."""
         own = self.embedding_spec(embedding)
         return (own.fitted_as or self.method_of(embedding)) if own.fitted else None
+
+    def stored_methods(self) -> list[str]:
+        """Return the names of the study's other methods: they store their embeddings, or score texts."""
+        return [name for name in self.study.scoring.methods if not self.method(name).is_unstored]
 
     def unstored_methods(self) -> list[str]:
         """Return the names of the study's methods whose embeddings are computed by the jobs that score them."""
@@ -337,11 +342,18 @@ class StudyPlan:
         parts = self.study.scoring.parts if corpus in trained_on else 1
         return [f".{part}of{parts}" for part in range(1, parts + 1)] if parts > 1 else [""]
 
-    def methods_scored(self, *, in_parts: bool) -> list[str]:
-        """Return the methods whose scores are merged from parts of the training corpus, or the others."""
-        split = self.study.scoring.parts > 1
-        embed = {name for name in self.study.scoring.methods if self.embedding_of(name)} | {*self.unstored_methods()}
-        return [name for name in self.study.scoring.methods if (split and name in embed) == in_parts]
+    def methods_scored(self, *, in_parts: bool, stored: bool | None = None) -> list[str]:
+        """Return the methods whose scores are merged from parts of the training corpus, or the others.
+
+        `stored` leaves only those in that store their embeddings or score texts, or those that store none.
+        """
+        split, unstored = self.study.scoring.parts > 1, self.unstored_methods()
+        return [
+            name
+            for name in self.study.scoring.methods
+            if (split and (bool(self.embedding_of(name)) or name in unstored)) == in_parts
+            and stored in (None, name not in unstored)
+        ]
 
     def job_size(self, pool: str) -> tuple[int, int]:
         """Return (folds, subsets of each fold) that one fine-tuning job of a pool covers."""

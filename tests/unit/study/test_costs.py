@@ -208,7 +208,7 @@ def test_scores_that_the_lm_computes_are_not_planned(parts, stage):
     stored, unstored = (
         changed(scoring={"methods": ["airrep", *methods], "parts": parts}) for methods in ([], ["ekfac"])
     )
-    assert not_planned(unstored)[stage] == ["ekfac"]
+    assert not_planned(unstored)[f"{stage}_by_lm"] == ["ekfac"]
     assert "embed_by_method" not in not_planned(unstored)
     jobs = [by_stage(plan, pilot(plan))[stage].jobs for plan in (stored, unstored)]
     assert jobs[0] == jobs[1]
