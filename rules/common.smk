@@ -7,7 +7,7 @@ from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.gpus import limit_gpu_jobs
 from workflow_scripts.core.interpreter import require_python_without_spaces
 from workflow_scripts.core.model_contents import RECORDS_VARIABLE
-from workflow_scripts.study.artifacts import are_in_doubt, artifacts
+from workflow_scripts.study.artifacts import are_in_doubt, artifacts, discard_restored
 from workflow_scripts.study.plan import EXPERIMENT_TABLES, StudyPlan
 from workflow_scripts.study.resources import JobResources
 from workflow_scripts.study.sources import snapshot_name
@@ -27,14 +27,17 @@ try:
     stage_specs = StageSpecs(plan_of_study)
     job_resources = JobResources(plan_of_study)
     # Jobs read the Snakefile too, and need not ask again.
-    if workflow.is_main_process and are_in_doubt(found := list(artifacts(stage_specs)), Path(RESULTS, "models")):
-        # Only here: it reads tables.
-        from workflow_scripts.provenance.verify import (
-            forced_rules,
-            refuse_mixed_results,
-        )
+    if workflow.is_main_process:
+        found = list(artifacts(stage_specs))
+        discard_restored(found)
+        if are_in_doubt(found, Path(RESULTS, "models")):
+            # Only here: it reads tables.
+            from workflow_scripts.provenance.verify import (
+                forced_rules,
+                refuse_mixed_results,
+            )
 
-        refuse_mixed_results(found, Path(RESULTS), CONFIG_FILE, forced_rules(sys.argv))
+            refuse_mixed_results(found, Path(RESULTS), CONFIG_FILE, forced_rules(sys.argv))
 except StudyError as error:
     raise WorkflowError(str(error)) from None
 

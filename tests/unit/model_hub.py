@@ -55,21 +55,21 @@ class ModelHub:
         self._server.shutdown()
         self._server.server_close()
 
-    def commit(self, model: str, folder: Path) -> str:
-        """Make the files of a folder the newest commit of a model, and return the commit's id."""
+    def commit(self, model: str, folder: Path, commit: str | None = None) -> str:
+        """Make the files of a folder the newest commit of a model, and return the commit's id, by default a hash."""
         files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
         content = json.dumps({name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())})
-        commit = hashlib.sha1(f"{model} {content}".encode()).hexdigest()
+        commit = commit or hashlib.sha1(f"{model} {content}".encode()).hexdigest()
         self.commits.setdefault(model, {})[commit] = files
         return commit
 
-    def commit_files(self, name: str, files: Mapping[str, bytes]) -> str:
+    def commit_files(self, name: str, files: Mapping[str, bytes], commit: str | None = None) -> str:
         """Make files, by their paths, the newest commit of a model or dataset, and return the commit's id."""
         with tempfile.TemporaryDirectory() as folder:
             for path, data in files.items():
                 (Path(folder) / path).parent.mkdir(parents=True, exist_ok=True)
                 (Path(folder) / path).write_bytes(data)
-            return self.commit(name, Path(folder))
+            return self.commit(name, Path(folder), commit)
 
     def downloads(self) -> list[str]:
         """Return the files that were asked for, without their hubs and commits, in order, each once."""

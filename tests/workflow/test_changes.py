@@ -154,6 +154,43 @@ def test_only_rows_appended_to_a_scored_corpus_are_embedded(finished, tmp_path):
     assert pq.read_table(workspace.folder / wanted).to_pylist()[:300] == before
 
 
+def test_an_old_file_that_outlives_a_failed_job_is_made_again(finished, tmp_path):
+    workspace = finished.copy(tmp_path / "copy")
+    wanted = "results/smoke/embeddings/trained/tests.parquet"
+    script = workspace.folder / "workflow_scripts" / "embeddings" / "embed_corpus.py"
+    source = script.read_text(encoding="utf-8")
+    changed = {"scoring__embedding_precision": "float32"}
+
+    script.write_text(source.replace("    model = load_encoder(", '    raise RuntimeError("a fault")\n    model = ('))
+    failed = workspace.smoke(wanted, **changed)
+    assert failed.returncode == 1
+    assert "RuntimeError: a fault" in failed.stdout
+    # Snakemake restores the file, and takes it from then on for the failed job's.
+    assert pq.read_schema(workspace.folder / wanted).field("embedding").type.value_type == "halffloat"
+
+    script.write_text(source)
+    assert workspace.planned(**changed)["embed_corpus"] == 4
+    done = workspace.smoke(wanted, **changed)
+    assert done.returncode == 0, done.stdout
+    assert pq.read_schema(workspace.folder / wanted).field("embedding").type.value_type == "float"
+    assert not list(workspace.results.rglob("*.earlier"))
+
+
+def test_valid_rows_of_an_old_file_outlive_a_failed_job(finished, tmp_path):
+    workspace = finished.copy(tmp_path / "copy")
+    wanted = "results/smoke/embeddings/trained/tests.parquet"
+    script = workspace.folder / "workflow_scripts" / "embeddings" / "embed_corpus.py"
+    source = script.read_text(encoding="utf-8")
+    fewer = {"corpora__tests": {"source": "builtin:mini", "part": [0.9, 1.0], "limit": 39}}
+
+    script.write_text(source.replace("    model = load_encoder(", '    raise RuntimeError("a fault")\n    model = ('))
+    assert workspace.smoke(wanted, **fewer).returncode == 1
+    script.write_text(source)
+    done = workspace.smoke(wanted, **fewer)
+    assert done.returncode == 0, done.stdout
+    assert "embed_corpus tests: 0 new embeddings, 39 kept" in done.stdout
+
+
 def test_parts_split_the_jobs_of_training_corpora_alone(fresh):
     counts = fresh.planned(scoring__parts=8)
     # Trained and untrained: eight parts of the pool, and the tests in one piece. Three of seven methods embed.

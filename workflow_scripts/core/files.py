@@ -71,6 +71,11 @@ def folder_hash(folder: Path) -> str:
     return file_hash(*files)
 
 
+def earlier_of(artifact: Path) -> Path:
+    """Return where a job keeps the earlier version of a file that it updates, until it has succeeded."""
+    return artifact.with_name(f".{artifact.name}.earlier")
+
+
 def stamp_of(artifact: Path) -> Path:
     """Return the hidden file that says what an artifact was made with: in a folder, beside a file that is no table.
 
