@@ -154,41 +154,26 @@ def test_only_rows_appended_to_a_scored_corpus_are_embedded(finished, tmp_path):
     assert pq.read_table(workspace.folder / wanted).to_pylist()[:300] == before
 
 
-def test_an_old_file_that_outlives_a_failed_job_is_made_again(finished, tmp_path):
+@pytest.mark.parametrize("fault", ["nonsense =", 'raise RuntimeError("a fault")'], ids=["at the start", "at work"])
+def test_a_job_that_failed_runs_again_and_reuses_its_earlier_result(finished, tmp_path, fault):
     workspace = finished.copy(tmp_path / "copy")
     wanted = "results/smoke/embeddings/trained/tests.parquet"
     script = workspace.folder / "workflow_scripts" / "embeddings" / "embed_corpus.py"
     source = script.read_text(encoding="utf-8")
-    changed = {"scoring__embedding_precision": "float32"}
-
-    script.write_text(source.replace("    model = load_encoder(", '    raise RuntimeError("a fault")\n    model = ('))
-    failed = workspace.smoke(wanted, **changed)
-    assert failed.returncode == 1
-    assert "RuntimeError: a fault" in failed.stdout
-    # Snakemake restores the file, and takes it from then on for the failed job's.
-    assert pq.read_schema(workspace.folder / wanted).field("embedding").type.value_type == "halffloat"
-
-    script.write_text(source)
-    assert workspace.planned(**changed)["embed_corpus"] == 4
-    done = workspace.smoke(wanted, **changed)
-    assert done.returncode == 0, done.stdout
-    assert pq.read_schema(workspace.folder / wanted).field("embedding").type.value_type == "float"
+    # Other values, and other rows by the same values.
+    changes = {"corpora__tests": {"source": "builtin:mini", "part": [0.9, 1.0], "limit": 39}}
+    other = {"scoring__embedding_precision": "float32"}
+    for values, kept in ((changes, "0 new embeddings, 39 kept"), (changes | other, "39 new embeddings, 0 kept")):
+        script.write_text(source.replace("    model = load_encoder(", f"    {fault}\n    model = load_encoder("))
+        failed = workspace.smoke(wanted, **values)
+        assert failed.returncode == 1
+        assert not (workspace.folder / wanted).exists()
+        script.write_text(source)
+        assert workspace.planned(**values)["embed_corpus"] >= 2
+        done = workspace.smoke(wanted, **values)
+        assert done.returncode == 0, done.stdout
+        assert f"embed_corpus tests: {kept}" in done.stdout
     assert not list(workspace.results.rglob("*.earlier"))
-
-
-def test_valid_rows_of_an_old_file_outlive_a_failed_job(finished, tmp_path):
-    workspace = finished.copy(tmp_path / "copy")
-    wanted = "results/smoke/embeddings/trained/tests.parquet"
-    script = workspace.folder / "workflow_scripts" / "embeddings" / "embed_corpus.py"
-    source = script.read_text(encoding="utf-8")
-    fewer = {"corpora__tests": {"source": "builtin:mini", "part": [0.9, 1.0], "limit": 39}}
-
-    script.write_text(source.replace("    model = load_encoder(", '    raise RuntimeError("a fault")\n    model = ('))
-    assert workspace.smoke(wanted, **fewer).returncode == 1
-    script.write_text(source)
-    done = workspace.smoke(wanted, **fewer)
-    assert done.returncode == 0, done.stdout
-    assert "embed_corpus tests: 0 new embeddings, 39 kept" in done.stdout
 
 
 def test_parts_split_the_jobs_of_training_corpora_alone(fresh):

@@ -64,7 +64,7 @@ def run_job(smk: Any, stage: Callable[..., object]) -> None:
     Every table says the hash of the spec and the content of each local model folder that the spec names; beside other
     results, a hidden file says so (`core.files.stamp_of`). A folder that was replaced while the study ran is refused.
 
-    An output file that is there already is set aside (`core.files.earlier_of`) and deleted once the job has succeeded.
+    The earlier versions of its outputs (`core.files.earlier_of`) are deleted once the job has succeeded.
 
     Parameters
     ----------
@@ -90,7 +90,6 @@ def run_job(smk: Any, stage: Callable[..., object]) -> None:
                 require_promised_gpus(gpus)
                 if deterministic:
                     use_deterministic_algorithms()
-                _set_earlier_aside(smk.output)
                 work = _call(stage, smk.resources.get("processes", 1), arguments)
             _stamp(smk.output, made_with)
             write_record(Path(smk.log[0]), smk.rule, work)
@@ -140,14 +139,6 @@ def _contents(spec: Mapping[str, Any]) -> dict[str, str]:
 
 def _output_paths(outputs: Any) -> list[Path]:
     return [Path(path) for _, files in outputs.items() for path in ([files] if isinstance(files, str) else files)]
-
-
-def _set_earlier_aside(outputs: Any) -> None:
-    # Where a job that updates its output fails, Snakemake restores the earlier version and records it as what the job
-    # made. The file that is set aside tells the next run otherwise (study.artifacts.discard_restored).
-    for path in _output_paths(outputs):
-        if path.is_file():
-            os.replace(path, earlier_of(path))
 
 
 def _stamp(outputs: Any, made_with: Mapping[str, str]) -> None:

@@ -12,15 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workflow_scripts.core.files import earlier_of
 from workflow_scripts.core.model_contents import local_models, read_record
 from workflow_scripts.study.plan import EXPERIMENT_TABLES, StudyPlan
 from workflow_scripts.study.specs import StageSpecs
 
 # Where Snakemake keeps what each file was made with, and which files a killed run left, which it makes again.
 SNAKEMAKE_RECORDS = tuple(Path(".snakemake") / name for name in ("metadata", "incomplete"))
-# Stages that reuse what is valid of an earlier version of their result; their rules say `update`.
-UPDATING = frozenset({"finetune_shard", "finetune_runs", "embed_corpus", "embed_by_method"})
+# Stages that reuse what is valid of the earlier version of their result.
+REUSING = frozenset({"finetune_shard", "finetune_runs", "embed_corpus", "embed_by_method"})
 # Experiments that fine-tune, and those of them that score a base set of their own.
 DRAWN, WITH_BASE = ("leave_out", "removal", "selection"), ("leave_out", "removal")
 
@@ -71,21 +70,6 @@ def artifacts(specs: StageSpecs) -> Iterator[Artifact]:
     """
     for path, stage, wildcards in _StudyArtifacts(specs.plan).all():
         yield Artifact(specs.plan.results / path, stage, specs.spec(stage, wildcards))
-
-
-def discard_restored(found: Iterable[Artifact]) -> None:
-    """Delete the artifacts that Snakemake restored after their job failed, so that it is run again.
-
-    Snakemake records them as what that job made. What is valid of them isn't lost: the job reads the earlier version,
-    which `core.stage.run_job` set aside.
-
-    Parameters
-    ----------
-    found: the artifacts of a study.
-    """
-    for artifact in found:
-        if artifact.stage in UPDATING and earlier_of(artifact.path).exists():
-            artifact.path.unlink(missing_ok=True)
 
 
 def are_in_doubt(found: Iterable[Artifact], records: Path) -> bool:

@@ -12,7 +12,7 @@ import torch
 
 import workflow_scripts
 from workflow_scripts.core.errors import StudyError
-from workflow_scripts.core.files import earlier_of
+from workflow_scripts.core.files import earlier_of, keep_earlier
 from workflow_scripts.core.parquet import read_metadata, read_table, spec_hash, write_table
 from workflow_scripts.core.progress import say
 from workflow_scripts.core.stage import run_job, run_stage
@@ -55,25 +55,19 @@ def test_names_become_arguments_and_files_carry_the_spec(tmp_path, capsys):
     assert "half way" in (tmp_path / "logs" / "stage.log").read_text()
 
 
-def test_the_earlier_version_of_an_output_is_set_aside_until_the_job_has_succeeded(tmp_path):
+def test_the_earlier_version_of_an_output_is_kept_until_the_job_has_succeeded(tmp_path):
     table = tmp_path / "table.parquet"
     write_table(table, pa.table({"x": [1]}))
-    seen = []
+    keep_earlier(table)
+    table.unlink()
 
     def fails(table):
-        seen.append((table.exists(), read_table(earlier_of(table))["x"].to_pylist()))
         raise StudyError("no")
-
-    def succeeds(table):
-        seen.append(earlier_of(table).exists())
-        write_table(table, pa.table({"x": [2]}))
 
     with pytest.raises(SystemExit):
         run_job(job(tmp_path, {"version": 1}), fails)
-    assert seen == [(False, [1])]
-    assert earlier_of(table).exists()
-    run_job(job(tmp_path, {"version": 1}), succeeds)
-    assert seen[1:] == [True]
+    assert read_table(earlier_of(table))["x"].to_pylist() == [1]
+    run_job(job(tmp_path, {"version": 1}), lambda table: write_table(table, pa.table({"x": [2]})))
     assert read_table(table)["x"].to_pylist() == [2]
     assert not earlier_of(table).exists()
 
