@@ -4,10 +4,11 @@ import re
 import sys
 from pathlib import Path
 from workflow_scripts.core.errors import StudyError
+from workflow_scripts.core.files import keep_earlier
 from workflow_scripts.core.gpus import limit_gpu_jobs
 from workflow_scripts.core.interpreter import require_python_without_spaces
 from workflow_scripts.core.model_contents import RECORDS_VARIABLE
-from workflow_scripts.study.artifacts import are_in_doubt, artifacts
+from workflow_scripts.study.artifacts import REUSING, are_in_doubt, artifacts
 from workflow_scripts.study.plan import EXPERIMENT_TABLES, StudyPlan
 from workflow_scripts.study.resources import JobResources
 from workflow_scripts.study.sources import snapshot_name
@@ -53,6 +54,15 @@ GPUS_HERE = limit_gpu_jobs(workflow)
 
 # Jobs inherit it: they compare local models with what the study was begun with.
 os.environ[RECORDS_VARIABLE] = f"{RESULTS}/models"
+
+
+# Snakemake's `update` would keep them too, but it restores the file of a job that fails and records it as what that job
+# made: the next run would take it for finished.
+onstart:
+    for job in workflow.dag.needrun_jobs() if workflow.is_main_process else []:
+        if job.rule.name in REUSING:
+            for path in job.output:
+                keep_earlier(Path(path))
 
 
 wildcard_constraints:

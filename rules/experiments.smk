@@ -165,7 +165,7 @@ rule finetune_runs:
         test_tokens=test_tokens_of_experiment,
     output:
         # Finished runs that are still valid are reused.
-        measured=update(f"{RESULTS}/experiments/{{experiment}}/measured/{{job}}.parquet"),
+        measured=f"{RESULTS}/experiments/{{experiment}}/measured/{{job}}.parquet",
     log:
         f"{RESULTS}/logs/finetune_runs/{{experiment}}/{{job}}.log",
     benchmark:

@@ -48,7 +48,7 @@ rule embed_by_method:
     input:
         unpack(inputs_of_own_embeddings),
     output:
-        embeddings=update(f"{RESULTS}/embeddings/{{embedding}}/{{corpus}}{{part}}.parquet"),
+        embeddings=f"{RESULTS}/embeddings/{{embedding}}/{{corpus}}{{part}}.parquet",
     log:
         f"{RESULTS}/logs/embed_by_method/{{embedding}}/{{corpus}}{{part}}.log",
     benchmark:

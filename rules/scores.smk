@@ -4,7 +4,7 @@ rule embed_corpus:
         corpus=f"{RESULTS}/corpora/{{corpus}}.parquet",
         encoder=encoder_folder,
     output:
-        embeddings=update(f"{RESULTS}/embeddings/{{encoder}}/{{corpus}}{{part}}.parquet"),
+        embeddings=f"{RESULTS}/embeddings/{{encoder}}/{{corpus}}{{part}}.parquet",
     log:
         f"{RESULTS}/logs/embed_corpus/{{encoder}}/{{corpus}}{{part}}.log",
     benchmark:

@@ -30,7 +30,7 @@ rule finetune_shard:
         test_tokens=test_tokens,
     output:
         # Finished runs that are still valid are reused.
-        losses=update(f"{RESULTS}/targets/{{pool}}/{{block}}.parquet"),
+        losses=f"{RESULTS}/targets/{{pool}}/{{block}}.parquet",
     log:
         f"{RESULTS}/logs/finetune_shard/{{pool}}/{{block}}.log",
     benchmark:

@@ -1,4 +1,4 @@
-"""The datasets that the presets read: ids, files, columns and cards as on the hub, and few rows."""
+"""The datasets that the presets read: ids, commits, files, columns and cards as on the hub, and few rows."""
 
 from __future__ import annotations
 
@@ -11,6 +11,13 @@ import pyarrow.parquet as pq
 
 Row = Mapping[str, object]
 
+# The commits that presets name. Of the others none is known, and their presets read `main`.
+COMMITS = {
+    "Qwen/Qwen2.5-0.5B": "060db6499f32faf8b98477b0a26969ef7d8b9987",
+    "Qwen/Qwen2.5-7B": "d149729398750b98c0af14eb82c78cfe92750796",
+    "thenlper/gte-small": "17e1f347d17fe144873b1201da91788898c639cd",
+    "datasets/tatsu-lab/alpaca": "dce01c9b08f87459cf36a430d809084718273017",
+}
 FLAN_TASKS = ("aeslc_10templates", "arc_easy_10templates", "sst2_10templates")
 CARD_OF_SPLITS = """---
 configs:

@@ -1,7 +1,8 @@
-"""A hub of models and datasets on 127.0.0.1: what downloads of `huggingface_hub` ask for, and no more."""
+"""A hub of models and datasets on 127.0.0.1: what `huggingface_hub` asks for to download and to push, and no more."""
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
@@ -35,6 +36,8 @@ class ModelHub:
 
     Datasets are named `datasets/<owner>/<name>`. A file is sent from the byte on that a `Range` asks for. The files of
     those in `gated` need the token in `gated`; where there are such, any other token is rejected.
+
+    Whoever pushes needs `write_token`. `visibility` has that of the models that were created by a push.
     """
 
     def __init__(self):
@@ -44,6 +47,9 @@ class ModelHub:
         self.is_down = False
         self.faults: list[Fault] = []
         self.gated: dict[str, str] = {}
+        self.write_token = "hf_writer"
+        self.visibility: dict[str, str] = {}
+        self._large_files: dict[str, bytes] = {}
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
@@ -55,21 +61,21 @@ class ModelHub:
         self._server.shutdown()
         self._server.server_close()
 
-    def commit(self, model: str, folder: Path) -> str:
-        """Make the files of a folder the newest commit of a model, and return the commit's id."""
+    def commit(self, model: str, folder: Path, commit: str | None = None) -> str:
+        """Make the files of a folder the newest commit of a model, and return the commit's id, by default a hash."""
         files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
         content = json.dumps({name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())})
-        commit = hashlib.sha1(f"{model} {content}".encode()).hexdigest()
+        commit = commit or hashlib.sha1(f"{model} {content}".encode()).hexdigest()
         self.commits.setdefault(model, {})[commit] = files
         return commit
 
-    def commit_files(self, name: str, files: Mapping[str, bytes]) -> str:
+    def commit_files(self, name: str, files: Mapping[str, bytes], commit: str | None = None) -> str:
         """Make files, by their paths, the newest commit of a model or dataset, and return the commit's id."""
         with tempfile.TemporaryDirectory() as folder:
             for path, data in files.items():
                 (Path(folder) / path).parent.mkdir(parents=True, exist_ok=True)
                 (Path(folder) / path).write_bytes(data)
-            return self.commit(name, Path(folder))
+            return self.commit(name, Path(folder), commit)
 
     def downloads(self) -> list[str]:
         """Return the files that were asked for, without their hubs and commits, in order, each once."""
@@ -116,6 +122,55 @@ class ModelHub:
             return 404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit}, b""
         return 200, {"X-Repo-Commit": commit, "ETag": f'"{hashlib.sha1(data).hexdigest()}"'}, data
 
+    def _write(self, path: str, token: str, body: bytes) -> tuple[int, Mapping[str, str], bytes]:
+        if path.startswith("/large/"):
+            # The address itself is the permission, as with the hub's.
+            self._large_files[path.removeprefix("/large/")] = body
+            return 200, {}, b""
+        if path == "/api/validate-yaml":
+            return 200, {}, json.dumps({"errors": [], "warnings": []}).encode()
+        if token != self.write_token:
+            said = "Invalid credentials in Authorization header" if token else "Invalid username or password."
+            return 401, {"X-Error-Message": said}, b""
+        if path == "/api/repos/create":
+            asked = json.loads(body)
+            name = "/".join(filter(None, (asked["organization"], asked["name"])))
+            answer = json.dumps({"url": f"{self.url}/{name}"}).encode()
+            if name in self.commits:
+                return 409, {"X-Error-Message": "You already created this model repo"}, answer
+            self.commits[name] = {"0" * 40: {".gitattributes": b""}}
+            self.visibility[name] = asked.get("visibility", "public")
+            return 200, {}, answer
+        if path.endswith("/preupload/main"):
+            modes = [
+                {
+                    "path": file["path"],
+                    "uploadMode": "lfs" if file["path"].endswith(".safetensors") else "regular",
+                    "shouldIgnore": False,
+                }
+                for file in json.loads(body)["files"]
+            ]
+            return 200, {}, json.dumps({"files": modes}).encode()
+        if path.endswith(".git/info/lfs/objects/batch"):
+            objects = [
+                {**one, "actions": {"upload": {"href": f"{self.url}/large/{one['oid']}"}}}
+                for one in json.loads(body)["objects"]
+            ]
+            return 200, {}, json.dumps({"transfer": "basic", "objects": objects}).encode()
+        if found := re.fullmatch(r"/api/models/(.+)/commit/main", path):
+            lines = [json.loads(line) for line in body.splitlines()]
+            files = dict(list(self.commits[found[1]].values())[-1])
+            files |= {
+                one["value"]["path"]: base64.b64decode(one["value"]["content"]) for one in lines if one["key"] == "file"
+            }
+            files |= {
+                one["value"]["path"]: self._large_files[one["value"]["oid"]] for one in lines if one["key"] == "lfsFile"
+            }
+            commit = self.commit_files(found[1], files)
+            done = {"commitUrl": f"{self.url}/{found[1]}/commit/{commit}", "commitOid": commit}
+            return 200, {}, json.dumps(done).encode()
+        return 404, {}, b""
+
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         hub = self
 
@@ -142,6 +197,23 @@ class ModelHub:
                     self.wfile.write(body)
 
             do_HEAD = do_GET  # noqa: N815
+
+            def do_POST(self) -> None:
+                path = unquote(self.path.partition("?")[0])
+                hub.requests.append(path)
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
+                if fault := hub._fault(path):
+                    status, headers, answer = fault.status, fault.headers, b""
+                else:
+                    status, headers, answer = hub._write(path, token, body)
+                self.send_response(status)
+                for name, value in {**headers, "Content-Length": str(len(answer))}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(answer)
+
+            do_PUT = do_POST  # noqa: N815
 
             def log_message(self, *_: object) -> None:
                 pass

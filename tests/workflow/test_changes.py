@@ -157,6 +157,28 @@ def test_only_rows_appended_to_a_scored_corpus_are_embedded(finished, tmp_path):
     assert pq.read_table(workspace.folder / wanted).to_pylist()[:300] == before
 
 
+@pytest.mark.parametrize("fault", ["nonsense =", 'raise RuntimeError("a fault")'], ids=["at the start", "at work"])
+def test_a_job_that_failed_runs_again_and_reuses_its_earlier_result(finished, tmp_path, fault):
+    workspace = finished.copy(tmp_path / "copy")
+    wanted = "results/smoke/embeddings/trained/tests.parquet"
+    script = workspace.folder / "workflow_scripts" / "embeddings" / "embed_corpus.py"
+    source = script.read_text(encoding="utf-8")
+    # Other values, and other rows by the same values.
+    changes = {"corpora__tests": {"source": "builtin:mini", "part": [0.9, 1.0], "limit": 39}}
+    other = {"scoring__embedding_precision": "float32"}
+    for values, kept in ((changes, "0 new embeddings, 39 kept"), (changes | other, "39 new embeddings, 0 kept")):
+        script.write_text(source.replace("    model = load_encoder(", f"    {fault}\n    model = load_encoder("))
+        failed = workspace.smoke(wanted, **values)
+        assert failed.returncode == 1
+        assert not (workspace.folder / wanted).exists()
+        script.write_text(source)
+        assert workspace.planned(**values)["embed_corpus"] >= 2
+        done = workspace.smoke(wanted, **values)
+        assert done.returncode == 0, done.stdout
+        assert f"embed_corpus tests: {kept}" in done.stdout
+    assert not list(workspace.results.rglob("*.earlier"))
+
+
 def test_parts_split_the_jobs_of_training_corpora_alone(fresh):
     counts = fresh.planned(scoring__parts=8)
     # Trained and untrained: eight parts of the pool, and the tests in one piece. Three of seven methods embed.

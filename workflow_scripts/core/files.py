@@ -71,6 +71,24 @@ def folder_hash(folder: Path) -> str:
     return file_hash(*files)
 
 
+def earlier_of(artifact: Path) -> Path:
+    """Return where the earlier version of a file lies until the job that makes it again has succeeded."""
+    return artifact.with_name(f".{artifact.name}.earlier")
+
+
+def keep_earlier(artifact: Path) -> None:
+    """Give a file that will be deleted and made again a second name, `earlier_of`; without links, copy it."""
+    if not artifact.exists():
+        return
+    kept = earlier_of(artifact)
+    kept.unlink(missing_ok=True)
+    try:
+        os.link(artifact, kept)
+    except OSError:
+        with atomic_path(kept) as temporary:
+            shutil.copyfile(artifact, temporary)
+
+
 def stamp_of(artifact: Path) -> Path:
     """Return the hidden file that says what an artifact was made with: in a folder, beside a file that is no table.
 

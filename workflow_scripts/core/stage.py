@@ -15,7 +15,7 @@ from typing import Any, TextIO, get_args, get_type_hints
 from pydantic import BaseModel
 
 from workflow_scripts.core.errors import StudyError, lacks_memory
-from workflow_scripts.core.files import atomic_path, stamp_of
+from workflow_scripts.core.files import atomic_path, earlier_of, stamp_of
 from workflow_scripts.core.gpus import gpus_asked_for, pinned, require_promised_gpus, use_deterministic_algorithms
 from workflow_scripts.core.model_contents import local_models, resolved_content
 from workflow_scripts.core.parquet import CONTENTS, spec_hash, table_metadata
@@ -68,6 +68,8 @@ def run_job(smk: Any, stage: Callable[..., object]) -> None:
     Every table says the hash of the spec and the content of each local model folder that the spec names; beside other
     results, a hidden file says so (`core.files.stamp_of`). A folder that was replaced while the study ran is refused.
 
+    The earlier versions of its outputs (`core.files.earlier_of`) are deleted once the job has succeeded.
+
     Parameters
     ----------
     smk: the `snakemake` object of a script, whose `params.spec` is that of `study.specs`.
@@ -95,6 +97,8 @@ def run_job(smk: Any, stage: Callable[..., object]) -> None:
                 work = _call(stage, smk.resources.get("processes", 1), arguments)
             _stamp(smk.output, made_with)
             write_record(Path(smk.log[0]), smk.rule, work)
+            for path in _output_paths(smk.output):
+                earlier_of(path).unlink(missing_ok=True)
         except Exception as error:
             known = isinstance(error, StudyError)
             message = str(error) if known else storage_trouble(error) or memory_trouble(error, smk.rule)
@@ -137,9 +141,13 @@ def _contents(spec: Mapping[str, Any]) -> dict[str, str]:
     return {CONTENTS: json.dumps(contents)} if contents else {}
 
 
+def _output_paths(outputs: Any) -> list[Path]:
+    return [Path(path) for _, files in outputs.items() for path in ([files] if isinstance(files, str) else files)]
+
+
 def _stamp(outputs: Any, made_with: Mapping[str, str]) -> None:
     """Say what the outputs of a job were made with, if no table among them says it."""
-    paths = [Path(path) for _, files in outputs.items() for path in ([files] if isinstance(files, str) else files)]
+    paths = _output_paths(outputs)
     if not paths or any(path.suffix == ".parquet" for path in paths):
         return
     with atomic_path(stamp_of(paths[0])) as temporary:

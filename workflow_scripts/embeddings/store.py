@@ -24,6 +24,7 @@ from workflow_scripts.core.distributed import (
     is_rank_zero,
     sum_over_processes,
 )
+from workflow_scripts.core.files import earlier_of
 from workflow_scripts.core.parquet import rows_of_groups, table_writer, write_table
 from workflow_scripts.core.progress import Progress, say
 from workflow_scripts.core.timing import NO_TIME, Seconds, process_seconds, start_work
@@ -68,8 +69,9 @@ def write_embeddings(
 ) -> None:
     """Write the embedding of every row of some blocks, in their order.
 
-    If `embeddings` exists and was made with the same `key`, rows with the same hash are copied from it, and also from
-    the blocks of an interrupted run, which are kept beside `embeddings` until it is complete. In several processes
+    If `embeddings` or its earlier version (`core.files.earlier_of`) exists and was made with the same `key`, rows with
+    the same hash are copied from it, and also from the blocks of an interrupted run, which are kept beside `embeddings`
+    until it is complete. In several processes
     (`core.distributed`) all embed, and rank 0 writes.
 
     While a block is embedded, the next ones are prepared in a thread and the previous ones written in another. An error
@@ -90,7 +92,7 @@ def write_embeddings(
     """
     start_up = start_work().start_up
     folder = embeddings.with_name(f".{embeddings.stem}.{key}.blocks")
-    stored = StoredEmbeddings([embeddings, *sorted(folder.glob("*.parquet"))], key)
+    stored = StoredEmbeddings([earlier_of(embeddings), embeddings, *sorted(folder.glob("*.parquet"))], key)
     # All processes must see the same files, before the first one writes another.
     barrier()
     element = {"float16": pa.float16(), "float32": pa.float32()}[precision]

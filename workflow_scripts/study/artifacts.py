@@ -18,6 +18,8 @@ from workflow_scripts.study.specs import StageSpecs
 
 # Where Snakemake keeps what each file was made with, and which files a killed run left, which it makes again.
 SNAKEMAKE_RECORDS = tuple(Path(".snakemake") / name for name in ("metadata", "incomplete"))
+# Stages that reuse what is valid of the earlier version of their result.
+REUSING = frozenset({"finetune_shard", "finetune_runs", "embed_corpus", "embed_by_method"})
 # Experiments that fine-tune, and those of them that score a base set of their own.
 DRAWN, WITH_BASE = ("leave_out", "removal", "selection"), ("leave_out", "removal")
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from workflow_scripts.core.distributed import is_rank_zero
 from workflow_scripts.core.errors import StudyError
+from workflow_scripts.core.files import earlier_of
 from workflow_scripts.core.parquet import has_other_models, read_metadata, read_table, write_table
 from workflow_scripts.core.progress import say
 
@@ -25,7 +26,7 @@ class FinishedRuns:
 
     Parameters
     ----------
-    losses: Parquet file with all runs of the job; its runs are read if it exists.
+    losses: Parquet file with all runs of the job; its runs, and those of its earlier version, are read if they exist.
     key: hash of everything that decides a run's result, stored in each file.
     names: columns that identify a run; `run in finished` compares their values.
     """
@@ -34,7 +35,8 @@ class FinishedRuns:
         self.losses, self.key, self.names = Path(losses), key, names
         self.folder = self.losses.with_name(f".{self.losses.stem}.{key}.runs")
         self.tables: dict[Run, pa.Table] = {}
-        for path in [self.losses, *sorted(self.folder.glob("*.parquet"))] if is_rank_zero() else []:
+        places = [earlier_of(self.losses), self.losses, *sorted(self.folder.glob("*.parquet"))]
+        for path in places if is_rank_zero() else []:
             if path.exists():
                 self._take(path)
 

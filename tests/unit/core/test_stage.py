@@ -12,7 +12,8 @@ import torch
 
 import workflow_scripts
 from workflow_scripts.core.errors import StudyError
-from workflow_scripts.core.parquet import read_metadata, spec_hash, write_table
+from workflow_scripts.core.files import earlier_of, keep_earlier
+from workflow_scripts.core.parquet import read_metadata, read_table, spec_hash, write_table
 from workflow_scripts.core.progress import say
 from workflow_scripts.core.stage import run_job, run_stage
 from workflow_scripts.study.sections import EncoderTraining
@@ -52,6 +53,23 @@ def test_names_become_arguments_and_files_carry_the_spec(tmp_path, capsys):
     assert metadata["spec"] == spec_hash(spec)
     assert "half way" in capsys.readouterr().err
     assert "half way" in (tmp_path / "logs" / "stage.log").read_text()
+
+
+def test_the_earlier_version_of_an_output_is_kept_until_the_job_has_succeeded(tmp_path):
+    table = tmp_path / "table.parquet"
+    write_table(table, pa.table({"x": [1]}))
+    keep_earlier(table)
+    table.unlink()
+
+    def fails(table):
+        raise StudyError("no")
+
+    with pytest.raises(SystemExit):
+        run_job(job(tmp_path, {"version": 1}), fails)
+    assert read_table(earlier_of(table))["x"].to_pylist() == [1]
+    run_job(job(tmp_path, {"version": 1}), lambda table: write_table(table, pa.table({"x": [2]})))
+    assert read_table(table)["x"].to_pylist() == [2]
+    assert not earlier_of(table).exists()
 
 
 def test_an_empty_list_is_none_where_a_file_may_be_absent(tmp_path):

@@ -96,7 +96,13 @@ def read_preset(plan, folder):
 
 @pytest.mark.parametrize("plan", studies_of_hub())
 def test_presets_read_their_data_online_through_faults_and_offline(hub, tmp_path, waited, offline, monkeypatch, plan):
-    commits = {name: hub.commit_files(f"datasets/{name}", files) for name, files in hub_presets.datasets().items()}
+    commits = {
+        name: hub.commit_files(f"datasets/{name}", files, hub_presets.COMMITS.get(f"datasets/{name}"))
+        for name, files in hub_presets.datasets().items()
+    }
+    for name in hub_presets.COMMITS:
+        if name in hub.commits:
+            hub.commit_files(name, {"README.md": b"A commit without data."})
     read = read_preset(plan, tmp_path / "online")
     for name, rows in read.items():
         settings = plan.study.corpora[name]

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 
 from workflow_scripts.core.errors import StudyError
+from workflow_scripts.core.files import earlier_of
 from workflow_scripts.core.parquet import read_metadata, read_table, table_metadata, write_batches, write_table
 from workflow_scripts.corpora.templates import encoder_texts
 from workflow_scripts.embeddings import embed_corpus as stage
@@ -74,6 +75,16 @@ def test_only_appended_rows_are_embedded(tiny, tmp_path, embedded, capsys):
     straight, _ = embed(tiny, tiny.corpus, tmp_path / "straight.parquet")
     np.testing.assert_allclose(after, straight, atol=1e-5)
     assert table["example_id"].to_pylist() == list(range(120))
+
+
+def test_rows_of_the_earlier_version_keep_their_embeddings(tiny, tmp_path, embedded):
+    path = tmp_path / "e.parquet"
+    before, _ = embed(tiny, tiny.corpus, path)
+    path.rename(earlier_of(path))
+    embedded.clear()
+    after, _ = embed(tiny, tiny.corpus, path)
+    assert embedded == []
+    assert (after == before).all()
 
 
 def test_rows_that_moved_or_went_keep_what_is_theirs(tiny, tmp_path, embedded):

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
+import hub_presets
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from model_hub import Fault
 from safetensors.torch import load_file, save_file
 from tiny_study import ENCODER, encoder_values
@@ -23,8 +26,11 @@ from workflow_scripts.methods.sentence_encoder import open_embedder
 from workflow_scripts.models.fetch_model import fetch_model
 from workflow_scripts.models.loading import load_config, load_tokenizer
 from workflow_scripts.provenance.resolve_config import resolve_config
+from workflow_scripts.study.config import load_study
+from workflow_scripts.study.plan import StudyPlan
 
 MODEL = "owner/lm"
+CONFIGS = sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))
 
 
 @pytest.fixture
@@ -97,6 +103,22 @@ def test_a_moved_main_does_not_change_a_snapshot(hub, lm, tmp_path):
     assert [commit_of(one) for one in (snapshot, later, pinned)] == [before, after, before]
     assert folder_hash(later) != folder_hash(snapshot)
     assert (pinned / "model.safetensors").read_bytes() == content[0]
+
+
+def test_presets_fetch_their_models_at_the_commits_that_they_name(hub, tiny, tmp_path):
+    named = {}
+    for path in CONFIGS:
+        named |= StudyPlan(load_study(yaml.safe_load(path.read_text(encoding="utf-8")), path.name)).hub_models
+    lms = {model for model in hub_presets.COMMITS if model.startswith("Qwen/")}
+    for model in {one.model for one in named.values()}:
+        hub.commit(model, tiny.language_model if model in lms else tiny.untrained, hub_presets.COMMITS.get(model))
+    for model in hub_presets.COMMITS.keys() & hub.commits.keys():
+        hub.commit_files(model, {"README.md": b"A commit without weights."})
+    for name, one in named.items():
+        fetch_model(tmp_path / name, model=one.model, revision=one.revision, trust_remote_code=one.trust_remote_code)
+    found = {name.partition("@")[0].replace("--", "/"): commit_of(tmp_path / name) for name in named}
+    assert found.keys() == {*lms, "thenlper/gte-small", "sunweiwei/AirRep-Flan-Small"}
+    assert hub_presets.COMMITS.items() >= {(model, found[model]) for model in found.keys() & hub_presets.COMMITS}
 
 
 def test_the_provenance_names_the_commit(hub, lm, tiny, tmp_path):

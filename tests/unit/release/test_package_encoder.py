@@ -1,18 +1,13 @@
 """The release: the encoder as it is, beside a card whose numbers, hashes and code are true."""
 
-import json
 import re
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import yaml
-from hub_errors import hub_error
-from huggingface_hub.utils import httpx
 from report_run import METHOD_LDS, make_run
 
-from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.files import folder_hash
 from workflow_scripts.core.parquet import read_table
 from workflow_scripts.corpora.templates import encoder_text, encoder_texts
@@ -20,7 +15,6 @@ from workflow_scripts.encoder.init_encoder import small_encoder, wordpiece_token
 from workflow_scripts.encoder.loading import load_encoder, load_trained_encoder
 from workflow_scripts.release.model_card import model_card
 from workflow_scripts.release.package_encoder import package_encoder
-from workflow_scripts.release.push_encoder import push_encoder
 from workflow_scripts.study.config import load_study
 
 # The two training examples and the answer of the card's code.
@@ -94,75 +88,3 @@ def test_a_hub_model_is_named_as_the_base(tiny, packaged):
     provenance = {"data": {}, "versions": {}, "created": "", "git_commit": None}
     card = model_card(study, "", provenance, [], "joint", "sentence_transformers")
     assert "base_model: thenlper/gte-small" in card
-
-
-def test_a_push_that_fails_says_what_to_do_and_names_no_token(tiny, tmp_path, monkeypatch, capfd):
-    """The tests run offline, so the hub's own client refuses."""
-    monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(StudyError, match=r"'me/mine' can't be pushed to: .* Log in with `hf auth login`") as error:
-        push_encoder(tiny.untrained, tmp_path / "pushed.json", hub="me/mine")
-    assert not (tmp_path / "pushed.json").exists()
-    assert "hf_secret" not in str(error.value) + "".join(capfd.readouterr())
-
-
-@pytest.mark.parametrize(
-    ("error", "message"),
-    [
-        (httpx.ConnectError("no route to host"), "can't be reached: ConnectError: no route to host"),
-        (httpx.ReadTimeout("The read operation timed out"), "can't be reached: ReadTimeout"),
-        (
-            hub_error(401, {"X-Error-Message": "Invalid credentials in Authorization header"}, "hf_x"),
-            "rejects the token",
-        ),
-        (hub_error(403, body={"error": "You don't have the rights"}), "forbids it .You don't have the rights"),
-        (hub_error(500), "busy .500 Internal Server Error"),
-    ],
-)
-@pytest.mark.parametrize("call", ["create_repo", "upload_folder"])
-def test_a_hub_that_refuses_a_push_says_why(tiny, tmp_path, monkeypatch, call, error, message):
-    def fail(api, *arguments, **options):
-        raise error
-
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
-    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", lambda api, *arguments, **options: None)
-    monkeypatch.setattr(f"huggingface_hub.HfApi.{call}", fail)
-    with pytest.raises(StudyError, match=f"'me/mine' can't be pushed to: .*{message}"):
-        push_encoder(tiny.untrained, tmp_path / "pushed.json", hub="me/mine")
-
-
-def test_a_push_waits_for_a_hub_that_is_busy(tiny, tmp_path, monkeypatch):
-    waited, errors = [], [hub_error(429, {"Retry-After": "9"}), httpx.RemoteProtocolError("peer closed connection")]
-
-    def upload_folder(api, **options):
-        if errors:
-            raise errors.pop(0)
-        return SimpleNamespace(commit_url="https://hub/me/mine/commit/1")
-
-    monkeypatch.setattr("time.sleep", waited.append)
-    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", lambda api, *arguments, **options: None)
-    monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", upload_folder)
-    push_encoder(tiny.untrained, tmp_path / "pushed.json", hub="me/mine")
-    assert waited == [9, 2]
-    assert (tmp_path / "pushed.json").exists()
-
-
-def test_a_push_makes_a_private_repository_and_records_the_commit(tiny, tmp_path, monkeypatch):
-    asked = {}
-
-    def create_repo(api, repo_id, **options):
-        asked["repository"] = (repo_id, options)
-
-    def upload_folder(api, *, repo_id, folder_path, **options):
-        asked["upload"] = (repo_id, folder_path)
-        return SimpleNamespace(commit_url=f"https://hub/{repo_id}/commit/1")
-
-    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", create_repo)
-    monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", upload_folder)
-    push_encoder(tiny.untrained, tmp_path / "pushed.json", hub="me/mine")
-    assert asked == {
-        "repository": ("me/mine", {"private": True, "exist_ok": True}),
-        "upload": ("me/mine", tiny.untrained),
-    }
-    pushed = json.loads((tmp_path / "pushed.json").read_text())
-    assert pushed == {"hub": "me/mine", "commit": "https://hub/me/mine/commit/1"}

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 from tiny_study import FINETUNING, SAMPLING
 
+from workflow_scripts.core.files import earlier_of
 from workflow_scripts.core.parquet import read_table
 from workflow_scripts.language_model.finetuner import Finetuner
 from workflow_scripts.study.stage_versions import STAGE_VERSIONS
@@ -66,6 +67,15 @@ def test_block_size_changes_no_number(tiny, tmp_path, straight, folds_per_block,
 def test_a_grown_block_keeps_its_runs(tiny, tmp_path, straight, trained):
     path = tiny.block(tmp_path / "block.parquet", folds=[0, 1], indexes=[0, 2])
     assert len(trained) == 2
+    trained.clear()
+    tiny.block(path)
+    assert trained == [(0, 2, 0), (1, 0, 0), (1, 1, 0), (1, 2, 0)]
+    assert read_table(path).equals(straight)
+
+
+def test_runs_of_the_earlier_version_are_kept(tiny, tmp_path, straight, trained):
+    path = tiny.block(tmp_path / "block.parquet", folds=[0, 1], indexes=[0, 2])
+    path.rename(earlier_of(path))
     trained.clear()
     tiny.block(path)
     assert trained == [(0, 2, 0), (1, 0, 0), (1, 1, 0), (1, 2, 0)]
