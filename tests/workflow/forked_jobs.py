@@ -21,6 +21,8 @@ import select
 import signal
 import socket
 import sys
+import threading
+from collections.abc import Callable
 
 # What the stages need most; `models.transformers_import` is how they import transformers.
 LIBRARIES = (
@@ -119,6 +121,29 @@ def count_forks_as_children(command: str) -> None:
     psutil.Process.children = with_forks
 
 
+def run_and_leave(work: Callable[[], object]) -> None:
+    """Do the work of this process and end it as Python does, except for the modules.
+
+    To take modules apart one by one costs a fork of a process that has many of them more than most jobs do.
+    """
+    code: object = None
+    try:
+        work()
+    except SystemExit as end:
+        code = end.code
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        code = 1
+    if code is not None and not isinstance(code, int):
+        print(code, file=sys.stderr)
+        code = 1
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code or 0)
+
+
 def _note(folder: str, command: int) -> str:
     """Return the file that holds the process id of the fork that a command waits for."""
     return os.path.join(folder, f"{command}.fork")
@@ -213,28 +238,8 @@ def _become(asked: dict, descriptors: list[int], paths: list[str]) -> None:
     sys.argv = [asked["script"]]
 
 
-def _run(script: str) -> None:
-    """Run a script and end as Python does, but leave out that it takes all modules apart, which takes longest."""
-    import runpy
-    import threading
-
-    code: object = None
-    try:
-        runpy.run_path(script, run_name="__main__")
-    except SystemExit as end:
-        code = end.code
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
-        code = 1
-    if code is not None and not isinstance(code, int):
-        print(code, file=sys.stderr)
-        code = 1
-    threading._shutdown()
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code or 0)
-
-
 if __name__ == "__main__":
-    _run(_serve(sys.argv[1]))
+    import runpy
+
+    path = _serve(sys.argv[1])
+    run_and_leave(lambda: runpy.run_path(path, run_name="__main__"))

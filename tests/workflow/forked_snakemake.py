@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import gc
 import json
 import os
 import subprocess
@@ -15,7 +16,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from forked_jobs import count_forks_as_children
+from forked_jobs import count_forks_as_children, run_and_leave
 
 
 def run_forked(
@@ -57,13 +58,15 @@ def _serve() -> None:
     from snakemake.cli import get_argument_parser, main
 
     get_argument_parser()
+    # What is there now is never collected, so that the forks share its memory.
+    gc.freeze()
     for line in sys.stdin:
         asked = json.loads(line)
         if child := os.fork():
             print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
         else:
             _become(**asked)
-            main()
+            run_and_leave(main)
 
 
 def _become(arguments: list[str], folder: str, environment: dict[str, str], python: str, screen: str) -> None:
