@@ -1,11 +1,13 @@
 """Snakemake without its start: a process that has imported it runs it in forks of itself.
 
-A dry run takes a fraction of the time of the imports before it. Whole studies are run by the command itself.
+A dry run takes a fraction of the time of the imports before it.
 """
 
 from __future__ import annotations
 
+import atexit
 import functools
+import gc
 import json
 import os
 import subprocess
@@ -14,12 +16,25 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from forked_jobs import count_forks_as_children, run_and_leave
 
-def run_forked(arguments: list[str], folder: Path, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-    """Run `snakemake <arguments>` in a folder; its standard error stands in its standard output."""
+
+def run_forked(
+    arguments: list[str], folder: Path, environment: Mapping[str, str], python: str = sys.executable
+) -> subprocess.CompletedProcess[str]:
+    """Run `snakemake <arguments>` in a folder; its standard error stands in its standard output.
+
+    Its jobs are run by the command `python`, as that of `forked_jobs.forking_python`.
+    """
     server = _server()
     with tempfile.NamedTemporaryFile("r", encoding="utf-8") as screen:
-        asked = {"arguments": arguments, "folder": str(folder), "environment": dict(environment), "screen": screen.name}
+        asked = {
+            "arguments": arguments,
+            "folder": str(folder),
+            "environment": dict(environment),
+            "python": python,
+            "screen": screen.name,
+        }
         print(json.dumps(asked), file=server.stdin, flush=True)
         answer = server.stdout.readline()
         assert answer, f"the process that runs Snakemake ended: {server.poll()}"
@@ -30,7 +45,9 @@ def run_forked(arguments: list[str], folder: Path, environment: Mapping[str, str
 def _server() -> subprocess.Popen[str]:
     """Start the process; it ends when this one closes its end of the pipe."""
     command = [sys.executable, __file__]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    atexit.register(server.communicate)
+    return server
 
 
 def _serve() -> None:
@@ -41,16 +58,18 @@ def _serve() -> None:
     from snakemake.cli import get_argument_parser, main
 
     get_argument_parser()
+    # What is there now is never collected, so that the forks share its memory.
+    gc.freeze()
     for line in sys.stdin:
         asked = json.loads(line)
         if child := os.fork():
             print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
         else:
             _become(**asked)
-            main()
+            run_and_leave(main)
 
 
-def _become(arguments: list[str], folder: str, environment: dict[str, str], screen: str) -> None:
+def _become(arguments: list[str], folder: str, environment: dict[str, str], python: str, screen: str) -> None:
     """Give this process what `python -m snakemake` would have, started in the folder."""
     os.dup2(os.open(os.devnull, os.O_RDONLY), sys.stdin.fileno())
     for stream in (sys.stdout, sys.stderr):
@@ -59,6 +78,9 @@ def _become(arguments: list[str], folder: str, environment: dict[str, str], scre
     os.environ.clear()
     os.environ.update(environment)
     sys.path[0] = folder
+    if python != sys.executable:
+        count_forks_as_children(python)
+        sys.executable = python
     sys.argv = ["snakemake", *arguments]
 
 

@@ -10,13 +10,18 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import quote
 
 import yaml
+from forked_jobs import forking_python
 from forked_snakemake import run_forked
 
+from workflow_scripts.core.gpus import visible_gpus
+
+# A fork can't use a GPU that the process before it has looked for.
+FORKS_JOBS = sys.platform == "linux" and not visible_gpus()
 # Nobody may find it in what a study leaves, in any form. Mounted secrets end in a line's end.
 TOKEN = 'hf_"marker\\of=the/tests'
 ROOT = Path(__file__).parents[2]
@@ -25,9 +30,18 @@ PARTS = ("Snakefile", "config.yaml", "rules", "configs", "profiles", "slurm", "w
 
 @dataclass(frozen=True)
 class Workspace:
-    """A working directory with the workflow in it."""
+    """A working directory with the workflow in it.
+
+    Attributes
+    ----------
+    folder: the directory.
+    forks_jobs: whether Snakemake and the job scripts are run in forks of processes that have imported their libraries
+        (`forked_snakemake`, `forked_jobs`); if not, each is a new process, as when a user runs the workflow. Dry runs
+        are forks in any case.
+    """
 
     folder: Path
+    forks_jobs: bool = False
 
     @property
     def results(self) -> Path:
@@ -39,6 +53,8 @@ class Workspace:
         environment = {**os.environ, "HF_TOKEN": TOKEN + "\n"}
         if {"--dry-run", "--lint"} & set(arguments):
             return run_forked(words, self.folder, environment)
+        if self.forks_jobs:
+            return run_forked(words, self.folder, environment, forking_python())
         return subprocess.run(
             [sys.executable, "-m", "snakemake", *words],
             cwd=self.folder,
@@ -86,10 +102,11 @@ class Workspace:
     def copy(self, folder: Path) -> Workspace:
         """Copy everything, with the times and records that decide what is done again."""
         shutil.copytree(self.folder, folder)
-        return Workspace(folder)
+        return replace(self, folder=folder)
 
 
-def new_workspace(folder: Path) -> Workspace:
+def new_workspace(folder: Path, *, forks_jobs: bool = False) -> Workspace:
+    """A copy of the workflow without results."""
     folder.mkdir()
     for name in PARTS:
         source = ROOT / name
@@ -97,7 +114,7 @@ def new_workspace(folder: Path) -> Workspace:
             shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy2(source, folder / name)
-    return Workspace(folder)
+    return Workspace(folder, forks_jobs)
 
 
 def finished_workspace(folder: Path) -> Workspace:
