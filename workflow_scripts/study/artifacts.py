@@ -229,9 +229,20 @@ class _StudyArtifacts:
             yield "evaluation/labels.parquet", "check_labels", {}
         if self.plan.lds_evaluations:
             yield "evaluation/lds.parquet", "evaluate_lds", {}
+        yield from self._curation()
         yield "config.resolved.yaml", "resolve_config", {}
         if self.study.targets:
             yield "release", "package_encoder", {}
             if self.study.release.hub:
                 yield "pushed.json", "push_encoder", {}
         yield "report.html", "write_report", {}
+
+    def _curation(self) -> Iterator[_Job]:
+        for name, choice in self.study.curation.items():
+            folder, form = f"curation/{name}", choice.format
+            yield f"{folder}/selection.parquet", "select_examples", {"curation": name}
+            rows = choice.rows_file.partition(".")[0]
+            yield f"{folder}/{choice.rows_file}", "write_curated", {"curation": name, "rows": rows, "form": form}
+            if choice.drop is not None:
+                yield f"{folder}/kept.{form}", "drop_rows", {"curation": name, "form": form}
+            yield f"{folder}/summary.md", "summarize_curation", {"curation": name}

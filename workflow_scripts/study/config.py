@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from pydantic import Field, ValidationError, model_validator
 
 from workflow_scripts.core.errors import StudyError
+from workflow_scripts.study.curation_section import Curation
 from workflow_scripts.study.experiment_sections import Experiments
 from workflow_scripts.study.messages import explain
 from workflow_scripts.study.methods import METHODS, read_encoder_variant
@@ -71,6 +72,10 @@ class Study(Section):
     release: Release = Field(default_factory=Release)
     experiments: Experiments = Field(default_factory=Experiments)
     report: Report = Field(default_factory=Report)
+    curation: dict[Name, Curation] = Field(
+        default_factory=dict,
+        description="Selections of training rows by name: training files, and lists of harmful rows for review.",
+    )
 
     @property
     def fine_tunes(self) -> bool:
@@ -197,6 +202,21 @@ class Study(Section):
             raise ValueError("experiments.selection has the LM generate answers, which needs finetuning.engine: native")
         if transfer and not self.evaluations[transfer.evaluation].language_model:
             raise ValueError(f"experiments.transfer: evaluation {transfer.evaluation!r} names no other language_model")
+        return self
+
+    @model_validator(mode="after")
+    def _curation_fits(self) -> Study:
+        for name, choice in self.curation.items():
+            if choice.evaluation not in self.evaluations:
+                raise ValueError(
+                    f"curation.{name}: there is no evaluation {choice.evaluation!r}; write one of "
+                    f"{', '.join(self.evaluations)}"
+                )
+            if choice.method not in self.scoring.methods:
+                raise ValueError(
+                    f"curation.{name}.method: {choice.method!r} is not in scoring.methods; write one of "
+                    f"{', '.join(self.scoring.methods)}, or add it there"
+                )
         return self
 
     def language_model_named(self, name: str | None) -> LanguageModel:

@@ -312,6 +312,12 @@ class StudyPlan:
         selection = self.study.experiments.selection
         return list(dict.fromkeys([*self.classified(), *([selection.evaluation] if selection else [])]))
 
+    def curated_files(self, curation: str) -> list[str]:
+        """Return the files of a selection: rows, summary, and where rows are dropped the corpus without them."""
+        choice, folder = self.study.curation[curation], f"curation/{curation}"
+        kept = [f"{folder}/kept.{choice.format}"] if choice.drop is not None else []
+        return [f"{folder}/{choice.rows_file}", f"{folder}/summary.md", *kept]
+
     def parts_of(self, corpus: str) -> list[str]:
         """Return the parts that a corpus is embedded and scored in: [""], or `.1of4` and so on."""
         trained_on = {evaluation.train for evaluation in self.study.evaluations.values()}
