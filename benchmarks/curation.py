@@ -2,8 +2,8 @@
 
 Run: python benchmarks/curation.py [--rows 1000000] [--kept 0.5]
 
-The source is JSON Lines with columns that no stage reads; its embeddings (384 numbers, half precision) are made up. Both
-forms are written: JSON Lines and Parquet.
+The source is JSON Lines with columns that no stage reads; its embeddings (384 numbers, half precision) are made up.
+Both forms are written: JSON Lines and Parquet.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def main() -> None:
         results += [in_fresh_process(write, folder, form) for form in ("jsonl", "parquet")]
         results.append(in_fresh_process(summarize, folder))
         size = (folder / "rows.jsonl").stat().st_size / 2**20
-    report("curation", results, rows=given.rows, kept=given.kept, source_mib=size)
+    report("curation", results, source_rows=given.rows, kept=given.kept, source_mib=size)
 
 
 if __name__ == "__main__":
