@@ -312,3 +312,14 @@ def reviewed_rows(wildcards):
 
 def curated_files():
     return [f"{RESULTS}/{file}" for name in study.curation for file in plan_of_study.curated_files(name)]
+
+
+def measured_selections(wildcards):
+    return [f"{RESULTS}/curation/{name}/selection.parquet" for name in plan_of_study.measured_selections()]
+
+
+def curated_data_tokens(role):
+    def tokens(wildcards):
+        return tokens_of(plan_of_study.experiment("curated_data").evaluation, role)
+
+    return tokens

@@ -16,6 +16,7 @@ from workflow_scripts.study.config import Study, load_study
 from workflow_scripts.study.config_files import read_config
 
 SMOKE = yaml.safe_load((Path(__file__).parents[2] / "configs" / "smoke.yaml").read_text(encoding="utf-8"))
+SMOKE["curation"] = {"helpful": {"evaluation": "heldout", "size": 10}}
 
 
 def with_value(key: str, value: object) -> dict[str, Any]:
@@ -134,6 +135,9 @@ CONFIG = section_of(
         "no row at all": config_with("curation.helpful.size", 0),
         "quotas by a column that isn't one of the two": config_with("curation.helpful.quota_by", "topic"),
         "rows that are dropped without a review": config_with("curation.helpful.drop", "reviewed.jsonl"),
+        "curated data where nothing is selected": config_with(
+            "experiments.curated_data", {"evaluation": "heldout", "selections": ["best"]}
+        ),
         "DeepSpeed's keys without DeepSpeed": config_with("finetuning.zero_stage", 2),
     },
 )

@@ -39,10 +39,6 @@ CONTRACT = {
     "warmup_cpu_seconds double, start_up_seconds double, start_up_cpu_seconds double, bytes_per_example double",
     "evaluation/differences.parquet": "method_a string, pooling_a string, method_b string, pooling_b string, "
     "evaluation string, difference double, ci_low double, ci_high double",
-    "curation/*/selection.parquet": "rank int32, example_id int32, score float, near_duplicates int32, label string, "
-    "source_file string, source_row int64, hash string, test_id int32, test_file string, test_row int64, reason string",
-    "curation/helpful/chosen.parquet": "prompt string, response string, label string, curation_rank int32, "
-    "curation_score float, curation_test_file string, curation_test_row int64",
     "evaluation/leaks.parquet": "evaluation string, test_id int32, example_id int32, similarity float, "
     "test_file string, test_row int64, example_file string, example_row int64",
 }
@@ -56,8 +52,6 @@ ROWS = {
     "embeddings/trained/pool.parquet": 300,
     "scores/airrep/heldout.parquet": 20 * 2 * 5,
     "groups/airrep/heldout.parquet": 20 * 8,
-    "curation/helpful/chosen.parquet": 30,
-    "curation/harmful/selection.parquet": 5,
 }
 
 
@@ -162,14 +156,6 @@ def test_the_report_and_the_records_are_there(finished):
     provenance = json.loads((finished.results / "provenance.json").read_text())
     assert set(provenance["data"]) == {"train", "pool", "tests", "pretraining"}
     assert "torch" in provenance["versions"]
-
-
-def test_selected_rows_are_listed_with_their_columns_and_a_summary(finished):
-    folder = finished.results / "curation"
-    rows = [json.loads(line) for line in (folder / "harmful" / "review.jsonl").read_text().splitlines()]
-    assert [row["curation_rank"] for row in rows] == [1, 2, 3, 4, 5]
-    assert {"prompt", "response", "label", "curation_reason", "curation_hash"} <= rows[0].keys()
-    assert (folder / "helpful" / "summary.md").read_text(encoding="utf-8").startswith("# helpful: 30 of 300 rows")
 
 
 def test_every_job_leaves_a_log_and_nothing_temporary_stays(finished):

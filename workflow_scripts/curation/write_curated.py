@@ -75,7 +75,7 @@ def write_curated(
             yield WritableRow(row.name, cells, schemas.of(row.schema))
             one = next(wanted, one)
 
-    by_rank = sorted(rows(), key=lambda row: row.cells[f"{prefix}rank"]) if for_review else rows()
+    by_rank = sorted(rows(), key=lambda row: int(str(row.cells[f"{prefix}rank"]))) if for_review else rows()
     written = write_rows(curated, by_rank, form)
     say(f"write_curated: {written:,} rows in {curated}")
 

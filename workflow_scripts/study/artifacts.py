@@ -19,7 +19,7 @@ from workflow_scripts.study.specs import StageSpecs
 # Where Snakemake keeps what each file was made with, and which files a killed run left, which it makes again.
 SNAKEMAKE_RECORDS = tuple(Path(".snakemake") / name for name in ("metadata", "incomplete"))
 # Experiments that fine-tune, and those of them that score a base set of their own.
-DRAWN, WITH_BASE = ("leave_out", "removal", "selection"), ("leave_out", "removal")
+DRAWN, WITH_BASE = ("leave_out", "removal", "selection", "curated_data"), ("leave_out", "removal")
 
 
 @dataclass(frozen=True)

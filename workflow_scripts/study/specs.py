@@ -86,9 +86,14 @@ class StageSpecs:
         }
 
     def _resolve_config(self) -> dict[str, Any]:
+        return {"study": self._study_values()}
+
+    def _study_values(self) -> dict[str, Any]:
         # As the stages' own specs: what is off has no part in them, or a new key would recompute finished studies.
-        off = {key for key in ("deterministic", "curation") if not getattr(self.study, key)}
-        return {"study": self.study.model_dump(mode="json", exclude=off)}
+        off: dict[str, Any] = {key: True for key in ("deterministic", "curation") if not getattr(self.study, key)}
+        if self.study.experiments.curated_data is None:
+            off["experiments"] = {"curated_data"}
+        return self.study.model_dump(mode="json", exclude=off)
 
     def _prepare_corpus(self, corpus: str) -> dict[str, Any]:
         return self.study.corpora[corpus].model_dump(mode="json", exclude={"without"})
@@ -378,9 +383,7 @@ class StageSpecs:
         return corpus in {one.test for one in evaluations} - {one.train for one in evaluations} - learned_from
 
     def _write_plan(self) -> dict[str, Any]:
-        # As the stages' own specs: what is off has no part in them, or a new key would recompute finished studies.
-        off = {key for key in ("deterministic", "curation") if not getattr(self.study, key)}
-        return {"study": self.study.model_dump(mode="json", exclude=off)}
+        return {"study": self._study_values()}
 
     def _select_examples(self, curation: str) -> dict[str, Any]:
         choice = self.study.curation[curation]
@@ -405,3 +408,10 @@ class StageSpecs:
 
     def _summarize_curation(self, curation: str) -> dict[str, Any]:
         return {"name": curation, "choice": self.study.curation[curation].spec()}
+
+    def _draw_curated_data(self) -> dict[str, Any]:
+        settings = self.plan.experiment("curated_data")
+        return {"seed": self.study.seed, **settings.model_dump(include={"random_draws", "seeds"})}
+
+    def _evaluate_curated_data(self) -> dict[str, Any]:
+        return self._experiment_statistics("curated_data")

@@ -38,6 +38,8 @@ STAGE_VERSIONS = {
     "evaluate_classification": 1,
     "evaluate_amortisation": 2,
     "evaluate_transfer": 1,
+    "draw_curated_data": 1,
+    "evaluate_curated_data": 1,
     "write_report": 6,
     "select_examples": 1,
     "write_curated": 1,
