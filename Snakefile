@@ -30,6 +30,13 @@ if study.targets:
 
 include: "rules/experiments.smk"
 include: "rules/report.smk"
+
+
+if study.curation:
+
+    include: "rules/curation.smk"
+
+
 include: "rules/plan.smk"
 
 
@@ -42,3 +49,4 @@ rule all:
         rules.encoder.input,
         rules.release.input if study.targets else [],
         leaks(),
+        rules.curated.input if study.curation else [],

@@ -75,6 +75,8 @@ wildcard_constraints:
     lm="(" + "|".join(plan_of_study.language_models) + ")",
     dataset="|".join(map(re.escape, plan_of_study.hub_datasets)) or "(?!)",
     experiment="|".join(EXPERIMENT_TABLES),
+    curation="|".join(study.curation) or "(?!)",
+    form="jsonl|parquet",
     # Empty where a corpus is embedded and scored in one piece.
     part=r"(\.\d+of\d+)?",
 

@@ -295,6 +295,52 @@ rule evaluate_amortisation:
         "../workflow_scripts/experiments/evaluate_amortisation.py"
 
 
+rule draw_curated_data:
+    """List the runs on curated data and on random rows."""
+    input:
+        selections=measured_selections,
+        test=corpus_of_experiment("curated_data", "test"),
+        validation=validation_of("curated_data"),
+        train_tokens=curated_data_tokens(0),
+        test_tokens=curated_data_tokens(1),
+    output:
+        runs=f"{RESULTS}/experiments/curated_data/runs.parquet",
+    log:
+        f"{RESULTS}/logs/draw_curated_data.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/draw_curated_data/study.tsv"
+    conda:
+        "../envs/airrep.yaml"
+    resources:
+        **resources_for("draw_curated_data"),
+    params:
+        spec=spec("draw_curated_data"),
+    script:
+        "../workflow_scripts/experiments/draw_curated_data.py"
+
+
+rule evaluate_curated_data:
+    """Compare curated data with random rows on tests that chose nothing."""
+    input:
+        leaks(),
+        runs=rules.draw_curated_data.output.runs,
+        measured=measured_of("curated_data"),
+    output:
+        table=f"{RESULTS}/evaluation/curated_data.parquet",
+    log:
+        f"{RESULTS}/logs/evaluate_curated_data.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/evaluate_curated_data/study.tsv"
+    conda:
+        "../envs/airrep.yaml"
+    resources:
+        **resources_for("evaluate_curated_data"),
+    params:
+        spec=spec("evaluate_curated_data"),
+    script:
+        "../workflow_scripts/experiments/evaluate_curated_data.py"
+
+
 rule evaluate_transfer:
     """Advise whether an encoder serves another LM: reuse, fine-tune or retrain it."""
     input:

@@ -299,3 +299,71 @@ def labelled_corpora(wildcards):
 def corpora_of_all(evaluations):
     names = {corpus for evaluation in evaluations for corpus in plan_of_study.corpora_of(evaluation)}
     return [f"{RESULTS}/corpora/{name}.parquet" for name in sorted(names)]
+
+
+def evaluation_of(curation):
+    return study.evaluations[study.curation[curation].evaluation]
+
+
+def curated_corpus(role):
+    def corpus(wildcards):
+        return f"{RESULTS}/corpora/{getattr(evaluation_of(wildcards.curation), role)}.parquet"
+
+    return corpus
+
+
+def curation_validation(wildcards):
+    return f"{RESULTS}/subsets/{study.curation[wildcards.curation].evaluation}.validation.parquet"
+
+
+def curation_scores(wildcards):
+    """Top lists, for a rule that they suffice for."""
+    choice = study.curation[wildcards.curation]
+    return f"{RESULTS}/scores/{choice.method}/{choice.evaluation}.parquet" if choice.reads_top_lists else []
+
+
+def curation_embeddings(role):
+    """Embeddings of all rows, for a rule that scores them all; none for a method that doesn't embed."""
+
+    def embeddings(wildcards):
+        choice = study.curation[wildcards.curation]
+        embedding = plan_of_study.embedding_of(choice.method, for_tests=role == "test")
+        if choice.reads_top_lists or not embedding:
+            return []
+        corpus = getattr(evaluation_of(wildcards.curation), role)
+        parts = plan_of_study.parts_of(corpus)
+        return [f"{RESULTS}/embeddings/{embedding}/{corpus}{part}.parquet" for part in parts]
+
+    return embeddings
+
+
+def curated_source_files(wildcards):
+    return plan_of_study.source_files(evaluation_of(wildcards.curation).train)
+
+
+def dataset_of_curated(wildcards):
+    dataset = plan_of_study.dataset(evaluation_of(wildcards.curation).train)
+    return dataset_file(snapshot_name(dataset.name, dataset.revision)) if dataset else []
+
+
+def rejected_of_curated(wildcards):
+    return f"{RESULTS}/corpora/{evaluation_of(wildcards.curation).train}.rejected.parquet"
+
+
+def reviewed_rows(wildcards):
+    return study.curation[wildcards.curation].drop
+
+
+def curated_files():
+    return [f"{RESULTS}/{file}" for name in study.curation for file in plan_of_study.curated_files(name)]
+
+
+def measured_selections(wildcards):
+    return [f"{RESULTS}/curation/{name}/selection.parquet" for name in plan_of_study.measured_selections()]
+
+
+def curated_data_tokens(role):
+    def tokens(wildcards):
+        return tokens_of(plan_of_study.experiment("curated_data").evaluation, role)
+
+    return tokens

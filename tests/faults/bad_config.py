@@ -16,6 +16,7 @@ from workflow_scripts.study.config import Study, load_study
 from workflow_scripts.study.config_files import read_config
 
 SMOKE = yaml.safe_load((Path(__file__).parents[2] / "configs" / "smoke.yaml").read_text(encoding="utf-8"))
+SMOKE["curation"] = {"helpful": {"evaluation": "heldout", "size": 10}}
 
 
 def with_value(key: str, value: object) -> dict[str, Any]:
@@ -47,7 +48,7 @@ def config_without(key: str) -> Callable[[], object]:
 
 
 # Of sections by name, the one of the smoke study that stands for all.
-NAMED = {"corpora": "train", "evaluations": "heldout"}
+NAMED = {"corpora": "train", "evaluations": "heldout", "curation": "helpful"}
 
 
 def keys_of(model: type[BaseModel] = Study, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -126,6 +127,17 @@ CONFIG = section_of(
         "a hidden size that heads don't divide": config_with("language_model.pretraining.hidden", 100),
         "an unknown method": config_with("scoring.methods", ["airrep", "magic"]),
         "no method": config_with("scoring.methods", []),
+        "a selection by an evaluation that isn't there": config_with("curation.helpful.evaluation", "other"),
+        "a selection by a method that doesn't score": config_with("curation.helpful.method", "logra"),
+        "a selection by a rule that isn't there": config_with("curation.helpful.rule", "best"),
+        "a selection without a size": config_with("curation.helpful.size", None),
+        "a share above the whole": config_with("curation.helpful.size", 1.5),
+        "no row at all": config_with("curation.helpful.size", 0),
+        "quotas by a column that isn't one of the two": config_with("curation.helpful.quota_by", "topic"),
+        "rows that are dropped without a review": config_with("curation.helpful.drop", "reviewed.jsonl"),
+        "curated data where nothing is selected": config_with(
+            "experiments.curated_data", {"evaluation": "heldout", "selections": ["best"]}
+        ),
         "DeepSpeed's keys without DeepSpeed": config_with("finetuning.zero_stage", 2),
     },
 )

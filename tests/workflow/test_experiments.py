@@ -1,5 +1,6 @@
 """Every experiment at smoke size, end to end; and what a study without experiments doesn't run."""
 
+import json
 import re
 from collections import Counter
 from pathlib import Path
@@ -19,6 +20,7 @@ CONTRACT = {
     "jobs_with_start_up int32",
     "transfer": "method string, pooling string, home string, evaluation string, lds_home double, lds double, "
     "ci_low double, ci_high double, ceiling double, retained double, advice string",
+    "curated_data": f"method string, evaluation string, metric string, examples int32, {VALUES}",
 }
 METHODS = {"airrep", "airrep_mean@mean", "tfidf"}
 
@@ -57,19 +59,36 @@ def test_every_method_is_in_every_table(done):
     assert methods["loo"] == methods["classification"] == methods["transfer"] == METHODS
     assert methods["removal"] == METHODS | {"random_removal"}
     assert methods["selection"] == {"airrep", "tfidf", "random_selection", "full_data"}
+    assert methods["curated_data"] == {"helpful", "ranked", "random_selection"}
     assert set(table(done, "amortisation")["rival"].to_pylist()) == {"tfidf"}
 
 
 def test_values_lie_in_their_intervals(done):
-    for name in ("loo", "removal", "selection", "classification"):
+    for name in ("loo", "removal", "selection", "classification", "curated_data"):
         for row in table(done, name).to_pylist():
             assert row["ci_low"] - 1e-9 <= row["value"] <= row["ci_high"] + 1e-9, row
+
+
+def test_selected_rows_have_the_columns_of_their_source(done):
+    folder = done.folder / "results" / "experiments" / "curation"
+    chosen = pq.read_table(folder / "helpful" / "chosen.parquet")
+    added = "curation_rank int32, curation_score float, curation_test_file string, curation_test_row int64"
+    columns = ", ".join(f"{field.name} {field.type}" for field in chosen.schema)
+    assert columns == f"prompt string, response string, label string, {added}"
+    assert sorted(chosen["curation_rank"].to_pylist()) == list(range(1, 9))
+    listed = [json.loads(line) for line in (folder / "harmful" / "review.jsonl").read_text().splitlines()]
+    assert [row["curation_rank"] for row in listed] == [1, 2, 3, 4, 5, 6]
+    assert {"prompt", "response", "label", "curation_reason", "curation_hash"} <= listed[0].keys()
+    for name, size in {"helpful": 8, "ranked": 8, "harmful": 6}.items():
+        page = (folder / name / "summary.md").read_text(encoding="utf-8")
+        assert page.startswith(f"# {name}: {size} of 120 rows")
 
 
 def test_the_report_shows_them(done):
     page = (done.folder / "results" / "experiments" / "report.html").read_text(encoding="utf-8")
     titles = re.findall(r"<h3>([^<]+)</h3>", page)
     wanted = ["Leave one out", "Removal curve", "Data selection", "Data classification", "Amortisation", "Transfer"]
+    wanted.append("Curated data")
     assert [title for title in titles if title in wanted] == wanted
 
 

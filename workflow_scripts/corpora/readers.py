@@ -34,12 +34,14 @@ class SourceRow:
     number: line or row number in the file, from 1.
     cells: values by column; None if the row can't be read.
     reason: why it can't be read.
+    schema: columns and types of its file, if that is Parquet; otherwise None.
     """
 
     file: str
     number: int
     cells: Mapping[str, object] | None
     reason: str = ""
+    schema: pa.Schema | None = None
 
 
 def read_rows(
@@ -131,7 +133,7 @@ def _read_file(path: Path, name: str) -> Generator[SourceRow, None, None]:
 
 
 # None stands for a blank line: no row, but it has a number.
-_Rows = Iterator[tuple[dict[str, object] | None, str] | None]
+_Rows = Iterator[tuple[dict[str, object] | None, str] | tuple[dict[str, object] | None, str, pa.Schema] | None]
 
 
 def _checked(value: object) -> tuple[dict[str, object] | None, str]:
@@ -209,9 +211,10 @@ def _read_parquet(file: io.BufferedReader) -> _Rows:
         raise UnusableRowError(f"it has several columns of the name {', '.join(map(repr, repeated))}")
     for batch in table.iter_batches(PARQUET_BATCH_ROWS):
         try:
-            yield from ((row, "") for row in batch.to_pylist())
+            yield from ((row, "", table.schema_arrow) for row in batch.to_pylist())
         except (ValueError, pa.ArrowException):
-            yield from (_parquet_row(batch.slice(index, 1)) for index in range(batch.num_rows))
+            rows = (_parquet_row(batch.slice(index, 1)) for index in range(batch.num_rows))
+            yield from ((*row, table.schema_arrow) for row in rows)
 
 
 def _repeated_names(fields: Iterable[pa.Field], prefix: str) -> list[str]:

@@ -89,6 +89,7 @@ def gather_experiments(tables: Sequence[Path]) -> list[Experiment]:
         "classification": _classification,
         "amortisation": _amortisation,
         "transfer": _transfer,
+        "curated_data": _curated_data,
     }
     read = {path.stem: read_frame(path) for path in tables}
     return [make(read[name]) for name, make in makers.items() if name in read and not read[name].empty]
@@ -239,6 +240,23 @@ def _transfer(rows: pd.DataFrame) -> Experiment:
     table = _table(title, "LDS", rows, value="lds", ceiling=first["ceiling"], note=note)
     question = "What is an encoder that learned from one language model's targets worth for another language model?"
     return Experiment("Transfer", question, sentences, tables=[table])
+
+
+def _curated_data(rows: pd.DataFrame) -> Experiment:
+    losses = rows[rows["metric"] == "loss"]
+    below = rows[rows["metric"] == "loss_below_random"].set_index(["method", "examples"])
+
+    def note(row: Any) -> str:
+        if (row.method, row.examples) not in below.index:
+            return f"{count(row.examples)} rows"
+        found: Any = below.loc[(row.method, row.examples)]
+        value, low, high = (decimal(found[name], 3, signed=True) for name in ("value", "ci_low", "ci_high"))
+        return f"{count(row.examples)} rows, {value} [{low}, {high}] below random"
+
+    question = "Is the language model better on tests that chose nothing after the curated rows than after random ones?"
+    title = f"Loss of the held-back tests of “{losses['evaluation'].iloc[0]}” (lower is better)"
+    table = _table(title, "Loss", losses, digits=3, lowest_first=True, note=note)
+    return Experiment("Curated data", question, tables=[table])
 
 
 def _figure(title: str, x_title: str, lines: dict[str, list[tuple[float, float]]], logarithmic: bool = False) -> Figure:

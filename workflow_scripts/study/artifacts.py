@@ -21,7 +21,7 @@ SNAKEMAKE_RECORDS = tuple(Path(".snakemake") / name for name in ("metadata", "in
 # Stages that reuse what is valid of the earlier version of their result.
 REUSING = frozenset({"finetune_shard", "finetune_runs", "embed_corpus", "embed_by_method"})
 # Experiments that fine-tune, and those of them that score a base set of their own.
-DRAWN, WITH_BASE = ("leave_out", "removal", "selection"), ("leave_out", "removal")
+DRAWN, WITH_BASE = ("leave_out", "removal", "selection", "curated_data"), ("leave_out", "removal")
 
 
 @dataclass(frozen=True)
@@ -239,9 +239,20 @@ class _StudyArtifacts:
             yield "evaluation/labels.parquet", "check_labels", {}
         if self.plan.lds_evaluations:
             yield "evaluation/lds.parquet", "evaluate_lds", {}
+        yield from self._curation()
         yield "config.resolved.yaml", "resolve_config", {}
         if self.study.targets:
             yield "release", "package_encoder", {}
             if self.study.release.hub:
                 yield "pushed.json", "push_encoder", {}
         yield "report.html", "write_report", {}
+
+    def _curation(self) -> Iterator[_Job]:
+        for name, choice in self.study.curation.items():
+            folder, form = f"curation/{name}", choice.format
+            yield f"{folder}/selection.parquet", "select_examples", {"curation": name}
+            rows = choice.rows_file.partition(".")[0]
+            yield f"{folder}/{choice.rows_file}", "write_curated", {"curation": name, "rows": rows, "form": form}
+            if choice.drop is not None:
+                yield f"{folder}/kept.{form}", "drop_rows", {"curation": name, "form": form}
+            yield f"{folder}/summary.md", "summarize_curation", {"curation": name}

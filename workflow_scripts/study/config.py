@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 from pydantic import Field, ValidationError, model_validator
 
 from workflow_scripts.core.errors import StudyError
-from workflow_scripts.study.experiment_sections import Experiments
+from workflow_scripts.study.curation_section import Curation
+from workflow_scripts.study.experiment_sections import CuratedData, Experiments
 from workflow_scripts.study.messages import explain
 from workflow_scripts.study.methods import METHODS, read_encoder_variant
 from workflow_scripts.study.sections import (
@@ -71,6 +72,10 @@ class Study(Section):
     release: Release = Field(default_factory=Release)
     experiments: Experiments = Field(default_factory=Experiments)
     report: Report = Field(default_factory=Report)
+    curation: dict[Name, Curation] = Field(
+        default_factory=dict,
+        description="Selections of training rows by name: training files, and lists of harmful rows for review.",
+    )
 
     @property
     def fine_tunes(self) -> bool:
@@ -208,6 +213,44 @@ class Study(Section):
         if transfer and not self.evaluations[transfer.evaluation].language_model:
             raise ValueError(f"experiments.transfer: evaluation {transfer.evaluation!r} names no other language_model")
         return self
+
+    @model_validator(mode="after")
+    def _curation_fits(self) -> Study:
+        for name, choice in self.curation.items():
+            if choice.evaluation not in self.evaluations:
+                raise ValueError(
+                    f"curation.{name}: there is no evaluation {choice.evaluation!r}; write one of "
+                    f"{', '.join(self.evaluations)}"
+                )
+            if choice.method not in self.scoring.methods:
+                raise ValueError(
+                    f"curation.{name}.method: {choice.method!r} is not in scoring.methods; write one of "
+                    f"{', '.join(self.scoring.methods)}, or add it there"
+                )
+        measured = self.experiments.curated_data
+        if measured and (fault := self._not_measurable(measured)):
+            raise ValueError(f"experiments.curated_data.{fault}")
+        return self
+
+    def _not_measurable(self, measured: CuratedData) -> str | None:
+        """Return what keeps the experiment on curated data from running; None if nothing does."""
+        kept = {
+            name: choice
+            for name, choice in self.curation.items()
+            if choice.evaluation == measured.evaluation and choice.rule != "most_harmful"
+        }
+        if wrong := [name for name in measured.selections or [] if name not in kept]:
+            return (
+                f"selections: {wrong[0]!r} is no selection of `curation` to train on by {measured.evaluation}; write "
+                f"some of: {', '.join(kept) or 'none is there'}"
+            )
+        if not kept:
+            return f"evaluation: `curation` has no selection to train on by {measured.evaluation!r}; add one"
+        if not self.fine_tunes:
+            return "evaluation: without targets no LM is fine-tuned; add targets, or leave the experiment out"
+        if self.evaluations[measured.evaluation].tests is None:
+            return f"evaluation: all tests of {measured.evaluation!r} choose rows, and none is left; set its `tests`"
+        return None
 
     def language_model_named(self, name: str | None) -> LanguageModel:
         """Return the settings of an LM of `language_models`, or for None those of the LM that the targets come from.

@@ -448,6 +448,8 @@ def not_planned(plan: StudyPlan) -> dict[str, list[str]]:
         **{f"draw_{name}": [name] for name in with_runs},
         "finetune_runs": with_runs,
         **{f"evaluate_{name}": [name] for name in experiments},
+        **{stage: list(plan.study.curation) for stage in ("select_examples", "write_curated", "summarize_curation")},
+        "drop_rows": [name for name, choice in plan.study.curation.items() if choice.drop is not None],
         "push_encoder": [plan.study.release.hub] if plan.study.release.hub else [],
     }
     return {stage: names for stage, names in stages.items() if names}

@@ -75,6 +75,18 @@ class Transfer(Section):
     home: Name = Field(description="The evaluation with the LM of the targets that it is compared with.")
 
 
+class CuratedData(Section):
+    """Curated data: fine-tune on selections of `curation` and on random rows, and measure tests that chose nothing."""
+
+    evaluation: Name = Field(description="The evaluation that the selections are for; some tests must be left over.")
+    selections: list[Name] | None = Field(
+        None, description="Which selections of `curation`; `null` for all of this evaluation that aren't for review."
+    )
+    random_draws: Annotated[int, Field(ge=2)] = Field(5, description="Draws of as many random rows.")
+    seeds: Annotated[int, Field(ge=2)] = Field(3, description="Fine-tuning runs per list of rows.")
+    jobs: Positive = Field(1, description="Jobs that the runs are dealt to.")
+
+
 class Experiments(Section):
     """The paper's experiments beside the LDS; what is left out doesn't run."""
 
@@ -84,3 +96,4 @@ class Experiments(Section):
     classification: Classification | None = None
     amortisation: Amortisation | None = None
     transfer: Transfer | None = None
+    curated_data: CuratedData | None = None

@@ -29,6 +29,7 @@ EXPERIMENT_TABLES = {
     "classification": "classification",
     "amortisation": "amortisation",
     "transfer": "transfer",
+    "curated_data": "curated_data",
 }
 
 
@@ -335,6 +336,21 @@ class StudyPlan:
         """Return the names of the evaluations whose class labels an experiment reads."""
         selection = self.study.experiments.selection
         return list(dict.fromkeys([*self.classified(), *([selection.evaluation] if selection else [])]))
+
+    def measured_selections(self) -> list[str]:
+        """Return the selections that the experiment `curated_data` fine-tunes on."""
+        settings = self.experiment("curated_data")
+        return settings.selections or [
+            name
+            for name, choice in self.study.curation.items()
+            if choice.evaluation == settings.evaluation and choice.rule != "most_harmful"
+        ]
+
+    def curated_files(self, curation: str) -> list[str]:
+        """Return the files of a selection: rows, summary, and where rows are dropped the corpus without them."""
+        choice, folder = self.study.curation[curation], f"curation/{curation}"
+        kept = [f"{folder}/kept.{choice.format}"] if choice.drop is not None else []
+        return [f"{folder}/{choice.rows_file}", f"{folder}/summary.md", *kept]
 
     def parts_of(self, corpus: str) -> list[str]:
         """Return the parts that a corpus is embedded and scored in: [""], or `.1of4` and so on."""

@@ -87,9 +87,14 @@ class StageSpecs:
         }
 
     def _resolve_config(self) -> dict[str, Any]:
+        return {"study": self._study_values()}
+
+    def _study_values(self) -> dict[str, Any]:
         # As the stages' own specs: what is off has no part in them, or a new key would recompute finished studies.
-        off = set() if self.study.deterministic else {"deterministic"}
-        return {"study": self.study.model_dump(mode="json", exclude=off)}
+        off: dict[str, Any] = {key: True for key in ("deterministic", "curation") if not getattr(self.study, key)}
+        if self.study.experiments.curated_data is None:
+            off["experiments"] = {"curated_data"}
+        return self.study.model_dump(mode="json", exclude=off)
 
     def _prepare_corpus(self, corpus: str) -> dict[str, Any]:
         return self.study.corpora[corpus].model_dump(mode="json", exclude={"without"})
@@ -399,6 +404,35 @@ class StageSpecs:
         return corpus in {one.test for one in evaluations} - {one.train for one in evaluations} - learned_from
 
     def _write_plan(self) -> dict[str, Any]:
-        # As the stages' own specs: what is off has no part in them, or a new key would recompute finished studies.
-        off = set() if self.study.deterministic else {"deterministic"}
-        return {"study": self.study.model_dump(mode="json", exclude=off)}
+        return {"study": self._study_values()}
+
+    def _select_examples(self, curation: str) -> dict[str, Any]:
+        choice = self.study.curation[curation]
+        return {
+            "choice": choice.spec(),
+            "near_duplicate": self.study.judging.near_duplicate if choice.near_duplicates == "once" else None,
+            "seed": self.study.seed,
+            "tile_examples": self.study.scoring.tile_examples,
+        }
+
+    def _original_rows(self, curation: str) -> dict[str, Any]:
+        choice = self.study.curation[curation]
+        corpus = self.study.corpora[self.study.evaluations[choice.evaluation].train]
+        read_again = {"source", "config_name", "split", "revision", "data_files", "columns", "response_turn"}
+        return {**corpus.model_dump(mode="json", include=read_again), "prefix": choice.prefix, "form": choice.format}
+
+    def _write_curated(self, curation: str, rows: str, form: str) -> dict[str, Any]:
+        return {**self._original_rows(curation), "form": form, "for_review": rows == "review"}
+
+    def _drop_rows(self, curation: str, form: str) -> dict[str, Any]:
+        return {**self._original_rows(curation), "form": form}
+
+    def _summarize_curation(self, curation: str) -> dict[str, Any]:
+        return {"name": curation, "choice": self.study.curation[curation].spec()}
+
+    def _draw_curated_data(self) -> dict[str, Any]:
+        settings = self.plan.experiment("curated_data")
+        return {"seed": self.study.seed, **settings.model_dump(include={"random_draws", "seeds"})}
+
+    def _evaluate_curated_data(self) -> dict[str, Any]:
+        return self._experiment_statistics("curated_data")

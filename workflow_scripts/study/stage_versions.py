@@ -39,7 +39,13 @@ STAGE_VERSIONS = {
     "evaluate_classification": 1,
     "evaluate_amortisation": 2,
     "evaluate_transfer": 1,
+    "draw_curated_data": 1,
+    "evaluate_curated_data": 1,
     "write_report": 6,
+    "select_examples": 1,
+    "write_curated": 1,
+    "drop_rows": 1,
+    "summarize_curation": 1,
     "run_pilot": 3,
     "write_plan": 3,
 }

@@ -29,6 +29,7 @@ TABLES = {"pandas"}
 MODELS = {"torch", "transformers"}
 # Stages that aren't here may import none of them.
 ALLOWED = {
+    "curation.select_examples": TABLES,
     "evaluation.check_leaks": {"pandas", "scipy", "sklearn"},
     "evaluation.evaluate_lds": TABLES,
     "experiments.check_labels": TABLES,

@@ -65,6 +65,11 @@ TABLES = {
             "advice": "fine-tune",
         }
     ],
+    "curated_data": [
+        value("best", "loss", 1.5, examples=500),
+        value("best", "loss_below_random", 0.25, examples=500),
+        value("random_selection", "loss", 1.75, examples=500),
+    ],
 }
 
 
