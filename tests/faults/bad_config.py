@@ -47,6 +47,19 @@ def config_without(key: str) -> Callable[[], object]:
     return try_it
 
 
+def curated_by_gradients() -> None:
+    values = with_value("scoring.methods", ["airrep", "ekfac"])
+    values["curation"]["helpful"] |= {"method": "ekfac", "rule": "mean_score"}
+    load_study(values, origin="configs/mine.yaml")
+
+
+def chosen_without_targets() -> None:
+    values = with_value("scoring", {"methods": ["airrep", "tfidf"], "poolings": {"tfidf": ["chosen"]}})
+    del values["targets"]
+    values["encoder"] = {"model": "results/other/encoder"}
+    load_study(values, origin="configs/mine.yaml")
+
+
 # Of sections by name, the one of the smoke study that stands for all.
 NAMED = {"corpora": "train", "evaluations": "heldout", "curation": "helpful"}
 
@@ -127,8 +140,10 @@ CONFIG = section_of(
         "a hidden size that heads don't divide": config_with("language_model.pretraining.hidden", 100),
         "an unknown method": config_with("scoring.methods", ["airrep", "magic"]),
         "no method": config_with("scoring.methods", []),
+        "a pooling that is chosen on folds that aren't there": chosen_without_targets,
         "a selection by an evaluation that isn't there": config_with("curation.helpful.evaluation", "other"),
         "a selection by a method that doesn't score": config_with("curation.helpful.method", "logra"),
+        "a mean over gradients that aren't stored": curated_by_gradients,
         "a selection by a rule that isn't there": config_with("curation.helpful.rule", "best"),
         "a selection without a size": config_with("curation.helpful.size", None),
         "a share above the whole": config_with("curation.helpful.size", 1.5),

@@ -227,6 +227,12 @@ class Study(Section):
                     f"curation.{name}.method: {choice.method!r} is not in scoring.methods; write one of "
                     f"{', '.join(self.scoring.methods)}, or add it there"
                 )
+            method = METHODS.get(choice.method)
+            if method and method.is_unstored and not choice.reads_top_lists:
+                raise ValueError(
+                    f"curation.{name}: rule {choice.rule} reads stored embeddings, and {choice.method} stores none; "
+                    f"write rule: min_rank, or method: {choice.method}_16384"
+                )
         measured = self.experiments.curated_data
         if measured and (fault := self._not_measurable(measured)):
             raise ValueError(f"experiments.curated_data.{fault}")

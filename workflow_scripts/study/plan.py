@@ -232,7 +232,7 @@ class StudyPlan:
         return "chosen" in self.poolings_of(method)
 
     def methods_with_chosen_pooling(self, *, stored: bool | None = None) -> list[str]:
-        """Return the methods whose pooling is chosen on held-back folds; with `stored`, only those that are or aren't."""
+        """Return the methods whose pooling is chosen on held-back folds; `stored` as in `methods_scored`."""
         methods = [method for method in self.study.scoring.methods if self.has_chosen_pooling(method)]
         return [name for name in methods if stored is None or self.method(name).is_unstored != stored]
 
