@@ -130,6 +130,10 @@ LANGUAGE_MODELS: dict[str, dict[str, Any]] = {
     "ctrl": {},
     "cwm": {},
     "data2vec-text": {},
+    "dbrx": {
+        "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0},
+        "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2},
+    },
     "deepseek_v2": {},
     "deepseek_v3": {},
     "deepseek_v32": {},
@@ -159,6 +163,15 @@ LANGUAGE_MODELS: dict[str, dict[str, Any]] = {
             "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
             "full_attention": DYNAMIC["rope_parameters"],
         },
+    },
+    "gemma3n_text": {
+        "num_hidden_layers": 4,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "num_kv_shared_layers": 2,
+        "vocab_size_per_layer_input": VOCABULARY,
+        "hidden_size_per_layer_input": 8,
+        "laurel_rank": 8,
+        "activation_sparsity_pattern": [0.9, 0.0, 0.9, 0.0],
     },
     "gemma4_unified_text": {},
     "glm": {},
@@ -199,6 +212,12 @@ LANGUAGE_MODELS: dict[str, dict[str, Any]] = {
     "jais2": {},
     "jamba": {},
     "jetmoe": {},
+    "kimi_linear": {
+        "num_hidden_layers": 2,
+        "layer_types": ["linear_attention", "full_attention"],
+        "linear_head_dim": 8,
+        "linear_num_heads": 4,
+    },
     "kolibri1": {},
     "laguna": {},
     "lfm2": {"layer_types": ["conv", "full_attention"]},
@@ -206,6 +225,7 @@ LANGUAGE_MODELS: dict[str, dict[str, Any]] = {
     "llama": {},
     "llama4_text": {},
     "llama|dynamic": DYNAMIC,
+    "longcat_flash": {"head_dim": 8, "zero_expert_num": 2},
     "mamba": {},
     "mamba2": {"head_dim": 8, "num_heads": 8, "expand": 2},
     "marian": {},
@@ -279,6 +299,7 @@ LANGUAGE_MODELS: dict[str, dict[str, Any]] = {
     "xlnet": {},
     "xlstm": {},
     "youtu": {},
+    "zamba": {"num_hidden_layers": 4, "layer_types": ["mamba", "hybrid"] * 2},
 }
 # Each way in which a batch is read, and each reason for it, once.
 LANGUAGE_MODEL_CUT = [
