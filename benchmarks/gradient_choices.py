@@ -117,7 +117,7 @@ def _sketches(vectors: torch.Tensor, dimension: int, seed: int) -> dict[str, Cal
 
     def by_fourier() -> torch.Tensor:
         turned = torch.fft.rfft(vectors * signs, norm="ortho").index_select(1, kept)
-        return torch.view_as_real(turned).flatten(1) * (size / dimension) ** 0.5
+        return torch.view_as_real(turned).flatten(1) * (2 * size / dimension) ** 0.5
 
     def dense() -> torch.Tensor:
         # In pieces: the whole matrix has size x dimension numbers.

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from workflow_scripts.core.errors import StudyError
+from workflow_scripts.study.artifacts import artifacts
 from workflow_scripts.study.config import Study, load_study
 from workflow_scripts.study.methods import METHODS
 from workflow_scripts.study.plan import StudyPlan
@@ -258,6 +259,18 @@ def test_scores_of_embeddings_that_are_not_stored_say_how_they_are_computed(part
     assert values["unstored"]["lm_source"]["model"] == "builtin:tiny"
     assert values.get("part_numbers") == ([2, 3] if parts > 1 else None)
     assert not {"unstored", "part_numbers"} & other.keys()
+
+
+def test_artifacts_name_the_rule_that_scores_by_an_lm():
+    found = artifacts(StageSpecs(StudyPlan(study(scoring__methods=["ekfac", "ekfac_2048"]))))
+    rules = {one.path.relative_to("results/smoke").as_posix(): one.rule for one in found}
+    assert rules["scores/ekfac/heldout.parquet"] == "score_pairs_by_lm"
+    assert rules["scores/ekfac_2048/heldout.parquet"] == "score_pairs"
+    assert [path for path in rules if path.startswith(("fitted/", "language_model_warm"))] == [
+        "language_model_warm",
+        "fitted/ekfac.safetensors",
+    ]
+    assert not any(path.startswith("embeddings/ekfac/") for path in rules)
 
 
 def test_models_are_of_the_hub_by_their_ids_alone(tmp_path, monkeypatch):
