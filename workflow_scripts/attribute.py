@@ -7,201 +7,21 @@ import json
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
-import transformers
 
 from workflow_scripts.core.errors import StudyError
-from workflow_scripts.core.files import folder_hash
-from workflow_scripts.core.parquet import read_metadata, read_table, write_table
+from workflow_scripts.core.parquet import write_table
 from workflow_scripts.core.progress import one_line, say
 from workflow_scripts.core.redaction import redact_output
-from workflow_scripts.corpora.prepare_corpus import TooManyRejectedError, prepare_corpus
-from workflow_scripts.corpora.tables import CORPUS_SCHEMA, WHERE, take_examples
-from workflow_scripts.corpora.templates import encoder_text
-from workflow_scripts.embeddings.embed_corpus import embed_corpus
-from workflow_scripts.embeddings.tiles import embedding_tiles, inner_products
-from workflow_scripts.encoder.loading import load_trained_encoder
-from workflow_scripts.encoder.model import AttributionEncoder
-from workflow_scripts.models.loading import model_folder
-from workflow_scripts.scoring.top_k import Sign, TopScores
-from workflow_scripts.study.sections import COLUMN_MEANINGS, Corpus, Encoder, EncoderTraining, Scoring
+from workflow_scripts.search.attribution import Query, attribute, attribute_by
+from workflow_scripts.search.inputs import columns_given, prepared_corpus, read_queries
+from workflow_scripts.study.sections import Corpus
 
-PROMPT_WORDS = Encoder().prompt_words
-CHUNK_TOKENS = EncoderTraining().chunk_tokens
-TILE_EXAMPLES = Scoring().tile_examples
 SHOWN_CHARACTERS = 60
-REJECTED_SHOWN = 10
-
-
-@dataclass(frozen=True)
-class Query:
-    """An answer whose training examples are wanted; `row` and `file` say where it stands, if it is of a file."""
-
-    prompt: str
-    response: str
-    row: int = 1
-    file: str | None = None
-
-
-def attribute(
-    encoder: str, corpus: Path, queries: Sequence[Query], *, embeddings: Path | None, top: int, sign: Sign
-) -> pa.Table:
-    """Return the `top` training examples of each query, best first.
-
-    A score is the inner product of the example's embedding and the query's (paper, section 3.2).
-
-    Parameters
-    ----------
-    encoder: folder or hub id of a trained encoder.
-    corpus: a `corpora/` file of the workflow.
-    queries: at least one.
-    embeddings: Parquet file of this corpus's embeddings by this encoder; computed and written there if it doesn't
-        exist, computed and not kept if None.
-    top: how many examples to return for each query; all of them if the corpus has fewer.
-    sign: `helpful` for the largest scores, `harmful` for the smallest.
-
-    Returns
-    -------
-    One row per query and rank, best first: `query` (int64, its row in the source, from 1), `query_file`,
-    `query_prompt`, `query_response`, `rank` (int32, from 1), `score` (float32), and of the example `source_file`,
-    `source_row` (int64, from 1), `example_id` (int64), `label`, `prompt` and `response`.
-
-    Raises
-    ------
-    StudyError: the model or a file can't be read, or `embeddings` come from another encoder or another corpus.
-    """
-    folder = model_folder(encoder)
-    model = load_trained_encoder(folder)
-    with tempfile.TemporaryDirectory() as temporary:
-        file = embeddings or Path(temporary) / "embeddings.parquet"
-        if file.exists():
-            _check_embeddings(file, corpus, folder, model.dimension)
-        else:
-            _embed(corpus, folder, file, model.max_tokens)
-        vectors = _embed_queries(model, queries)
-        best = TopScores(len(queries), top, sign)
-        score = inner_products(vectors)
-        for ids, tile in embedding_tiles(file, TILE_EXAMPLES):
-            best.update(ids, score(tile, slice(None)))
-    return _result(corpus, queries, *best.result())
-
-
-def _embed(corpus: Path, folder: Path, embeddings: Path, max_tokens: int) -> None:
-    embed_corpus(
-        corpus,
-        folder,
-        embeddings,
-        prompt_words=PROMPT_WORDS,
-        max_tokens=max_tokens,
-        embedding_precision="float16",
-        chunk_tokens=CHUNK_TOKENS,
-        precision="float32",
-    )
-
-
-def _embed_queries(model: AttributionEncoder, queries: Sequence[Query]) -> np.ndarray:
-    texts = [encoder_text(query.prompt, query.response, PROMPT_WORDS, model.view) for query in queries]
-    return model.encode(model.tokenize(texts), CHUNK_TOKENS)
-
-
-def _check_embeddings(embeddings: Path, corpus: Path, folder: Path, dimension: int) -> None:
-    made_by = read_metadata(embeddings).get("encoder")
-    try:
-        size = pq.read_schema(embeddings).field("embedding").type.list_size
-    except (KeyError, AttributeError):
-        raise StudyError(f"{embeddings} holds no embeddings; name a file of an `embeddings/` folder.") from None
-    if size != dimension or made_by not in (None, folder_hash(folder)):
-        raise StudyError(
-            f"{embeddings} was made by another encoder than {folder}. Name another file, or one that doesn't exist "
-            "yet, and it is made."
-        )
-    if not read_table(embeddings, ["hash"])["hash"].equals(read_table(corpus, ["hash"])["hash"]):
-        raise StudyError(
-            f"{embeddings} was made from another corpus than {corpus}. Name another file, or one that doesn't exist "
-            "yet, and it is made."
-        )
-
-
-def _result(corpus: Path, queries: Sequence[Query], example_ids: np.ndarray, scores: np.ndarray) -> pa.Table:
-    top = example_ids.shape[1]
-    asked = [query for query in queries for _ in range(top)]
-    found = {
-        "query": pa.array([query.row for query in asked], pa.int64()),
-        "query_file": pa.array([query.file for query in asked], pa.string()),
-        "query_prompt": pa.array([query.prompt for query in asked], pa.string()),
-        "query_response": pa.array([query.response for query in asked], pa.string()),
-        "rank": pa.array(np.tile(np.arange(1, top + 1), len(queries)), pa.int32()),
-        "score": pa.array(scores.ravel(), pa.float32()),
-    }
-    rows = take_examples(corpus, example_ids.ravel(), [*WHERE, "example_id", "label", "prompt", "response"])
-    return pa.table({**found, **{name: rows[name] for name in rows.column_names}})
-
-
-def prepared_corpus(source: str, folder: Path, **reading: Any) -> Path:
-    """Return `source` itself if it is a `corpora/` file of the workflow, else read it into one in `folder`.
-
-    `reading` holds keys of a study's corpus, `columns` and `max_rejected_share` for instance.
-
-    Raises
-    ------
-    StudyError: the source can't be read, or too many of its rows can't be used; the message names them.
-    """
-    path = Path(source)
-    if path.suffix == ".parquet" and path.exists() and set(CORPUS_SCHEMA.names) <= set(_columns(path)):
-        return path
-    corpus = folder / f"{len(list(folder.iterdir()))}.parquet"
-    rejected = corpus.with_suffix(".rejected.parquet")
-    settings = Corpus(source=source, **reading).model_dump(exclude={"without"})
-    try:
-        prepare_corpus(corpus, rejected, **settings)
-    except TooManyRejectedError as error:
-        raise StudyError(
-            f"{error.found}\nMend the rows, name their columns by --columns or --query-columns, e.g. "
-            "prompt=question,response=reply, or raise --max-rejected-share."
-        ) from None
-    for row in read_table(rejected).slice(0, REJECTED_SHOWN).to_pylist():
-        say(f"{source}: row {row['source_row']} of {row['source_file']} is left out: {row['reason']}")
-    return corpus
-
-
-def columns_given(text: str) -> dict[str, str | list[str]]:
-    """Return `--columns` as the key `columns` of a study, e.g. `prompt=context,prompt=question,response=answer`.
-
-    Raises
-    ------
-    argparse.ArgumentTypeError: a part isn't written that way.
-    """
-    columns: dict[str, str | list[str]] = {}
-    for part in text.split(","):
-        meaning, equals, name = (piece.strip() for piece in part.partition("="))
-        if not equals or not name or meaning not in COLUMN_MEANINGS or (meaning in columns and meaning != "prompt"):
-            raise argparse.ArgumentTypeError(
-                f"{part!r} is not one of {', '.join(COLUMN_MEANINGS)} (each once, but for prompt), '=' and a column's "
-                "name"
-            )
-        before = columns.get(meaning, [])
-        columns[meaning] = [*before, name] if meaning == "prompt" else name
-    return columns
-
-
-def _columns(path: Path) -> list[str]:
-    try:
-        return pq.read_schema(path).names
-    except (pa.ArrowException, OSError) as error:
-        raise StudyError(f"{path} can't be read as Parquet: {error}") from None
-
-
-def read_queries(corpus: Path) -> list[Query]:
-    """Return every row of a `corpora/` file as a query."""
-    table = read_table(corpus, ["prompt", "response", *WHERE])
-    return [Query(row["prompt"], row["response"], row["source_row"], row["source_file"]) for row in table.to_pylist()]
+NO_LABEL = "(no label)"
 
 
 def as_text(result: pa.Table) -> str:
@@ -211,16 +31,39 @@ def as_text(result: pa.Table) -> str:
     """
     several_queried, several = (pc.count_distinct(result[name]).as_py() > 1 for name in ("query_file", "source_file"))
     lines = [f"{'query':>5} {'rank':>4} {'score':>9} {'row':>8}  {'label':<20} example's prompt -> response"]
+    last = None
     for row in result.to_pylist():
-        if row["rank"] == 1:
+        if (row["query_file"], row["query"]) != last:
+            last = row["query_file"], row["query"]
             file = f" of {row['query_file']}" if several_queried else ""
-            lines.append(f"{row['query']:>5}{file}: {_shown(row['query_prompt'], row['query_response'])}")
+            lines.append(f"{row['query']:>5}{file}: {_asked(row)}")
         where = f"{row['source_row']:>8}" + (f" of {row['source_file']}" if several else "")
         lines.append(
             f"{row['query']:>5} {row['rank']:>4} {row['score']:>9.4f} {where}  "
             f"{one_line(row['label'] or '', 20):<20} {_shown(row['prompt'], row['response'])}"
         )
     return "\n".join(lines) + "\n"
+
+
+def groups_as_text(result: pa.Table, by: str) -> str:
+    """Return a result of `attribute_by` as a table for the screen, each query above its groups."""
+    lines = [f"{'query':>5} {'rank':>4} {'mean':>9} {'examples':>8} {'best':>9} {'row':>8}  {by:<20} best example"]
+    for row in result.to_pylist():
+        if row["rank"] == 1:
+            lines.append(f"{row['query']:>5}: {_asked(row)}")
+        lines.append(
+            f"{row['query']:>5} {row['rank']:>4} {row['mean_score']:>9.4f} {row['examples']:>8,} {row['score']:>9.4f} "
+            f"{row['source_row']:>8}  {one_line(row[by] or NO_LABEL, 20):<20} {_shown(row['prompt'], row['response'])}"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _asked(row: dict[str, str]) -> str:
+    """Return what was asked, and with a contrast what it is set against."""
+    asked = _shown(row["query_prompt"], row["query_response"])
+    return (
+        asked if row["query_contrast"] is None else f"{asked}, not {one_line(row['query_contrast'], SHOWN_CHARACTERS)}"
+    )
 
 
 def _shown(prompt: str, response: str) -> str:
@@ -266,6 +109,9 @@ def arguments_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--response", default="", help="response that belongs to --query")
     parser.add_argument(
+        "--contrast", help="another answer to --query: scores are then for --response minus those for this one"
+    )
+    parser.add_argument(
         "--embeddings",
         type=Path,
         help="the corpus's embeddings, e.g. results/<run>/embeddings/trained/<corpus>.parquet; a file that doesn't "
@@ -273,6 +119,14 @@ def arguments_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--top", type=int, default=10, help="examples for each query (default: 10)")
     parser.add_argument("--sign", choices=["helpful", "harmful"], default="helpful", help="which end of the scores")
+    parser.add_argument(
+        "--min-score", type=float, help="only examples with at least this score; with --sign harmful, at most"
+    )
+    parser.add_argument(
+        "--by",
+        choices=["label", "source_file"],
+        help="in place of single examples, the mean score of each label or source file over all of its examples",
+    )
     parser.add_argument("--format", choices=["table", "json", "parquet"], default="table", help="default: table")
     parser.add_argument("--output", type=Path, help="file to write to; needed for parquet (default: the screen)")
     return parser
@@ -291,9 +145,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("--format parquet needs --output FILE")
     if given.response and not given.query:
         parser.error("--response belongs to --query; a file of --queries has its own responses")
-    # What transformers logs while it loads is about weights that no encoder has (see `load_encoder`).
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    if given.contrast is not None and not given.query:
+        parser.error("--contrast belongs to --query and --response")
+    if given.by and given.min_score is not None:
+        parser.error("--min-score chooses examples, and --by counts all of them; leave one of the two out")
     try:
         with tempfile.TemporaryDirectory() as temporary:
             share = given.max_rejected_share
@@ -303,21 +158,42 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 asked = prepared_corpus(given.queries, Path(temporary), columns=columns, max_rejected_share=share)
                 queries = read_queries(asked)
             else:
-                queries = [Query(given.query, given.response)]
-            result = attribute(
-                given.encoder, corpus, queries, embeddings=given.embeddings, top=given.top, sign=given.sign
-            )
-        _write(result, given.format, given.output)
+                queries = [Query(given.query, given.response, contrast=given.contrast)]
+            if given.by:
+                result = attribute_by(
+                    given.encoder, corpus, queries, embeddings=given.embeddings, by=given.by, sign=given.sign
+                )
+            else:
+                result = attribute(
+                    given.encoder,
+                    corpus,
+                    queries,
+                    embeddings=given.embeddings,
+                    top=given.top,
+                    sign=given.sign,
+                    min_score=given.min_score,
+                )
+                _say_what_is_empty(result, queries)
+        _write(result, given.format, given.output, given.by)
     except StudyError as error:
         raise SystemExit(f"error: {error}") from None
 
 
-def _write(result: pa.Table, form: str, output: Path | None) -> None:
+def _say_what_is_empty(result: pa.Table, queries: Sequence[Query]) -> None:
+    """Say which queries have no example with a sufficient score."""
+    answered = set(zip(result["query_file"].to_pylist(), result["query"].to_pylist(), strict=True))
+    if empty := [query for query in queries if (query.file, query.row) not in answered]:
+        rows = ", ".join(str(query.row) for query in empty[:10]) + (" ..." if len(empty) > 10 else "")
+        say(f"no example has a sufficient score (--min-score) for {len(empty):,} queries: {rows}")
+
+
+def _write(result: pa.Table, form: str, output: Path | None, by: str | None) -> None:
     if form == "parquet":
         assert output is not None  # `main` asks for it
         write_table(output, result)
         return
-    text = as_json(result) if form == "json" else as_text(result)
+    table = groups_as_text(result, by) if by else as_text(result)
+    text = as_json(result) if form == "json" else table
     if output:
         output.write_text(text, encoding="utf-8")
     else:

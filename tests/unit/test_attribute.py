@@ -67,7 +67,9 @@ def test_embeddings_are_made_once_and_read_again(folder, tmp_path):
     embeddings = tmp_path / "embeddings.parquet"
     made = _ask(folder, embeddings)
     before = embeddings.stat().st_mtime_ns
-    assert _ask(folder, embeddings).equals(made)
+    again = _ask(folder, embeddings)
+    assert again.drop_columns("score").equals(made.drop_columns("score"))
+    np.testing.assert_allclose(again["score"].to_numpy(), made["score"].to_numpy(), rtol=1e-4)
     assert made.equals(_ask(folder))
     assert embeddings.stat().st_mtime_ns == before
 
@@ -224,6 +226,8 @@ def test_errors_are_one_message(folder, more, words):
         (["--query", "a", "--top", "0"], "--top must be at least 1"),
         (["--query", "a", "--format", "parquet"], "--format parquet needs --output FILE"),
         (["--queries", "a", "--response", "b"], "--response belongs to --query"),
+        (["--queries", "a", "--contrast", "b"], "--contrast belongs to --query and --response"),
+        (["--query", "a", "--by", "label", "--min-score", "1"], "--min-score chooses examples, and --by counts all"),
         ([], "one of the arguments --query --queries is required"),
     ],
 )
@@ -231,3 +235,84 @@ def test_arguments_that_make_no_sense_are_refused(folder, capsys, more, words):
     with pytest.raises(SystemExit):
         main(_command(folder, *more))
     assert words in capsys.readouterr().err
+
+
+def _told(folder, capsys, *more):
+    main(_command(folder, *more, "--embeddings", str(folder / "told.parquet"), "--format", "json"))
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_contrast_scores_the_difference_of_two_answers(folder, capsys):
+    asked = ["--query", "What is the sum of 3?", "--top", "40"]
+    one, other = (
+        {row["example_id"]: row["score"] for row in _told(folder, capsys, *asked, "--response", text)}
+        for text in ("It is 4.", "It is 9.")
+    )
+    found = _told(folder, capsys, *asked, "--response", "It is 4.", "--contrast", "It is 9.")
+    assert {row["query_contrast"] for row in found} == {"It is 9."}
+    assert [row["score"] for row in found] == sorted((row["score"] for row in found), reverse=True)
+    for row in found:
+        assert row["score"] == pytest.approx(one[row["example_id"]] - other[row["example_id"]], abs=1e-4)
+    main(_command(folder, *asked, "--response", "It is 4.", "--contrast", "It is 9."))
+    assert "What is the sum of 3? -> It is 4., not It is 9." in capsys.readouterr().out
+
+
+def test_only_scores_above_a_minimum_are_shown(folder, capsys):
+    asked = ["--query", QUERIES[0].prompt, "--response", QUERIES[0].response, "--top", "40"]
+    for sign in ("helpful", "harmful"):
+        every = _told(folder, capsys, *asked, "--sign", sign)
+        limit = every[6]["score"]
+        found = _told(folder, capsys, *asked, "--sign", sign, f"--min-score={limit}")
+        assert found == every[: len(found)]
+        assert 6 <= len(found) <= 8
+    main(_command(folder, *asked, "--min-score", "1e9"))
+    said = capsys.readouterr()
+    assert len(said.out.splitlines()) == 1
+    assert "no example has a sufficient score (--min-score) for 1 queries: 1" in said.err
+
+
+def test_labels_are_ranked_by_the_mean_score_of_their_rows(folder, tmp_path, capsys):
+    (tmp_path / "encoder").symlink_to(folder / "encoder")
+    labels = [["sums", "roots", None][number % 3] for number in range(len(ROWS))]
+    rows = [{**row, "label": label} for row, label in zip(ROWS, labels, strict=True)]
+    _write_queries(tmp_path / "rows.jsonl", [{key: value for key, value in row.items() if value} for row in rows])
+    scores = _scores(folder)[0]
+    asked = ["--query", QUERIES[0].prompt, "--response", QUERIES[0].response, "--by", "label"]
+    found = _told(tmp_path, capsys, *asked)
+    means = {label: scores[[one == label for one in labels]].mean() for label in set(labels)}
+    assert [row["label"] for row in found] == sorted(means, key=means.get, reverse=True)
+    for row in found:
+        assert row["examples"] == 10
+        assert row["mean_score"] == pytest.approx(means[row["label"]], rel=1e-4)
+        assert row["score"] == pytest.approx(scores[row["example_id"]], rel=1e-3)
+        assert row["prompt"] == rows[row["source_row"] - 1]["prompt"]
+    main(_command(tmp_path, *asked))
+    assert "(no label)" in capsys.readouterr().out
+
+
+def test_stored_embeddings_are_searched_without_torch_and_with_the_same_answer(folder, tmp_path, monkeypatch):
+    embeddings = tmp_path / "embeddings.parquet"
+    made = _ask(folder, embeddings)
+
+    def fail(folder):
+        raise AssertionError("torch was loaded")
+
+    monkeypatch.setattr("workflow_scripts.search.attribution._load", fail)
+    light = _ask(folder, embeddings)
+    assert light.drop_columns("score").equals(made.drop_columns("score"))
+    np.testing.assert_allclose(light["score"].to_numpy(), made["score"].to_numpy(), rtol=1e-4)
+    # More than a few queries, embeddings that aren't what the light encoder gives, and none at all are torch's.
+    with pytest.raises(AssertionError, match="torch was loaded"):
+        attribute(
+            str(folder / "encoder"),
+            folder / "corpus.parquet",
+            QUERIES * 20,
+            embeddings=embeddings,
+            top=1,
+            sign="helpful",
+        )
+    with pytest.raises(AssertionError, match="torch was loaded"):
+        _ask(folder)
+    monkeypatch.setattr("workflow_scripts.search.light_encoder._gelu", lambda values: values)
+    with pytest.raises(AssertionError, match="torch was loaded"):
+        _ask(folder, embeddings)

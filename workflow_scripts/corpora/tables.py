@@ -32,11 +32,13 @@ def take_examples(corpus: Path, example_ids: np.ndarray, columns: list[str]) -> 
     Memory depends on how many ids there are, and not on the size of the corpus.
     """
     wanted, place = np.unique(example_ids, return_inverse=True)
-    found, start = [], 0
+    found: list[pa.RecordBatch] = []
+    start = 0
     for batch in read_batches(corpus, ROWS_AT_ONCE, columns):
         # The ids of a corpus are the places of its rows.
         first, last = np.searchsorted(wanted, [start, start + batch.num_rows])
-        if first < last:
+        # Without ids too there is a table, of no row.
+        if first < last or not found:
             found.append(batch.take(pa.array(wanted[first:last] - start)))
         start += batch.num_rows
     return pa.Table.from_batches(found).take(pa.array(place.ravel()))

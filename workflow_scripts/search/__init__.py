@@ -1,0 +1,1 @@
+"""Search of training examples by their scores for queries, from stored embeddings."""
