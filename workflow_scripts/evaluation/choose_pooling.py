@@ -1,7 +1,5 @@
 """Choose how a method's scores of examples become scores of groups, on the folds held back from the encoder."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

@@ -91,3 +91,10 @@ def test_a_stage_imports_no_more_heavy_libraries_than_it_needs(with_torch):
 
 def test_the_list_names_stages():
     assert ALLOWED.keys() <= set(stages())
+
+
+@pytest.mark.parametrize("stage", stages())
+def test_snakemake_can_run_a_stage_as_a_script(stage):
+    """Snakemake puts lines before a script, so it can't begin with an import from __future__."""
+    script = ROOT / "workflow_scripts" / f"{stage.replace('.', '/')}.py"
+    assert "from __future__" not in script.read_text(encoding="utf-8")
