@@ -31,6 +31,7 @@ MODELS = {"torch", "transformers"}
 ALLOWED = {
     "curation.select_examples": TABLES,
     "evaluation.check_leaks": {"pandas", "scipy", "sklearn"},
+    "evaluation.choose_pooling": TABLES,
     "evaluation.evaluate_lds": TABLES,
     "experiments.check_labels": TABLES,
     "experiments.draw_leave_out": TABLES,
