@@ -35,7 +35,7 @@ ROLES = {
 
 CALL_KEYS = ("tool_calls", "function_call")
 # Keys by which datasets leave an assistant turn out of the loss.
-COUNTING_KEYS = ("weight", "train", "trainable", "loss")
+COUNTING_KEYS = ("weight", "train", "trainable", "training", "train_on_turn", "loss", "loss_weight", "loss_mask")
 NOT_COUNTED = ("0", "0.0", "false", "no")
 
 

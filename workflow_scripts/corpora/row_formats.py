@@ -86,7 +86,8 @@ def read_example(row: Mapping[str, object], columns: Columns, response_turn: Tur
     `system_prompt` as system turn; and where there is no chat, `history` as earlier turns, Alpaca's `input` after
     the instruction, `context` (after an instruction, before any other prompt), and `choices` or `options` after the
     prompt: an answer that is a choice's place (from 0) or letter becomes that choice.
-    The label is the first of `LABEL_COLUMNS`; or else `safe` or `unsafe`, by the first of `HARM_COLUMNS` with flags.
+    The label is the first of `LABEL_COLUMNS`; without one, or if that is `is_safe` and empty, it is `safe` or `unsafe`
+    by the first of `HARM_COLUMNS` with flags.
     `columns` maps prompt, response, messages and label to other names, and wins; a mapped prompt is the columns that
     it names alone, several joined by blank lines. `response_turn` says which assistant turn of a chat is the response.
 
@@ -300,25 +301,42 @@ def _label(cells: Cells, columns: Mapping[str, Sequence[str]]) -> tuple[str | No
     for column in LABEL_COLUMNS:
         # Lists of tags and the like aren't labels; only the user can say that a column was meant to be one.
         if column in cells and isinstance(cells.peek(column), str | int | float | RepeatedKey | None):
-            return _label_text(cells.read(column), column), column
+            label = _label_text(cells.read(column), column)
+            if label is not None or column != "is_safe":
+                return label, column
     for column in HARM_COLUMNS:
-        if isinstance(cells.peek(column), str) or _flags(cells.peek(column)):
+        value = _untyped(cells.peek(column))
+        if not _is_empty(value) and (isinstance(value, str) or _flags(value)):
             return _label_text(cells.read(column), column), column
-    return None, None
+    return None, "is_safe" if "is_safe" in cells else None
 
 
 def _flags(value: object) -> list[object]:
-    """Return the numbers, or true and false, that a cell holds; nothing if it holds anything else."""
+    """Return the numbers, or true and false, that a cell holds; nothing if it holds anything else but null and NaN."""
     flags = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else [value]
+    flags = [flag for flag in flags if not _is_empty(flag)]
     return flags if all(isinstance(flag, int | float) for flag in flags) else []
+
+
+def _untyped(value: object) -> object:
+    """Return what the text of a CSV cell stands for: a number, true or false, a list or an object of them."""
+    if not isinstance(value, str):
+        return value
+    try:
+        # Also as Python writes them.
+        found = decode_json(value.strip().replace("True", "true").replace("False", "false").replace("'", '"'))
+    except UnusableRowError:
+        return value
+    return found if isinstance(found, int | float | list | dict) else value
 
 
 def _label_text(value: object, column: str) -> str | None:
     if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
         return None
-    if column in HARM_COLUMNS and (flags := _flags(value)):
+    if column in HARM_COLUMNS and (flags := _flags(_untyped(value))):
         return "unsafe" if any(flags) else "safe"
+    if column == "is_safe" and _untyped(value) in (0, 1):
+        return "safe" if _untyped(value) else "unsafe"
     if isinstance(value, bool):
-        true, false = ("safe", "unsafe") if column == "is_safe" else ("true", "false")
-        return true if value else false
+        return "true" if value else "false"
     return text_of(value, column)

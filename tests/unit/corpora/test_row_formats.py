@@ -169,6 +169,21 @@ PAIR = {"prompt": "a", "response": "b"}
         ({"severity_category": 2, "safety_category": [0, 1]}, "unsafe"),
         ({"severity_category": None, "safety_category": [False, True]}, "unsafe"),
         ({"safety_category": {"Violence": False, "Theft": False}}, "safe"),
+        ({"severity_category": float("nan"), "safety_category": {"Violence": True}}, "unsafe"),
+        ({"severity_category": "", "safety_category": [0, 1]}, "unsafe"),
+        ({"safety_category": {"Violence": float("nan"), "Theft": 0}}, "safe"),
+        ({"safety_category": {"Violence": None, "Theft": True}}, "unsafe"),
+        ({"safety_category": {"Violence": None}}, None),
+        # Of two layouts in one table, each row has its own.
+        ({"is_safe": None, "severity_category": 2}, "unsafe"),
+        ({"is_safe": None}, None),
+        # As cells of CSV have them.
+        ({"is_safe": "False"}, "unsafe"),
+        ({"is_safe": 1}, "safe"),
+        ({"severity_category": "0"}, "safe"),
+        ({"severity_category": "3"}, "unsafe"),
+        ({"safety_category": "{'Violence': False, 'Theft': True}"}, "unsafe"),
+        ({"severity_category": "Severe"}, "Severe"),
         ({"safety_category": ["violence"]}, None),
         ({"severity_category": 2, "is_safe": True}, "safe"),
         ({"severity_category": 2, "source": "web"}, "web"),
@@ -273,7 +288,20 @@ def test_a_system_column_comes_before_a_chat():
     assert read_example({"messages": CHAT[:3], "system": "Be brief."}, {}) == example
 
 
-@pytest.mark.parametrize("mark", [{"weight": 0}, {"weight": 0.0}, {"train": False}, {"train": "no"}, {"loss": False}])
+@pytest.mark.parametrize(
+    "mark",
+    [
+        {"weight": 0},
+        {"weight": 0.0},
+        {"train": False},
+        {"train": "no"},
+        {"loss": False},
+        {"training": False},
+        {"train_on_turn": False},
+        {"loss_weight": 0.0},
+        {"loss_mask": 0},
+    ],
+)
 def test_a_turn_that_does_not_count_is_never_the_response(mark):
     masked = [*CHAT[:4], {**CHAT[4], **mark}]
     assert read_example({"messages": masked}, {}) == Example("System: Be brief.\nUser: Hi!", "Hello.", CHAT[:3])
