@@ -34,19 +34,16 @@ THREADS = (
     *("VECLIB_MAXIMUM_THREADS", "NUMEXPR_NUM_THREADS"),
 )
 # What Snakemake, its shell and the tests change from job to job. Libraries read the numbers of threads when they are
-# imported, and are told them again; the others are read where they are used. Where any other variable has another
-# value than in the server, the libraries might have been imported otherwise.
+# imported, and are told them again; the others are read where they are used, if at all (the allocator's are a GPU's).
+# Where any other variable has another value than in the server, the libraries might have been imported otherwise.
 FREE = (
     *THREADS,
+    *("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"),
     *("HF_TOKEN", "TMPDIR", "TMP", "TEMP", "TEMPDIR", "PWD", "OLDPWD", "SHLVL", "_", "LINES", "COLUMNS"),
 )
 FREE_PREFIXES = ("AIRREP_", "PYTEST_")
 # What rules/common.smk gives to all jobs.
-SET_BY_RULES = {
-    "OMP_WAIT_POLICY": "PASSIVE",
-    "THP_MEM_ALLOC_ENABLE": "1",
-    "PYTORCH_ALLOC_CONF": "expandable_segments:True",
-}
+SET_BY_RULES = {"OMP_WAIT_POLICY": "PASSIVE", "THP_MEM_ALLOC_ENABLE": "1"}
 NEEDS_NEW_PROCESS = b"new process"
 
 

@@ -57,6 +57,9 @@ def share_work(folder: Path) -> None:
         summed=sum_over_processes(rank + 0.5),
         threads=torch.get_num_threads(),
         stage=metadata_in_force()["stage"],
+        deterministic=torch.are_deterministic_algorithms_enabled(),
+        listening=[one.laddr.ip for one in psutil.Process().net_connections("tcp") if one.status == psutil.CONN_LISTEN],
+        interface=os.environ.get("GLOO_SOCKET_IFNAME", ""),
     )
 
 
@@ -76,6 +79,12 @@ def test_two_processes_share_work(tmp_path, monkeypatch, capsys):
         assert one["summed"] == 2
         assert one["threads"] == 2
         assert one["stage"] == "a_stage"
+        assert not one["deterministic"]
+        # They meet on the machine's loopback, whatever its name.
+        assert one["listening"].size
+        assert set(one["listening"]) <= {"127.0.0.1", "::1"}
+        # Where this machine's name leads home anyway, the addresses alone tell nothing.
+        assert one["interface"] in ("lo", "lo0")
     assert [one["first"] for one in seen] == [True, False]
     said = capsys.readouterr().err
     assert "process 0 is here" in said
@@ -126,33 +135,15 @@ def test_one_process_is_this_one():
     assert is_rank_zero()
 
 
-def share_addresses(folder: Path) -> None:
-    """Write the addresses at which this process listens for the others, and how it computes."""
-    is_rank_zero()
-    listening = [one.laddr.ip for one in psutil.Process().net_connections("tcp") if one.status == psutil.CONN_LISTEN]
-    facts = {
-        "listening": listening,
-        "interface": os.environ.get("GLOO_SOCKET_IFNAME"),
-        "deterministic": torch.are_deterministic_algorithms_enabled(),
-    }
-    (folder / f"{os.environ['RANK']}.json").write_text(json.dumps(facts))
-
-
-def test_processes_of_one_machine_meet_on_its_loopback_whatever_its_name(tmp_path):
-    run_in_processes(share_addresses, 2, folder=tmp_path)
-    for rank in range(2):
-        facts = json.loads((tmp_path / f"{rank}.json").read_text())
-        assert set(facts["listening"]) <= {"127.0.0.1", "::1"}
-        assert facts["listening"]
-        # Where this machine's name leads home anyway, the addresses alone tell nothing.
-        assert facts["interface"] in ("lo", "lo0")
-        assert facts["deterministic"] is False
+def say_whether_deterministic(folder: Path) -> None:
+    """Write whether this process computes deterministically."""
+    (folder / os.environ["RANK"]).write_text(str(torch.are_deterministic_algorithms_enabled()))
 
 
 def test_processes_are_deterministic_where_the_one_that_starts_them_is(tmp_path, monkeypatch):
     monkeypatch.setattr("torch.are_deterministic_algorithms_enabled", lambda: True)
-    run_in_processes(share_addresses, 2, folder=tmp_path)
-    assert [json.loads((tmp_path / f"{rank}.json").read_text())["deterministic"] for rank in range(2)] == [True, True]
+    run_in_processes(say_whether_deterministic, 2, folder=tmp_path)
+    assert [(tmp_path / str(rank)).read_text() for rank in range(2)] == ["True", "True"]
 
 
 def say_where(folder: Path, word: str) -> None:
