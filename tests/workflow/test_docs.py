@@ -276,6 +276,30 @@ def test_the_corpus_of_the_walkthrough_suffices_for_its_study(tmp_path, monkeypa
     assert sizes["tests"] >= 20
 
 
+def test_the_files_of_the_curation_walk_suffice_for_its_study(tmp_path, monkeypatch):
+    (code,) = _blocks(ROOT / "docs/curate.md", "python")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "curate.md", "exec"), {})
+    rows, tests = (
+        [json.loads(line) for line in Path(f"my_{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+        for name in ("corpus", "tests")
+    )
+    values = yaml.safe_load((ROOT / "configs/curate.yaml").read_text(encoding="utf-8"))
+    study = load_study(values)
+    assert (len(rows), len(tests)) == (4000, 240)
+    assert {row["topic"] for row in tests} < {row["topic"] for row in rows}
+    assert not {row["prompt"] for row in tests} & {row["prompt"] for row in rows}
+    assert len(tests) > study.evaluations["trusted"].tests
+    places = [read_example(row, {}, "last").place for row in rows]
+    train = study.corpora["train"].part
+    fold = study.targets.pool_examples + study.targets.validation_examples
+    assert sum(train[0] <= place < train[1] for place in places) >= fold
+    # What the page shows of the config is what it says, and what it tells to add is valid.
+    shown, dropping = (yaml.safe_load(block)["curation"] for block in _blocks(ROOT / "docs/curate.md", "yaml"))
+    assert shown == values["curation"]
+    load_study({**values, "curation": {**shown, **dropping}})
+
+
 def test_the_method_of_the_docs_scores():
     (code,) = _blocks(ROOT / "docs/adding_a_method.md", "python")
     module = {}

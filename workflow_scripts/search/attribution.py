@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +17,12 @@ from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.files import folder_hash
 from workflow_scripts.core.parquet import read_metadata, read_table
 from workflow_scripts.corpora.tables import WHERE, take_examples
-from workflow_scripts.corpora.templates import encoder_text
+from workflow_scripts.corpora.templates import EncoderText, encoder_text
 from workflow_scripts.models.loading import model_folder
 from workflow_scripts.scoring.top_k import Sign
 from workflow_scripts.search.light_encoder import LightEncoder, load_light_encoder
 from workflow_scripts.search.stored import group_scores, top_scores
+from workflow_scripts.study.choices import View
 from workflow_scripts.study.sections import Encoder, EncoderTraining
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ LIGHT_QUERIES = 32
 # precision rounds by 2^-11 of each number.
 COMPARED_ROWS, COMPARED_AMONG = 3, 256
 MAX_DISTANCE = 2e-3
+
+_Encode = Callable[[Sequence[EncoderText]], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -162,16 +165,20 @@ def _embedded(
     if light is not None and embeddings is not None:
         _check_embeddings(embeddings, corpus, folder, light.dimension)
         if _embeds_as_stored(light, corpus, embeddings):
-            yield embeddings, _query_vectors(light, queries)
+            yield embeddings, _query_vectors(light.encode, light.view, queries)
             return
     model = _load(folder)
+
+    def encode(texts: Sequence[EncoderText]) -> np.ndarray:
+        return model.encode(model.tokenize(texts), CHUNK_TOKENS)
+
     with tempfile.TemporaryDirectory() as temporary:
         file = embeddings or Path(temporary) / "embeddings.parquet"
         if file.exists():
             _check_embeddings(file, corpus, folder, model.dimension)
         else:
             _embed(corpus, folder, file, model.max_tokens)
-        yield file, _query_vectors(model, queries)
+        yield file, _query_vectors(encode, model.view, queries)
 
 
 def _load(folder: Path) -> AttributionEncoder:
@@ -209,27 +216,24 @@ def _embeds_as_stored(light: LightEncoder, corpus: Path, embeddings: Path) -> bo
     rows = list(zip(*(column.to_pylist() for column in table.columns), strict=True))
     chosen = sorted(range(len(rows)), key=lambda row: len("".join(rows[row])))
     chosen = [chosen[place] for place in np.linspace(0, len(rows) - 1, COMPARED_ROWS).astype(int)]
-    vectors = _vectors(light, [rows[row] for row in chosen])
+    vectors = _vectors(light.encode, light.view, [rows[row] for row in chosen])
     expected = stored["embedding"].flatten().to_numpy(zero_copy_only=False).reshape(len(rows), -1)[chosen]
     apart = np.linalg.norm(vectors - expected.astype(np.float32), axis=1)
     return bool((apart <= MAX_DISTANCE * np.linalg.norm(vectors, axis=1)).all())
 
 
-def _query_vectors(model: AttributionEncoder | LightEncoder, queries: Sequence[Query]) -> np.ndarray:
-    vectors = _vectors(model, [(query.prompt, query.response) for query in queries])
+def _query_vectors(encode: _Encode, view: View, queries: Sequence[Query]) -> np.ndarray:
+    vectors = _vectors(encode, view, [(query.prompt, query.response) for query in queries])
     against = [place for place, query in enumerate(queries) if query.contrast is not None]
     if against:
         others = [(queries[place].prompt, queries[place].contrast or "") for place in against]
         # An inner product with a difference is the difference of the inner products.
-        vectors[against] -= _vectors(model, others)
+        vectors[against] -= _vectors(encode, view, others)
     return vectors
 
 
-def _vectors(model: AttributionEncoder | LightEncoder, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
-    texts = [encoder_text(prompt, response, PROMPT_WORDS, model.view) for prompt, response in pairs]
-    if isinstance(model, LightEncoder):
-        return model.encode(texts)
-    return model.encode(model.tokenize(texts), CHUNK_TOKENS)
+def _vectors(encode: _Encode, view: View, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+    return encode([encoder_text(prompt, response, PROMPT_WORDS, view) for prompt, response in pairs])
 
 
 def _check_embeddings(embeddings: Path, corpus: Path, folder: Path, dimension: int) -> None:

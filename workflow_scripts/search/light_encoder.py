@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
 import numpy as np
 from safetensors import safe_open
@@ -74,7 +74,6 @@ class _Part:
         return centered / spread * self.tensors[f"{name}.weight"] + self.tensors[f"{name}.bias"]
 
 
-@final
 class LightEncoder:
     """An attribution encoder that embeds in NumPy, in float32.
 
