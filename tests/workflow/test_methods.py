@@ -1,5 +1,7 @@
 """Every method through Snakemake, each job in a process of its own, where warm-up, fit, embeddings and scores meet."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -19,7 +21,8 @@ CHANGES = {
 
 @pytest.fixture(scope="module")
 def judged(finished, tmp_path_factory):
-    workspace = finished.copy(tmp_path_factory.mktemp("methods") / "copy")
+    # In new processes: a method must not rely on what another one has imported.
+    workspace = replace(finished.copy(tmp_path_factory.mktemp("methods") / "copy"), forks_jobs=False)
     done = workspace.smoke("lds", **CHANGES)
     assert done.returncode == 0, done.stdout
     return workspace
