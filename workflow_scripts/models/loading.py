@@ -258,7 +258,7 @@ def _require_no_pointer(file: Path) -> None:
 
 @contextmanager
 def open_weights(file: Path, library: str = "pt") -> Iterator[safe_open]:
-    """Open a safetensors file for torch, or for NumPy (`np`); raises `StudyError` if it is a pointer of git-lfs, cut off or damaged."""
+    """Open a safetensors file for torch, or for NumPy (`np`); raises `StudyError` if it is a pointer, or damaged."""
     _require_no_pointer(file)
     try:
         tensors = safe_open(file, library)
