@@ -1,6 +1,8 @@
 """Asking a trained encoder: the right examples, every format, and files that don't belong together."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -316,3 +318,15 @@ def test_stored_embeddings_are_searched_without_torch_and_with_the_same_answer(f
     monkeypatch.setattr("workflow_scripts.search.light_encoder._gelu", lambda values: values)
     with pytest.raises(AssertionError, match="torch was loaded"):
         _ask(folder, embeddings)
+
+
+def test_neither_torch_nor_transformers_is_imported_for_stored_embeddings(folder, tmp_path):
+    embeddings = tmp_path / "embeddings.parquet"
+    _ask(folder, embeddings)
+    corpus = ["--corpus", str(folder / "corpus.parquet"), "--embeddings", str(embeddings)]
+    words = ["--encoder", str(folder / "encoder"), *corpus, "--query", "What is the sum of 3?"]
+    code = (
+        "import sys; from workflow_scripts.attribute import main; main(sys.argv[1:]); "
+        "assert not {'torch', 'transformers', 'scipy', 'sklearn'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code, *words], check=True, stdout=subprocess.DEVNULL)

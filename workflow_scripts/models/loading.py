@@ -242,7 +242,8 @@ def require_whole_files(folder: Path, weights: bool = True) -> None:
         if not name.endswith(".safetensors"):
             _require_no_pointer(folder / name)
         elif weights:
-            with open_weights(folder / name):
+            # NumPy's: torch takes seconds to load, and only the header is looked at.
+            with open_weights(folder / name, "np"):
                 pass
 
 
@@ -256,11 +257,11 @@ def _require_no_pointer(file: Path) -> None:
 
 
 @contextmanager
-def open_weights(file: Path) -> Iterator[safe_open]:
-    """Open a safetensors file for torch; raises `StudyError` if it is a pointer of git-lfs, cut off or damaged."""
+def open_weights(file: Path, library: str = "pt") -> Iterator[safe_open]:
+    """Open a safetensors file for torch, or for NumPy (`np`); raises `StudyError` if it is a pointer, or damaged."""
     _require_no_pointer(file)
     try:
-        tensors = safe_open(file, "pt")
+        tensors = safe_open(file, library)
     except SafetensorError as error:
         raise StudyError(
             f"{file} can't be read as safetensors: {short_reason(error)} It was cut off while it was copied or "
