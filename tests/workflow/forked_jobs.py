@@ -45,6 +45,8 @@ FREE_PREFIXES = ("AIRREP_", "PYTEST_")
 # What rules/common.smk gives to all jobs.
 SET_BY_RULES = {"OMP_WAIT_POLICY": "PASSIVE", "THP_MEM_ALLOC_ENABLE": "1"}
 NEEDS_NEW_PROCESS = b"new process"
+# Not what a test has changed by the time it needs the server.
+AT_FIRST = dict(os.environ)
 
 
 @functools.cache
@@ -62,7 +64,7 @@ def forking_python() -> str:
     os.chmod(command, 0o700)
     server = subprocess.Popen(
         [sys.executable, __file__, folder.name],
-        env={**SET_BY_RULES, **os.environ, **dict.fromkeys(THREADS, "1")},
+        env={**SET_BY_RULES, **AT_FIRST, **dict.fromkeys(THREADS, "1")},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )

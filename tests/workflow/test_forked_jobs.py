@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -93,6 +95,16 @@ def test_scripts_run_at_the_same_time(tmp_path):
 @pytest.mark.parametrize("name", ["PYTHONHASHSEED", "HF_HOME", "TORCH_HOME", "CUDA_VISIBLE_DEVICES"])
 def test_other_values_of_what_imports_read_have_a_new_process(tmp_path, name):
     assert run(tmp_path, IS_FORK, **{name: "0"}) == (0, "False\n", "")
+
+
+def test_the_server_has_the_environment_that_the_tests_began_with(monkeypatch):
+    """Or else the first test with a variable of its own would leave forks to none of the others."""
+    asked = []
+    server = SimpleNamespace(communicate=lambda: None, stdout=io.BytesIO(b"ready"))
+    monkeypatch.setattr("subprocess.Popen", lambda command, env, **pipes: asked.append(env) or server)
+    monkeypatch.setenv("HF_HOME", "of this test alone")
+    forking_python.__wrapped__()
+    assert asked[0].get("HF_HOME") != "of this test alone"
 
 
 def test_what_is_no_script_alone_has_a_new_process(tmp_path):
