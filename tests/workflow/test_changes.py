@@ -36,7 +36,10 @@ STUDIES = {
         "train_encoder": 3,
         "warmup_lm": 1,
         "fit_method": 10,
-        "embed_by_method": 14 * 2,
+        # All but one of them choose their pooling on the corpus of the targets, which `less` embeds in two ways.
+        "embed_by_method": 14 * 2 + 15,
+        "choose_pooling": 16,
+        "choose_pooling_by_lm": 1,
         "embed_corpus": 5 * 2,
         "score_pairs": 25 * 3,
         "score_pairs_by_lm": 3,
@@ -59,6 +62,10 @@ CHANGES = {
     "near duplicates": ({"judging__near_duplicate": 0.8}, {"check_leaks": 1, "evaluate_lds": 1}),
     "top": ({"scoring__top": 3}, {"score_pairs": 7, "evaluate_lds": 1}),
     "methods": ({"scoring__methods": ["airrep", "tfidf"]}, {"evaluate_lds": 1}),
+    "a pooling to be chosen": (
+        {"scoring__poolings": {"tfidf": ["mean", "chosen"]}},
+        {"choose_pooling": 1, "score_pairs": 1, "evaluate_lds": 1},
+    ),
     "embedding precision": (
         {"scoring__embedding_precision": "float32"},
         {"embed_corpus": 4, "score_pairs": 3, "evaluate_lds": 1},
