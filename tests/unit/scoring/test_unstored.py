@@ -12,6 +12,7 @@ from workflow_scripts.methods.embed_by_method import embed_by_method
 from workflow_scripts.methods.fit_method import fit_method
 from workflow_scripts.scoring import unstored
 from workflow_scripts.scoring.gpu_scores import score_on_device
+from workflow_scripts.scoring.group_scores import Weighting
 from workflow_scripts.scoring.merge_scores import merge_scores
 from workflow_scripts.scoring.score_pairs import score_pairs
 from workflow_scripts.scoring.score_part import score_part
@@ -113,7 +114,7 @@ def test_gradients_are_computed_where_a_gpu_scores_in_inference_mode(files, tmp_
     source = unstored.open_unstored(embedder, files["tokens"], files["tokens"], test_ids)
     rows = read_table(files["embeddings"])
     tests = np.stack([rows["embedding"][rows["example_id"].to_pylist().index(one)].values for one in TEST_IDS])
-    found = score_on_device(source.tiles, tests, 5, membership, torch.device("cpu"))
+    found = score_on_device(source.tiles, tests, 5, membership, torch.device("cpu"), Weighting())
     expected = run(files, tmp_path, stored=True)[0].to_pandas()
     helpful = expected[expected.sign == "helpful"].example_id.to_numpy().reshape(3, 5)
     np.testing.assert_array_equal(found.helpful[0], helpful)
