@@ -48,12 +48,33 @@ class Point:
 
 @dataclass(frozen=True)
 class Scatter:
-    """A scatter plot of LDS against a cost on a logarithmic axis."""
+    """A scatter plot of LDS against a cost on a logarithmic axis.
+
+    Parameters
+    ----------
+    title: name of the cost.
+    x_ticks: ticks of its axis.
+    y: axis of the LDS.
+    points: the methods.
+    """
 
     title: str
     x_ticks: list[Tick]
     y: Axis
     points: list[Point]
+
+    @property
+    def front(self) -> str:
+        """The convex front as SVG points: from the cheapest method on, what no mixture of other methods lies above."""
+        hull: list[tuple[float, float]] = []
+        for x, y in sorted((point.x, point.y) for point in self.points):
+            # y is downwards: a point is on the front if it is above all cheaper ones.
+            if hull and y >= hull[-1][1]:
+                continue
+            while len(hull) > 1 and _is_below(hull[-1], hull[-2], (x, y)):
+                hull.pop()
+            hull.append((x, y))
+        return " ".join(f"{x:g},{y:g}" for x, y in hull)
 
 
 @dataclass(frozen=True)
@@ -226,6 +247,12 @@ def _scatter(title: str, result: EvaluationResult, cost: str) -> Scatter:
         for row in rows
     ]
     return Scatter(title, ticks, y, points)
+
+
+def _is_below(point: tuple[float, float], left: tuple[float, float], right: tuple[float, float]) -> bool:
+    """Return whether a point is on or below the line between two others; y is downwards."""
+    (x, y), (left_x, left_y), (right_x, right_y) = point, left, right
+    return (y - left_y) * (right_x - left_x) >= (right_y - left_y) * (x - left_x)
 
 
 def training_curves(losses: Sequence[tuple[int, float]], validations: Sequence[tuple[int, float]]) -> list[Curve]:
