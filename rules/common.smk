@@ -27,7 +27,6 @@ try:
     plan_of_study = StudyPlan(study)
     stage_specs = StageSpecs(plan_of_study)
     job_resources = JobResources(plan_of_study)
-    job_resources.require_memory_for_tests()
     # Jobs read the Snakefile too, and need not ask again.
     if workflow.is_main_process and are_in_doubt(found := list(artifacts(stage_specs)), Path(RESULTS, "models")):
         # Only here: it reads tables.

@@ -37,7 +37,7 @@ def as_text(result: pa.Table) -> str:
             last = row["query_file"], row["query"]
             file = f" of {row['query_file']}" if several_queried else ""
             lines.append(f"{row['query']:>5}{file}: {_asked(row)}")
-        where = f"{row['source_row']:>8}" + (f" of {row['source_file']}" if several else "")
+        where = _where(row, several)
         lines.append(
             f"{row['query']:>5} {row['rank']:>4} {row['score']:>9.4f} {where}  "
             f"{one_line(row['label'] or '', 20):<20} {_shown(row['prompt'], row['response'])}"
@@ -47,15 +47,20 @@ def as_text(result: pa.Table) -> str:
 
 def groups_as_text(result: pa.Table, by: str) -> str:
     """Return a result of `attribute_by` as a table for the screen, each query above its groups."""
+    several = pc.count_distinct(result["source_file"]).as_py() > 1
     lines = [f"{'query':>5} {'rank':>4} {'mean':>9} {'examples':>8} {'best':>9} {'row':>8}  {by:<20} best example"]
     for row in result.to_pylist():
         if row["rank"] == 1:
             lines.append(f"{row['query']:>5}: {_asked(row)}")
         lines.append(
             f"{row['query']:>5} {row['rank']:>4} {row['mean_score']:>9.4f} {row['examples']:>8,} {row['score']:>9.4f} "
-            f"{row['source_row']:>8}  {one_line(row[by] or NO_LABEL, 20):<20} {_shown(row['prompt'], row['response'])}"
+            f"{_where(row, several)}  {one_line(row[by] or NO_LABEL, 20):<20} {_shown(row['prompt'], row['response'])}"
         )
     return "\n".join(lines) + "\n"
+
+
+def _where(row: dict[str, str], several: bool) -> str:
+    return f"{row['source_row']:>8}" + (f" of {row['source_file']}" if several else "")
 
 
 def _asked(row: dict[str, str]) -> str:
@@ -117,7 +122,9 @@ def arguments_parser() -> argparse.ArgumentParser:
         help="the corpus's embeddings, e.g. results/<run>/embeddings/trained/<corpus>.parquet; a file that doesn't "
         "exist is made",
     )
-    parser.add_argument("--top", type=int, default=10, help="examples for each query (default: 10)")
+    parser.add_argument(
+        "--top", type=int, default=10, help="examples for each query (default: 10); --by lists all groups"
+    )
     parser.add_argument("--sign", choices=["helpful", "harmful"], default="helpful", help="which end of the scores")
     parser.add_argument(
         "--min-score", type=float, help="only examples with at least this score; with --sign harmful, at most"
@@ -145,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("--format parquet needs --output FILE")
     if given.response and not given.query:
         parser.error("--response belongs to --query; a file of --queries has its own responses")
-    if given.contrast is not None and not given.query:
+    if given.contrast is not None and not (given.query and given.response):
         parser.error("--contrast belongs to --query and --response")
     if given.by and given.min_score is not None:
         parser.error("--min-score chooses examples, and --by counts all of them; leave one of the two out")

@@ -33,15 +33,15 @@ THREADS = (
     *("OMP_NUM_THREADS", "GOTO_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"),
     *("VECLIB_MAXIMUM_THREADS", "NUMEXPR_NUM_THREADS"),
 )
-# What Snakemake, its shell and the tests change from job to job. Libraries read the numbers of threads when they are
-# imported, and are told them again; the others are read where they are used, if at all (the allocator's are a GPU's).
-# Where any other variable has another value than in the server, the libraries might have been imported otherwise.
-FREE = (
+# Variables that may differ from the server's: Snakemake, its shell and the tests change them from job to job. Thread
+# counts are read at import, so `_become` sets them again; the others are read when they are used (the allocator's only
+# on a GPU). If any other variable differs, the imports might have gone another way, and the job gets a new process.
+IGNORED = (
     *THREADS,
     *("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"),
     *("HF_TOKEN", "TMPDIR", "TMP", "TEMP", "TEMPDIR", "PWD", "OLDPWD", "SHLVL", "_", "LINES", "COLUMNS"),
 )
-FREE_PREFIXES = ("AIRREP_", "PYTEST_")
+IGNORED_PREFIXES = ("AIRREP_", "PYTEST_")
 # What rules/common.smk gives to all jobs.
 SET_BY_RULES = {"OMP_WAIT_POLICY": "PASSIVE", "THP_MEM_ALLOC_ENABLE": "1"}
 NEEDS_NEW_PROCESS = b"new process"
@@ -97,7 +97,7 @@ def run_script(folder: str, python: str) -> None:
 
 
 def count_forks_as_children(command: str) -> None:
-    """Let psutil take a fork for a child of the command that asked for it, as it would be of a real Python's parent.
+    """Make psutil report a fork as a child of the command that asked for it, as if that had run the script itself.
 
     Snakemake's benchmarks add up the processor time and the memory of a job's process and all that descend from it.
     """
@@ -215,7 +215,9 @@ def _attend(connection: socket.socket, folder: str, environment: dict[str, str],
 
 def _fixed(environment: dict[str, str]) -> dict[str, str]:
     return {
-        name: value for name, value in environment.items() if name not in FREE and not name.startswith(FREE_PREFIXES)
+        name: value
+        for name, value in environment.items()
+        if name not in IGNORED and not name.startswith(IGNORED_PREFIXES)
     }
 
 

@@ -105,10 +105,10 @@ class _Room:
 
     def __init__(self, corpus: Path, quota_by: str, quotas: Mapping[str, int | float], size: int):
         column = read_table(corpus, [quota_by])[quota_by].combine_chunks().dictionary_encode()
-        names = [name or "" for name in column.dictionary.to_pylist()]
+        names = column.dictionary.to_pylist()
+        there = {*names, *([""] if column.null_count else [])}
         if "" not in names:
             names.append("")
-        there = {name for name in names if name or column.null_count or "" in column.dictionary.to_pylist()}
         if missing := [name for name in quotas if name not in {*there, OTHERS}]:
             known = ", ".join(map(repr, sorted(there)[:LABELS_SHOWN]))
             raise StudyError(

@@ -63,18 +63,18 @@ def _reviewed_ids(reviewed: Path, corpus: Path, prefix: str) -> set[int]:
     dropped: set[int] = set()
     for row in read_rows(str(reviewed)):
         if row.cells is None:
-            raise StudyError(f"{reviewed}, row {row.number}: {row.reason}; mend it, or list the rows again")
+            raise StudyError(f"{reviewed}, row {row.number}: {row.reason}; fix the line, or copy `review` again")
         try:
             example_id, content = int(str(row.cells[f"{prefix}example_id"])), str(row.cells[f"{prefix}hash"])
         except (KeyError, ValueError):
             raise StudyError(
-                f"{reviewed}, row {row.number}: it has no {prefix}example_id and {prefix}hash; take rows of the list "
-                "for review as they are"
+                f"{reviewed}, row {row.number}: it has no {prefix}example_id and {prefix}hash; copy rows of the "
+                "review file unchanged"
             ) from None
         if not 0 <= example_id < len(hashes) or hashes[example_id].as_py() != content:
             raise StudyError(
-                f"{reviewed}, row {row.number}: example {example_id} of {corpus} is another one now than the one "
-                "listed. Review the list of this study anew."
+                f"{reviewed}, row {row.number}: example {example_id} of {corpus} is no longer the row that was "
+                "listed. Copy this study's review file again and review it."
             )
         dropped.add(example_id)
     return dropped

@@ -27,7 +27,8 @@ class Ranking:
     ----------
     example_ids: int64 [rows].
     scores: float32 [rows].
-    deciding_tests: takes some of the ids, and returns for each the id of the test that it owes its place to.
+    deciding_tests: takes some of the ids, and returns for each the id of the test for which it ranks best, or has its
+        highest or lowest score.
     quantiles: scores of the whole corpus at 0, 10, ..., 100 %; None where only top lists were scored.
     """
 
@@ -174,8 +175,3 @@ def means_of_texts(
 
 def _tiles(rows: int, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
-
-
-def share_below(means: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Return which share of `means` is below each of `scores`, float64 in [0, 1]."""
-    return np.searchsorted(np.sort(means), scores, side="left") / len(means)

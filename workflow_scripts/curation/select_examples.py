@@ -132,7 +132,7 @@ def _ranking(
         means = means_of_embeddings(train_embeddings, test_embeddings, test_ids, tile_examples)
     else:
         means = means_of_texts(choice.method, train, test, test_ids, seed, tile_examples)
-    ranking = rank_by_mean_score(means, lowest=choice.rule == "most_harmful")
+    ranking = rank_by_mean_score(means, lowest=choice.is_for_review)
     if choice.rule != "helpful_only":
         return ranking
     helpful = int(np.count_nonzero(ranking.scores > 0))
@@ -184,7 +184,7 @@ def _reason(choice: Curation, score: float, place: int, rows: int, test: str, te
     """Return why a row is selected, in a sentence; `place` is its place in the ranking, from 0."""
     if choice.reads_top_lists:
         return f"its best rank is for the test in {test}, with score {score:.4g}"
-    end, extreme = ("bottom", "lowest") if choice.rule == "most_harmful" else ("top", "highest")
+    end, extreme = ("bottom", "lowest") if choice.is_for_review else ("top", "highest")
     return (
         f"mean score {score:.4g} over {tests:,} tests, number {place + 1:,} from the {end} of {rows:,} rows; {extreme} "
         f"for the test in {test}"

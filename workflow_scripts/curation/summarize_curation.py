@@ -23,7 +23,7 @@ RULES = {
     "min_rank": "by the best rank that a row reaches for any test",
     "mean_score": "by the mean score over all tests, the highest first",
     "helpful_only": "by the mean score over all tests, the highest first, and only scores above 0",
-    "most_harmful": "by the mean score over all tests, the lowest first: a list for review, nothing is dropped",
+    "most_harmful": "by the mean score over all tests, the lowest first: a list for review",
 }
 
 
@@ -71,7 +71,7 @@ def _facts(chosen: pa.Table, entries: dict[str, str], choice: Curation) -> list[
             f"- {int(entries['ranked']):,} rows are in the top list of any test; the others have no rank "
             "(`scoring.top`)."
         )
-    if choice.rule == "most_harmful":
+    if choice.is_for_review:
         below = int(np.count_nonzero(chosen["score"].to_numpy() < 0))
         facts.append(f"- {below:,} of them have a mean score below 0; the others only help less than the rest.")
     if choice.near_duplicates == "once":
@@ -85,10 +85,10 @@ def _facts(chosen: pa.Table, entries: dict[str, str], choice: Curation) -> list[
 def _rejected_rows(rejected: Path) -> list[str]:
     reasons = read_table(rejected, ["reason"])["reason"].to_pylist()
     if not reasons:
-        return ["- No row of the source was refused."]
+        return ["- No row of the source was rejected."]
     kinds = Counter(reason.split(": ")[0] for reason in reasons).most_common(REASONS_SHOWN)
     told = "; ".join(f"{count:,} x {_text(kind)}" for kind, count in kinds)
-    return [f"- {len(reasons):,} rows of the source were refused when it was read: {told}."]
+    return [f"- {len(reasons):,} rows of the source were rejected when it was read: {told}."]
 
 
 def _counts(title: str, column: str, chosen: pa.Table, whole: pa.Table) -> list[str]:

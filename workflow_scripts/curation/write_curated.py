@@ -38,7 +38,7 @@ def write_curated(
 
     A training file has the source's order, which memory doesn't grow with; a list for review begins with the best rank.
 
-    The added columns are `rank`, `score`, `test_file` and `test_row` (the test that a row owes its place to), each with
+    The added columns are `rank`, `score`, `test_file` and `test_row` (of `select_examples`), each with
     the prefix; for a review also `reason`, `example_id` and `hash`.
 
     Parameters

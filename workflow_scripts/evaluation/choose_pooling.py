@@ -17,7 +17,8 @@ from workflow_scripts.scoring.group_scores import ChosenPooling
 from workflow_scripts.scoring.sources import Source, load_embedding_libraries, open_embeddings, open_texts
 from workflow_scripts.targets.tables import FoldTargets, read_folds
 
-# Scales of attention, over the standard deviation of a method's scores: from close to the mean to close to the largest.
+# Scales of attention, in units of one over the standard deviation of a method's scores: from near the mean to near the
+# maximum.
 RELATIVE_SCALES = tuple(2.0**exponent for exponent in np.arange(-3, 4.5, 0.5))
 
 
@@ -41,7 +42,8 @@ def choose_pooling(
     """Write the LDS of the mean and of attention with each of several scales, and which of them is the highest.
 
     It is measured on the last folds of the encoder's targets, which the encoder isn't trained on, and on no test of an
-    evaluation. Among equals the mean is chosen, or the smaller scale.
+    evaluation. Ties go to the mean, then to the smaller scale. A fold without a defined LDS doesn't count; if none has
+    one, the mean is chosen, and its LDS is given as 0.
 
     Parameters
     ----------

@@ -110,7 +110,8 @@ def sketch_buckets(numbers: int, dimension: int, seed: int, name: str) -> tuple[
     """Return a count sketch: which bucket each number of a long vector is added to, and its sign.
 
     Each run of `dimension` numbers fills every bucket once, in a random order, so no two of them meet. Inner products
-    of sketches are those of the vectors on average, with at most the error of a dense random projection of that size.
+    of sketches are unbiased estimates of those of the vectors; as measured, with the error of a dense Gaussian
+    projection of that size (docs/log.md).
 
     Parameters
     ----------

@@ -71,6 +71,7 @@ def block_layers(lm: PreTrainedModel) -> dict[str, nn.Module]:
     ------
     StudyError: as in `mlp_layers`.
     """
+    # Refuses mixtures of experts.
     mlp_layers(lm)
     return {
         name: module

@@ -21,7 +21,7 @@ class ChosenPooling:
     Parameters
     ----------
     pooling: `mean`, or `attention`.
-    scale: factor of |s| inside the softmax of `attention`, whatever the unit of a method's scores is.
+    scale: factor of |s| inside the softmax of `attention`, in units of one over a score; not used by `mean`.
     """
 
     pooling: Literal["mean", "attention"]

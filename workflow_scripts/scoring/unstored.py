@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from workflow_scripts.scoring.sources import Source
 TILE_NUMBERS = 2**26
 FLOAT_BYTES = 4
 CGROUP = Path("/sys/fs/cgroup")
+CACHED = ("memory.stat", "inactive_file")
 
 
 def load_unstored(
@@ -84,18 +86,20 @@ def available_memory(device: torch.device) -> int:
         # Unlike the pages that are free, it counts those that the system only keeps as a cache of files.
         entries = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
         available = int(entries["MemAvailable"].split()[0]) * 1024
-    limit, used = (_cgroup_bytes(name) for name in ("memory.max", "memory.current"))
-    return available if limit is None or used is None else min(available, limit - used)
+    limit, used, cached = (_cgroup_bytes(*name) for name in (("memory.max",), ("memory.current",), CACHED))
+    # What is used includes cached files, which the system gives back.
+    return available if limit is None or used is None else min(available, limit - used + (cached or 0))
 
 
-def _cgroup_bytes(name: str) -> int | None:
-    """Return a number of this process's cgroup; None where there is none, or `max`."""
+def _cgroup_bytes(name: str, entry: str = "") -> int | None:
+    """Return a number of this process's cgroup, of a file or an entry of it; None where there is none, or `max`."""
     try:
         own = Path("/proc/self/cgroup").read_text().strip().rpartition("::")[2].lstrip("/")
-        text = next(path for folder in (CGROUP / own, CGROUP) if (path := folder / name).exists()).read_text().strip()
+        text = next(path for folder in (CGROUP / own, CGROUP) if (path := folder / name).exists()).read_text()
     except (OSError, StopIteration):
         return None
-    return int(text) if text.isdecimal() else None
+    found = re.search(rf"^{entry} ?(\d+)$", text, re.MULTILINE)
+    return int(found[1]) if found else None
 
 
 def open_unstored(

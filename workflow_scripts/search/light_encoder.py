@@ -24,7 +24,17 @@ _ERF_SCALE = 0.3275911
 
 @dataclass(frozen=True)
 class _Part:
-    """One part of an encoder: its tokenizer, the tensors of its transformer, and its projection."""
+    """One part of an encoder.
+
+    Parameters
+    ----------
+    tokenizer: tokenizer of its texts, which truncates and doesn't pad.
+    tensors: weights of its transformer by name, float32.
+    config: the transformer's config.json.
+    weight: float32 [dimension, hidden], its projection.
+    bias: float32 [dimension].
+    normalized: whether the mean over tokens is scaled to length 1 before the projection.
+    """
 
     tokenizer: Tokenizer
     tensors: Mapping[str, np.ndarray]

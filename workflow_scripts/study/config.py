@@ -243,7 +243,7 @@ class Study(Section):
         kept = {
             name: choice
             for name, choice in self.curation.items()
-            if choice.evaluation == measured.evaluation and choice.rule != "most_harmful"
+            if choice.evaluation == measured.evaluation and not choice.is_for_review
         }
         if wrong := [name for name in measured.selections or [] if name not in kept]:
             return (

@@ -33,7 +33,7 @@ class Curation(Section):
     NOT_IN_SPEC: ClassVar[frozenset[str]] = frozenset({"format", "prefix", "drop"})
 
     evaluation: Name = Field(description="The evaluation whose training corpus is selected from, by its tests.")
-    method: str = Field("airrep", description="Whose scores: one of `scoring.methods`.")
+    method: str = Field("airrep", description="Scoring method, one of `scoring.methods`.")
     rule: Literal["min_rank", "mean_score", "helpful_only", "most_harmful"] = Field(
         "min_rank",
         description="`min_rank`: by the best rank that a row reaches for any test, as in the paper. `mean_score`: by "
@@ -42,8 +42,9 @@ class Curation(Section):
     )
     size: Annotated[int | float | None, BeforeValidator(_check_optional_size)] = Field(
         None,
-        description="How many rows (`500`), or which share of the corpus (`0.1`). `helpful_only` can do without, and "
-        "then takes all; elsewhere it is needed.",
+        description="How many rows (`500`), or which share of the corpus (`0.1`): `1` is one row, `1.0` all. "
+        "`helpful_only` takes at most so many, and all with a score above 0 without it; the other rules need it, and "
+        "stop if there are fewer.",
     )
     quota_by: Literal["label", "source_file"] = Field("label", description="What `quotas` are for.")
     quotas: dict[str, Size] = Field(
@@ -55,11 +56,11 @@ class Curation(Section):
         "keep",
         description="`once`: of rows that are near duplicates (`judging.near_duplicate`), only the best-ranked one.",
     )
-    format: Literal["jsonl", "parquet"] = Field("jsonl", description="Of the files with rows.")
+    format: Literal["jsonl", "parquet"] = Field("jsonl", description="File format of `chosen`, `review` and `kept`.")
     prefix: str = Field(
         "curation_",
         min_length=1,
-        description="Begins the names of the columns that are added to the source's own; another one where they clash.",
+        description="Prefix of the added columns; change it if your file has columns of these names.",
     )
     drop: str | None = Field(
         None,
@@ -71,7 +72,7 @@ class Curation(Section):
     def _keys_fit_the_rule(self) -> Curation:
         if self.size is None and self.rule != "helpful_only":
             raise ValueError(f"size: rule {self.rule} needs it; write a number of rows, e.g. 500, or a share, e.g. 0.1")
-        if self.drop is not None and self.rule != "most_harmful":
+        if self.drop is not None and not self.is_for_review:
             raise ValueError("drop applies to rule: most_harmful only, whose list is reviewed; leave it out")
         if self.size is None and any(isinstance(quota, float) for quota in self.quotas.values()):
             raise ValueError("quotas: a share is of `size`, and there is none; write numbers of rows, or add size")
@@ -80,7 +81,12 @@ class Curation(Section):
     @property
     def rows_file(self) -> str:
         """Name of the file with the selected rows."""
-        return f"{'review' if self.rule == 'most_harmful' else 'chosen'}.{self.format}"
+        return f"{'review' if self.is_for_review else 'chosen'}.{self.format}"
+
+    @property
+    def is_for_review(self) -> bool:
+        """Whether the rows are listed for review, and not written as a training file."""
+        return self.rule == "most_harmful"
 
     @property
     def reads_top_lists(self) -> bool:

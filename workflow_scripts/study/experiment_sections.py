@@ -82,7 +82,9 @@ class CuratedData(Section):
     selections: list[Name] | None = Field(
         None, description="Which selections of `curation`; `null` for all of this evaluation that aren't for review."
     )
-    random_draws: Annotated[int, Field(ge=2)] = Field(5, description="Draws of as many random rows.")
+    random_draws: Annotated[int, Field(ge=2)] = Field(
+        5, description="Random subsets of the same size, each fine-tuned on."
+    )
     seeds: Annotated[int, Field(ge=2)] = Field(3, description="Fine-tuning runs per list of rows.")
     jobs: Positive = Field(1, description="Jobs that the runs are dealt to.")
 

@@ -267,7 +267,7 @@ class StudyPlan:
         return self.study.warmup.corpus or (targets.corpus if targets else next(iter(evaluations)).train)
 
     def fitted_methods(self) -> list[str]:
-        """Return the names of all methods that are fitted before they embed, and share it with no method before."""
+        """Return the names of all methods that have a fitted file of their own."""
         return [name for name in METHODS if METHODS[name].has_own_fit]
 
     def fit_of(self, embedding: str) -> str | None:
@@ -276,7 +276,7 @@ class StudyPlan:
         return (own.fitted_as or self.method_of(embedding)) if own.fitted else None
 
     def stored_methods(self) -> list[str]:
-        """Return the names of the study's other methods: they store their embeddings, or score texts."""
+        """Return the names of the study's methods that store their embeddings or score texts."""
         return [name for name in self.study.scoring.methods if not self.method(name).is_unstored]
 
     def unstored_methods(self) -> list[str]:
@@ -343,7 +343,7 @@ class StudyPlan:
         return settings.selections or [
             name
             for name, choice in self.study.curation.items()
-            if choice.evaluation == settings.evaluation and choice.rule != "most_harmful"
+            if choice.evaluation == settings.evaluation and not choice.is_for_review
         ]
 
     def curated_files(self, curation: str) -> list[str]:

@@ -9,7 +9,6 @@ import json
 import math
 from functools import cached_property
 
-from workflow_scripts.core.errors import StudyError
 from workflow_scripts.study.costs import Concurrency, Pilot, estimate, parameters_in_name
 from workflow_scripts.study.plan import StudyPlan
 from workflow_scripts.study.sources import FILE_NAME
@@ -57,27 +56,6 @@ class JobResources:
     def gpus(self, stage: str) -> int:
         """Return how many GPUs a job of `stage` asks for: one for each process, 0 for stages that need none."""
         return self.plan.processes(stage) if stage in COMPUTED_ON_GPUS and stage not in GPU_ON_REQUEST else 0
-
-    def require_memory_for_tests(self) -> None:
-        """Refuse methods whose tests can't be held in memory, as far as the size in the LM's name tells.
-
-        Raises
-        ------
-        StudyError: tests x parameters x 4 bytes exceed the memory of the job that scores.
-        """
-        model = self.study.language_model.model
-        parameters = parameters_in_name(model)
-        available = self.memory_mb("embed_by_method") * 2**20
-        for method in self.plan.unstored_methods() if parameters else ():
-            for name, one in self.study.evaluations.items():
-                needed = (one.tests or 1) * (parameters or 0) * 4
-                if needed > available:
-                    raise StudyError(
-                        f"scoring.methods: {method} holds the gradients of all tests in memory: {one.tests or 1:,} "
-                        f"tests of evaluations.{name} x some {parameters:,.0f} parameters of {model} x 4 bytes are "
-                        f"{needed / 1e9:,.0f} GB, and its job has {available / 1e9:,.0f} GB. Write ekfac_16384 in its "
-                        f"place, or lower evaluations.{name}.tests."
-                    )
 
     def runtime_minutes(self, stage: str) -> int:
         """Return the minutes that a job of `stage` asks for: twice what the pilot expects of the longest one.

@@ -209,7 +209,7 @@ def test_a_review_of_other_rows_is_refused(tmp_path):
     source = write_lines(tmp_path / "rows.jsonl", ROWS)
     listed = curate(tmp_path, source, [20], for_review=True)
     other = write_lines(tmp_path / "reviewed.jsonl", [{**listed[0], "curation_example_id": 19}])
-    with pytest.raises(StudyError, match=r"reviewed.jsonl, row 1: example 19 of .* is another one now than"):
+    with pytest.raises(StudyError, match=r"reviewed.jsonl, row 1: example 19 of .* is no longer the row that"):
         drop(tmp_path, source, other)
     plain = write_lines(tmp_path / "reviewed.jsonl", ROWS[:1])
     with pytest.raises(StudyError, match=r"row 1: it has no curation_example_id and curation_hash; take rows of the"):

@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from workflow_scripts.core.errors import StudyError
 from workflow_scripts.study.artifacts import artifacts
 from workflow_scripts.study.config import Study, load_study
 from workflow_scripts.study.methods import METHODS
@@ -226,15 +225,6 @@ def test_memory_follows_the_size_in_the_models_name():
         for name in ("Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-7B")
     )
     assert small < 20_000 < 100_000 < large
-
-
-def test_tests_that_a_large_lm_cannot_hold_are_refused_before_anything_runs():
-    values = {"language_model__model": "Qwen/Qwen2.5-0.5B", "scoring__methods": ["ekfac", "tfidf"]}
-    message = r"20 tests of evaluations.heldout x some 500,000,000 parameters of Qwen/Qwen2.5-0.5B x 4 bytes are 40 GB"
-    with pytest.raises(StudyError, match=message):
-        JobResources(StudyPlan(study(**values))).require_memory_for_tests()
-    for changes in ({"scoring__methods": ["ekfac_16384"]}, {"language_model__model": "builtin:tiny"}):
-        JobResources(StudyPlan(study(**{**values, **changes}))).require_memory_for_tests()
 
 
 def test_methods_that_are_fitted_alike_share_a_file():
