@@ -299,6 +299,7 @@ rule draw_curated_data:
     """List the runs on curated data and on random rows."""
     input:
         selections=measured_selections,
+        train=corpus_of_experiment("curated_data", "train"),
         test=corpus_of_experiment("curated_data", "test"),
         validation=validation_of("curated_data"),
         train_tokens=curated_data_tokens(0),

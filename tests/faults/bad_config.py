@@ -60,6 +60,12 @@ def chosen_without_targets() -> None:
     load_study(values, origin="configs/mine.yaml")
 
 
+def two_subsets_choose() -> None:
+    values = with_value("scoring.poolings", {"tfidf": ["mean", "chosen"]})
+    values["targets"]["subsets_per_fold"] = 2
+    load_study(values, origin="configs/mine.yaml")
+
+
 # Of sections by name, the one of the smoke study that stands for all.
 NAMED = {"corpora": "train", "evaluations": "heldout", "curation": "helpful"}
 
@@ -144,6 +150,13 @@ CONFIG = section_of(
         "a selection by an evaluation that isn't there": config_with("curation.helpful.evaluation", "other"),
         "a selection by a method that doesn't score": config_with("curation.helpful.method", "logra"),
         "a mean over gradients that aren't stored": curated_by_gradients,
+        "copies of a row that is listed for review": config_with(
+            "curation.helpful", {"evaluation": "heldout", "size": 10, "rule": "most_harmful", "near_duplicates": "once"}
+        ),
+        "a selection of the name of random rows": config_with(
+            "curation.random_selection", {"evaluation": "heldout", "size": 10}
+        ),
+        "a pooling that two subsets can't choose": two_subsets_choose,
         "a selection by a rule that isn't there": config_with("curation.helpful.rule", "best"),
         "a selection without a size": config_with("curation.helpful.size", None),
         "a share above the whole": config_with("curation.helpful.size", 1.5),

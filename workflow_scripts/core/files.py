@@ -10,6 +10,8 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+from workflow_scripts.core.progress import say
+
 # Written beside the files of a model that was fetched from the hub: `model`, `revision`, `commit`.
 SNAPSHOT = "snapshot.json"
 
@@ -77,16 +79,22 @@ def earlier_of(artifact: Path) -> Path:
 
 
 def keep_earlier(artifact: Path) -> None:
-    """Give a file that will be deleted and made again a second name, `earlier_of`; without links, copy it."""
+    """Give a file that will be deleted and made again a second name, `earlier_of`; without links, copy it.
+
+    Where neither can be done, nothing is kept, and a line says so: all of it is computed again.
+    """
     if not artifact.exists():
         return
     kept = earlier_of(artifact)
-    kept.unlink(missing_ok=True)
     try:
-        os.link(artifact, kept)
-    except OSError:
-        with atomic_path(kept) as temporary:
-            shutil.copyfile(artifact, temporary)
+        kept.unlink(missing_ok=True)
+        try:
+            os.link(artifact, kept)
+        except OSError:
+            with atomic_path(kept) as temporary:
+                shutil.copyfile(artifact, temporary)
+    except OSError as error:
+        say(f"{artifact} can't be kept ({error.strerror}), so nothing of it is reused")
 
 
 def stamp_of(artifact: Path) -> Path:

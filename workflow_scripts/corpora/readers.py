@@ -207,14 +207,16 @@ def _read_csv(file: io.BufferedReader) -> _Rows:
 def _read_parquet(file: io.BufferedReader) -> _Rows:
     # Parquet is read from its end, which a compressed stream can't do.
     table = pq.ParquetFile(file if file.seekable() else pa.BufferReader(file.read()))
-    if repeated := _repeated_names(table.schema_arrow, ""):
+    # Read once: each time, it is another object.
+    schema = table.schema_arrow
+    if repeated := _repeated_names(schema, ""):
         raise UnusableRowError(f"it has several columns of the name {', '.join(map(repr, repeated))}")
     for batch in table.iter_batches(PARQUET_BATCH_ROWS):
         try:
-            yield from ((row, "", table.schema_arrow) for row in batch.to_pylist())
+            yield from ((row, "", schema) for row in batch.to_pylist())
         except (ValueError, pa.ArrowException):
             rows = (_parquet_row(batch.slice(index, 1)) for index in range(batch.num_rows))
-            yield from ((*row, table.schema_arrow) for row in rows)
+            yield from ((*row, schema) for row in rows)
 
 
 def _repeated_names(fields: Iterable[pa.Field], prefix: str) -> list[str]:

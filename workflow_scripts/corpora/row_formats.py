@@ -304,10 +304,14 @@ def _label(cells: Cells, columns: Mapping[str, Sequence[str]]) -> tuple[str | No
             label = _label_text(cells.read(column), column)
             if label is not None or column != "is_safe":
                 return label, column
+            # What else says whether a row is safe comes before labels of another kind.
+            break
     for column in HARM_COLUMNS:
         value = _untyped(cells.peek(column))
         if not _is_empty(value) and (isinstance(value, str) or _flags(value)):
-            return _label_text(cells.read(column), column), column
+            label = _label_text(cells.read(column), column)
+            if label is not None:
+                return label, column
     return None, "is_safe" if "is_safe" in cells else None
 
 
@@ -318,20 +322,28 @@ def _flags(value: object) -> list[object]:
     return flags if all(isinstance(flag, int | float) for flag in flags) else []
 
 
+# What a cell of CSV has where a list or an object was written by Python.
+_IN_JSON = {"True": "true", "False": "false", "None": "null", "nan": "null", "'": '"'}
+_PYTHON_WORD = re.compile(r"\b(?:True|False|None|nan)\b|'")
+
+
 def _untyped(value: object) -> object:
-    """Return what the text of a CSV cell stands for: a number, true or false, a list or an object of them."""
+    """Return what the text of a CSV cell stands for: nothing, a number, true or false, a list or an object of them."""
     if not isinstance(value, str):
         return value
     try:
         # Also as Python writes them.
-        found = decode_json(value.strip().replace("True", "true").replace("False", "false").replace("'", '"'))
+        found = decode_json(_PYTHON_WORD.sub(lambda word: _IN_JSON[word[0]], value.strip()))
     except UnusableRowError:
         return value
-    return found if isinstance(found, int | float | list | dict) else value
+    return value if isinstance(found, str) else found
 
 
 def _label_text(value: object, column: str) -> str | None:
     if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
+        return None
+    is_flag = column in (*HARM_COLUMNS, "is_safe")
+    if is_flag and isinstance(value, str) and (not value.strip() or _untyped(value) is None):
         return None
     if column in HARM_COLUMNS and (flags := _flags(_untyped(value))):
         return "unsafe" if any(flags) else "safe"

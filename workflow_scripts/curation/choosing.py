@@ -155,7 +155,8 @@ class _Twins:
 
     def of(self, place: int) -> int | None:
         """Return the number of the row taken that the row at `place` nearly repeats; None if there is none."""
-        if self._block is None or place >= self._block.start + len(self._block.hashes):
+        # Rows whose quota is full aren't asked for, so whole blocks may be passed over.
+        while self._block is None or place >= self._block.start + len(self._block.hashes):
             self._next_block()
         block = self._block
         assert block is not None

@@ -2,10 +2,12 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.parquet import read_schema, read_table, write_batches
@@ -66,6 +68,7 @@ def select_examples(
     test_ids = read_table(validation)["example_ids"][0].values.to_numpy()
     rows = read_schema(train)[1]
     ranking = _ranking(train, test, test_ids, scores, train_embeddings, test_embeddings, choice, seed, tile_examples)
+    ranking, equal_tests = _without_tests(ranking, train, test, test_ids)
     most = None if choice.size is None else number_of_rows(choice.size, rows)
     chosen = choose(
         train,
@@ -110,6 +113,7 @@ def select_examples(
         ranked=str(len(ranking.example_ids)),
         tests=str(len(test_ids)),
         over_quota=str(chosen.over_quota),
+        equal_tests=str(equal_tests),
         quantiles=json.dumps([] if ranking.quantiles is None else ranking.quantiles.tolist()),
     )
     say(f"select_examples: {found:,} of {rows:,} rows, {folded:,} near duplicates folded into them")
@@ -137,6 +141,19 @@ def _ranking(
         return ranking
     helpful = int(np.count_nonzero(ranking.scores > 0))
     return Ranking(ranking.example_ids[:helpful], ranking.scores[:helpful], ranking.deciding_tests, ranking.quantiles)
+
+
+def _without_tests(ranking: Ranking, train: Path, test: Path, test_ids: np.ndarray) -> tuple[Ranking, int]:
+    """Return a ranking without rows that equal one of the tests, and how many these are.
+
+    A row ranks first for a test that it equals, and a model that is trained on it can't be judged by that test.
+    """
+    hashes = read_table(test, ["hash"])["hash"].take(pa.array(test_ids))
+    # The ids of a corpus are its row numbers.
+    is_test = pc.is_in(read_table(train, ["hash"])["hash"], hashes.combine_chunks()).to_numpy()
+    kept = ~is_test[ranking.example_ids]
+    ranking = replace(ranking, example_ids=ranking.example_ids[kept], scores=ranking.scores[kept])
+    return ranking, int(is_test.sum())
 
 
 def _too_few(choice: Curation, most: int | None, found: int, ranked: int, folded: int, over_quota: int) -> str:

@@ -71,6 +71,8 @@ def _facts(chosen: pa.Table, entries: dict[str, str], choice: Curation) -> list[
             f"- {int(entries['ranked']):,} rows are in the top list of any test; the others have no rank "
             "(`scoring.top`)."
         )
+    if equal := int(entries["equal_tests"]):
+        facts.append(f"- {equal:,} rows equal one of the tests and are left out.")
     if choice.is_for_review:
         below = int(np.count_nonzero(chosen["score"].to_numpy() < 0))
         facts.append(f"- {below:,} of them have a mean score below 0; the others only help less than the rest.")

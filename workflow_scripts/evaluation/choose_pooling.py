@@ -15,6 +15,7 @@ from workflow_scripts.methods.loading import load_text_method
 from workflow_scripts.scoring.chosen_pooling import write_chosen_pooling
 from workflow_scripts.scoring.group_scores import ChosenPooling
 from workflow_scripts.scoring.sources import Source, load_embedding_libraries, open_embeddings, open_texts
+from workflow_scripts.study.choices import SMALLEST_NUMBER_OF_SUBSETS
 from workflow_scripts.targets.tables import FoldTargets, read_folds
 
 # Scales of attention, in units of one over the standard deviation of a method's scores: from near the mean to near the
@@ -85,7 +86,7 @@ def choose_pooling(
     found = []
     for fold in held_back:
         if tokens:
-            sources = [open_unstored(embedder, tokens, tokens, fold.tests)]
+            sources = [open_unstored(embedder, tokens, tokens, fold.tests, only=np.unique(fold.members))]
         elif train_embeddings:
             sources = [open_embeddings(path, test_embeddings, fold.tests, tile_examples) for path in train_embeddings]
         else:
@@ -125,6 +126,8 @@ def _mean_lds(scores: Sequence[np.ndarray], folds: Sequence[FoldTargets], candid
     for of_members, fold in zip(scores, folds, strict=True):
         groups = _pooled(of_members, candidate)
         finished = np.isfinite(fold.labels).all(axis=1)
+        if finished.sum() < SMALLEST_NUMBER_OF_SUBSETS:
+            continue
         try:
             # A label is higher where the loss is lower.
             found.append(linear_datamodeling_score(groups[finished].T, -fold.labels[finished].T))

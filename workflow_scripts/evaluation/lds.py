@@ -14,13 +14,11 @@ import numpy as np
 
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.statistics import spearman_by_column
+from workflow_scripts.study.choices import SMALLEST_NUMBER_OF_SUBSETS
 
 
 class UndefinedLdsError(StudyError):
     """The measured losses of an evaluation set don't vary, so that no LDS is defined."""
-
-
-SMALLEST_NUMBER_OF_SUBSETS = 3  # With two, every rank correlation is 1 or -1.
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,9 @@ def lds_table(rows: pd.DataFrame) -> Iterator[str]:
         spread = f"{row.ci_low:.3f} to {row.ci_high:.3f}"
         cells = "".join(f"{_seconds(getattr(row, name)):>{_width(name)}}" for name in costs)
         yield f"  {row.method:<16} {row.pooling:<10} {row.lds:>6.3f}  {spread:<16}{cells}"
-    if choices := [f"{row.method} {row.chosen}" for row in rows[rows["chosen"].notna()].itertuples()]:
+    # Tables of earlier versions don't have the column.
+    named = rows[rows["chosen"].notna()] if "chosen" in rows else rows[:0]
+    if choices := [f"{row.method} {row.chosen}" for row in named.itertuples()]:
         text = f"chosen on held-back folds: {'; '.join(choices)}"
         yield from textwrap.wrap(text, 100, initial_indent="  ", subsequent_indent="    ")
 

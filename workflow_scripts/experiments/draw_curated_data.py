@@ -7,7 +7,8 @@ import numpy as np
 import pyarrow as pa
 
 from workflow_scripts.core.errors import StudyError
-from workflow_scripts.core.parquet import read_table
+from workflow_scripts.core.parquet import read_batches, read_table
+from workflow_scripts.core.progress import say
 from workflow_scripts.core.seeds import generator
 from workflow_scripts.core.stage import run_stage
 from workflow_scripts.corpora.row_formats import prompt_key
@@ -15,11 +16,13 @@ from workflow_scripts.experiments.runs import ListedRun, write_runs
 from workflow_scripts.experiments.selection import RANDOM
 from workflow_scripts.targets.sampling import usable_ids
 
+ROWS_AT_ONCE = 10_000
 FIELDS = [("method", pa.string()), ("examples", pa.int32()), ("draw", pa.int32())]
 
 
 def draw_curated_data(
     selections: Sequence[Path],
+    train: Path,
     test: Path,
     validation: Path,
     train_tokens: Path,
@@ -33,11 +36,12 @@ def draw_curated_data(
     """Write the runs of the experiment: each selection, and random rows of the corpus, as many as each has.
 
     They are measured on the held-back tests: those of the test corpus that chose no selection, and whose prompt,
-    normalised, is none of one that did.
+    normalised, is neither that of a test that did nor that of a row of the corpus.
 
     Parameters
     ----------
     selections: `curation/<name>/selection.parquet` of each selection.
+    train: `corpora/` file that was selected from.
     test: `corpora/` file of the tests.
     validation: file with the ids of the tests that the selections were made by, in one row.
     train_tokens: `tokens/` file of the corpus that was selected from.
@@ -51,7 +55,7 @@ def draw_curated_data(
     ------
     StudyError: no test is held back, or a selection has no row that the LM can be fine-tuned on.
     """
-    pool, tests = usable_ids(train_tokens), _held_back(test, validation, test_tokens)
+    pool, tests = usable_ids(train_tokens), _held_back(train, test, validation, test_tokens)
     nothing = pool[:0]
     rows: list[tuple[dict[str, object], ListedRun]] = []
     sizes: dict[int, None] = {}
@@ -70,19 +74,28 @@ def draw_curated_data(
     write_runs(runs, rows, FIELDS, seeds)
 
 
-def _held_back(test: Path, validation: Path, test_tokens: Path) -> np.ndarray:
-    """Return the ids of the tests that chose nothing, int32 [tests]."""
+def _held_back(train: Path, test: Path, validation: Path, test_tokens: Path) -> np.ndarray:
+    """Return the ids of the tests that chose nothing and aren't trained on, int32 [tests]."""
     used = read_table(validation)["example_ids"][0].values.to_numpy()
     # The ids of a corpus are its row numbers.
-    keys = np.array([prompt_key(prompt) for prompt in read_table(test, ["prompt"])["prompt"].to_pylist()], np.uint64)
+    keys = _prompt_keys(test)
     usable = usable_ids(test_tokens)
-    held_back = usable[~np.isin(keys[usable], keys[used])]
+    unused = usable[~np.isin(keys[usable], keys[used])]
+    held_back = unused[~np.isin(keys[unused], _prompt_keys(train))]
+    if trained_on := len(unused) - len(held_back):
+        say(f"draw_curated_data: {trained_on:,} tests are left out, whose prompts are among the rows of {train}")
     if not len(held_back):
         raise StudyError(
-            f"experiments.curated_data: all usable tests of {test} choose rows, or share a prompt with one that does, "
-            "so none is held back. Lower the evaluation's `tests`, or use more tests."
+            f"experiments.curated_data: all usable tests of {test} choose rows, or share a prompt with one that does "
+            f"or with a row of {train}, so none is held back. Lower the evaluation's `tests`, or use other tests."
         )
     return held_back
+
+
+def _prompt_keys(corpus: Path) -> np.ndarray:
+    """Return the key of each row's prompt, uint64 [rows]."""
+    batches = (batch["prompt"].to_pylist() for batch in read_batches(corpus, ROWS_AT_ONCE, ["prompt"]))
+    return np.array([prompt_key(prompt) for prompts in batches for prompt in prompts], np.uint64)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from workflow_scripts.core.progress import say
 from workflow_scripts.core.seeds import generator
 from workflow_scripts.core.stage import run_stage
 from workflow_scripts.evaluation.lds import (
-    SMALLEST_NUMBER_OF_SUBSETS,
     Bootstrap,
     bootstrap_lds,
     interval,
@@ -24,6 +23,7 @@ from workflow_scripts.evaluation.lds import (
 from workflow_scripts.experiments.base_set import read_base, read_base_scores
 from workflow_scripts.experiments.runs import loss_rises, read_measured
 from workflow_scripts.experiments.tables import KEYS, VALUES
+from workflow_scripts.study.choices import SMALLEST_NUMBER_OF_SUBSETS
 
 SCHEMA = pa.schema([*KEYS, *VALUES, ("ceiling", pa.float64()), ("seed_agreement", pa.float64())])
 

@@ -7,8 +7,9 @@ import pandas as pd
 
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.frames import read_frame
+from workflow_scripts.study.choices import RANDOM_SELECTION
 
-RANDOM = "random_selection"
+RANDOM = RANDOM_SELECTION
 FULL = "full_data"
 
 

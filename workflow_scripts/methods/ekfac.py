@@ -48,6 +48,8 @@ def fit(reader: LanguageModelReader, warmup: WarmupExamples, **_: object) -> Ten
     moments = layer_moments(
         reader.lm, layers, examples, None, batch_tokens=reader.batch_tokens, precision=reader.precision
     )
+    # Some LMs have layers that no token passes, as those whose keys and values another layer gives them.
+    layers = {name: layer for name, layer in layers.items() if f"{name}.outputs" in moments}
     widest = max(len(moment) for moment in moments.values())
     tensors = principal_projections(moments, widest, reader.lm.device)
     for name, squares in _mean_squares(reader, layers, examples, tensors).items():
@@ -85,8 +87,9 @@ def open_embedder(
     for_tests: not used: tests are embedded as training examples are.
     dimension: size of the random sketch; None for whitened gradients in full.
     """
-    layers, tensors = block_layers(reader.lm), dict(fitted)
+    tensors = dict(fitted)
     seed = int(tensors.pop("seed"))
+    layers = {name: layer for name, layer in block_layers(reader.lm).items() if f"{name}.scale" in tensors}
     open_gradients = partial(
         ProjectedGradients, reader.lm, layers, tensors, batch_tokens=reader.batch_tokens, precision=reader.precision
     )

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
+from threadpoolctl import threadpool_limits
 
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.parquet import read_batches
@@ -22,8 +24,8 @@ from workflow_scripts.models.device import best_device
 from workflow_scripts.scoring.gpu_scores import score_on_device
 from workflow_scripts.scoring.sources import Source
 
-# Numbers in a tile of embeddings: 256 MiB.
-TILE_NUMBERS = 2**26
+# Numbers in a tile of embeddings: 64 MiB. There are some more tiles in memory than threads.
+TILE_NUMBERS = 2**24
 FLOAT_BYTES = 4
 CGROUP = Path("/sys/fs/cgroup")
 CACHED = ("memory.stat", "inactive_file")
@@ -108,6 +110,7 @@ def open_unstored(
     test_tokens: Path,
     test_ids: np.ndarray,
     part: Sequence[int] = (1, 1),
+    only: np.ndarray | None = None,
 ) -> Source:
     """Return a source of inner products of embeddings that are computed as they are scored.
 
@@ -118,6 +121,7 @@ def open_unstored(
     test_tokens: `tokens/` file of the test corpus.
     test_ids: int [tests], ids of the test examples.
     part: (number of the part of the training corpus from 1, number of parts), see `embeddings.store.part_of_rows`.
+    only: int [examples], the training examples that are scored; None for all.
 
     Raises
     ------
@@ -136,7 +140,7 @@ def open_unstored(
         tests[first : first + len(ids)] = _embedded(embedder, [read[int(one)] for one in ids], ids)
     groups, rows = part_of_rows(train_tokens, part)
     device = best_device()
-    tiles = _tiles(embedder, train_tokens, groups, tile_examples)
+    tiles = _tiles(embedder, train_tokens, groups, tile_examples, only)
     return Source(
         tiles=tiles,
         score=inner_products(tests),
@@ -147,9 +151,13 @@ def open_unstored(
 
 
 def _tiles(
-    embedder: Embedder, tokens: Path, groups: Sequence[int] | None, examples: int
+    embedder: Embedder, tokens: Path, groups: Sequence[int] | None, examples: int, only: np.ndarray | None
 ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
     for batch in read_batches(tokens, examples, ["example_id", "input_ids", "prompt_tokens"], groups):
+        if only is not None:
+            batch = batch.filter(pa.array(np.isin(batch["example_id"].to_numpy(), only)))
+        if not batch.num_rows:
+            continue
         ids = batch["example_id"].to_numpy()
         rows = zip(batch["input_ids"], batch["prompt_tokens"].to_pylist(), strict=True)
         read = [TokenizedExample(one.values.to_numpy(), prompt_tokens) for one, prompt_tokens in rows]
@@ -157,8 +165,8 @@ def _tiles(
 
 
 def _embedded(embedder: Embedder, examples: Sequence[TokenizedExample], ids: np.ndarray) -> np.ndarray:
-    # What scores on a GPU does so in inference mode, where there are no gradients.
-    with torch.inference_mode(False):
+    # What scores on a GPU does so in inference mode, where there are no gradients; on a CPU, with one thread per tile.
+    with torch.inference_mode(False), threadpool_limits(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)):
         vectors = embedder.embed(examples)
     finite = np.isfinite(vectors.sum(axis=1))
     if not finite.all():

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from pydantic import Field, ValidationError, model_validator
 
 from workflow_scripts.core.errors import StudyError
+from workflow_scripts.study.choices import RANDOM_SELECTION, SMALLEST_NUMBER_OF_SUBSETS
 from workflow_scripts.study.curation_section import Curation
 from workflow_scripts.study.experiment_sections import CuratedData, Experiments
 from workflow_scripts.study.messages import explain
@@ -141,6 +142,11 @@ class Study(Section):
                     f"scoring.poolings.{name}: without targets there are no held-back folds to choose a pooling on; "
                     "write mean or attention instead of chosen"
                 )
+            if "chosen" in poolings and self.targets and self.targets.subsets_per_fold < SMALLEST_NUMBER_OF_SUBSETS:
+                raise ValueError(
+                    f"scoring.poolings.{name}: chosen needs a targets.subsets_per_fold of at least "
+                    f"{SMALLEST_NUMBER_OF_SUBSETS}; raise it, or write mean or attention"
+                )
         return self
 
     @model_validator(mode="after")
@@ -217,6 +223,8 @@ class Study(Section):
     @model_validator(mode="after")
     def _curation_fits(self) -> Study:
         for name, choice in self.curation.items():
+            if name == RANDOM_SELECTION:
+                raise ValueError(f"curation.{name}: that is what tables call random rows; choose another name")
             if choice.evaluation not in self.evaluations:
                 raise ValueError(
                     f"curation.{name}: there is no evaluation {choice.evaluation!r}; write one of "

@@ -74,6 +74,11 @@ class Curation(Section):
             raise ValueError(f"size: rule {self.rule} needs it; write a number of rows, e.g. 500, or a share, e.g. 0.1")
         if self.drop is not None and not self.is_for_review:
             raise ValueError("drop applies to rule: most_harmful only, whose list is reviewed; leave it out")
+        if self.is_for_review and self.near_duplicates == "once":
+            raise ValueError(
+                "near_duplicates: of rows that are listed for review each copy counts, or dropping one would keep the "
+                "others; write keep"
+            )
         if self.size is None and any(isinstance(quota, float) for quota in self.quotas.values()):
             raise ValueError("quotas: a share is of `size`, and there is none; write numbers of rows, or add size")
         return self

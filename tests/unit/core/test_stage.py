@@ -1,5 +1,6 @@
 """The bridge from a job to a stage: names, specs, log, errors."""
 
+import errno
 import os
 from importlib import import_module
 from pathlib import Path
@@ -70,6 +71,20 @@ def test_the_earlier_version_of_an_output_is_kept_until_the_job_has_succeeded(tm
     run_job(job(tmp_path, {"version": 1}), lambda table: write_table(table, pa.table({"x": [2]})))
     assert read_table(table)["x"].to_pylist() == [2]
     assert not earlier_of(table).exists()
+
+
+def test_an_earlier_version_that_cannot_be_kept_stops_nothing(tmp_path, monkeypatch, capsys):
+    table = tmp_path / "table.parquet"
+    write_table(table, pa.table({"x": [1]}))
+
+    def fails(*paths):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.link", fails)
+    monkeypatch.setattr("shutil.copyfile", fails)
+    keep_earlier(table)
+    assert "table.parquet can't be kept (No space left on device)" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["table.parquet"]
 
 
 def test_an_empty_list_is_none_where_a_file_may_be_absent(tmp_path):

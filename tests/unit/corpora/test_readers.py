@@ -218,3 +218,11 @@ def test_a_broken_link_is_not_passed_over(tmp_path):
 def test_blank_lines_are_no_rows_and_move_no_number(tmp_path, name, data):
     rows = list(read_rows(_write(tmp_path / name, data)))
     assert [(row.number, row.cells["a"]) for row in rows] == [(1, "1"), (3, "2")]
+
+
+def test_all_rows_of_a_parquet_file_have_one_schema(tmp_path):
+    pq.write_table(pa.table({"prompt": ["a", "b", "c"]}), tmp_path / "rows.parquet")
+    schemas = [row.schema for row in read_rows(str(tmp_path / "rows.parquet"))]
+    assert len(schemas) == 3
+    # Whoever writes the rows again tells files apart by it.
+    assert len({id(schema) for schema in schemas}) == 1

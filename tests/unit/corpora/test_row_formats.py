@@ -177,6 +177,12 @@ PAIR = {"prompt": "a", "response": "b"}
         # Of two layouts in one table, each row has its own.
         ({"is_safe": None, "severity_category": 2}, "unsafe"),
         ({"is_safe": None}, None),
+        ({"is_safe": None, "source": "web", "severity_category": 2}, "unsafe"),
+        ({"is_safe": "", "category": "x", "severity_category": "2"}, "unsafe"),
+        ({"is_safe": " ", "severity_category": "0"}, "safe"),
+        ({"severity_category": "nan", "safety_category": "{'Violence': None, 'Theft': True}"}, "unsafe"),
+        ({"severity_category": " ", "safety_category": "[nan, 1.0]"}, "unsafe"),
+        ({"safety_category": "{'nanotechnology': False}"}, "safe"),
         # As cells of CSV have them.
         ({"is_safe": "False"}, "unsafe"),
         ({"is_safe": 1}, "safe"),

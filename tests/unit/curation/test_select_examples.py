@@ -9,6 +9,7 @@ from curated_study import read_corpus, write_embeddings, write_lines, write_top_
 
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.parquet import read_metadata
+from workflow_scripts.curation.choosing import choose
 from workflow_scripts.curation.select_examples import select_examples
 from workflow_scripts.methods.text_scorer import Texts
 from workflow_scripts.methods.tfidf import open_scorer
@@ -188,3 +189,29 @@ def test_near_duplicates_are_found_across_blocks(folder, monkeypatch):
     # Up to the last row that was needed.
     seen = kinds[: firsts[-1] + 1]
     assert [row["near_duplicates"] for row in found] == [int((seen == kinds[one]).sum()) - 1 for one in firsts]
+
+
+@pytest.mark.parametrize("rule", ["min_rank", "mean_score"])
+def test_rows_that_equal_a_test_are_left_out(folder, rule):
+    rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+    rows[7] = json.loads((folder / "tests.jsonl").read_text().splitlines()[TESTS[0]])
+    read_corpus(str(write_lines(folder / "rows.jsonl", rows)), folder / "train.parquet")
+    lists = write_top_lists(folder / "scores.parquet", [(3, 1, 7, 9.0), (3, 2, 4, 8.0), (0, 1, 5, 7.0)])
+    size = {"min_rank": 2, "mean_score": ROWS - 1}[rule]
+    found = select(folder, rule=rule, size=size, scores=lists if rule == "min_rank" else None)
+    assert len(found) == size
+    assert 7 not in {row["example_id"] for row in found}
+    assert read_metadata(folder / "selection.parquet")["equal_tests"] == "1"
+
+
+def test_blocks_of_rows_over_their_quota_are_passed_over(tmp_path):
+    labels = ["a"] * 3 + ["b"] * 1500 + ["a"] * 3
+    rows = [
+        {"prompt": f"Number {n} of many?", "response": f"It is {n}, the {n}th.", "label": label}
+        for n, label in enumerate(labels)
+    ]
+    read_corpus(str(write_lines(tmp_path / "rows.jsonl", rows)), tmp_path / "train.parquet")
+    ids = np.arange(len(rows))
+    found = choose(tmp_path / "train.parquet", ids, None, quota_by="label", quotas={"b": 5}, near_duplicate=0.9)
+    assert found.places.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 1503, 1504, 1505]
+    assert found.over_quota == 1495

@@ -35,7 +35,7 @@ def test_the_page_counts_labels_beside_the_corpus(tmp_path):
     assert r"| \(no label\) | 1 | 33.3% | 4 | 33.3% |" in page
     assert "- 6 near duplicates were folded" in page
     assert "- Quotas by label: a: 2; 3 rows were passed over." in page
-    assert "- 1 rows of the source were refused when it was read: 1 x 'prompt' is empty" in page
+    assert "- 1 rows of the source were rejected when it was read: 1 x 'prompt' is empty" in page
     assert "| selected | 0.3333 |" in page
     assert "| corpus | -1.5 | 0 | 2.5 |" in page
     assert "1. row 1 (and 1 near duplicates): p0" in page

@@ -212,5 +212,5 @@ def test_a_review_of_other_rows_is_refused(tmp_path):
     with pytest.raises(StudyError, match=r"reviewed.jsonl, row 1: example 19 of .* is no longer the row that"):
         drop(tmp_path, source, other)
     plain = write_lines(tmp_path / "reviewed.jsonl", ROWS[:1])
-    with pytest.raises(StudyError, match=r"row 1: it has no curation_example_id and curation_hash; take rows of the"):
+    with pytest.raises(StudyError, match=r"row 1: it has no curation_example_id and curation_hash; copy rows of the"):
         drop(tmp_path, source, plain)

@@ -128,3 +128,13 @@ def test_a_file_without_a_choice_is_an_error(tmp_path):
     write_table(written, table.set_column(3, "chosen", pa.array([False] * len(table))))
     with pytest.raises(StudyError, match="0 poolings are marked as chosen instead of one"):
         read_chosen_pooling(written)
+
+
+def test_folds_with_too_few_finished_subsets_have_no_say(tmp_path):
+    study = Study(tmp_path, lambda scores: scores.mean(axis=0))
+    table = read_table(tmp_path / "targets.parquet").to_pandas()
+    # Of the first fold that is held back, two subsets finished.
+    table.loc[(table["fold"] == FOLDS - 2) & (table["subset"] >= 2), "label"] = np.nan
+    schema = read_table(tmp_path / "targets.parquet").schema.remove_metadata()
+    write_table(tmp_path / "targets.parquet", pa.Table.from_pandas(table, schema, preserve_index=False))
+    assert read_table(study.choose())["lds"][0].as_py() == pytest.approx(1.0)

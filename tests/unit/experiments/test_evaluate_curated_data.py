@@ -15,7 +15,7 @@ POOL, TESTS, USED = list(range(0, 60, 2)), 12, [1, 4]
 CHOSEN = [10, 4, 4 + 1, 20]  # 5 is no row that the LM can learn
 
 
-def draw(folder, used=USED, chosen=CHOSEN):
+def draw(folder, used=USED, chosen=CHOSEN, of_rows=()):
     ids = {"train": POOL, "test": [n for n in range(TESTS) if n != 7]}
     for name, some in ids.items():
         write_table(folder / f"{name}_tokens.parquet", pa.table({"example_id": pa.array(some, pa.int32())}))
@@ -23,11 +23,13 @@ def draw(folder, used=USED, chosen=CHOSEN):
     prompts = [f"Question {n}?" for n in range(TESTS)]
     prompts[9] = "question  4"
     write_table(folder / "test.parquet", pa.table({"prompt": prompts}))
+    write_table(folder / "train.parquet", pa.table({"prompt": pa.array(["Row?", *of_rows], pa.string())}))
     validation = pa.table({"fold": [0], "example_ids": pa.array([used], pa.list_(pa.int32()))})
     write_table(folder / "validation.parquet", validation)
     write_table(folder / "best/selection.parquet", pa.table({"example_id": pa.array(chosen, pa.int32())}))
     draw_curated_data(
         [folder / "best/selection.parquet"],
+        folder / "train.parquet",
         folder / "test.parquet",
         folder / "validation.parquet",
         folder / "train_tokens.parquet",
@@ -53,6 +55,12 @@ def test_random_draws_have_the_size_of_the_selection_and_only_held_back_tests_ar
         assert set(row["example_ids"]) <= set(POOL)
         assert row["test_ids"] == [0, 2, 3, 5, 6, 8, 10, 11]
     assert len({row["run"] for row in rows}) == 4
+
+
+def test_tests_that_are_among_the_rows_are_not_measured(tmp_path, capsys):
+    rows = draw(tmp_path, of_rows=["question 3", "Question 8?"])
+    assert {tuple(row["test_ids"]) for row in rows} == {(0, 2, 5, 6, 10, 11)}
+    assert "2 tests are left out, whose prompts are among the rows of" in capsys.readouterr().err
 
 
 def test_without_a_held_back_test_or_a_row_to_learn_there_is_no_experiment(tmp_path):

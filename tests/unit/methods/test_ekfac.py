@@ -100,3 +100,12 @@ def test_inner_products_of_sketches_have_at_most_the_error_of_a_dense_projection
     dense = np.sqrt((one @ one * (other @ other) + (one @ other) ** 2) / 256)
     assert np.mean(found) == pytest.approx(one @ other, abs=4 * dense / 300**0.5)
     assert np.std(found) < 1.1 * dense
+
+
+def test_layers_that_no_token_passes_have_no_part(tiny, examples):
+    lm = load_language_model(tiny.language_model)
+    lm.model.layers[0].mlp.unused = torch.nn.Linear(4, 4)
+    reader = LanguageModelReader(lm, 300, "float32")
+    fitted = ekfac.fit(reader, WarmupExamples(examples[:60], 40, Finetuning(), seed=3))
+    assert not any("unused" in name for name in fitted)
+    assert ekfac.open_embedder(reader, fitted, False).embed(examples[:3]).any()

@@ -1,9 +1,11 @@
 """The table that `make run` ends with."""
 
+import pandas as pd
 import pyarrow as pa
 
 from workflow_scripts.core.parquet import write_table
 from workflow_scripts.evaluation.evaluate_lds import LDS_SCHEMA
+from workflow_scripts.evaluation.lds_table import lds_table
 from workflow_scripts.report.show_results import results_text
 from workflow_scripts.study.config import load_study
 
@@ -79,3 +81,8 @@ def test_best_examples_where_nothing_was_judged(tmp_path):
     shown = ["row 1 of a.jsonl", "row 2 of a.jsonl", "row 3 of a.jsonl", "row 4 of a.jsonl", "row 1 of b.jsonl"]
     assert [line.split(":")[0] for line in lines if line.startswith("  test")] == [f"  test, {row}" for row in shown]
     assert lines[-3:] == ["  ... and 2 tests more", "", f"Report: {tmp_path / 'report.html'}"]
+
+
+def test_tables_of_earlier_versions_are_shown(tmp_path):
+    table = pd.DataFrame([row("airrep", "heldout", 0.5)]).drop(columns="chosen")
+    assert "airrep" in "\n".join(lds_table(table))
