@@ -18,7 +18,14 @@ def summary(tmp_path, chosen, **keys):
     corpus = read_corpus(str(source), tmp_path / "pool.parquet")
     table = read_table(write_selection(corpus, tmp_path / "selection.parquet", chosen))
     table = table.set_column(3, "near_duplicates", table["rank"])
-    entries = {"rows": "12", "ranked": "9", "tests": "4", "over_quota": "3", "quantiles": "[-1.5, 0, 2.5]"}
+    entries = {
+        "rows": "12",
+        "ranked": "9",
+        "tests": "4",
+        "over_quota": "3",
+        "equal_tests": "0",
+        "quantiles": "[-1.5, 0, 2.5]",
+    }
     write_table(tmp_path / "selection.parquet", table, **entries)
     page = tmp_path / "summary.md"
     choice = Curation(evaluation="heldout", **{"rule": "mean_score", "size": 3, **keys})

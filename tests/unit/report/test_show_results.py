@@ -84,5 +84,5 @@ def test_best_examples_where_nothing_was_judged(tmp_path):
 
 
 def test_tables_of_earlier_versions_are_shown(tmp_path):
-    table = pd.DataFrame([row("airrep", "heldout", 0.5)]).drop(columns="chosen")
+    table = pd.DataFrame([dict.fromkeys(LDS_SCHEMA.names, 0.0) | row("airrep", "heldout", 0.5)]).drop(columns="chosen")
     assert "airrep" in "\n".join(lds_table(table))
