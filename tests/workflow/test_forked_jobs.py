@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
-from forked_jobs import SET_BY_RULES, THREADS, count_forks_as_children, forking_python
+from forked_jobs import AT_FIRST, SET_BY_RULES, THREADS, count_forks_as_children, fixed, forking_python
 from workspace import FORKS_JOBS
 
 from workflow_scripts.core.benchmark_files import read_benchmarks
@@ -34,6 +34,11 @@ def run(folder: Path, text: str, *words: str, given: str = "", **changes: str) -
     job = start(folder, text, *words, **changes)
     printed, complaints = job.communicate(given)
     return job.returncode, printed, complaints
+
+
+def test_the_tests_before_have_changed_nothing_that_libraries_read():
+    """Otherwise all jobs from now on are new processes: the assertion names the variables."""
+    assert fixed({**os.environ, **SET_BY_RULES}) == fixed({**AT_FIRST, **SET_BY_RULES})
 
 
 def test_a_script_has_the_libraries_and_what_the_command_has(tmp_path):

@@ -40,7 +40,7 @@ def test_every_job_has_one_artifact(unrun, config):
     assert len(jobs) == len(found) > 10
     for rule, outputs in jobs:
         (path,) = set(outputs) & found.keys()
-        assert found[path] == rule.replace("score_base", "score_pairs")
+        assert found[path] == rule.replace("score_base", "score_pairs").removesuffix("_by_lm")
 
 
 def verify(workspace: Workspace) -> subprocess.CompletedProcess[str]:
