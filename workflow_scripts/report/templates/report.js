@@ -370,7 +370,12 @@
         ].map(([right, down]) => ({ right, down, box: { left: x + right, right: x + right + width, top: y + down, bottom: y + down + height } }));
         const free = ({ box }) =>
           box.left >= 0 && box.right <= frame.width && taken.every((other) => box.right <= other.left || other.right <= box.left || box.bottom <= other.top || other.bottom <= box.top);
-        const side = sides.find(free) ?? sides[2];
+        const side = sides.find(free);
+        // Where a name has no place, its point says it when it is pointed at.
+        if (!side) {
+          label.remove();
+          continue;
+        }
         label.style.transform = `translate(${side.right}px, ${side.down}px)`;
         taken.push(side.box);
       }
