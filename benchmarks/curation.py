@@ -21,14 +21,6 @@ import pyarrow as pa
 from harness import in_fresh_process, report
 
 TESTS, DIMENSION, WORDS, ROWS_AT_ONCE = 1000, 384, 40, 10_000
-READ_AGAIN = {
-    "config_name": None,
-    "split": "train",
-    "revision": None,
-    "data_files": None,
-    "columns": {},
-    "response_turn": "last",
-}
 
 
 def write_source(path: Path, rows: int) -> None:
@@ -109,11 +101,12 @@ def select(folder: Path, kept: float) -> dict[str, Any]:
 def write(folder: Path, form: str) -> dict[str, Any]:
     """Write the selected rows with their own columns."""
     from workflow_scripts.curation.write_curated import write_curated
+    from workflow_scripts.study.sections import Corpus
 
     start = time.process_time()
     paths = [folder / "selection.parquet", folder / "rows.parquet", None, folder / f"chosen.{form}"]
-    source = str(folder / "rows.jsonl")
-    write_curated(*paths, source=source, **READ_AGAIN, prefix="curation_", form=form, for_review=False)
+    origin = Corpus(source=str(folder / "rows.jsonl"))
+    write_curated(*paths, origin=origin, prefix="curation_", form=form, for_review=False)
     return {"stage": f"write_curated ({form})", "cpu_seconds": time.process_time() - start}
 
 

@@ -26,6 +26,7 @@ if study.targets:
     rule choose_pooling:
         """Choose how a method's scores of examples are pooled, on the folds held back from the encoder."""
         input:
+            unpack(inputs_of_unstored_targets),
             corpus=f"{RESULTS}/corpora/{study.targets.corpus}.parquet",
             subsets=f"{RESULTS}/subsets/train.parquet",
             targets=f"{RESULTS}/targets/train.parquet",
@@ -49,13 +50,6 @@ if study.targets:
             "../workflow_scripts/evaluation/choose_pooling.py"
 
     use rule choose_pooling as choose_pooling_by_lm with:
-        input:
-            unpack(inputs_of_unstored_targets),
-            corpus=f"{RESULTS}/corpora/{study.targets.corpus}.parquet",
-            subsets=f"{RESULTS}/subsets/train.parquet",
-            targets=f"{RESULTS}/targets/train.parquet",
-            train_embeddings=target_embeddings(for_tests=False),
-            test_embeddings=target_embeddings(for_tests=True),
         wildcard_constraints:
             method=any_of(plan_of_study.methods_with_chosen_pooling(stored=False)),
         threads: threads_of_gpu_job(1)

@@ -50,6 +50,7 @@ rule draw_base:
 
 use rule score_pairs as score_base with:
     input:
+        unpack(inputs_of_unstored),
         train=corpus_of("train"),
         test=corpus_of("test"),
         subsets=f"{RESULTS}/experiments/{{experiment}}/base.parquet",
@@ -72,15 +73,6 @@ use rule score_pairs as score_base with:
 
 
 use rule score_base as score_base_by_lm with:
-    input:
-        unpack(inputs_of_unstored),
-        train=corpus_of("train"),
-        test=corpus_of("test"),
-        subsets=f"{RESULTS}/experiments/{{experiment}}/base.parquet",
-        validation=f"{RESULTS}/subsets/{{evaluation}}.validation.parquet",
-        train_embeddings=train_embeddings,
-        test_embeddings=test_embeddings,
-        chosen=chosen_pooling,
     wildcard_constraints:
         method=any_of(plan_of_study.unstored_methods()),
     threads: threads_of_gpu_job(1)

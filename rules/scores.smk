@@ -23,6 +23,7 @@ rule embed_corpus:
 rule score_pairs:
     """Score every training example and every subset for every test example, in one pass."""
     input:
+        unpack(inputs_of_unstored),
         train=corpus_of("train"),
         test=corpus_of("test"),
         subsets=f"{RESULTS}/subsets/{{evaluation}}.parquet",
@@ -50,15 +51,6 @@ rule score_pairs:
 
 
 use rule score_pairs as score_pairs_by_lm with:
-    input:
-        unpack(inputs_of_unstored),
-        train=corpus_of("train"),
-        test=corpus_of("test"),
-        subsets=f"{RESULTS}/subsets/{{evaluation}}.parquet",
-        validation=f"{RESULTS}/subsets/{{evaluation}}.validation.parquet",
-        train_embeddings=train_embeddings,
-        test_embeddings=test_embeddings,
-        chosen=chosen_pooling,
     wildcard_constraints:
         method=any_of(plan_of_study.methods_scored(in_parts=False, stored=False)),
     threads: threads_of_gpu_job(1)
@@ -69,6 +61,7 @@ use rule score_pairs as score_pairs_by_lm with:
 rule score_part:
     """Score a part of the training examples, where they are split over jobs."""
     input:
+        unpack(inputs_of_unstored),
         subsets=f"{RESULTS}/subsets/{{evaluation}}.parquet",
         validation=f"{RESULTS}/subsets/{{evaluation}}.validation.parquet",
         train_embeddings=train_embeddings,
@@ -95,13 +88,6 @@ rule score_part:
 
 
 use rule score_part as score_part_by_lm with:
-    input:
-        unpack(inputs_of_unstored),
-        subsets=f"{RESULTS}/subsets/{{evaluation}}.parquet",
-        validation=f"{RESULTS}/subsets/{{evaluation}}.validation.parquet",
-        train_embeddings=train_embeddings,
-        test_embeddings=test_embeddings,
-        chosen=chosen_pooling,
     wildcard_constraints:
         method=any_of(plan_of_study.unstored_methods()),
         part=r"\.\d+of\d+",

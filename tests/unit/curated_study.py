@@ -15,9 +15,6 @@ from workflow_scripts.corpora.prepare_corpus import prepare_corpus
 from workflow_scripts.curation.tables import SELECTION_SCHEMA
 from workflow_scripts.study.sections import Corpus
 
-SOURCE = {"config_name": None, "split": "train", "revision": None, "data_files": None, "columns": {}}
-READ_AGAIN = {**SOURCE, "response_turn": "last"}
-
 
 def write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

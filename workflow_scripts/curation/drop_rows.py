@@ -7,10 +7,10 @@ from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.parquet import read_table
 from workflow_scripts.core.progress import say
 from workflow_scripts.core.stage import run_stage
-from workflow_scripts.corpora.chat import Turn
 from workflow_scripts.corpora.readers import read_rows
 from workflow_scripts.curation.row_files import WritableRow, write_rows
-from workflow_scripts.curation.source_rows import CorpusSource, original_rows
+from workflow_scripts.curation.source_rows import original_rows
+from workflow_scripts.study.sections import Corpus
 
 
 def drop_rows(
@@ -19,13 +19,7 @@ def drop_rows(
     dataset: Path | None,
     kept: Path,
     *,
-    source: str,
-    config_name: str | None,
-    split: str,
-    revision: str | None,
-    data_files: str | None,
-    columns: dict[str, str | list[str]],
-    response_turn: Turn,
+    origin: Corpus,
     prefix: str,
     form: str,
 ) -> None:
@@ -37,7 +31,7 @@ def drop_rows(
     reviewed: what the reader left of the list for review: rows with the columns `example_id` and `hash`.
     dataset: hub only, JSON file with the commit that the corpus was read at; None for other sources.
     kept: file to write.
-    source, config_name, split, revision, data_files, columns, response_turn: see `source_rows.CorpusSource`.
+    origin: the corpus's section of the config: where it was read from, and how.
     prefix: begins the names of the list's columns.
     form: `jsonl` or `parquet`.
 
@@ -47,10 +41,9 @@ def drop_rows(
         read.
     """
     dropped = _reviewed_ids(reviewed, corpus, prefix)
-    found = CorpusSource(source, config_name, split, revision, data_files, columns, response_turn)
 
     def rows() -> Iterator[WritableRow]:
-        for row in original_rows(corpus, dataset, found):
+        for row in original_rows(corpus, dataset, origin):
             if row.example_id not in dropped:
                 yield WritableRow(row.name, row.cells, row.schema)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Generator, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,44 +15,9 @@ from workflow_scripts.core.parquet import read_batches
 from workflow_scripts.corpora.chat import Turn
 from workflow_scripts.corpora.readers import SourceRow, read_rows
 from workflow_scripts.corpora.row_formats import Columns, read_example
+from workflow_scripts.study.sections import Corpus
 
 ROWS_AT_ONCE = 10_000
-
-
-@dataclass(frozen=True)
-class CorpusSource:
-    """Where a corpus was read from, and how; keys of its section in the config.
-
-    Parameters
-    ----------
-    source: `builtin:mini`, a local file or glob, or a hub dataset id.
-    config_name: hub only, the dataset's config name.
-    split: hub only, the split.
-    revision: hub only, a commit, tag or branch.
-    data_files: hub only, file or pattern inside the dataset.
-    columns: names of the columns `prompt`, `response`, `messages` and `label`, where they differ.
-    response_turn: which assistant turn of a chat is the response, `last` or `first`.
-    """
-
-    source: str
-    config_name: str | None
-    split: str
-    revision: str | None
-    data_files: str | None
-    columns: Columns
-    response_turn: Turn
-
-    def rows(self, dataset: Path | None) -> Generator[SourceRow, None, None]:
-        """Yield all rows; `dataset` is the JSON file with the commit that `revision` was resolved to."""
-        commit = json.loads(dataset.read_text(encoding="utf-8"))["commit"] if dataset else None
-        return read_rows(
-            self.source,
-            config_name=self.config_name,
-            split=self.split,
-            revision=self.revision,
-            data_files=self.data_files,
-            commit=commit,
-        )
 
 
 class OriginalRow(NamedTuple):
@@ -74,7 +38,7 @@ class OriginalRow(NamedTuple):
 
 
 def original_rows(
-    corpus: Path, dataset: Path | None, source: CorpusSource, last_id: int | None = None
+    corpus: Path, dataset: Path | None, origin: Corpus, last_id: int | None = None
 ) -> Iterator[OriginalRow]:
     """Yield the rows of a corpus in their order, read again from its source.
 
@@ -85,25 +49,26 @@ def original_rows(
     ----------
     corpus: `corpora/` file.
     dataset: hub only, JSON file with the commit that was read; None for other sources.
-    source: where the corpus was read from.
+    origin: the corpus's section of the config: where it was read from, and how.
     last_id: id of the last row that is wanted; None for all.
 
     Raises
     ------
     StudyError: a row of the corpus isn't in the source any more.
     """
+    columns: Columns = {str(meaning): names for meaning, names in origin.columns.items()}
     expected = _corpus_rows(corpus, last_id)
     wanted = next(expected, None)
-    with contextlib.closing(source.rows(dataset)) as rows:
+    with contextlib.closing(_source_rows(origin, dataset)) as rows:
         for row in rows:
             if wanted is None:
                 return
-            if (row.file, row.number) == wanted[1:3] and _hash_of(row, source) == wanted[3]:
+            if (row.file, row.number) == wanted[1:3] and _hash_of(row, columns, origin.response_turn) == wanted[3]:
                 yield OriginalRow(wanted[0], f"row {row.number} of {row.file}", row.cells or {}, row.schema)
                 wanted = next(expected, None)
     if wanted is not None:
         raise StudyError(
-            f"row {wanted[2]} of {wanted[1]} isn't what it was when {corpus} was made from {source.source}. Delete "
+            f"row {wanted[2]} of {wanted[1]} isn't what it was when {corpus} was made from {origin.source}. Delete "
             f"{corpus} and run again: the corpus is read again, and what follows from it recomputed."
         )
 
@@ -116,11 +81,23 @@ def _corpus_rows(corpus: Path, last_id: int | None) -> Iterator[tuple[int, str, 
             yield row
 
 
-def _hash_of(row: SourceRow, source: CorpusSource) -> str | None:
+def _source_rows(origin: Corpus, dataset: Path | None) -> Generator[SourceRow, None, None]:
+    commit = json.loads(dataset.read_text(encoding="utf-8"))["commit"] if dataset else None
+    return read_rows(
+        origin.source,
+        config_name=origin.config_name,
+        split=origin.split,
+        revision=origin.revision,
+        data_files=origin.data_files,
+        commit=commit,
+    )
+
+
+def _hash_of(row: SourceRow, columns: Columns, response_turn: Turn) -> str | None:
     if row.cells is None:
         return None
     try:
-        return read_example(row.cells, source.columns, source.response_turn).hash
+        return read_example(row.cells, columns, response_turn).hash
     except UnusableRowError:
         return None
 

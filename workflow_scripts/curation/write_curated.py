@@ -8,9 +8,9 @@ import pyarrow as pa
 from workflow_scripts.core.parquet import read_table
 from workflow_scripts.core.progress import say
 from workflow_scripts.core.stage import run_stage
-from workflow_scripts.corpora.chat import Turn
 from workflow_scripts.curation.row_files import WritableRow, write_rows
-from workflow_scripts.curation.source_rows import CorpusSource, original_rows, refuse_clashes
+from workflow_scripts.curation.source_rows import original_rows, refuse_clashes
+from workflow_scripts.study.sections import Corpus
 
 ADDED = [("rank", pa.int32()), ("score", pa.float32()), ("test_file", pa.string()), ("test_row", pa.int64())]
 # What a reviewer reads, and what tells later which row was meant.
@@ -23,13 +23,7 @@ def write_curated(
     dataset: Path | None,
     curated: Path,
     *,
-    source: str,
-    config_name: str | None,
-    split: str,
-    revision: str | None,
-    data_files: str | None,
-    columns: dict[str, str | list[str]],
-    response_turn: Turn,
+    origin: Corpus,
     prefix: str,
     form: str,
     for_review: bool,
@@ -47,7 +41,7 @@ def write_curated(
     corpus: `corpora/` file that was selected from.
     dataset: hub only, JSON file with the commit that the corpus was read at; None for other sources.
     curated: file to write.
-    source, config_name, split, revision, data_files, columns, response_turn: see `source_rows.CorpusSource`.
+    origin: the corpus's section of the config: where it was read from, and how.
     prefix: begins the names of the added columns.
     form: `jsonl` or `parquet`.
     for_review: whether the rows are listed for review.
@@ -61,13 +55,12 @@ def write_curated(
     chosen = read_table(selection, list(dict.fromkeys(["example_id", *(name for name, _ in added)])))
     chosen = chosen.sort_by("example_id")
     names = {f"{prefix}{name}": name for name, _ in added}
-    found = CorpusSource(source, config_name, split, revision, data_files, columns, response_turn)
     schemas = _Schemas(pa.schema([(f"{prefix}{name}", kind) for name, kind in added]))
 
     def rows() -> Iterator[WritableRow]:
         wanted = (row for batch in chosen.to_batches(10_000) for row in batch.to_pylist())
         one = next(wanted)
-        for row in original_rows(corpus, dataset, found, last_id=chosen["example_id"][-1].as_py()):
+        for row in original_rows(corpus, dataset, origin, last_id=chosen["example_id"][-1].as_py()):
             if row.example_id != one["example_id"]:
                 continue
             refuse_clashes(row, names)

@@ -9,12 +9,12 @@ from typing import Any
 
 from workflow_scripts.core.files import atomic_path
 from workflow_scripts.core.stage import run_stage
+from workflow_scripts.study.break_even import break_even
 from workflow_scripts.study.config import Study, load_study
 from workflow_scripts.study.costs import (
     Concurrency,
     Pilot,
     StageEstimate,
-    break_even,
     counted_alike,
     estimate,
     good_job_sizes,

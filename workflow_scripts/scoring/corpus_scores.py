@@ -67,7 +67,7 @@ class CorpusScores:
             helpful, harmful = TopScores(number, top, "helpful"), TopScores(number, top, "harmful")
             groups = GroupScores(number, membership, poolings, chosen)
             self._blocks.append(_TestBlock(block, helpful, harmful, groups))
-        self.weighting: Weighting = GroupScores(0, membership, poolings, chosen).weighting
+        self.weighting = Weighting.of(poolings, chosen)
 
     def part(self) -> PartScores:
         """Return what was added so far, to be merged with other parts."""

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
 from workflow_scripts.core.buffers import scratch
 from workflow_scripts.core.errors import StudyError
+from workflow_scripts.study.choices import WEIGHING, Pooling
 
-POOLINGS = ("attention", "signed", "mean", "sum", "chosen")
+POOLINGS = get_args(Pooling)
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,11 @@ class Weighting:
 
     signed: bool = False
     scale: float = 1.0
+
+    @classmethod
+    def of(cls, poolings: Collection[str], chosen: ChosenPooling | None) -> Weighting:
+        """Return how members are weighed for `poolings`, of which `chosen` stands for what held-back folds chose."""
+        return cls("signed" in poolings, chosen.scale if chosen and "chosen" in poolings else 1.0)
 
 
 class Membership:
@@ -115,10 +121,6 @@ class GroupScores:
     poolings: those of `POOLINGS` that `result` will be asked for.
     chosen: what `chosen` stands for, where it is among them.
 
-    Attributes
-    ----------
-    weighting: how members are weighed, for poolings that weigh them.
-
     Raises
     ------
     ValueError: `poolings` has more than one of `attention`, `signed` and `chosen`.
@@ -129,12 +131,12 @@ class GroupScores:
     ):
         shape = (len(membership.sizes), tests)
         self._tests, self._membership, self._poolings, self._chosen = tests, membership, poolings, chosen
-        if len({"attention", "signed", "chosen"} & set(poolings)) > 1:
-            raise ValueError("poolings: one pass computes only one of attention, signed and chosen")
+        if len(WEIGHING & set(poolings)) > 1:
+            raise ValueError(f"poolings: one pass computes only one of {', '.join(sorted(WEIGHING))}")
         computed = {self._computed(pooling) for pooling in poolings}
         self._attention = bool(computed & {"attention", "signed"})
         self._additive = bool(computed & {"mean", "sum"})
-        self.weighting = Weighting("signed" in computed, chosen.scale if chosen and "chosen" in poolings else 1.0)
+        self._weighting = Weighting.of(poolings, chosen)
         self._members = np.zeros(shape[0], np.int64)
         self._total = np.zeros(shape)
         # Below every score, and finite: the difference of two is a number.
@@ -176,10 +178,10 @@ class GroupScores:
         if self._additive:
             self._total[subset] = ones @ scores
         if self._attention:
-            weigh = np.positive if self.weighting.signed else np.abs
+            weigh = np.positive if self._weighting.signed else np.abs
             weights = weigh(scores, out=scratch("weights", scores.shape, np.float32))
-            if self.weighting.scale != 1:
-                weights *= np.float32(self.weighting.scale)
+            if self._weighting.scale != 1:
+                weights *= np.float32(self._weighting.scale)
             maximum = weights.max(axis=0)
             weights -= maximum
             np.exp(weights, out=weights)

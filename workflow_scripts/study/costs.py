@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from workflow_scripts.study.break_even import Cost, crossover
 from workflow_scripts.study.plan import StudyPlan
 from workflow_scripts.study.specs import StageSpecs
 
@@ -376,57 +375,6 @@ def _score_bytes(plan: StudyPlan, pilot: Pilot, methods: Sequence[str]) -> float
         _measured(plan, pilot, name) * (top + len(plan.poolings_of(method)) * one.subsets * BYTES["group"])
         for name, one in plan.study.evaluations.items()
         for method in methods
-    )
-
-
-@dataclass(frozen=True)
-class BreakEven:
-    """From which corpus size on the trained encoder is cheaper than one gradient for each scored example.
-
-    Parameters
-    ----------
-    processor: `GPU` or `core`, whose seconds are counted.
-    setup_seconds: of labels and training, once.
-    gradient_seconds: of one example's gradient.
-    embedding_seconds: of one example's embedding.
-    examples: the size, in examples; None if a gradient costs no more than an embedding.
-    """
-
-    processor: str
-    setup_seconds: float
-    gradient_seconds: float
-    embedding_seconds: float
-    examples: int | None
-
-
-def break_even(plan: StudyPlan, pilot: Pilot, concurrency: Concurrency) -> BreakEven | None:
-    """Return the corpus size from which on labels, training and embeddings cost less than a gradient per example.
-
-    The gradient method's own preparation (a warmed-up LM, its projection) is not counted, so the size is an upper
-    bound; neither is the start-up of jobs. None for a study that trains no encoder. Parameters as in `estimate`.
-    """
-    if not plan.study.targets:
-        return None
-    cores = 1 if pilot.on_gpu else concurrency.cores
-    jobs = work(plan, pilot)
-    labels = plan.processes("finetune_shard") * sum(
-        work_seconds(job, pilot) for job in finetuning_work(plan, pilot, "train")
-    )
-    # GPU jobs occupy one GPU for each process.
-    training = plan.processes("train_encoder") if pilot.on_gpu else concurrency.cores
-    setup = (
-        labels + work_seconds(jobs["init_encoder"][0], pilot) + training * work_seconds(jobs["train_encoder"][0], pilot)
-    )
-    pools = [pilot.corpora[one.train] for one in plan.study.evaluations.values()]
-    gradient = pilot.seconds["gradient_token"] * sum(pool.lm_tokens for pool in pools) / len(pools)
-    embedding = cores * pilot.seconds["embedded_token"] * sum(pool.encoder_tokens for pool in pools) / len(pools)
-    examples = crossover(Cost(setup, embedding), Cost(0.0, gradient))
-    return BreakEven(
-        processor="GPU" if pilot.on_gpu else "core",
-        setup_seconds=setup,
-        gradient_seconds=gradient,
-        embedding_seconds=embedding,
-        examples=math.ceil(examples) if math.isfinite(examples) else None,
     )
 
 

@@ -419,7 +419,8 @@ class StageSpecs:
         choice = self.study.curation[curation]
         corpus = self.study.corpora[self.study.evaluations[choice.evaluation].train]
         read_again = {"source", "config_name", "split", "revision", "data_files", "columns", "response_turn"}
-        return {**corpus.model_dump(mode="json", include=read_again), "prefix": choice.prefix, "form": choice.format}
+        origin = corpus.model_dump(mode="json", include=read_again)
+        return {"origin": origin, "prefix": choice.prefix}
 
     def _write_curated(self, curation: str, rows: str, form: str) -> dict[str, Any]:
         return {**self._original_rows(curation), "form": form, "for_review": rows == "review"}

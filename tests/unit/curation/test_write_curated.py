@@ -10,12 +10,13 @@ from decimal import Decimal
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from curated_study import READ_AGAIN, read_corpus, read_lines, write_lines, write_selection
+from curated_study import read_corpus, read_lines, write_lines, write_selection
 
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.parquet import read_metadata, read_table, table_metadata
 from workflow_scripts.curation.drop_rows import drop_rows
 from workflow_scripts.curation.write_curated import write_curated
+from workflow_scripts.study.sections import Corpus
 
 ROWS = [
     {
@@ -38,9 +39,8 @@ def curate(tmp_path, source, chosen, *, form="jsonl", for_review=False, prefix="
         read_corpus(str(source), corpus, **keys)
     selection = write_selection(corpus, tmp_path / "selection.parquet", chosen)
     curated = tmp_path / f"chosen.{form}"
-    again = {**READ_AGAIN, **{name: value for name, value in keys.items() if name in READ_AGAIN}}
     values = {"prefix": prefix, "form": form, "for_review": for_review}
-    write_curated(selection, corpus, None, curated, source=str(source), **again, **values)
+    write_curated(selection, corpus, None, curated, origin=Corpus(source=str(source), **keys), **values)
     return read_lines(curated) if form == "jsonl" else pq.read_table(curated)
 
 
@@ -191,7 +191,7 @@ def test_a_list_for_review_begins_with_the_best_rank_and_says_why(tmp_path):
 def drop(tmp_path, source, reviewed, form="jsonl"):
     kept = tmp_path / f"kept.{form}"
     corpus = tmp_path / "corpus.parquet"
-    drop_rows(corpus, reviewed, None, kept, source=str(source), **READ_AGAIN, prefix="curation_", form=form)
+    drop_rows(corpus, reviewed, None, kept, origin=Corpus(source=str(source)), prefix="curation_", form=form)
     return read_lines(kept) if form == "jsonl" else pq.read_table(kept).to_pylist()
 
 

@@ -9,12 +9,12 @@ import yaml
 
 from workflow_scripts.plan.show_plan import plan_text
 from workflow_scripts.plan.write_plan import write_plan
+from workflow_scripts.study.break_even import break_even
 from workflow_scripts.study.config import load_study
 from workflow_scripts.study.costs import (
     Concurrency,
     CorpusFacts,
     Pilot,
-    break_even,
     counted_alike,
     distinct_examples,
     estimate,
