@@ -59,7 +59,7 @@ def top_scores(embeddings: Path, vectors: np.ndarray, top: int, sign: Sign) -> t
 
 
 @dataclass(frozen=True)
-class GroupScores:
+class ScoresByGroup:
     """Scores of groups of rows for each query.
 
     Parameters
@@ -76,7 +76,7 @@ class GroupScores:
     best_scores: np.ndarray
 
 
-def group_scores(embeddings: Path, vectors: np.ndarray, groups: np.ndarray, number: int, sign: Sign) -> GroupScores:
+def group_scores(embeddings: Path, vectors: np.ndarray, groups: np.ndarray, number: int, sign: Sign) -> ScoresByGroup:
     """Return the scores of groups of rows.
 
     Parameters
@@ -104,4 +104,4 @@ def group_scores(embeddings: Path, vectors: np.ndarray, groups: np.ndarray, numb
             there = np.flatnonzero(place >= 0)
             better = there[values[place[there]] > best[there, query]]
             best[better, query], best_ids[better, query] = values[place[better]], ids[place[better]]
-    return GroupScores(examples, sums / examples[:, None], best_ids, best * direction)
+    return ScoresByGroup(examples, sums / examples[:, None], best_ids, best * direction)
