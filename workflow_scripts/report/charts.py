@@ -56,25 +56,14 @@ class Scatter:
     x_ticks: ticks of its axis.
     y: axis of the LDS.
     points: the methods.
+    front: their convex front, as SVG points.
     """
 
     title: str
     x_ticks: list[Tick]
     y: Axis
     points: list[Point]
-
-    @property
-    def front(self) -> str:
-        """The convex front as SVG points: from the cheapest method on, what no mixture of other methods lies above."""
-        hull: list[tuple[float, float]] = []
-        for x, y in sorted((point.x, point.y) for point in self.points):
-            # y is downwards: a point is on the front if it is above all cheaper ones.
-            if hull and y >= hull[-1][1]:
-                continue
-            while len(hull) > 1 and _is_below(hull[-1], hull[-2], (x, y)):
-                hull.pop()
-            hull.append((x, y))
-        return " ".join(f"{x:g},{y:g}" for x, y in hull)
+    front: str
 
 
 @dataclass(frozen=True)
@@ -246,7 +235,26 @@ def _scatter(title: str, result: EvaluationResult, cost: str) -> Scatter:
         )
         for row in rows
     ]
-    return Scatter(title, ticks, y, points)
+    # A cost of zero is infinitely far to the left on such an axis, so no line leads there.
+    priced = [(point.x, point.y) for point, row in zip(points, rows, strict=True) if getattr(row, cost) > 0]
+    return Scatter(title, ticks, y, points, " ".join(f"{x:g},{y:g}" for x, y in convex_front(priced)))
+
+
+def convex_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return the upper convex hull from the leftmost point to the highest, as they are drawn.
+
+    Parameters
+    ----------
+    points: (x, y) of each, y downwards.
+    """
+    hull: list[tuple[float, float]] = []
+    for x, y in sorted(points):
+        if hull and y >= hull[-1][1]:
+            continue
+        while len(hull) > 1 and _is_below(hull[-1], hull[-2], (x, y)):
+            hull.pop()
+        hull.append((x, y))
+    return hull
 
 
 def _is_below(point: tuple[float, float], left: tuple[float, float], right: tuple[float, float]) -> bool:

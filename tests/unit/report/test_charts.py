@@ -1,15 +1,13 @@
-"""The front of a scatter plot: what no mixture of other methods lies above."""
+"""The convex front of a scatter plot, from the leftmost point to the highest."""
 
 import numpy as np
 import pytest
 
-from workflow_scripts.report.charts import Axis, Point, Scatter
+from workflow_scripts.report.charts import convex_front
 
 
 def _front(*points):
-    drawn = [Point(x, 100 - lds, 0, 0, "", False) for x, lds in points]
-    pairs = (pair.split(",") for pair in Scatter("Bytes", [], Axis(0, 1, []), drawn).front.split())
-    return [(float(x), 100 - float(y)) for x, y in pairs]
+    return [(x, 100 - y) for x, y in convex_front([(x, 100 - lds) for x, lds in points])]
 
 
 def test_methods_below_the_line_between_two_others_are_left_out():
