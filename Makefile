@@ -41,9 +41,9 @@ verify: $(VENV)/.installed
 smoke:
 	@$(MAKE) --no-print-directory run CONFIG=configs/smoke.yaml
 
-# A file's tests share what they make, so each file stays with one worker.
+# A file's tests share what they make, so each file stays with one worker; the longest files come first.
 test: lint
-	$(BIN)/pytest -m "not slow" -n auto --maxprocesses 4 --dist loadfile tests/unit tests/models tests/workflow
+	$(BIN)/pytest -m "not slow" -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder tests/workflow tests/unit tests/models
 	$(BIN)/pytest -m "not slow" tests/faults
 
 # Every method through Snakemake, from the warm-up to the scores of the smoke study.
