@@ -66,7 +66,7 @@ onstart:
 
 wildcard_constraints:
     corpus="|".join(study.corpora),
-    pool="|".join(dict.fromkeys([*plan_of_study.pools, *study.evaluations])),
+    pool="|".join(plan_of_study.drawn_pools),
     evaluation="|".join(study.evaluations),
     encoder="(trained|untrained)(" + "|".join(plan_of_study.variants) + ")",
     variant="(" + "|".join(plan_of_study.variants) + ")",

@@ -27,6 +27,8 @@ if study.targets:
             untrained=untrained_encoder,
             subsets=f"{RESULTS}/subsets/train.parquet",
             targets=f"{RESULTS}/targets/train.parquet",
+            surrogate_subsets=predicted("subsets"),
+            surrogate_targets=predicted("targets"),
         output:
             encoder=directory(f"{RESULTS}/encoder{{variant}}"),
             log=f"{RESULTS}/encoder{{variant}}.log.parquet",

@@ -125,15 +125,15 @@ def chosen_pooling(wildcards):
 
 
 def target_embeddings(for_tests):
+    return lambda wildcards: target_embeddings_of(wildcards.method, for_tests)
+
+
+def target_embeddings_of(method, for_tests):
     """Embeddings of the corpus of the targets, of all parts; none for a method that doesn't embed."""
-
-    def files(wildcards):
-        embedding = plan_of_study.embedding_of(wildcards.method, for_tests)
-        corpus = study.targets.corpus
-        parts = plan_of_study.parts_of(corpus) if embedding else []
-        return [f"{RESULTS}/embeddings/{embedding}/{corpus}{part}.parquet" for part in parts]
-
-    return files
+    embedding = plan_of_study.embedding_of(method, for_tests)
+    corpus = study.targets.corpus
+    parts = plan_of_study.parts_of(corpus) if embedding else []
+    return [f"{RESULTS}/embeddings/{embedding}/{corpus}{part}.parquet" for part in parts]
 
 
 def inputs_of_unstored(wildcards):
@@ -147,10 +147,40 @@ def inputs_of_unstored(wildcards):
 
 def inputs_of_unstored_targets(wildcards):
     """The same for the corpus of the targets."""
-    if not plan_of_study.method(wildcards.method).is_unstored:
+    return unstored_targets_of(wildcards.method)
+
+
+def unstored_targets_of(method):
+    if not plan_of_study.method(method).is_unstored:
         return {}
-    tokens = {"tokens": f"{RESULTS}/tokens/{study.targets.corpus}.parquet"}
-    return tokens | model_of_unstored(wildcards.method)
+    return {"tokens": f"{RESULTS}/tokens/{study.targets.corpus}.parquet"} | model_of_unstored(method)
+
+
+def inputs_of_surrogate():
+    """What predicts the targets of further folds, and the subsets that it predicts them for."""
+    method = plan_of_study.surrogate.method
+    return unstored_targets_of(method) | {
+        "corpus": f"{RESULTS}/corpora/{study.targets.corpus}.parquet",
+        "subsets": f"{RESULTS}/subsets/surrogate.parquet",
+        "validation": f"{RESULTS}/subsets/surrogate.validation.parquet",
+        "train_embeddings": target_embeddings_of(method, for_tests=False),
+        "test_embeddings": target_embeddings_of(method, for_tests=True),
+        "chosen": first_pooling_of(method),
+    }
+
+
+def first_pooling_of(method):
+    """How held-back folds choose a method's first pooling; nothing where they don't."""
+    return f"{RESULTS}/poolings/{method}.parquet" if plan_of_study.poolings_of(method)[0] == "chosen" else []
+
+
+def predicted(folder):
+    """Subsets or targets of the surrogate, for an encoder that learns from it."""
+
+    def file(wildcards):
+        return f"{RESULTS}/{folder}/surrogate.parquet" if plan_of_study.learns_from_surrogate(wildcards.variant) else []
+
+    return file
 
 
 def model_of_unstored(method):

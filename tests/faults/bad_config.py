@@ -66,6 +66,11 @@ def two_subsets_choose() -> None:
     load_study(values, origin="configs/mine.yaml")
 
 
+def surrogate_without_share() -> None:
+    surrogate = {"method": "bm25", "folds": 2, "subsets_per_fold": 8}
+    load_study(with_value("targets.surrogate", surrogate), origin="configs/mine.yaml")
+
+
 # Of sections by name, the one of the smoke study that stands for all.
 NAMED = {"corpora": "train", "evaluations": "heldout", "curation": "helpful"}
 
@@ -147,6 +152,8 @@ CONFIG = section_of(
         "an unknown method": config_with("scoring.methods", ["airrep", "magic"]),
         "no method": config_with("scoring.methods", []),
         "a pooling that is chosen on folds that aren't there": chosen_without_targets,
+        "predicted labels that no encoder learns from": surrogate_without_share,
+        "learning from labels that nothing predicts": config_with("encoder_training.surrogate_share", 0.5),
         "a selection by an evaluation that isn't there": config_with("curation.helpful.evaluation", "other"),
         "a selection by a method that doesn't score": config_with("curation.helpful.method", "logra"),
         "a mean over gradients that aren't stored": curated_by_gradients,

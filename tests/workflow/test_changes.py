@@ -66,6 +66,13 @@ CHANGES = {
         {"scoring__poolings": {"tfidf": ["mean", "chosen"]}},
         {"choose_pooling": 1, "score_pairs": 1, "evaluate_lds": 1},
     ),
+    "labels that a method predicts": (
+        {
+            "targets__surrogate": {"method": "bm25", "folds": 3, "subsets_per_fold": 8},
+            "encoder_training__surrogate_share": 0.5,
+        },
+        {"sample_subsets": 1, "predict_targets": 1, **BELOW_TARGETS},
+    ),
     "embedding precision": (
         {"scoring__embedding_precision": "float32"},
         {"embed_corpus": 4, "score_pairs": 3, "evaluate_lds": 1},

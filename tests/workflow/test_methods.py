@@ -17,6 +17,10 @@ CHANGES = {
     "scoring__poolings": {name: ["mean", "chosen"] for name in CHOSEN},
     "warmup": {"examples": 64, "epochs": 1, "measured_examples": 32},
 }
+PREDICTED = {
+    "targets__surrogate": {"method": "ekfac", "folds": 2, "subsets_per_fold": 12},
+    "encoder_variants": {"predicted": {"encoder_training": {"surrogate_share": 1.0}}},
+}
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +63,21 @@ def test_gradients_that_are_not_stored_are_scored_in_parts_too(judged, tmp_path)
         for method in ("ekfac", "ekfac_16384")
     ]
     assert sizes[0] > sizes[1] > 0
+
+
+@pytest.mark.parametrize("teacher", ["ekfac", "ekfac_2048", "bm25"])
+def test_an_encoder_learns_from_what_a_method_predicts(judged, tmp_path, teacher):
+    """One whose pooling is chosen and whose gradients aren't stored, one that is stored, one that reads texts."""
+    workspace = judged.copy(tmp_path / "copy")
+    changes = {**CHANGES, **PREDICTED, "targets__surrogate": {**PREDICTED["targets__surrogate"], "method": teacher}}
+    changes["scoring__methods"] = ["airrep", "airrep@predicted", "untrained", teacher]
+    changes["scoring__poolings"] = {"ekfac": ["chosen"]} if teacher == "ekfac" else {}
+    done = workspace.smoke("lds", **changes)
+    assert done.returncode == 0, done.stdout
+    targets = pq.read_table(workspace.results / "targets" / "surrogate.parquet")
+    assert targets.num_rows == 2 * 12 * 10
+    rows = {row["method"]: row for row in read_table(workspace.results / "evaluation" / "lds.parquet").to_pylist()}
+    assert rows["airrep@predicted"]["lds"] != rows["airrep"]["lds"]
 
 
 def test_the_size_of_projected_gradients(judged):

@@ -44,6 +44,8 @@ _MEMORY_KEYS = {
     "score_part_by_lm": "finetuning.step_tokens",
     "score_base_by_lm": "finetuning.step_tokens",
     "choose_pooling_by_lm": "finetuning.step_tokens",
+    "predict_targets": "scoring.tile_examples",
+    "predict_targets_by_lm": "finetuning.step_tokens",
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -46,15 +46,32 @@ def read_embeddings(paths: Sequence[Path], example_ids: np.ndarray) -> np.ndarra
     ------
     StudyError: a file is damaged, its ids don't ascend, or an example is in no file.
     """
+    return take_embeddings((tile for path in paths for tile in embedding_tiles(path, 8192)), example_ids, paths[0])
+
+
+def take_embeddings(
+    tiles: Iterable[tuple[np.ndarray, torch.Tensor]], example_ids: np.ndarray, path: Path
+) -> np.ndarray:
+    """Return the embeddings of some examples, float32 [examples, dimension], in the order given.
+
+    Parameters
+    ----------
+    tiles: see `embedding_tiles`.
+    example_ids: int [examples].
+    path: file that the tiles are from, for the message.
+
+    Raises
+    ------
+    StudyError: an example is in no tile.
+    """
     place = {int(example_id): row for row, example_id in enumerate(example_ids)}
     found: dict[int, np.ndarray] = {}
-    for path in paths:
-        for ids, embeddings in embedding_tiles(path, 8192):
-            for row in np.flatnonzero(np.isin(ids, example_ids)):
-                found[place[int(ids[row])]] = embeddings[row].float().numpy()
+    for ids, embeddings in tiles:
+        for row in np.flatnonzero(np.isin(ids, example_ids)):
+            found[place[int(ids[row])]] = embeddings[row].float().numpy()
     if missing := [int(example_id) for example_id in example_ids if place[int(example_id)] not in found]:
         raise StudyError(
-            f"{paths[0]} lacks {len(missing):,} of the test examples, e.g. example_id {missing[0]}: it was made from "
+            f"{path} lacks {len(missing):,} of the test examples, e.g. example_id {missing[0]}: it was made from "
             "another corpus. Delete the file and run again."
         )
     return np.stack([found[row] for row in range(len(example_ids))])

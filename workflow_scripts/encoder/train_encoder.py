@@ -1,7 +1,8 @@
 """Train the encoder to rank a fold's subsets by their measured effect (paper, section 3.3)."""
 
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,8 @@ def train_encoder(
     encoder: Path,
     log: Path,
     *,
+    surrogate_subsets: Path | None = None,
+    surrogate_targets: Path | None = None,
     training: EncoderTraining,
     prompt_words: int,
     max_tokens: int,
@@ -51,7 +54,8 @@ def train_encoder(
 ) -> None:
     """Train the encoder and write the checkpoint with the best validation LDS.
 
-    The last `training.validation_folds` folds are held out for validation. After each validation the whole state is
+    The last `training.validation_folds` folds are held out for validation; they are always measured ones. Of the steps,
+    `training.surrogate_share` learn from predicted targets, evenly spread. After each validation the whole state is
     saved beside `encoder`; an interrupted run resumes from there to the same numbers.
 
     In several processes (`core.distributed`), each encodes its share of every step and of every validation; they hold
@@ -67,6 +71,8 @@ def train_encoder(
     encoder: folder to write.
     log: Parquet file to write, one row per step: the loss, the validation LDS if there was a validation, and the
         seconds since the start; step 0 is the validation before training.
+    surrogate_subsets: file that `sample_subsets` wrote for the surrogate's folds; None if no step is on them.
+    surrogate_targets: file that `predict_targets` wrote; likewise.
     training: the section `encoder_training` of the config.
     prompt_words: number of words of a prompt that are read.
     max_tokens: longest text in tokens.
@@ -79,7 +85,7 @@ def train_encoder(
     key = spec_hash(
         {
             "version": STAGE_VERSIONS["train_encoder"],
-            "data": file_hash(corpus, subsets, targets),
+            "data": file_hash(corpus, subsets, targets, *filter(None, [surrogate_subsets, surrogate_targets])),
             "start": folder_hash(untrained),
             "training": training.spec(),
             "text": [prompt_words, max_tokens],
@@ -93,9 +99,13 @@ def train_encoder(
     objective = Objective(
         training.pooling, training.min_label_gap, training.max_pair_weight, training.learned_scale
     ).to(model.device)
-    folds = read_folds(subsets, targets, training.label_spread, training.label_clip)
-    trained_on, held_out = folds[: -training.validation_folds], folds[-training.validation_folds :]
-    tokens = tokenize(model, corpus, folds, prompt_words, training.truncation)
+    labels = (training.label_spread, training.label_clip)
+    folds = read_folds(subsets, targets, *labels)
+    measured, held_out = folds[: -training.validation_folds], folds[-training.validation_folds :]
+    predicted = []
+    if training.surrogate_share and surrogate_subsets and surrogate_targets:
+        predicted = read_folds(surrogate_subsets, surrogate_targets, *labels)
+    tokens = tokenize(model, corpus, [*folds, *predicted], prompt_words, training.truncation)
     passes = (training.chunk_tokens, training.precision)
 
     parameters = [p for p in (*model.parameters(), *objective.parameters()) if p.requires_grad]
@@ -111,11 +121,11 @@ def train_encoder(
 
     if not state.log:
         if training.learned_scale:
-            _start_scales(model, objective, tokens, trained_on[0], *passes)
+            _start_scales(model, objective, tokens, (measured or predicted)[0], *passes)
         state.record(0, None, validate(), time.monotonic() - started)
         say(f"train_encoder: validation LDS {state.best_score:.3f} before training")
     for step in range(state.steps_done + 1, training.steps + 1):
-        fold = trained_on[_fold_of_step(step, len(trained_on), seed)]
+        fold = _fold_of_step(step, measured, predicted, training.surrogate_share, seed)
         draw = draw_step(fold, training.subsets_per_step, training.examples_per_step, seed, "step", step)
         for group in optimizer.param_groups:
             group["lr"] = training.learning_rate * min(step / max(training.warmup_steps, 1), 1.0)
@@ -147,10 +157,22 @@ def _publish(state: TrainingState, encoder: Path, log: Path) -> None:
     state.clear()
 
 
-def _fold_of_step(step: int, folds: int, seed: int) -> int:
-    """Return the fold of a step (from 1): every round visits each fold once, in an order drawn for the round."""
-    round_, place = divmod(step - 1, folds)
-    return int(generator(seed, "fold order", round_).permutation(folds)[place])
+def _fold_of_step(
+    step: int, measured: Sequence[FoldTargets], predicted: Sequence[FoldTargets], share: float, seed: int
+) -> FoldTargets:
+    """Return the fold of a step (from 1); of all steps so far, `share` are on predicted targets, rounded down.
+
+    Of each kind, every round visits each fold once, in an order drawn for the round.
+    """
+    predictions = math.floor(step * share)
+    if predictions > math.floor((step - 1) * share):
+        return predicted[_place_in_rounds(predictions, len(predicted), seed, "surrogate fold order")]
+    return measured[_place_in_rounds(step - predictions, len(measured), seed, "fold order")]
+
+
+def _place_in_rounds(number: int, folds: int, *seed: int | str) -> int:
+    round_, place = divmod(number - 1, folds)
+    return int(generator(*seed, round_).permutation(folds)[place])
 
 
 def tokenize(

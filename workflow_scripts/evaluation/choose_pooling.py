@@ -11,10 +11,9 @@ from workflow_scripts.core.progress import Progress, say
 from workflow_scripts.core.stage import run_stage
 from workflow_scripts.core.timing import start_work
 from workflow_scripts.evaluation.lds import UndefinedLdsError, linear_datamodeling_score
-from workflow_scripts.methods.loading import load_text_method
 from workflow_scripts.scoring.chosen_pooling import write_chosen_pooling
+from workflow_scripts.scoring.fold_scores import ScoreFold, load_fold_scorer
 from workflow_scripts.scoring.group_scores import ChosenPooling
-from workflow_scripts.scoring.sources import Source, load_embedding_libraries, open_embeddings, open_texts
 from workflow_scripts.study.choices import SMALLEST_NUMBER_OF_SUBSETS
 from workflow_scripts.targets.tables import FoldTargets, read_folds
 
@@ -69,29 +68,24 @@ def choose_pooling(
     StudyError: a file can't be read, or the files don't belong together.
     """
     held_back = read_folds(subsets, targets)[-folds:]
-    if unstored:
-        # See `load_embedding_libraries`.
-        from workflow_scripts.scoring.unstored import load_unstored, open_unstored
-
-        most_tests = max(len(fold.tests) for fold in held_back)
-        embedder = load_unstored(
-            unstored, language_model=language_model, fitted=fitted, tests=most_tests, method=method
-        )
-    elif train_embeddings:
-        load_embedding_libraries()
-    else:
-        open_scorer = load_text_method(method)
+    score_fold = load_fold_scorer(
+        method,
+        corpus,
+        train_embeddings,
+        test_embeddings,
+        tokens=tokens,
+        language_model=language_model,
+        fitted=fitted,
+        unstored=unstored,
+        most_tests=max(len(fold.tests) for fold in held_back),
+        seed=seed,
+        tile_examples=tile_examples,
+    )
     start_work()
     progress = Progress(f"choose_pooling {method}", len(held_back), "folds")
     found = []
     for fold in held_back:
-        if tokens:
-            sources = [open_unstored(embedder, tokens, tokens, fold.tests, only=np.unique(fold.members))]
-        elif train_embeddings:
-            sources = [open_embeddings(path, test_embeddings, fold.tests, tile_examples) for path in train_embeddings]
-        else:
-            sources = [open_texts(open_scorer, corpus, corpus, fold.tests, seed, tile_examples)]
-        found.append(_member_scores(sources, fold))
+        found.append(_member_scores(score_fold, fold))
         progress.advance()
     spread = float(np.sqrt(np.mean([scores.var() for scores in found])))
     candidates = [ChosenPooling("mean")]
@@ -103,14 +97,13 @@ def choose_pooling(
     write_chosen_pooling(pooling, candidates, lds, chosen)
 
 
-def _member_scores(sources: Sequence[Source], fold: FoldTargets) -> np.ndarray:
+def _member_scores(score_fold: ScoreFold, fold: FoldTargets) -> np.ndarray:
     """Return the scores of the members of a fold's subsets for its tests, float32 [subsets, size, tests]."""
     members, places = np.unique(fold.members, return_inverse=True)
     scores = np.full((len(members), len(fold.tests)), np.nan, np.float32)
-    for source in sources:
-        for example_ids, tile in source.tiles:
-            _, rows, found = np.intersect1d(example_ids, members, assume_unique=True, return_indices=True)
-            scores[found] = source.score(tile, slice(0, len(fold.tests)))[rows]
+    for example_ids, of_tile in score_fold(fold.tests, members):
+        _, rows, found = np.intersect1d(example_ids, members, assume_unique=True, return_indices=True)
+        scores[found] = of_tile[rows]
     if missing := int(np.isnan(scores).any(axis=1).sum()):
         raise StudyError(
             f"{missing:,} of {len(members):,} members of a held-back fold have no score: the subsets were drawn from "

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from workflow_scripts.core.model_contents import local_models, read_record
-from workflow_scripts.study.plan import EXPERIMENT_TABLES, StudyPlan
+from workflow_scripts.study.plan import EXPERIMENT_TABLES, SURROGATE_POOL, StudyPlan
 from workflow_scripts.study.specs import StageSpecs
 
 # Where Snakemake keeps what each file was made with, and which files a killed run left, which it makes again.
@@ -135,14 +135,14 @@ class _StudyArtifacts:
         own = self.plan.tokenized_corpora()
         read = {("", corpus) for corpus in own}
         drawn = {self.plan.experiment(name).evaluation for name in DRAWN if self.plan.experiment(name)}
-        for pool in {*self.plan.pools, *self.study.evaluations}:
+        for pool in self.plan.drawn_pools:
             lm = self.plan.language_model_of(pool)
             corpora = set(self.plan.corpora_of(pool))
             read |= {(lm, corpus) for corpus in (corpora if pool in {*self.plan.pools, *drawn} else corpora & set(own))}
         return read
 
     def _runs(self) -> Iterator[_Job]:
-        for pool in dict.fromkeys([*self.plan.pools, *self.study.evaluations]):
+        for pool in self.plan.drawn_pools:
             yield f"subsets/{pool}.parquet", "sample_subsets", {"pool": pool}
         for pool in self.plan.pools:
             for block in self.plan.blocks(pool):
@@ -172,6 +172,8 @@ class _StudyArtifacts:
     def _encoders(self) -> Iterator[_Job]:
         for variant in self._initialized():
             yield f"encoder_untrained{variant}", "init_encoder", {"variant": variant}
+        if self.plan.surrogate:
+            yield f"targets/{SURROGATE_POOL}.parquet", "predict_targets", {}
         for variant in self._trained():
             yield f"encoder{variant}.log.parquet", "train_encoder", {"variant": variant}
         if not self.study.targets:
@@ -203,7 +205,7 @@ class _StudyArtifacts:
         }
         found |= {
             (embedding, self.plan.targets.corpus, self.plan.method(method).own is not None)
-            for method in self.plan.methods_with_chosen_pooling()
+            for method in self.plan.methods_that_score_targets()
             for for_tests in (False, True)
             if (embedding := self.plan.embedding_of(method, for_tests))
         }

@@ -129,9 +129,47 @@ class Study(Section):
         if not self.targets:
             return self
         for variant in [None, *self.encoder_variants]:
-            if self.encoder_of(variant)[1].validation_folds >= self.targets.folds:
-                key = f"encoder_variants.{variant}.encoder_training" if variant else "encoder_training"
+            training = self.encoder_of(variant)[1]
+            key = f"encoder_variants.{variant}.encoder_training" if variant else "encoder_training"
+            if training.surrogate_share == 1 and training.validation_folds > self.targets.folds:
+                raise ValueError(f"{key}.validation_folds can't exceed targets.folds")
+            if training.surrogate_share < 1 and training.validation_folds >= self.targets.folds:
                 raise ValueError(f"{key}.validation_folds must be less than targets.folds")
+        return self
+
+    @model_validator(mode="after")
+    def _surrogate_fits(self) -> Study:
+        surrogate = self.targets.surrogate if self.targets else None
+        shares = {
+            f"encoder_variants.{name}.encoder_training" if name else "encoder_training": training.surrogate_share
+            for name in [None, *self.encoder_variants]
+            for training in [self.encoder_of(name)[1]]
+        }
+        if surrogate is None:
+            if used := [key for key, share in shares.items() if share > 0]:
+                raise ValueError(
+                    f"{used[0]}.surrogate_share: nothing predicts labels; add targets.surrogate, or write 0"
+                )
+            return self
+        if not any(shares.values()):
+            raise ValueError(
+                "targets.surrogate: no encoder learns from it; set encoder_training.surrogate_share, e.g. to 0.5"
+            )
+        if surrogate.method not in self.scoring.methods:
+            raise ValueError(
+                f"targets.surrogate.method: {surrogate.method!r} is not in scoring.methods; write one of "
+                f"{', '.join(self.scoring.methods)}, or add it there"
+            )
+        known = METHODS.get(surrogate.method)
+        if known and known.encoder == "trained":
+            raise ValueError(
+                f"targets.surrogate.method: {surrogate.method} reads the encoder that is to be trained; write a method "
+                "that doesn't, e.g. ekfac_16384"
+            )
+        if "surrogate" in self.evaluations:
+            raise ValueError(
+                "evaluations.surrogate: 'surrogate' names the folds of targets.surrogate; choose another name"
+            )
         return self
 
     @model_validator(mode="after")

@@ -221,7 +221,7 @@ def work(plan: StudyPlan, pilot: Pilot) -> dict[str, list[Work]]:
         "resolve_config": [model],
         "pretrain_base_lm": [_pretraining_work(plan)] if plan.has_builtin_lm else [],
         "tokenize_corpus": [{**model, "tokenized_row": pilot.corpora[name].rows} for name in plan.tokenized_corpora()],
-        "sample_subsets": [start] * len({*plan.pools, *study.evaluations}),
+        "sample_subsets": [start] * len(plan.drawn_pools),
         "finetune_shard": [job for pool in plan.pools for job in finetuning_work(plan, pilot, pool)],
         "collect_targets": [start] * len(plan.pools),
         **_encoder_work(plan, pilot, sum(tests.values())),

@@ -15,10 +15,12 @@ from typing import Any
 
 from workflow_scripts.study.config import Study
 from workflow_scripts.study.methods import METHODS, EmbeddingSpec, Method, find_method, sentence_encoder_method
-from workflow_scripts.study.sections import Encoder, EncoderTraining, LanguageModel, Targets
+from workflow_scripts.study.sections import Encoder, EncoderTraining, LanguageModel, Surrogate, Targets
 from workflow_scripts.study.sources import HubDataset, hub_dataset, is_hub_id, local_files, snapshot_name
 
 TRAIN_POOL = "train"
+# Folds whose targets a method predicts.
+SURROGATE_POOL = "surrogate"
 # Suffix of the folder of a method's embeddings of tests, where they are computed differently.
 OF_TESTS = "-tests"
 # Table of each experiment, under evaluation/.
@@ -69,6 +71,7 @@ class StudyPlan:
     ----------
     lds_evaluations: evaluations whose subsets are fine-tuned.
     pools: all pools that LMs are fine-tuned on.
+    drawn_pools: these, and all others that subsets or tests are drawn for.
     variants: all variants, the study's own encoder first.
     language_models: all LMs, the study's own first.
     has_builtin_lm: whether the study uses an LM of its own that the workflow pretrains.
@@ -79,6 +82,8 @@ class StudyPlan:
         self.study = study
         self.lds_evaluations = [name for name, evaluation in study.evaluations.items() if evaluation.subsets]
         self.pools = [TRAIN_POOL, *self.lds_evaluations] if study.targets else self.lds_evaluations
+        predicted = [SURROGATE_POOL] if study.targets and study.targets.surrogate else []
+        self.drawn_pools = list(dict.fromkeys([*self.pools, *predicted, *study.evaluations]))
         self.variants = ["", *(f"@{name}" for name in study.encoder_variants)]
         self.language_models = ["", *(f"@{name}" for name in study.language_models)]
         self.has_builtin_lm = study.uses_lm and self.is_builtin("")
@@ -90,9 +95,22 @@ class StudyPlan:
         assert self.study.targets is not None, "nothing is trained without targets"
         return self.study.targets
 
+    @property
+    def surrogate(self) -> Surrogate | None:
+        """What predicts the targets of further folds; None if nothing does."""
+        return self.study.targets.surrogate if self.study.targets else None
+
+    def learns_from_surrogate(self, variant: str) -> bool:
+        """Return whether an encoder variant is trained on predicted targets, too."""
+        return self.encoder_training(variant).surrogate_share > 0
+
+    def draws_from_targets(self, pool: str) -> bool:
+        """Return whether a pool's folds are the encoder's, measured or predicted."""
+        return pool == TRAIN_POOL or (pool == SURROGATE_POOL and self.surrogate is not None)
+
     def corpora_of(self, pool: str) -> tuple[str, str]:
         """Return the two corpora that a pool's subsets and its evaluated examples are drawn from."""
-        if pool == TRAIN_POOL:
+        if self.draws_from_targets(pool):
             return self.targets.corpus, self.targets.corpus
         evaluation = self.study.evaluations[pool]
         return evaluation.train, evaluation.test
@@ -111,7 +129,7 @@ class StudyPlan:
 
     def language_model_of(self, pool: str) -> str:
         """Return the LM that is fine-tuned on a pool's subsets: "" or `@<name>`."""
-        name = None if pool == TRAIN_POOL else self.study.evaluations[pool].language_model
+        name = None if self.draws_from_targets(pool) else self.study.evaluations[pool].language_model
         return f"@{name}" if name else ""
 
     def language_model(self, lm: str) -> LanguageModel:
@@ -194,6 +212,8 @@ class StudyPlan:
 
     def runs(self, pool: str) -> tuple[int, int, int]:
         """Return (folds, subsets per fold, seeds) of a pool; their product is its number of fine-tuning runs."""
+        if pool == SURROGATE_POOL and self.surrogate:
+            return self.surrogate.folds, self.surrogate.subsets_per_fold, 1
         if pool == TRAIN_POOL:
             return self.targets.folds, self.targets.subsets_per_fold, self.targets.seeds
         evaluation = self.study.evaluations[pool]
@@ -201,7 +221,7 @@ class StudyPlan:
 
     def measured_examples(self, pool: str) -> int | None:
         """Return how many examples each subset of a pool is evaluated on; None for the whole test corpus."""
-        if pool == TRAIN_POOL:
+        if self.draws_from_targets(pool):
             return self.targets.evaluated_examples
         return self.study.evaluations[pool].tests
 
@@ -235,6 +255,11 @@ class StudyPlan:
         """Return the methods whose pooling is chosen on held-back folds; `stored` as in `methods_scored`."""
         methods = [method for method in self.study.scoring.methods if self.has_chosen_pooling(method)]
         return [name for name in methods if stored is None or self.method(name).is_unstored != stored]
+
+    def methods_that_score_targets(self) -> list[str]:
+        """Return the methods that score the corpus of the targets: to choose a pooling, or to predict targets."""
+        predicting = [self.surrogate.method] if self.surrogate else []
+        return list(dict.fromkeys([*self.methods_with_chosen_pooling(), *predicting]))
 
     def embedding_of(self, method: str, for_tests: bool = False) -> str | None:
         """Return the embeddings that a method reads, of tests or of training examples; None if it reads none."""
@@ -410,4 +435,15 @@ class StudyPlan:
         if kind == "untrained":
             return [start, *choice]
         targets = [f"{stage}/{TRAIN_POOL}.tsv" for stage in ("sample_subsets", "collect_targets")]
+        targets += self._surrogate_jobs() if self.learns_from_surrogate(at + name) else []
         return [*targets, f"finetune_shard/{TRAIN_POOL}/*.tsv", start, f"train_encoder/study{at}{name}.tsv", *choice]
+
+    def _surrogate_jobs(self) -> list[str]:
+        """Return globs of the benchmark files of the jobs that predicted targets need."""
+        assert self.surrogate is not None, "config checks it"
+        method, corpus = self.surrogate.method, self.targets.corpus
+        embedding = self.embedding_of(method)
+        stage = "embed_by_method" if self.method(method).own else "embed_corpus"
+        embedded = [f"{stage}/{embedding}/{corpus}*.tsv"] if embedding else []
+        stages = [f"sample_subsets/{SURROGATE_POOL}.tsv", "predict_targets/study.tsv"]
+        return [*self.fixed_costs(method), *embedded, *stages]

@@ -19,7 +19,7 @@ from workflow_scripts.study.stage_versions import STAGE_VERSIONS
 RUNTIME_MARGIN = 2.0
 SHORTEST_RUNTIME_MINUTES = 15
 # They get no GPU by default, because it rarely pays off, but `--set-resources score_part:gpu=1` gives them one.
-GPU_ON_REQUEST = ("score_pairs", "score_part", "choose_pooling")
+GPU_ON_REQUEST = ("score_pairs", "score_part", "choose_pooling", "predict_targets")
 
 
 class JobResources:
@@ -51,6 +51,9 @@ class JobResources:
             "train_encoder": 16000 * encoder,
             "embed_corpus": 4000 * encoder,
             "collect_targets": 8000,
+            # Embeddings of a whole corpus, e.g. 100,000 of 16,384 numbers.
+            "choose_pooling": 8000,
+            "predict_targets": 8000,
         }.get(stage, 4000)
 
     def gpus(self, stage: str) -> int:

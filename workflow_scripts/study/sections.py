@@ -211,8 +211,21 @@ class Finetuning(Section):
         return self
 
 
+class Surrogate(Section):
+    """More folds, whose labels a method predicts instead of measuring them by fine-tuning."""
+
+    method: Name = Field(
+        description="One of `scoring.methods` that reads no trained encoder. A label is its group score of a subset by "
+        "the first of its `scoring.poolings`, standardised."
+    )
+    folds: Positive = Field(description="Folds, of the same sizes as the measured ones.")
+    subsets_per_fold: Positive = Field(description="Subsets of a fold; they cost next to nothing.")
+
+
 class Targets(Section):
     """Folds, subsets and validation sets that the encoder is trained on (paper, section 3.1)."""
+
+    NOT_IN_SPEC_AT_DEFAULT = frozenset({"surrogate"})
 
     corpus: Name = Field("train", description="Corpus that folds are drawn from.")
     folds: Positive = Field(description="Cross-validation instances.")
@@ -224,6 +237,11 @@ class Targets(Section):
     seeds: Positive = Field(1, description="Fine-tuning runs per subset; labels use their mean loss.")
     folds_per_job: Positive = Field(1, description="A job covers a block of folds x subsets: its folds.")
     subsets_per_job: Positive = Field(100, description="A job covers a block of folds x subsets: its subsets.")
+    surrogate: Surrogate | None = Field(
+        None,
+        description="More folds, whose labels a method predicts; `encoder_training.surrogate_share` says how much the "
+        "encoder learns from them. The folds that choose its best checkpoint are always measured.",
+    )
 
     @model_validator(mode="after")
     def _sizes_agree(self) -> Targets:
@@ -289,7 +307,7 @@ class EncoderTraining(Section):
     """How the encoder learns to rank subsets (paper, sections 3.3 and 4.1)."""
 
     NOT_IN_SPEC = frozenset({"processes"})
-    NOT_IN_SPEC_AT_DEFAULT = frozenset({"compile"})
+    NOT_IN_SPEC_AT_DEFAULT = frozenset({"compile", "surrogate_share"})
 
     pooling: Literal["attention", "mean"] = Field("attention", description="How scores of a group are pooled.")
     steps: Positive = Field(2000, description="Optimiser steps.")
@@ -315,6 +333,11 @@ class EncoderTraining(Section):
         False,
         description="Learn the scale of the scores, which is the pooling's temperature; it is folded into the "
         "projection when the encoder is saved.",
+    )
+    surrogate_share: Share = Field(
+        0.0,
+        description="Share of the steps that learn from the labels of `targets.surrogate`, instead of those that were "
+        "measured by fine-tuning.",
     )
     validation_folds: Positive = Field(2, description="Folds held out to choose the best checkpoint.")
     validate_every: Positive = Field(100, description="Steps between two validations and checkpoints.")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from workflow_scripts.study.plan import OF_TESTS, TRAIN_POOL, StudyPlan
+from workflow_scripts.study.plan import OF_TESTS, StudyPlan
 from workflow_scripts.study.sections import Evaluation
 from workflow_scripts.study.stage_versions import STAGE_VERSIONS
 
@@ -26,6 +26,7 @@ COMPUTED_ON_GPUS = (
     "score_pairs",
     "score_part",
     "choose_pooling",
+    "predict_targets",
     "run_pilot",
 )
 
@@ -67,7 +68,8 @@ class StageSpecs:
         return self.spec("score_pairs", {name: wildcards[name] for name in ("method", "evaluation")})
 
     def _sampling(self, pool: str) -> dict[str, Any]:
-        sizes: Any = self.study.targets if pool == TRAIN_POOL else self.study.evaluations[pool]
+        from_targets = self.plan.draws_from_targets(pool)
+        sizes: Any = self.study.targets if from_targets else self.study.evaluations[pool]
         one_evaluation = isinstance(sizes, Evaluation)
         return {
             "seed": self.study.seed,
@@ -94,6 +96,8 @@ class StageSpecs:
         off: dict[str, Any] = {key: True for key in ("deterministic", "curation") if not getattr(self.study, key)}
         if self.study.experiments.curated_data is None:
             off["experiments"] = {"curated_data"}
+        if self.plan.surrogate is None:
+            off |= {"targets": {"surrogate"}, "encoder_training": {"surrogate_share"}}
         return self.study.model_dump(mode="json", exclude=off)
 
     def _prepare_corpus(self, corpus: str) -> dict[str, Any]:
@@ -142,6 +146,17 @@ class StageSpecs:
             "subsets_per_fold": subsets,
             "seeds": seeds,
             "max_diverged_share": self.study.finetuning.max_diverged_share,
+        }
+
+    def _predict_targets(self) -> dict[str, Any]:
+        assert self.plan.surrogate is not None, "nothing else has this job"
+        method = self.plan.surrogate.method
+        return {
+            "method": method,
+            "pooling": self.plan.poolings_of(method)[0],
+            "seed": self.study.seed,
+            "tile_examples": self.study.scoring.tile_examples,
+            **self._unstored(method),
         }
 
     def _init_encoder(self, variant: str = "") -> dict[str, Any]:

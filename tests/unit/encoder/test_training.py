@@ -6,6 +6,7 @@ import torch
 from tiny_study import TRAINING, training_values
 
 from workflow_scripts.core.parquet import read_table
+from workflow_scripts.core.seeds import generator
 from workflow_scripts.encoder import model as encoder_module
 from workflow_scripts.encoder import train_encoder as stage
 from workflow_scripts.encoder.loading import load_encoder
@@ -304,3 +305,38 @@ def test_training_improves_on_what_it_sees(tiny, files, tmp_path):
     _, log = train(tiny, files, tmp_path, steps=60, validate_every=60)
     losses = log["loss"].to_pylist()[1:]
     assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:10])
+
+
+def folds_of_steps(share, steps, measured=3, predicted=5):
+    """Name the fold of each step, `m0` to `p4`."""
+    names = [[f"{kind}{number}" for number in range(count)] for kind, count in (("m", measured), ("p", predicted))]
+    return [stage._fold_of_step(step, *names, share, 1) for step in range(1, steps + 1)]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1 / 3, 0.5, 0.9, 1.0])
+def test_the_share_of_steps_on_predicted_targets(share):
+    found = folds_of_steps(share, 120)
+    counts = np.cumsum([name.startswith("p") for name in found])
+    # Never off by more than a step, so not in one run at the beginning or end.
+    assert np.abs(counts - share * np.arange(1, 121)).max() <= 1
+    for kind, number in (("m", 3), ("p", 5)):
+        own = [name for name in found if name.startswith(kind)]
+        rounds = [own[first : first + number] for first in range(0, len(own) - number + 1, number)]
+        assert all(len(set(one)) == number for one in rounds)
+
+
+def test_without_predicted_targets_the_order_is_what_it_was():
+    orders = [generator(1, "fold order", round_).permutation(3) for round_ in range(4)]
+    assert folds_of_steps(0.0, 12, predicted=0) == [f"m{fold}" for order in orders for fold in order]
+
+
+def test_an_encoder_learns_from_predicted_targets_alone(tiny, files, tmp_path):
+    """All measured folds are held back; what is learned are the labels that were predicted."""
+    given = {"surrogate_subsets": files["subsets"], "surrogate_targets": files["targets"]}
+    paths = [files["corpus"], tiny.untrained, files["subsets"], files["targets"]]
+    values = training_values(validation_folds=3, surrogate_share=1.0)
+    stage.train_encoder(*paths, tmp_path / "encoder", tmp_path / "log.parquet", **given, **values)
+    assert len(read_table(tmp_path / "log.parquet")) == TRAINING.steps + 1
+    losses = read_table(tmp_path / "log.parquet")["loss"].to_pylist()[1:]
+    assert np.isfinite(losses).all()
+    assert (tmp_path / "encoder" / "modules.json").exists()

@@ -10,6 +10,7 @@ from workflow_scripts.study.config import load_study
 
 SMOKE = yaml.safe_load((Path(__file__).parents[3] / "configs" / "smoke.yaml").read_text(encoding="utf-8"))
 GONE = object()
+SURROGATE = {"method": "bm25", "folds": 2, "subsets_per_fold": 8}
 
 
 def changed(key: str, value: object) -> dict:
@@ -23,6 +24,13 @@ def changed(key: str, value: object) -> dict:
         del section[last]
     else:
         section[last] = value
+    return study
+
+
+def with_surrogate(share: float, **surrogate: object) -> dict:
+    """The smoke study with predicted targets, on which `share` of the steps are."""
+    study = changed("targets.surrogate", SURROGATE | surrogate)
+    study["encoder_training"]["surrogate_share"] = share
     return study
 
 
@@ -88,10 +96,38 @@ def test_a_wrong_key_is_named_with_advice(key, value, expected):
         ("corpora.train.without", ["x"], "corpora.train.without[0]: there is no corpus 'x'"),
         ("corpora.train.without", ["train"], "drop one of their `without`"),
         ("evaluations.train", SMOKE["evaluations"]["heldout"], "'train' names the encoder's targets"),
+        ("encoder_training.surrogate_share", 0.5, "nothing predicts labels; add targets.surrogate"),
+        ("targets.surrogate", SURROGATE, "targets.surrogate: no encoder learns from it"),
     ],
 )
 def test_keys_that_do_not_fit_each_other_are_told(key, value, expected):
     assert expected in message(key, value)
+
+
+@pytest.mark.parametrize(
+    ("surrogate", "changes", "expected"),
+    [
+        ({"method": "bm52"}, {}, "targets.surrogate.method: 'bm52' is not in scoring.methods; write one of"),
+        ({"method": "airrep_mean"}, {}, "airrep_mean reads the encoder that is to be trained"),
+        ({}, {"share": 0.5, "validation_folds": 4}, "validation_folds must be less than targets.folds"),
+        ({}, {"share": 1.0, "validation_folds": 5}, "validation_folds can't exceed targets.folds"),
+        ({}, {"evaluation": "surrogate"}, "evaluations.surrogate: 'surrogate' names the folds of targets.surrogate"),
+    ],
+)
+def test_a_surrogate_that_does_not_fit_is_told(surrogate, changes, expected):
+    study = with_surrogate(changes.get("share", 0.5), **surrogate)
+    study["encoder_training"]["validation_folds"] = changes.get("validation_folds", 1)
+    if "evaluation" in changes:
+        study["evaluations"][changes["evaluation"]] = study["evaluations"]["heldout"]
+    with pytest.raises(StudyError) as error:
+        load_study(study)
+    assert expected in str(error.value)
+
+
+def test_with_predicted_targets_alone_all_measured_folds_may_be_held_back():
+    study = with_surrogate(1.0)
+    study["encoder_training"]["validation_folds"] = study["targets"]["folds"]
+    assert load_study(study).encoder_training.validation_folds == 4
 
 
 def test_every_wrong_key_is_told_at_once():

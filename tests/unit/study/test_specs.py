@@ -207,6 +207,44 @@ def test_a_section_s_spec_leaves_out_what_decides_nothing_and_what_came_later():
     assert Finetuning(engine="deepspeed").spec() != Finetuning(engine="deepspeed", offload=True).spec()
 
 
+def test_predicted_targets_change_nothing_of_the_measured_ones():
+    surrogate = {"method": "ekfac_2048", "folds": 3, "subsets_per_fold": 50}
+    changes = {"scoring__methods": ["airrep", "ekfac_2048"], "targets__surrogate": surrogate}
+    off, on = StudyPlan(study()), StudyPlan(study(**changes, encoder_training__surrogate_share=0.5))
+    for stage, wildcards in {
+        "sample_subsets": {"pool": "train"},
+        "finetune_shard": {"pool": "train", "block": "f0000_s0000"},
+        "collect_targets": {"pool": "train"},
+        "init_encoder": {},
+    }.items():
+        assert spec(on, stage, wildcards) == spec(off, stage, wildcards)
+    assert on.runs("surrogate") == (3, 50, 1)
+    drawn = spec(on, "sample_subsets", {"pool": "surrogate"})["sampling"]
+    assert drawn == spec(on, "sample_subsets", {"pool": "train"})["sampling"] | {"pool": "surrogate"}
+    # As it was before there were such keys.
+    assert "surrogate" not in spec(off, "resolve_config", {})["study"]["targets"]
+    assert "surrogate_share" not in spec(off, "train_encoder", {})["training"]
+    assert spec(on, "train_encoder", {})["training"]["surrogate_share"] == 0.5
+
+
+def test_an_encoder_that_learns_from_predicted_targets_pays_for_them():
+    surrogate = {"method": "ekfac_2048", "folds": 3, "subsets_per_fold": 50}
+    changes = {"scoring__methods": ["airrep", "airrep@both", "ekfac_2048"], "targets__surrogate": surrogate}
+    plan = StudyPlan(study(**changes, encoder_variants={"both": {"encoder_training": {"surrogate_share": 0.5}}}))
+    alone, both = (set(plan.fitting_jobs(method)) for method in ("airrep", "airrep@both"))
+    assert both - alone == {
+        "warmup_lm/*.tsv",
+        "fit_method/ekfac.tsv",
+        "embed_by_method/ekfac_2048/train*.tsv",
+        "sample_subsets/surrogate.tsv",
+        "predict_targets/study.tsv",
+        "train_encoder/study@both.tsv",
+    }
+    made = {str(one.path): one.spec for one in artifacts(StageSpecs(plan))}
+    assert {"results/smoke/targets/surrogate.parquet", "results/smoke/subsets/surrogate.parquet"} <= made.keys()
+    assert "results/smoke/embeddings/ekfac_2048/train.parquet" in made
+
+
 def test_a_spec_is_sorted_and_carries_the_version():
     values = spec(StudyPlan(study()), "train_encoder", {})
     assert list(values) == sorted(values)
