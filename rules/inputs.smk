@@ -156,13 +156,11 @@ def unstored_targets_of(method):
     return {"tokens": f"{RESULTS}/tokens/{study.targets.corpus}.parquet"} | model_of_unstored(method)
 
 
-def inputs_of_surrogate():
-    """What predicts the targets of further folds, and the subsets that it predicts them for."""
+def inputs_of_predicted_targets(wildcards):
+    """The corpus that further folds are drawn from, and what predicts their targets."""
     method = plan_of_study.surrogate.method
     return unstored_targets_of(method) | {
         "corpus": f"{RESULTS}/corpora/{study.targets.corpus}.parquet",
-        "subsets": f"{RESULTS}/subsets/surrogate.parquet",
-        "validation": f"{RESULTS}/subsets/surrogate.validation.parquet",
         "train_embeddings": target_embeddings_of(method, for_tests=False),
         "test_embeddings": target_embeddings_of(method, for_tests=True),
         "chosen": first_pooling_of(method),

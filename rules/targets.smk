@@ -68,35 +68,36 @@ rule collect_targets:
         "../workflow_scripts/targets/collect_targets.py"
 
 
-if plan_of_study.surrogate:
+rule predict_targets:
+    """Predict the targets of further subsets by a method's group scores."""
+    input:
+        unpack(inputs_of_predicted_targets),
+        subsets=f"{RESULTS}/subsets/{{pool}}.parquet",
+        validation=f"{RESULTS}/subsets/{{pool}}.validation.parquet",
+    output:
+        targets=f"{RESULTS}/targets/{{pool}}.parquet",
+    log:
+        f"{RESULTS}/logs/predict_targets/{{pool}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/predict_targets/{{pool}}.tsv"
+    wildcard_constraints:
+        pool=any_of(plan_of_study.predicted_pools(stored=True)),
+    conda:
+        "../envs/airrep.yaml"
+    resources:
+        **resources_for("predict_targets"),
+    params:
+        spec=spec("predict_targets"),
+    script:
+        "../workflow_scripts/scoring/predict_targets.py"
 
-    rule predict_targets:
-        """Predict the targets of further subsets by a method's group scores."""
-        input:
-            **inputs_of_surrogate(),
-        output:
-            targets=f"{RESULTS}/targets/surrogate.parquet",
-        log:
-            f"{RESULTS}/logs/predict_targets.log",
-        benchmark:
-            f"{RESULTS}/benchmarks/predict_targets/study.tsv"
-        conda:
-            "../envs/airrep.yaml"
-        resources:
-            **resources_for("predict_targets"),
-        params:
-            spec=spec("predict_targets"),
-        script:
-            "../workflow_scripts/scoring/predict_targets.py"
 
-    if plan_of_study.method(plan_of_study.surrogate.method).is_unstored:
-
-        use rule predict_targets as predict_targets_by_lm with:
-            threads: threads_of_gpu_job(1)
-            resources:
-                **resources_for("embed_by_method"),
-
-        ruleorder: predict_targets_by_lm > predict_targets
+use rule predict_targets as predict_targets_by_lm with:
+    wildcard_constraints:
+        pool=any_of(plan_of_study.predicted_pools(stored=False)),
+    threads: threads_of_gpu_job(1)
+    resources:
+        **resources_for("embed_by_method"),
 
 
 rule targets:

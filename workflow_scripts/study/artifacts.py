@@ -173,7 +173,7 @@ class _StudyArtifacts:
         for variant in self._initialized():
             yield f"encoder_untrained{variant}", "init_encoder", {"variant": variant}
         if self.plan.surrogate:
-            yield f"targets/{SURROGATE_POOL}.parquet", "predict_targets", {}
+            yield f"targets/{SURROGATE_POOL}.parquet", "predict_targets", {"pool": SURROGATE_POOL}
         for variant in self._trained():
             yield f"encoder{variant}.log.parquet", "train_encoder", {"variant": variant}
         if not self.study.targets:

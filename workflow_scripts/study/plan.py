@@ -82,8 +82,7 @@ class StudyPlan:
         self.study = study
         self.lds_evaluations = [name for name, evaluation in study.evaluations.items() if evaluation.subsets]
         self.pools = [TRAIN_POOL, *self.lds_evaluations] if study.targets else self.lds_evaluations
-        predicted = [SURROGATE_POOL] if study.targets and study.targets.surrogate else []
-        self.drawn_pools = list(dict.fromkeys([*self.pools, *predicted, *study.evaluations]))
+        self.drawn_pools = list(dict.fromkeys([*self.pools, *self.predicted_pools(), *study.evaluations]))
         self.variants = ["", *(f"@{name}" for name in study.encoder_variants)]
         self.language_models = ["", *(f"@{name}" for name in study.language_models)]
         self.has_builtin_lm = study.uses_lm and self.is_builtin("")
@@ -99,6 +98,12 @@ class StudyPlan:
     def surrogate(self) -> Surrogate | None:
         """What predicts the targets of further folds; None if nothing does."""
         return self.study.targets.surrogate if self.study.targets else None
+
+    def predicted_pools(self, *, stored: bool | None = None) -> list[str]:
+        """Return the pools whose targets a method predicts; `stored` as in `methods_scored`."""
+        if self.surrogate is None or stored == self.method(self.surrogate.method).is_unstored:
+            return []
+        return [SURROGATE_POOL]
 
     def learns_from_surrogate(self, variant: str) -> bool:
         """Return whether an encoder variant is trained on predicted targets, too."""
@@ -445,5 +450,5 @@ class StudyPlan:
         embedding = self.embedding_of(method)
         stage = "embed_by_method" if self.method(method).own else "embed_corpus"
         embedded = [f"{stage}/{embedding}/{corpus}*.tsv"] if embedding else []
-        stages = [f"sample_subsets/{SURROGATE_POOL}.tsv", "predict_targets/study.tsv"]
+        stages = [f"sample_subsets/{SURROGATE_POOL}.tsv", f"predict_targets/{SURROGATE_POOL}.tsv"]
         return [*self.fixed_costs(method), *embedded, *stages]

@@ -148,8 +148,8 @@ class StageSpecs:
             "max_diverged_share": self.study.finetuning.max_diverged_share,
         }
 
-    def _predict_targets(self) -> dict[str, Any]:
-        assert self.plan.surrogate is not None, "nothing else has this job"
+    def _predict_targets(self, pool: str) -> dict[str, Any]:
+        assert self.plan.surrogate is not None, f"nothing predicts the targets of {pool}"
         method = self.plan.surrogate.method
         return {
             "method": method,

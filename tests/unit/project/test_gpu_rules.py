@@ -61,7 +61,13 @@ def test_the_slurm_profile_lists_the_rules_that_ask_for_a_gpu(read_workflow, mon
 
 def test_what_computes_on_a_gpu_asks_for_one(read_workflow):
     asking = set().union(*(of_rules(read_workflow(study), "gpu") for study in STUDIES))
-    by_lm = {"score_pairs_by_lm", "score_part_by_lm", "score_base_by_lm", "choose_pooling_by_lm"}
+    by_lm = {
+        "score_pairs_by_lm",
+        "score_part_by_lm",
+        "score_base_by_lm",
+        "choose_pooling_by_lm",
+        "predict_targets_by_lm",
+    }
     assert asking - WITHOUT_NUMBERS == set(COMPUTED_ON_GPUS) - set(GPU_ON_REQUEST) | by_lm
 
 

@@ -237,7 +237,7 @@ def test_an_encoder_that_learns_from_predicted_targets_pays_for_them():
         "fit_method/ekfac.tsv",
         "embed_by_method/ekfac_2048/train*.tsv",
         "sample_subsets/surrogate.tsv",
-        "predict_targets/study.tsv",
+        "predict_targets/surrogate.tsv",
         "train_encoder/study@both.tsv",
     }
     made = {str(one.path): one.spec for one in artifacts(StageSpecs(plan))}
