@@ -130,6 +130,39 @@ def test_a_change_runs_these_rules_again_and_no_other(finished, name):
     assert finished.planned(**changes) == Counter(expected | ALWAYS)
 
 
+TRACKIO = """
+import json
+
+def init(**options):
+    pass
+
+def log(values, step):
+    with open("curves.jsonl", "a") as file:
+        file.write(json.dumps({"step": step, **values}) + "\\n")
+
+def finish():
+    pass
+"""
+
+
+def test_a_tracker_reruns_nothing_and_gets_the_curves_of_a_training(finished, tmp_path):
+    workspace = finished.copy(tmp_path / "copy")
+    missing = workspace.smoke("--dry-run", track="trackio")
+    assert missing.returncode == 1
+    assert "track is trackio, but trackio is not installed: run `pip install trackio`" in missing.stdout
+    assert "Traceback" not in missing.stdout
+    (workspace.folder / "trackio.py").write_text(TRACKIO)
+    assert workspace.planned(track="trackio") == Counter()
+    log = "results/smoke/encoder.log.parquet"
+    done = workspace.smoke(log, "--forcerun", "train_encoder", track="trackio")
+    assert done.returncode == 0, done.stdout
+    curves = [json.loads(line) for line in (workspace.folder / "curves.jsonl").read_text().splitlines()]
+    steps = pq.read_table(workspace.folder / log).to_pylist()
+    assert [(row["step"], row.get("loss")) for row in curves] == [
+        (row["step"], row["loss"] and pytest.approx(row["loss"], rel=1e-6)) for row in steps
+    ]
+
+
 def test_one_more_evaluation_set_needs_no_training_fold(finished):
     study = finished.study({"evaluations__other": OTHER})
     done = finished.snakemake("--dry-run", "--configfile", str(study))

@@ -92,6 +92,7 @@ class StageSpecs:
     def _study_values(self) -> dict[str, Any]:
         # As the stages' own specs: what is off has no part in them, or a new key would recompute finished studies.
         off: dict[str, Any] = {key: True for key in ("deterministic", "curation") if not getattr(self.study, key)}
+        off["track"] = True  # whatever it is, it decides no number
         if self.study.experiments.curated_data is None:
             off["experiments"] = {"curated_data"}
         return self.study.model_dump(mode="json", exclude=off)

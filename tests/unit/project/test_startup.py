@@ -14,16 +14,20 @@ HEAVY = (
     "accelerate",
     "datasets",
     "deepspeed",
+    "mlflow",
     "pandas",
     "peft",
     "scipy",
     "sentence_transformers",
     "sklearn",
     "sympy",
+    "tensorboard",
     "torch",
     "torch.distributed.fsdp",
     "torch.distributed.tensor",
+    "trackio",
     "transformers",
+    "wandb",
 )
 TABLES = {"pandas"}
 MODELS = {"torch", "transformers"}
