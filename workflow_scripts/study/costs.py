@@ -247,6 +247,7 @@ def work(plan: StudyPlan, pilot: Pilot) -> dict[str, list[Work]]:
         "evaluate_lds": [{**start, "bootstrapped_pair": _bootstrapped_pairs(plan, tests)}]
         if plan.lds_evaluations
         else [],
+        "evaluate_label_influence": [start],
         "write_report": [start],
     }
     return {stage: of_stage for stage, of_stage in jobs.items() if of_stage}

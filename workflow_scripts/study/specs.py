@@ -278,6 +278,24 @@ class StageSpecs:
             "fitting": {method: self.plan.fitting_jobs(method) for method in self.study.scoring.methods},
         }
 
+    def _evaluate_label_influence(self) -> dict[str, Any]:
+        methods = self.study.scoring.methods
+        read = {
+            method: [train, self.plan.embedding_of(method, for_tests=True)]
+            if (train := self.plan.embedding_of(method))
+            else None
+            for method in methods
+        }
+        return {
+            "evaluations": {name: [one.train, one.test] for name, one in self.study.evaluations.items()},
+            "methods": read,
+            "texts": [name for name in methods if read[name] is None and not self.plan.method(name).is_unstored],
+            "bootstrap": self.study.judging.bootstrap,
+            "confidence": self.study.judging.confidence,
+            "seed": self.study.seed,
+            "tile_examples": self.study.scoring.tile_examples,
+        }
+
     def _package_encoder(self) -> dict[str, Any]:
         return {"layout": self.study.release.layout}
 
