@@ -122,6 +122,7 @@ def test_every_stage_of_a_run_is_planned_with_its_jobs():
         "score_pairs": 7,
         "check_leaks": 1,
         "evaluate_lds": 1,
+        "evaluate_label_influence": 1,
         "write_report": 1,
     }
 
