@@ -123,7 +123,7 @@ def evaluate_label_influence(
             subsets=_of(subsets, evaluation) if any(path.stem == evaluation for path in subsets) else None,
             targets=_of(targets, evaluation) if any(path.stem == evaluation for path in targets) else None,
         )
-        rows = LabelGroups.of(read_table(files.train, ["label"])["label"].to_pylist(), MOST_TRAIN_LABELS)
+        rows = LabelGroups.of(read_table(files.train, ["label"])["label"].combine_chunks(), MOST_TRAIN_LABELS)
         if len(rows.labels) < 2:
             say(f"evaluate_label_influence {evaluation}: {train} has no two labels, so nothing is compared")
             continue
@@ -176,8 +176,8 @@ class _Matrices:
     def __init__(self, files: _Files, rows: LabelGroups, bootstrap: int, confidence: float, rng: np.random.Generator):
         self.rows, self.confidence = rows, confidence
         self.test_ids = np.sort(read_table(files.validation)["example_ids"].combine_chunks().values.to_numpy())
-        labels = read_table(files.test, ["label"])["label"].take(pa.array(self.test_ids)).to_pylist()
-        self.tests = LabelGroups.of(labels, MOST_TEST_LABELS)
+        labels = read_table(files.test, ["label"])["label"].take(pa.array(self.test_ids))
+        self.tests = LabelGroups.of(labels.combine_chunks(), MOST_TEST_LABELS)
         self.subsets = 0
         if files.subsets and files.targets:
             losses = read_losses(files.targets)

@@ -6,11 +6,12 @@ from the whole corpus, so that some happen to have more rows of a group than oth
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from workflow_scripts.core.statistics import spearman_by_column
 from workflow_scripts.evaluation.lds import noise_ceiling
@@ -26,7 +27,7 @@ class LabelGroups:
     Parameters
     ----------
     labels: the label of each group; None for the rows without one.
-    codes: int64 [rows], the group of each row; `len(labels)` for rows of other labels.
+    codes: int16 [rows], the group of each row; `len(labels)` for rows of other labels.
     left_out: number of labels that aren't a group, because others have more rows.
     """
 
@@ -35,13 +36,15 @@ class LabelGroups:
     left_out: int
 
     @classmethod
-    def of(cls, labels: Sequence[str | None], most: int) -> LabelGroups:
+    def of(cls, labels: pa.StringArray, most: int) -> LabelGroups:
         """Return the groups of the `most` most frequent labels; of equally frequent ones the first by name."""
-        counts = Counter(labels)
-        ranked = sorted(counts, key=lambda label: (-counts[label], label is None, label or ""))
-        place = {label: min(rank, most) for rank, label in enumerate(ranked)}
-        codes = np.array([place[label] for label in labels], np.int64)
-        return cls(ranked[:most], codes, max(len(ranked) - most, 0))
+        encoded = pc.dictionary_encode(labels, null_encoding="encode")
+        names, indices = encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
+        counts = np.bincount(indices, minlength=len(names))
+        ranked = sorted(range(len(names)), key=lambda one: (-counts[one], names[one] is None, names[one] or ""))
+        place = np.empty(len(names), np.int16)
+        place[ranked] = np.minimum(np.arange(len(names)), most)
+        return cls([names[one] for one in ranked[:most]], place[indices], max(len(names) - most, 0))
 
     @property
     def counts(self) -> np.ndarray:

@@ -48,5 +48,5 @@ STAGE_VERSIONS = {
     "drop_rows": 1,
     "summarize_curation": 1,
     "run_pilot": 3,
-    "write_plan": 3,
+    "write_plan": 4,
 }

@@ -27,16 +27,18 @@ TEST_LABELS = ["sums"] * 10 + ["rhymes"] * 8 + [None] * 6
 
 
 def test_groups_are_the_largest_labels_and_rows_without_one_are_a_group():
-    groups = LabelGroups.of(["b", "a", None, "b", "c", None, None, "a"], most=3)
+    groups = LabelGroups.of(pa.array(["b", "a", None, "b", "c", None, None, "a"], pa.string()), most=3)
     assert groups.labels == [None, "a", "b"]
     assert groups.codes.tolist() == [2, 1, 0, 2, 3, 0, 0, 1]
     assert groups.counts.tolist() == [3, 2, 2]
     assert groups.left_out == 1
-    assert LabelGroups.of([None, None], most=3).labels == [None]
+    assert LabelGroups.of(pa.array([None, None], pa.string()), most=3).labels == [None]
 
 
 def random_groups(rng, rows, groups):
-    return LabelGroups.of([str(number) for number in rng.integers(groups, size=rows)], most=groups)
+    return LabelGroups.of(
+        pa.array([str(number) for number in rng.integers(groups, size=rows)], pa.string()), most=groups
+    )
 
 
 def test_effects_are_the_slopes_of_a_regression_for_each_pair():
@@ -75,8 +77,8 @@ def test_resampled_effects_are_those_of_the_drawn_tests_and_subsets():
 
 
 def test_a_label_whose_share_never_changes_has_no_effect_measured():
-    rows = LabelGroups.of(["a", "a", "b", "b"], most=2)
-    tests = LabelGroups.of(["t"], most=1)
+    rows = LabelGroups.of(pa.array(["a", "a", "b", "b"], pa.string()), most=2)
+    tests = LabelGroups.of(pa.array(["t"], pa.string()), most=1)
     shares = shares_of_subsets([np.array([0, 2]), np.array([1, 3]), np.array([0, 3])], rows)
     assert np.isnan(measured_effects(shares, np.array([[1.0, 2.0, 3.0]]), tests)).all()
 

@@ -154,6 +154,7 @@ def test_scores_alone_are_planned_without_a_lm():
         "take_encoder",
         "embed_corpus",
         "score_pairs",
+        "evaluate_label_influence",
         "write_report",
     }
     assert break_even(plan, pilot(plan), COST) is None
@@ -340,7 +341,7 @@ def test_the_plan_is_written_and_shown(planned):
     del spec["version"]
     write_plan(path, planned / "plan.json", **spec, cores=2, jobs=None)
     written = json.loads((planned / "plan.json").read_text(encoding="utf-8"))
-    assert written["total"]["jobs"] == 33
+    assert written["total"]["jobs"] == 34
     assert written["total"]["wall_seconds"] == pytest.approx(sum(one["wall_seconds"] for one in written["stages"]))
     assert next(one["setting"] for one in written["cheaper"]) == "targets.folds: 3"
     assert written["cheaper"][0]["wall_seconds"] <= written["total"]["wall_seconds"]
