@@ -131,8 +131,8 @@ def evaluate_label_influence(
         for method, stored in methods.items():
             sums = None
             if stored:
-                found = [_parts(embeddings, name, of) for name, of in zip(stored, (train, test), strict=True)]
-                sums = label_sums_of_embeddings(*found, matrices.test_ids, rows.codes, tile_examples)
+                of_rows, of_tests = _parts(embeddings, stored[0], train), _parts(embeddings, stored[1], test)
+                sums = label_sums_of_embeddings(of_rows, of_tests, matrices.test_ids, rows.codes, tile_examples)
             elif method in texts:
                 pair = (files.train, files.test, matrices.test_ids)
                 sums = label_sums_of_texts(method, *pair, rows.codes, seed=seed, tile_examples=tile_examples)

@@ -113,8 +113,8 @@ def _of_evaluation(name: str, rows: pd.DataFrame, agreed: pd.DataFrame) -> Label
 
 
 def _facts(rows: pd.DataFrame) -> str:
-    trained = rows.drop_duplicates("train_label")["train_rows"].sum()
-    tested = rows.drop_duplicates("test_label")["tests"].sum()
+    trained = int(rows.drop_duplicates("train_label")["train_rows"].sum())
+    tested = int(rows.drop_duplicates("test_label")["tests"].sum())
     text = f"{count(trained)} training rows and {count(tested)} tests."
     left_out = [
         f"{count(number)} {'label' if number == 1 else 'labels'} of {of} with fewer rows"
