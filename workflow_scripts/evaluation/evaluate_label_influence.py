@@ -10,6 +10,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.frames import write_frame
 from workflow_scripts.core.parquet import read_table
 from workflow_scripts.core.progress import say
@@ -112,7 +113,7 @@ def evaluate_label_influence(
 
     Raises
     ------
-    StudyError: a file can't be read, or lacks tests.
+    StudyError: a file can't be read, or lacks tests or subsets.
     """
     frames, agreed = [], []
     for evaluation, (train, test) in evaluations.items():
@@ -154,6 +155,14 @@ def _parts(embeddings: Sequence[Path], embedding: str, corpus: str) -> list[Path
     return [path for path in embeddings if (path.parent.name, path.name.partition(".")[0]) == (embedding, corpus)]
 
 
+def _refuse_missing(path: Path, what: str, wanted: np.ndarray, found: np.ndarray) -> None:
+    if missing := np.setdiff1d(wanted, found).tolist():
+        raise StudyError(
+            f"{path} lacks {len(missing):,} of the evaluation's {what}, e.g. {missing[0]}: it was made from other "
+            "files. Delete it and run again."
+        )
+
+
 def _write(path: Path, frames: Sequence[pd.DataFrame], schema: pa.Schema) -> None:
     empty = schema.empty_table().to_pandas()
     write_frame(path, pd.concat(frames, ignore_index=True) if frames else empty, schema)
@@ -181,8 +190,10 @@ class _Matrices:
         self.subsets = 0
         if files.subsets and files.targets:
             losses = read_losses(files.targets)
+            _refuse_missing(files.targets, "tests", self.test_ids, losses.tests)
             self.subsets, mean = len(losses.subsets), losses.mean[np.searchsorted(losses.tests, self.test_ids)]
             table = read_table(files.subsets, ["subset", "example_ids"])
+            _refuse_missing(files.subsets, "subsets", losses.subsets, table["subset"].to_numpy())
             table = table.take(pc.index_in(pa.array(losses.subsets, table["subset"].type), table["subset"]))
             shares = shares_of_subsets([ids.values.to_numpy() for ids in table["example_ids"]], rows)
         self.resamples = Resamples.draw(self.tests, self.subsets, bootstrap, rng)

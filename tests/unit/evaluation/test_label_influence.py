@@ -2,11 +2,13 @@
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from scipy.stats import linregress, spearmanr
 
+from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.frames import read_frame
-from workflow_scripts.core.parquet import write_table
+from workflow_scripts.core.parquet import read_table, write_table
 from workflow_scripts.evaluation import evaluate_label_influence as stage
 from workflow_scripts.evaluation.evaluate_label_influence import evaluate_label_influence
 from workflow_scripts.evaluation.label_influence import (
@@ -318,3 +320,14 @@ def test_without_fine_tuned_subsets_there_are_predictions_alone(files):
     assert frame["measured_low"].isna().all()
     assert (frame["advantage"].notna() == (frame["method"] != "ekfac")).all()
     assert read_frame(files["agreements"]).empty
+
+
+def test_losses_of_other_tests_or_subsets_are_refused(files):
+    (targets,), (subsets,) = files["targets"], files["subsets"]
+    known, drawn = read_table(targets), read_table(subsets)
+    write_table(subsets, drawn.slice(1))
+    with pytest.raises(StudyError, match=r"heldout.parquet lacks 1 of the evaluation's subsets, e.g. 0"):
+        evaluate_label_influence(**files)
+    write_table(targets, known.filter(pc.not_equal(known["example_id"], 5)))
+    with pytest.raises(StudyError, match=r"heldout.parquet lacks 1 of the evaluation's tests, e.g. 5"):
+        evaluate_label_influence(**files)
