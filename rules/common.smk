@@ -8,6 +8,7 @@ from workflow_scripts.core.files import keep_earlier
 from workflow_scripts.core.gpus import limit_gpu_jobs
 from workflow_scripts.core.interpreter import require_python_without_spaces
 from workflow_scripts.core.model_contents import RECORDS_VARIABLE
+from workflow_scripts.core.tracking import require_tracker
 from workflow_scripts.study.artifacts import REUSING, are_in_doubt, artifacts
 from workflow_scripts.study.plan import EXPERIMENT_TABLES, StudyPlan
 from workflow_scripts.study.resources import JobResources
@@ -27,6 +28,9 @@ try:
     plan_of_study = StudyPlan(study)
     stage_specs = StageSpecs(plan_of_study)
     job_resources = JobResources(plan_of_study)
+    # Before hours are spent on what comes before it; an environment of Snakemake's own is asked by the job.
+    if workflow.is_main_process and study.track and not workflow.deployment_settings.deployment_method:
+        require_tracker(study.track)
     # Jobs read the Snakefile too, and need not ask again.
     if workflow.is_main_process and are_in_doubt(found := list(artifacts(stage_specs)), Path(RESULTS, "models")):
         # Only here: it reads tables.
@@ -117,6 +121,11 @@ def resources_for(stage):
     # One process for each GPU: where this machine has none, as many on its cores.
     on_gpus = {"gpu": gpus, "processes": gpus} if gpus else {}
     return {**on_gpus, "mem_mb": mebibytes, "runtime": minutes}
+
+
+def tracker():
+    """Where training curves go: not among the params, so that it reruns nothing."""
+    return {"track": study.track} if study.track else {}
 
 
 def threads_of_gpu_job(gpus, on_cpu=None):

@@ -41,6 +41,7 @@ if study.targets:
         threads: threads_of_gpu_job(plan_of_study.encoder_processes())
         resources:
             **resources_for("train_encoder"),
+            **tracker(),
         params:
             spec=spec("train_encoder"),
         script:

@@ -90,3 +90,29 @@ if plan_of_study.lds_evaluations:
         """LDS table of every method on every evaluation set."""
         input:
             rules.evaluate_lds.output,
+
+
+rule evaluate_label_influence:
+    """Which labels of training rows help which labels of tests: predicted by every method, and measured."""
+    input:
+        corpora=corpora_of_all(study.evaluations),
+        validations=expand(f"{RESULTS}/subsets/{{evaluation}}.validation.parquet", evaluation=study.evaluations),
+        scores=of_every_method("scores", study.evaluations),
+        embeddings=embeddings_of_all(),
+        subsets=expand(f"{RESULTS}/subsets/{{evaluation}}.parquet", evaluation=plan_of_study.lds_evaluations),
+        targets=expand(f"{RESULTS}/targets/{{evaluation}}.parquet", evaluation=plan_of_study.lds_evaluations),
+    output:
+        influence=f"{RESULTS}/evaluation/label_influence.parquet",
+        agreements=f"{RESULTS}/evaluation/label_agreement.parquet",
+    log:
+        f"{RESULTS}/logs/evaluate_label_influence.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/evaluate_label_influence/study.tsv"
+    conda:
+        "../envs/airrep.yaml"
+    resources:
+        **resources_for("evaluate_label_influence"),
+    params:
+        spec=spec("evaluate_label_influence"),
+    script:
+        "../workflow_scripts/evaluation/evaluate_label_influence.py"

@@ -329,6 +329,19 @@ def corpora_of_all(evaluations):
     return [f"{RESULTS}/corpora/{name}.parquet" for name in sorted(names)]
 
 
+def embeddings_of_all():
+    """Embeddings of the training rows and the tests of every evaluation, by every method that stores them."""
+    files = [
+        f"{RESULTS}/embeddings/{embedding}/{corpus}{part}.parquet"
+        for method in study.scoring.methods
+        for evaluation in study.evaluations.values()
+        for corpus, for_tests in ((evaluation.train, False), (evaluation.test, True))
+        if (embedding := plan_of_study.embedding_of(method, for_tests))
+        for part in plan_of_study.parts_of(corpus)
+    ]
+    return list(dict.fromkeys(files))
+
+
 def evaluation_of(curation):
     return study.evaluations[study.curation[curation].evaluation]
 

@@ -5,6 +5,8 @@ rule write_report:
         provenance=rules.resolve_config.output.provenance,
         lds=judgement("lds"),
         differences=judgement("differences"),
+        influence=rules.evaluate_label_influence.output.influence,
+        agreements=rules.evaluate_label_influence.output.agreements,
         training=training_log(),
         targets=expand(f"{RESULTS}/targets/{{pool}}.parquet", pool=plan_of_study.pools),
         scores=of_every_method("scores", study.evaluations),

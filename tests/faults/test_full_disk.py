@@ -28,6 +28,7 @@ SMOKE = {
     "score_pairs": ["scores/airrep/heldout.parquet", "groups/airrep/heldout.parquet"],
     "check_leaks": ["evaluation/leaks.parquet"],
     "evaluate_lds": ["evaluation/lds.parquet", "evaluation/differences.parquet"],
+    "evaluate_label_influence": ["evaluation/label_influence.parquet", "evaluation/label_agreement.parquet"],
     "package_encoder": ["release"],
     "write_report": ["report.html"],
 }

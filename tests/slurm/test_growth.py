@@ -17,7 +17,8 @@ SCORED = "results/smoke/embeddings/trained/pool.parquet"
 
 # One value of each stage, and the rules that it decides, besides those that every change reaches.
 ALWAYS = {"resolve_config", "package_encoder", "write_report"}
-BELOW_ENCODER = {"embed_corpus", "score_pairs", "evaluate_lds"}
+EVALUATED = {"evaluate_lds", "evaluate_label_influence"}
+BELOW_ENCODER = {"embed_corpus", "score_pairs", *EVALUATED}
 BELOW_TARGETS = {"train_encoder", *BELOW_ENCODER}
 BELOW_LM = {"tokenize_corpus", "sample_subsets", "finetune_shard", "collect_targets", "check_leaks", *BELOW_TARGETS}
 CHANGES = {
@@ -29,9 +30,9 @@ CHANGES = {
     "encoder={layers: 0}": {"init_encoder", *BELOW_TARGETS},
     "encoder_training={steps: 10}": BELOW_TARGETS,
     "scoring={embedding_precision: float32}": BELOW_ENCODER,
-    "scoring={top: 4}": {"score_pairs", "evaluate_lds"},
+    "scoring={top: 4}": {"score_pairs", *EVALUATED},
     "judging={near_duplicate: 0.8}": {"check_leaks", "evaluate_lds"},
-    "judging={bootstrap: 50}": {"evaluate_lds"},
+    "judging={bootstrap: 50}": EVALUATED,
     "report={characters: 100}": set(),
 }
 

@@ -9,6 +9,8 @@ import pyarrow as pa
 import yaml
 
 from workflow_scripts.core.parquet import write_table
+from workflow_scripts.evaluation.evaluate_label_influence import AGREEMENT_SCHEMA
+from workflow_scripts.evaluation.evaluate_label_influence import SCHEMA as INFLUENCE_SCHEMA
 
 HOSTILE = [
     "</script><script>window.__hacked = 1</script>",
@@ -64,6 +66,7 @@ def make_run(
         "provenance": _provenance(folder / "provenance.json"),
         "lds": _lds(folder / "evaluation" / "lds.parquet", evaluations, lds),
         "differences": _differences(folder / "evaluation" / "differences.parquet", evaluations, lds),
+        **_label_influence(folder / "evaluation", evaluations, methods),
         "training": _training(folder / "encoder" / "training.parquet", generator),
         "scores": [
             _scores(folder / "scores" / method / f"{name}.parquet", tests, train, examples, generator)
@@ -182,6 +185,35 @@ def _differences(path: Path, evaluations: tuple[str, ...], lds: dict[str, float]
     ]
     write_table(path, pa.Table.from_pylist(rows, schema))
     return path
+
+
+def _label_influence(folder: Path, evaluations: tuple[str, ...], methods: tuple[str, ...]) -> dict[str, Path]:
+    """Rows of a label help the tests of the same one; the names of the first two are long, and the last is none."""
+    rng = np.random.default_rng(6)
+    labels = ["reading comprehension with commonsense", "struct to text and back", *TOPICS, None]
+    rows, agreements = [], []
+    for evaluation in evaluations:
+        for method in methods:
+            for train in labels:
+                for test in labels:
+                    helps = (train == test) + rng.normal(0, 0.2)
+                    values = {"mean_score": helps, "advantage": helps, "top_share": 0.4 if train == test else 0.1}
+                    values["measured"] = 0.03 * helps
+                    ends = {f"{name}_low": value - 0.3 * abs(value) for name, value in values.items()}
+                    ends |= {f"{name}_high": value + 0.3 * abs(value) for name, value in values.items()}
+                    names = {"evaluation": evaluation, "method": method, "train_label": train, "test_label": test}
+                    sizes = {"train_rows": 30, "tests": 5, "corpus_share": 1 / len(labels)}
+                    left_out = {"train_labels_left_out": 3, "test_labels_left_out": 0}
+                    rows.append({**names, **sizes, **values, **ends, **left_out})
+            for prediction in ("mean_score", "top_share"):
+                value = METHOD_LDS.get(method, 0.1)
+                found = {"agreement": value, "ci_low": value - 0.1, "ci_high": value + 0.1, "ceiling": 0.8}
+                names = {"evaluation": evaluation, "method": method, "prediction": prediction}
+                agreements.append({**names, **found, "n_cells": 64, "n_subsets": 100})
+    paths = {"influence": folder / "label_influence.parquet", "agreements": folder / "label_agreement.parquet"}
+    write_table(paths["influence"], pa.Table.from_pylist(rows, INFLUENCE_SCHEMA))
+    write_table(paths["agreements"], pa.Table.from_pylist(agreements, AGREEMENT_SCHEMA))
+    return paths
 
 
 def _targets(path: Path, pool: str) -> Path:

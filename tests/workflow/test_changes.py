@@ -13,9 +13,10 @@ from workflow_scripts.study.plan import StudyPlan
 
 # Every change of a value stands in the resolved config, which the report and the encoder's card show.
 ALWAYS = {"resolve_config": 1, "package_encoder": 1, "write_report": 1}
-BELOW_ENCODER = {"embed_corpus": 2, "score_pairs": 2, "evaluate_lds": 1}
+EVALUATED = {"evaluate_lds": 1, "evaluate_label_influence": 1}
+BELOW_ENCODER = {"embed_corpus": 2, "score_pairs": 2, **EVALUATED}
 BELOW_TARGETS = {"train_encoder": 1, **BELOW_ENCODER}
-HELDOUT_AGAIN = {"sample_subsets": 1, "finetune_shard": 1, "collect_targets": 1, "check_leaks": 1, "evaluate_lds": 1}
+HELDOUT_AGAIN = {"sample_subsets": 1, "finetune_shard": 1, "collect_targets": 1, "check_leaks": 1, **EVALUATED}
 OTHER = {"train": "pool", "test": "tests", "tests": 10, "subsets": 4, "subset_examples": 16, "subsets_per_job": 2}
 
 EXPERIMENTS = ["leave_out", "removal", "selection", "classification", "amortisation", "transfer"]
@@ -58,13 +59,13 @@ PAPERS = ["paper_flan", "paper_ultrachat"]
 
 CHANGES = {
     "report": ({"report__characters": 100}, {}),
-    "bootstrap": ({"judging__bootstrap": 50}, {"evaluate_lds": 1}),
+    "bootstrap": ({"judging__bootstrap": 50}, EVALUATED),
     "near duplicates": ({"judging__near_duplicate": 0.8}, {"check_leaks": 1, "evaluate_lds": 1}),
-    "top": ({"scoring__top": 3}, {"score_pairs": 7, "evaluate_lds": 1}),
-    "methods": ({"scoring__methods": ["airrep", "tfidf"]}, {"evaluate_lds": 1}),
+    "top": ({"scoring__top": 3}, {"score_pairs": 7, **EVALUATED}),
+    "methods": ({"scoring__methods": ["airrep", "tfidf"]}, EVALUATED),
     "a pooling to be chosen": (
         {"scoring__poolings": {"tfidf": ["mean", "chosen"]}},
-        {"choose_pooling": 1, "score_pairs": 1, "evaluate_lds": 1},
+        {"choose_pooling": 1, "score_pairs": 1, **EVALUATED},
     ),
     "labels that a method predicts": (
         {
@@ -75,12 +76,12 @@ CHANGES = {
     ),
     "embedding precision": (
         {"scoring__embedding_precision": "float32"},
-        {"embed_corpus": 4, "score_pairs": 3, "evaluate_lds": 1},
+        {"embed_corpus": 4, "score_pairs": 3, **EVALUATED},
     ),
     "encoder steps": ({"encoder_training__steps": 30}, BELOW_TARGETS),
     "encoder layers": (
         {"encoder__layers": 0},
-        {"init_encoder": 1, "train_encoder": 1, "embed_corpus": 4, "score_pairs": 3, "evaluate_lds": 1},
+        {"init_encoder": 1, "train_encoder": 1, "embed_corpus": 4, "score_pairs": 3, **EVALUATED},
     ),
     "diverged share": ({"finetuning__max_diverged_share": 0.5}, {"collect_targets": 2, **BELOW_TARGETS}),
     "learning rate": (
@@ -95,7 +96,7 @@ CHANGES = {
     ),
     "evaluation seeds": (
         {"evaluations__heldout__seeds": 3},
-        {"finetune_shard": 1, "collect_targets": 1, "evaluate_lds": 1},
+        {"finetune_shard": 1, "collect_targets": 1, **EVALUATED},
     ),
     "test corpus": (
         {"corpora__tests__limit": 41},
@@ -115,7 +116,7 @@ CHANGES = {
 @pytest.mark.parametrize("config", STUDIES)
 def test_job_counts_of_a_study(fresh, config):
     counts = fresh.planned(config)
-    rest = dict.fromkeys(["pretrain_base_lm", "init_encoder", "train_encoder", "check_leaks", "evaluate_lds"], 1)
+    rest = dict.fromkeys(["pretrain_base_lm", "init_encoder", "train_encoder", "check_leaks", *EVALUATED], 1)
     expected = {"tokenize_corpus": 3, "sample_subsets": 2, "collect_targets": 2, **rest, **ALWAYS, **STUDIES[config]}
     assert counts == Counter(expected)
 
@@ -135,6 +136,39 @@ def test_job_counts_of_the_papers_studies(fresh, name):
 def test_a_change_runs_these_rules_again_and_no_other(finished, name):
     changes, expected = CHANGES[name]
     assert finished.planned(**changes) == Counter(expected | ALWAYS)
+
+
+TRACKIO = """
+import json
+
+def init(**options):
+    pass
+
+def log(values, step):
+    with open("curves.jsonl", "a") as file:
+        file.write(json.dumps({"step": step, **values}) + "\\n")
+
+def finish():
+    pass
+"""
+
+
+def test_a_tracker_reruns_nothing_and_gets_the_curves_of_a_training(finished, tmp_path):
+    workspace = finished.copy(tmp_path / "copy")
+    missing = workspace.smoke("--dry-run", track="trackio")
+    assert missing.returncode == 1
+    assert "track is trackio, but trackio is not installed: run `pip install trackio`" in missing.stdout
+    assert "Traceback" not in missing.stdout
+    (workspace.folder / "trackio.py").write_text(TRACKIO)
+    assert workspace.planned(track="trackio") == Counter()
+    log = "results/smoke/encoder.log.parquet"
+    done = workspace.smoke(log, "--forcerun", "train_encoder", track="trackio")
+    assert done.returncode == 0, done.stdout
+    curves = [json.loads(line) for line in (workspace.folder / "curves.jsonl").read_text().splitlines()]
+    steps = pq.read_table(workspace.folder / log).to_pylist()
+    assert [(row["step"], row.get("loss")) for row in curves] == [
+        (row["step"], row["loss"] and pytest.approx(row["loss"], rel=1e-6)) for row in steps
+    ]
 
 
 def test_one_more_evaluation_set_needs_no_training_fold(finished):

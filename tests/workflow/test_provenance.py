@@ -102,6 +102,7 @@ def test_results_without_records_that_the_study_does_not_read_are_let_be(unrecor
         "resolve_config",
         "write_report",
         "evaluate_lds",
+        "evaluate_label_influence",
         "package_encoder",
     }
 

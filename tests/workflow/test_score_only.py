@@ -34,7 +34,9 @@ def scored(finished, tmp_path_factory):
 
 def test_nothing_is_trained_and_nothing_fine_tuned(scored):
     _, planned = scored
-    once = dict.fromkeys(["take_encoder", "sample_subsets", "resolve_config", "write_report"], 1)
+    once = dict.fromkeys(
+        ["take_encoder", "sample_subsets", "resolve_config", "evaluate_label_influence", "write_report"], 1
+    )
     assert planned == Counter(once | {"prepare_corpus": 2, "embed_corpus": 2, "score_pairs": 2})
 
 

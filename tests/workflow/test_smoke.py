@@ -40,6 +40,13 @@ CONTRACT = {
     "warmup_cpu_seconds double, start_up_seconds double, start_up_cpu_seconds double, bytes_per_example double",
     "evaluation/differences.parquet": "method_a string, pooling_a string, method_b string, pooling_b string, "
     "evaluation string, difference double, ci_low double, ci_high double",
+    "evaluation/label_influence.parquet": "evaluation string, method string, train_label string, test_label string, "
+    "train_rows int64, tests int64, corpus_share double, mean_score double, mean_score_low double, "
+    "mean_score_high double, advantage double, advantage_low double, advantage_high double, top_share double, "
+    "top_share_low double, top_share_high double, measured double, measured_low double, measured_high double, "
+    "train_labels_left_out int64, test_labels_left_out int64",
+    "evaluation/label_agreement.parquet": "evaluation string, method string, prediction string, agreement double, "
+    "ci_low double, ci_high double, ceiling double, n_cells int64, n_subsets int64",
     "evaluation/leaks.parquet": "evaluation string, test_id int32, example_id int32, similarity float, "
     "test_file string, test_row int64, example_file string, example_row int64",
 }

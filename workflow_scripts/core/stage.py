@@ -21,6 +21,7 @@ from workflow_scripts.core.model_contents import local_models, resolved_content
 from workflow_scripts.core.parquet import CONTENTS, spec_hash, table_metadata
 from workflow_scripts.core.redaction import redact_output, redacted
 from workflow_scripts.core.timing import Seconds, start_stage, work_so_far, write_record
+from workflow_scripts.core.tracking import Tracking
 
 _ROOM = "Free some space, or link `results` to a roomier disk."
 _RIGHTS = "Make the results folder writable for you, or link `results` to a folder that is."
@@ -65,6 +66,8 @@ def run_job(smk: Any, stage: Callable[..., object]) -> None:
     If the job's resources have `processes`, the stage runs in that many processes (`core.distributed`). It sees only
     the GPUs that its resources ask for; if its spec has `deterministic`, torch uses deterministic algorithms only.
 
+    If they have `track`, the stage gets as `tracking` which tracker its curves go to, and a folder beside its log.
+
     What its start-up and its work took is written beside its benchmark file (`core.timing`).
 
     Every table says the hash of the spec and the content of each local model folder that the spec names; beside other
@@ -88,6 +91,8 @@ def run_job(smk: Any, stage: Callable[..., object]) -> None:
     gpus = gpus_asked_for(smk.resources)
     types = get_type_hints(stage)
     arguments = {**_paths(smk.input, types), **_paths(smk.output, types), **_sections(spec, types)}
+    if tracker := smk.resources.get("track"):
+        arguments["tracking"] = Tracking(tracker, Path(smk.log[0]).with_suffix(""))
     _use_threads(smk.threads)
     with _log_to(smk.log[0]):
         try:

@@ -16,11 +16,13 @@ from workflow_scripts.core.progress import Progress, say
 from workflow_scripts.core.seeds import generator
 from workflow_scripts.core.stage import run_stage
 from workflow_scripts.core.timing import start_work
+from workflow_scripts.core.tracking import Tracking, require_tracker
 from workflow_scripts.corpora.templates import encoder_texts
 from workflow_scripts.encoder.checkpoint import TrainingState
 from workflow_scripts.encoder.loading import load_encoder
 from workflow_scripts.encoder.model import AttributionEncoder, EncoderTokens
 from workflow_scripts.encoder.objective import Objective
+from workflow_scripts.encoder.tracked_curves import TrackedCurves
 from workflow_scripts.encoder.training import backpropagate_step, draw_step, encode_together, validation_lds
 from workflow_scripts.models.packing import to_device
 from workflow_scripts.study.sections import EncoderTraining
@@ -51,6 +53,7 @@ def train_encoder(
     prompt_words: int,
     max_tokens: int,
     seed: int,
+    tracking: Tracking | None = None,
 ) -> None:
     """Train the encoder and write the checkpoint with the best validation LDS.
 
@@ -77,11 +80,15 @@ def train_encoder(
     prompt_words: number of words of a prompt that are read.
     max_tokens: longest text in tokens.
     seed: seed of the order of folds and of each step's draw.
+    tracking: tracker that loss, validation LDS and learned scale are sent to as the steps happen; None for none.
 
     Raises
     ------
-    StudyError: the encoder or a file can't be read, or targets and subsets don't belong together.
+    StudyError: the encoder or a file can't be read, targets and subsets don't belong together, or the tracker isn't
+        installed or can't start.
     """
+    if tracking:
+        require_tracker(tracking.tracker)
     key = spec_hash(
         {
             "version": STAGE_VERSIONS["train_encoder"],
@@ -113,16 +120,23 @@ def train_encoder(
     folder = encoder.with_name(f".{encoder.name}.{key}.state")
     state = TrainingState(folder, {"encoder": model, "objective": objective}, optimizer)
     state.restore()
+    curves = _curves(tracking, encoder, key, state) if tracking and is_rank_zero() else None
     progress = Progress("train_encoder", training.steps, "steps", done=state.steps_done)
     started = time.monotonic() - (state.log[-1]["seconds"] if state.log else 0.0)
 
     def validate() -> float:
         return broadcast_from_rank_zero(validation_lds(model, objective, tokens, held_out, *passes))
 
+    def record(step: int, loss: float | None, score: float | None) -> None:
+        state.record(step, loss, score, time.monotonic() - started)
+        if curves:
+            scale = objective.log_scale.exp().item() if training.learned_scale else None
+            curves.log(step, {"loss": loss, "validation_lds": score, "scale": scale})
+
     if not state.log:
         if training.learned_scale:
             _start_scales(model, objective, tokens, (measured or predicted)[0], *passes)
-        state.record(0, None, validate(), time.monotonic() - started)
+        record(0, None, validate())
         say(f"train_encoder: validation LDS {state.best_score:.3f} before training")
     for step in range(state.steps_done + 1, training.steps + 1):
         fold = _fold_of_step(step, measured, predicted, training.surrogate_share, seed)
@@ -135,7 +149,7 @@ def train_encoder(
         optimizer.step()
         validates = step % training.validate_every == 0 or step == training.steps
         score = validate() if validates else None
-        state.record(step, loss, score, time.monotonic() - started)
+        record(step, loss, score)
         progress.advance(note=f"loss {loss:.4f}, best validation LDS {state.best_score:.3f}")
         if validates:
             say(f"train_encoder: validation LDS {score:.3f} after {step} steps")
@@ -144,8 +158,18 @@ def train_encoder(
             if training.patience and state.validations_since_best >= training.patience:
                 say(f"train_encoder: no better validation LDS in {training.patience} validations, so it stops here")
                 break
+    if curves:
+        curves.close()
     if is_rank_zero():
         _publish(state, encoder, log)
+
+
+def _curves(tracking: Tracking, encoder: Path, key: str, state: TrainingState) -> TrackedCurves:
+    curves = TrackedCurves(tracking, f"{encoder.parent.name}/{encoder.name}", key, resumes=bool(state.log))
+    for row in state.log:
+        # Not yet written where the tracker was turned on after the training began.
+        curves.log(row["step"], {name: row[name] for name in ("loss", "validation_lds")})
+    return curves
 
 
 def _publish(state: TrainingState, encoder: Path, log: Path) -> None:

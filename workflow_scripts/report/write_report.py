@@ -23,6 +23,7 @@ from workflow_scripts.report import formatting as report_words
 from workflow_scripts.report.corpus_profile import gather_profiles
 from workflow_scripts.report.experiments import gather_experiments
 from workflow_scripts.report.explorer import gather_explorer, json_for_html, visible
+from workflow_scripts.report.label_influence import gather_label_influence
 from workflow_scripts.report.results import gather_costs, gather_results, gather_runs, gather_training
 from workflow_scripts.study.config import Study, load_study
 
@@ -46,6 +47,8 @@ def write_report(
     provenance: Path,
     lds: Path | None,
     differences: Path | None,
+    influence: Path,
+    agreements: Path,
     training: Path | None,
     targets: list[Path],
     scores: list[Path],
@@ -73,6 +76,8 @@ def write_report(
     provenance: `provenance.json`.
     lds: LDS table that `evaluate_lds` wrote; None if there is no LDS.
     differences: table of paired differences that `evaluate_lds` wrote; None if there is no LDS.
+    influence: matrix of labels that `evaluate_label_influence` wrote.
+    agreements: its table of agreements with what was measured.
     training: log that `train_encoder` wrote; None if the encoder was trained elsewhere.
     targets: `targets/<pool>.parquet`, whose metadata count the fine-tuning runs.
     scores: `scores/<method>/<evaluation>.parquet`; method and evaluation are read from the path.
@@ -128,6 +133,7 @@ def write_report(
         curves=report_charts.training_curves(*gather_training(training)) if training else [],
         costs=costs,
         profiles=gather_profiles(corpora, rejected, tokens, rejected_tokens, study),
+        labels=gather_label_influence(influence, agreements),
         experiments=gather_experiments(experiments),
         explorer_shown=bool(explorer["evaluations"]),
         explorer=Markup(json_for_html(explorer)),

@@ -241,6 +241,7 @@ class _StudyArtifacts:
             yield "evaluation/labels.parquet", "check_labels", {}
         if self.plan.lds_evaluations:
             yield "evaluation/lds.parquet", "evaluate_lds", {}
+        yield "evaluation/label_influence.parquet", "evaluate_label_influence", {}
         yield from self._curation()
         yield "config.resolved.yaml", "resolve_config", {}
         if self.study.targets:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from pydantic import Field, ValidationError, model_validator
 
 from workflow_scripts.core.errors import StudyError
+from workflow_scripts.core.tracking import TrackerName
 from workflow_scripts.study.choices import RANDOM_SELECTION, SMALLEST_NUMBER_OF_SUBSETS
 from workflow_scripts.study.curation_section import Curation
 from workflow_scripts.study.experiment_sections import CuratedData, Experiments
@@ -47,6 +48,12 @@ class Study(Section):
         False,
         description="On a GPU: use deterministic algorithms only, which are slower, so that a job that runs again "
         "gives the same bits. On a CPU it always does. See docs/reproducibility.md.",
+    )
+    track: TrackerName | None = Field(
+        None,
+        description="Where the encoder's training curves go as its steps happen: `tensorboard` (event files beside the "
+        "logs), `trackio`, `wandb` or `mlflow`, each after `pip install` of the package of that name. It changes no "
+        "result, so nothing runs again. See docs/walkthrough.md.",
     )
     corpora: dict[Name, Corpus] = Field(description="Corpora by name.", min_length=1)
     language_model: LanguageModel = Field(default_factory=LanguageModel)

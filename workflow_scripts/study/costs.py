@@ -247,9 +247,15 @@ def work(plan: StudyPlan, pilot: Pilot) -> dict[str, list[Work]]:
         "evaluate_lds": [{**start, "bootstrapped_pair": _bootstrapped_pairs(plan, tests)}]
         if plan.lds_evaluations
         else [],
+        # Methods that score texts score once more; for those that embed, two mean embeddings are as good.
+        "evaluate_label_influence": [{**start, "scored_pair": sum(pairs.values()) * _text_methods(plan)}],
         "write_report": [start],
     }
     return {stage: of_stage for stage, of_stage in jobs.items() if of_stage}
+
+
+def _text_methods(plan: StudyPlan) -> int:
+    return sum(plan.embedding_of(method) is None for method in plan.methods_scored(in_parts=False, stored=True))
 
 
 def _rows_read(plan: StudyPlan, pilot: Pilot, corpus: str) -> float:

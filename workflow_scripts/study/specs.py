@@ -94,6 +94,7 @@ class StageSpecs:
     def _study_values(self) -> dict[str, Any]:
         # As the stages' own specs: what is off has no part in them, or a new key would recompute finished studies.
         off: dict[str, Any] = {key: True for key in ("deterministic", "curation") if not getattr(self.study, key)}
+        off["track"] = True  # whatever it is, it decides no number
         if self.study.experiments.curated_data is None:
             off["experiments"] = {"curated_data"}
         if self.plan.surrogate is None:
@@ -290,6 +291,24 @@ class StageSpecs:
             "benchmarks": f"results/{self.study.run}/benchmarks",
             "warmup": {method: self.plan.warmup_jobs(method) for method in self.study.scoring.methods},
             "fitting": {method: self.plan.fitting_jobs(method) for method in self.study.scoring.methods},
+        }
+
+    def _evaluate_label_influence(self) -> dict[str, Any]:
+        methods = self.study.scoring.methods
+        read = {
+            method: [train, self.plan.embedding_of(method, for_tests=True)]
+            if (train := self.plan.embedding_of(method))
+            else None
+            for method in methods
+        }
+        return {
+            "evaluations": {name: [one.train, one.test] for name, one in self.study.evaluations.items()},
+            "methods": read,
+            "texts": [name for name in methods if read[name] is None and not self.plan.method(name).is_unstored],
+            "bootstrap": self.study.judging.bootstrap,
+            "confidence": self.study.judging.confidence,
+            "seed": self.study.seed,
+            "tile_examples": self.study.scoring.tile_examples,
         }
 
     def _package_encoder(self) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from workflow_scripts.core.files import earlier_of, keep_earlier
 from workflow_scripts.core.parquet import read_metadata, read_table, spec_hash, write_table
 from workflow_scripts.core.progress import say
 from workflow_scripts.core.stage import run_job, run_stage
+from workflow_scripts.core.tracking import Tracking
 from workflow_scripts.study.sections import EncoderTraining
 from workflow_scripts.study.stage_versions import STAGE_VERSIONS
 
@@ -109,6 +110,19 @@ def test_a_parameter_of_a_section_gets_one_that_is_checked(tmp_path):
     assert seen == {"training": training, "plain": {"steps": 3}}
     with pytest.raises(ValueError, match="greater than or equal to 1"):
         run_job(job(tmp_path, {**spec, "training": {"steps": 0}}), stage)
+
+
+def test_a_job_s_curves_go_beside_its_log(tmp_path):
+    seen = []
+
+    def stage(table: Path, *, tracking: Tracking | None = None) -> None:
+        seen.append(tracking)
+
+    tracked = job(tmp_path, {"version": 1})
+    run_job(tracked, stage)
+    tracked.resources = {"track": "wandb"}
+    run_job(tracked, stage)
+    assert seen == [None, Tracking("wandb", tmp_path / "logs" / "stage")]
 
 
 @pytest.mark.parametrize("stage", STAGE_VERSIONS)

@@ -5,9 +5,13 @@ import pytest
 import torch
 from tiny_study import TRAINING, training_values
 
+from workflow_scripts.core import tracking as core_tracking
+from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.parquet import read_table
 from workflow_scripts.core.seeds import generator
+from workflow_scripts.core.tracking import Tracking
 from workflow_scripts.encoder import model as encoder_module
+from workflow_scripts.encoder import tracked_curves
 from workflow_scripts.encoder import train_encoder as stage
 from workflow_scripts.encoder.loading import load_encoder
 from workflow_scripts.encoder.model import AttributionEncoder
@@ -238,12 +242,13 @@ def test_folds_line_up_with_their_files(files):
                 assert fold.labels[index, column] == targets[4 * number + index, test]
 
 
-def train(tiny, files, folder, **changes):
+def train(tiny, files, folder, tracking=None, **changes):
     stage.train_encoder(
         **files,
         untrained=tiny.untrained,
         encoder=folder / "encoder",
         log=folder / "log.parquet",
+        tracking=tracking,
         **training_values(**changes),
     )
     weights = load_encoder(folder / "encoder", 64).state_dict()
@@ -289,6 +294,45 @@ def test_a_stopped_training_goes_on_to_the_same_bits(tiny, files, tmp_path, monk
     assert log.equals(expected_log)
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     assert sorted(path.name for path in (tmp_path / "stopped").iterdir()) == ["encoder", "log.parquet"]
+
+
+@pytest.mark.parametrize("tracked_at_first", [True, False])
+def test_a_stopped_training_goes_on_with_the_same_curves(tiny, files, tmp_path, monkeypatch, tracked_at_first):
+    """They hold every step of the log once, also where the tracker was turned on in between, and change no number."""
+    expected, expected_log = train(tiny, files, tmp_path / "untracked")
+    written, step = [], stage.backpropagate_step
+
+    def opened(folder, name, run):
+        return tracked_curves._Run("run", lambda values, step: written.append((step, values)), lambda: None)
+
+    monkeypatch.setattr(stage, "require_tracker", lambda tracker: None)
+    monkeypatch.setitem(tracked_curves._OPENED_BY, "tensorboard", opened)
+    tracking, calls = Tracking("tensorboard", tmp_path / "curves"), []
+
+    def stopping(*arguments):
+        calls.append(1)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return step(*arguments)
+
+    monkeypatch.setattr(stage, "backpropagate_step", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny, files, tmp_path / "stopped", tracking=tracking if tracked_at_first else None)
+    found, log = train(tiny, files, tmp_path / "stopped", tracking=tracking)
+    assert [number for number, _ in written] == list(range(TRAINING.steps + 1))
+    for row, (_, values) in zip(log.to_pylist(), written, strict=True):
+        for name in ("loss", "validation_lds"):
+            assert values.get(name) == (None if row[name] is None else pytest.approx(row[name], rel=1e-6))
+    assert written[-1][1]["scale"] > 0
+    assert log.equals(expected_log)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_a_missing_tracker_is_told_before_anything_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(core_tracking, "find_spec", lambda name: None)
+    nowhere = dict.fromkeys(["corpus", "untrained", "subsets", "targets", "encoder", "log"], tmp_path / "nowhere")
+    with pytest.raises(StudyError, match="pip install mlflow"):
+        stage.train_encoder(**nowhere, **training_values(), tracking=Tracking("mlflow", tmp_path))
 
 
 def test_the_best_checkpoint_is_kept_and_patience_stops(tiny, files, tmp_path, monkeypatch):

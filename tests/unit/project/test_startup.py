@@ -14,16 +14,20 @@ HEAVY = (
     "accelerate",
     "datasets",
     "deepspeed",
+    "mlflow",
     "pandas",
     "peft",
     "scipy",
     "sentence_transformers",
     "sklearn",
     "sympy",
+    "tensorboard",
     "torch",
     "torch.distributed.fsdp",
     "torch.distributed.tensor",
+    "trackio",
     "transformers",
+    "wandb",
 )
 TABLES = {"pandas"}
 MODELS = {"torch", "transformers"}
@@ -32,6 +36,7 @@ ALLOWED = {
     "curation.select_examples": TABLES,
     "evaluation.check_leaks": {"pandas", "scipy", "sklearn"},
     "evaluation.choose_pooling": TABLES,
+    "evaluation.evaluate_label_influence": TABLES,
     "evaluation.evaluate_lds": TABLES,
     "experiments.check_labels": TABLES,
     "experiments.draw_curated_data": TABLES,

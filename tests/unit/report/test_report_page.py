@@ -245,7 +245,11 @@ def _screenshot(browser, path: Path, width: int) -> None:
 
 
 CONTRAST = """
-const parse = (text) => text.match(/[\\d.]+/g).map(Number);
+const parse = (text) => {
+  const numbers = text.match(/[\\d.]+/g).map(Number);
+  // A mixed colour is written as color(srgb ...), in parts of 1.
+  return text.startsWith("color(") ? numbers.map((part, n) => (n < 3 ? 255 * part : part)) : numbers;
+};
 const linear = (part) => part <= 10 ? part / 255 / 12.92 : ((part / 255 + .055) / 1.055) ** 2.4;
 const light = ([r, g, b]) => .2126 * linear(r) + .7152 * linear(g) + .0722 * linear(b);
 const speaks = (node) => [...node.childNodes].some((child) => child.nodeType === 3 && child.data.trim());

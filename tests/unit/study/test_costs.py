@@ -122,6 +122,7 @@ def test_every_stage_of_a_run_is_planned_with_its_jobs():
         "score_pairs": 7,
         "check_leaks": 1,
         "evaluate_lds": 1,
+        "evaluate_label_influence": 1,
         "write_report": 1,
     }
 
@@ -153,6 +154,7 @@ def test_scores_alone_are_planned_without_a_lm():
         "take_encoder",
         "embed_corpus",
         "score_pairs",
+        "evaluate_label_influence",
         "write_report",
     }
     assert break_even(plan, pilot(plan), COST) is None
@@ -339,7 +341,7 @@ def test_the_plan_is_written_and_shown(planned):
     del spec["version"]
     write_plan(path, planned / "plan.json", **spec, cores=2, jobs=None)
     written = json.loads((planned / "plan.json").read_text(encoding="utf-8"))
-    assert written["total"]["jobs"] == 33
+    assert written["total"]["jobs"] == 34
     assert written["total"]["wall_seconds"] == pytest.approx(sum(one["wall_seconds"] for one in written["stages"]))
     assert next(one["setting"] for one in written["cheaper"]) == "targets.folds: 3"
     assert written["cheaper"][0]["wall_seconds"] <= written["total"]["wall_seconds"]

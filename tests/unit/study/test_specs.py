@@ -196,6 +196,11 @@ def test_deterministic_is_in_a_spec_only_where_it_is_on_and_changes_a_number():
     assert spec(on, "resolve_config", {})["study"]["deterministic"] is True
 
 
+def test_a_tracker_is_in_no_spec():
+    off, on = StageSpecs(StudyPlan(study())), StageSpecs(StudyPlan(study(track="tensorboard")))
+    assert [one.spec for one in artifacts(on)] == [one.spec for one in artifacts(off)]
+
+
 def test_a_section_s_spec_leaves_out_what_decides_nothing_and_what_came_later():
     plain = Finetuning()
     assert Finetuning(max_diverged_share=0.5).spec() == plain.spec()

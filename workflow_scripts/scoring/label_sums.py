@@ -1,0 +1,116 @@
+"""Sums of a method's scores over groups of training rows, without a score of every pair where embeddings are stored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from workflow_scripts.core.parquet import read_schema
+from workflow_scripts.core.progress import Progress
+from workflow_scripts.methods.loading import load_text_method
+from workflow_scripts.methods.text_scorer import Texts
+
+
+@dataclass(frozen=True)
+class LabelSums:
+    """Sums of scores over groups of training rows; the last group is that of all rows in no other.
+
+    Parameters
+    ----------
+    sums: float64 [groups, tests].
+    counts: int64 [groups], number of rows that were scored.
+    """
+
+    sums: np.ndarray
+    counts: np.ndarray
+
+    def means(self) -> np.ndarray:
+        """Return the mean score of each group's rows, float64 [groups, tests]; NaN for a group without a row."""
+        return _divide(self.sums, self.counts)
+
+    def advantages(self) -> np.ndarray:
+        """Return by how much each group's mean is above that of all other rows, float64 [groups, tests]."""
+        others = _divide(self.sums.sum(axis=0) - self.sums, self.counts.sum() - self.counts)
+        return self.means() - others
+
+
+def _divide(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    counted = counts[:, None]
+    return np.divide(sums, counted, out=np.full(sums.shape, np.nan), where=counted > 0)
+
+
+def label_sums_of_embeddings(
+    train: Sequence[Path], test: Sequence[Path], test_ids: np.ndarray, groups: np.ndarray, tile_examples: int
+) -> LabelSums:
+    """Return the sums of inner products of stored embeddings: those of the groups' summed embeddings.
+
+    Parameters
+    ----------
+    train: embeddings of the training corpus, one file or its parts.
+    test: embeddings of the test corpus, one file or its parts.
+    test_ids: int [tests], ids of the tests.
+    groups: int [rows], the group of each row of the training corpus, by its id.
+    tile_examples: how many rows are read at a time.
+
+    Raises
+    ------
+    StudyError: a file is damaged, or lacks a test.
+    """
+    # torch takes seconds to load, and text methods do without.
+    from workflow_scripts.embeddings.tiles import embedding_tiles, read_embeddings
+
+    tests = read_embeddings(test, test_ids)
+    number = int(groups.max()) + 1
+    sums, counts = np.zeros((number, tests.shape[1])), np.zeros(number, np.int64)
+    progress = Progress("sums by label", sum(read_schema(path)[1] for path in train), "examples")
+    for path in train:
+        for example_ids, tile in embedding_tiles(path, tile_examples):
+            embeddings = tile.float().numpy()
+            _add(sums, counts, groups[example_ids], embeddings)
+            progress.advance(len(example_ids))
+    return LabelSums(sums @ tests.T.astype(np.float64), counts)
+
+
+def label_sums_of_texts(
+    method: str,
+    train: Path,
+    test: Path,
+    test_ids: np.ndarray,
+    groups: np.ndarray,
+    *,
+    seed: int,
+    tile_examples: int,
+) -> LabelSums:
+    """Return the sums of the scores of a method that scores texts.
+
+    Parameters
+    ----------
+    method: name of its module.
+    train: `corpora/` file of the training examples.
+    test: `corpora/` file of the tests.
+    test_ids: int [tests], ids of the tests.
+    groups: int [rows], the group of each row of the training corpus, by its id.
+    seed: seed of methods that score at random.
+    tile_examples: how many rows are scored at a time.
+    """
+    examples = Texts.read(train)
+    scorer = load_text_method(method)(examples, Texts.read(test).take(test_ids), seed)
+    rows, tests = len(examples.prompts), len(test_ids)
+    number = int(groups.max()) + 1
+    sums, counts = np.zeros((number, tests)), np.zeros(number, np.int64)
+    progress = Progress(f"sums by label of {method}", rows, "examples")
+    for start in range(0, rows, tile_examples):
+        tile = slice(start, min(start + tile_examples, rows))
+        _add(sums, counts, groups[examples.example_ids[tile]], scorer.score(tile, slice(0, tests)))
+        progress.advance(tile.stop - start)
+    return LabelSums(sums, counts)
+
+
+def _add(sums: np.ndarray, counts: np.ndarray, groups: np.ndarray, values: np.ndarray) -> None:
+    for group in np.unique(groups):
+        own = groups == group
+        sums[group] += values[own].sum(axis=0, dtype=np.float64)
+        counts[group] += own.sum()
