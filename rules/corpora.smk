@@ -33,6 +33,9 @@ rule prepare_corpus:
     priority: 100
     conda:
         "../envs/airrep.yaml"
+    wildcard_constraints:
+        # Not the damaged pool, which is made of another corpus.
+        corpus="|".join(study.corpora),
     resources:
         **resources_for("prepare_corpus"),
     params:

@@ -280,6 +280,34 @@ def measured_of(experiment):
     return measured
 
 
+def embeddings_of_damaged_pool(wildcards):
+    embedding = plan_of_study.embedding_of(wildcards.method)
+    return f"{RESULTS}/embeddings/{embedding}/{DAMAGED_POOL}.parquet" if embedding else []
+
+
+def trusted_test_embeddings(wildcards):
+    """Embeddings of the tests that a damaged pool is ranked by, of all parts; none for a method that doesn't embed."""
+    embedding = plan_of_study.embedding_of(wildcards.method, for_tests=True)
+    corpus = study.evaluations[plan_of_study.experiment("detection").evaluation].test
+    parts = plan_of_study.parts_of(corpus) if embedding else []
+    return [f"{RESULTS}/embeddings/{embedding}/{corpus}{part}.parquet" for part in parts]
+
+
+def reader_of_losses(wildcards):
+    return language_model_folder("") if wildcards.reader == "base_lm" else f"{RESULTS}/language_model_warm"
+
+
+def harm_of_every_method(wildcards):
+    return [
+        f"{RESULTS}/experiments/detection/harm/{method}.parquet"
+        for method in plan_of_study.experiment_methods("detection")
+    ]
+
+
+def losses_of_damaged_pool(wildcards):
+    return [f"{RESULTS}/experiments/detection/losses/{name}.parquet" for name in plan_of_study.detection_losses()]
+
+
 def classified_scores(wildcards):
     return [
         f"{RESULTS}/scores/{method}/{evaluation}.parquet"

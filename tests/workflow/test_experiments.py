@@ -21,6 +21,8 @@ CONTRACT = {
     "transfer": "method string, pooling string, home string, evaluation string, lds_home double, lds double, "
     "ci_low double, ci_high double, ceiling double, retained double, advice string",
     "curated_data": f"method string, evaluation string, metric string, examples int32, {VALUES}",
+    "detection": f"method string, evaluation string, metric string, ranking string, damage string, {VALUES}, "
+    "first_ranking string, damaged_rows int32, rows int32",
 }
 METHODS = {"airrep", "airrep_mean@mean", "tfidf"}
 
@@ -60,11 +62,12 @@ def test_every_method_is_in_every_table(done):
     assert methods["removal"] == METHODS | {"random_removal"}
     assert methods["selection"] == {"airrep", "tfidf", "random_selection", "full_data"}
     assert methods["curated_data"] == {"helpful", "ranked", "random_selection"}
+    assert methods["detection"] == METHODS | {"base_lm", "warm_lm"}
     assert set(table(done, "amortisation")["rival"].to_pylist()) == {"tfidf"}
 
 
 def test_values_lie_in_their_intervals(done):
-    for name in ("loo", "removal", "selection", "classification", "curated_data"):
+    for name in ("loo", "removal", "selection", "classification", "curated_data", "detection"):
         for row in table(done, name).to_pylist():
             assert row["ci_low"] - 1e-9 <= row["value"] <= row["ci_high"] + 1e-9, row
 
@@ -88,7 +91,7 @@ def test_the_report_shows_them(done):
     page = (done.folder / "results" / "experiments" / "report.html").read_text(encoding="utf-8")
     titles = re.findall(r"<h3>([^<]+)</h3>", page)
     wanted = ["Leave one out", "Removal curve", "Data selection", "Data classification", "Amortisation", "Transfer"]
-    wanted.append("Curated data")
+    wanted += ["Curated data", "Detection"]
     assert [title for title in titles if title in wanted] == wanted
 
 

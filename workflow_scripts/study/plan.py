@@ -21,6 +21,8 @@ from workflow_scripts.study.sources import HubDataset, hub_dataset, is_hub_id, l
 TRAIN_POOL = "train"
 # Suffix of the folder of a method's embeddings of tests, where they are computed differently.
 OF_TESTS = "-tests"
+# The pool of the experiment `detection` once rows of it are damaged; no corpus of a config can have this name.
+DAMAGED_POOL = "@damaged"
 # Table of each experiment, under evaluation/.
 EXPERIMENT_TABLES = {
     "leave_out": "loo",
@@ -30,6 +32,7 @@ EXPERIMENT_TABLES = {
     "amortisation": "amortisation",
     "transfer": "transfer",
     "curated_data": "curated_data",
+    "detection": "detection",
 }
 
 
@@ -105,7 +108,7 @@ class StudyPlan:
         if any(one.language_model for one in own):
             evaluations = self.study.evaluations.values()
             corpora |= {corpus for one in evaluations for corpus in (one.train, one.test)}
-        if any(one.fitted for one in own):
+        if any(one.fitted for one in own) or self.detection_losses():
             corpora.add(self.warmup_corpus())
         return sorted(corpora)
 
@@ -129,7 +132,7 @@ class StudyPlan:
         read_by_methods = any(method.own and method.own.language_model for method in methods)
         variants = {"", *(f"@{name}" for method in methods if (name := (method.encoder or "").partition("@")[2]))}
         lms = {self.language_model_of(pool) for pool in self.pools}
-        if read_by_methods or any(self.reads_tokens_of_lm(variant) for variant in variants):
+        if read_by_methods or self.detection_losses() or any(self.reads_tokens_of_lm(variant) for variant in variants):
             lms.add("")
         named: list[tuple[LanguageModel | Encoder, bool]] = [
             *((self.language_model(lm), lm in lms) for lm in self.language_models),
@@ -324,7 +327,19 @@ class StudyPlan:
 
     def experiment_methods(self, name: str) -> list[str]:
         """Return the names of the methods that an experiment evaluates."""
-        return getattr(self.experiment(name), "methods", None) or list(self.study.scoring.methods)
+        chosen = getattr(self.experiment(name), "methods", None)
+        return chosen or (self._detecting_methods() if name == "detection" else list(self.study.scoring.methods))
+
+    def _detecting_methods(self) -> list[str]:
+        """Return the methods whose scores of examples are read again; of those that read the same ones, the first."""
+        found: dict[str, str] = {}
+        for method in self.stored_methods():
+            found.setdefault(self.embedding_of(method) or method, method)
+        return list(found.values())
+
+    def detection_losses(self) -> list[str]:
+        """Return the names of the LMs by whose losses the experiment `detection` ranks rows too."""
+        return ["base_lm", "warm_lm"] if self.experiment("detection") and self.study.uses_lm else []
 
     def classified(self) -> list[str]:
         """Return the names of the evaluations whose tests are classified."""

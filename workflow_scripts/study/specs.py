@@ -23,6 +23,7 @@ COMPUTED_ON_GPUS = (
     "warmup_lm",
     "fit_method",
     "embed_by_method",
+    "measure_losses",
     "score_pairs",
     "score_part",
     "choose_pooling",
@@ -92,8 +93,9 @@ class StageSpecs:
     def _study_values(self) -> dict[str, Any]:
         # As the stages' own specs: what is off has no part in them, or a new key would recompute finished studies.
         off: dict[str, Any] = {key: True for key in ("deterministic", "curation") if not getattr(self.study, key)}
-        if self.study.experiments.curated_data is None:
-            off["experiments"] = {"curated_data"}
+        absent = {name for name in ("curated_data", "detection") if getattr(self.study.experiments, name) is None}
+        if absent:
+            off["experiments"] = absent
         return self.study.model_dump(mode="json", exclude=off)
 
     def _prepare_corpus(self, corpus: str) -> dict[str, Any]:
@@ -348,6 +350,26 @@ class StageSpecs:
         trained = self.plan.trained_methods()
         values = {"evaluation": transfer.evaluation, "home": transfer.home}
         return {**values, "method": (trained or self.study.scoring.methods)[0], "trained": trained}
+
+    def _damage_pool(self) -> dict[str, Any]:
+        settings = self.plan.experiment("detection")
+        return {"seed": self.study.seed, **settings.model_dump(include={"share", "damages", "trigger"})}
+
+    def _score_harm(self, method: str) -> dict[str, Any]:
+        return {"method": method, "seed": self.study.seed, "tile_examples": self.study.scoring.tile_examples}
+
+    def _measure_losses(self, reader: str) -> dict[str, Any]:
+        # Which LM it is decides the rule's input.
+        finetuning = self.study.finetuning
+        return {
+            **self._lm_source(),
+            "evaluation_tokens": finetuning.evaluation_tokens,
+            "precision": finetuning.precision,
+        }
+
+    def _evaluate_detection(self) -> dict[str, Any]:
+        values = self._experiment_statistics("detection")
+        return {name: value for name, value in values.items() if name != "max_diverged_share"}
 
     def _write_report(self) -> dict[str, Any]:
         folder = f"results/{self.study.run}"
