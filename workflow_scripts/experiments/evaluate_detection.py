@@ -150,7 +150,7 @@ def _measure(
 
 
 def _resamples(is_bad: np.ndarray, draws: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """Yield how often each row is drawn, float64 [draws, rows]; damaged and others apart, so that their numbers stay."""
+    """Yield how often each row is drawn, float64 [draws, rows]; the numbers of damaged rows and of others stay."""
     size = max(NUMBERS_AT_ONCE // len(is_bad), 1)
     for start in range(0, draws, size):
         counts = np.empty((min(size, draws - start), len(is_bad)))
