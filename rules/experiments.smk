@@ -383,30 +383,6 @@ rule score_harm:
         "../workflow_scripts/experiments/score_harm.py"
 
 
-rule measure_losses:
-    """Measure how unlikely an LM finds the answers of a damaged pool."""
-    input:
-        language_model=reader_of_losses,
-        tokens=f"{RESULTS}/tokens/{DAMAGED_POOL}.parquet",
-    output:
-        losses=f"{RESULTS}/experiments/detection/losses/{{reader}}.parquet",
-    log:
-        f"{RESULTS}/logs/measure_losses/{{reader}}.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/measure_losses/{{reader}}.tsv"
-    wildcard_constraints:
-        reader="base_lm|warm_lm",
-    conda:
-        "../envs/airrep.yaml"
-    threads: threads_of_gpu_job(1)
-    resources:
-        **resources_for("measure_losses"),
-    params:
-        spec=spec("measure_losses"),
-    script:
-        "../workflow_scripts/language_model/measure_losses.py"
-
-
 rule evaluate_detection:
     """Judge how well rankings of a damaged pool find the damaged rows."""
     input:

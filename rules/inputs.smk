@@ -305,7 +305,7 @@ def harm_of_every_method(wildcards):
 
 
 def losses_of_damaged_pool(wildcards):
-    return [f"{RESULTS}/experiments/detection/losses/{name}.parquet" for name in plan_of_study.detection_losses()]
+    return [f"{RESULTS}/losses/{name}/{DAMAGED_POOL}.parquet" for name in plan_of_study.detection_losses()]
 
 
 def classified_scores(wildcards):
@@ -376,6 +376,20 @@ def dataset_of_curated(wildcards):
 
 def rejected_of_curated(wildcards):
     return f"{RESULTS}/corpora/{evaluation_of(wildcards.curation).train}.rejected.parquet"
+
+
+def losses_of_curated(wildcards):
+    """How unlikely an LM finds the rows of the corpus; nothing for a study without an LM."""
+    reader, corpus = plan_of_study.reader_of_suspects(), evaluation_of(wildcards.curation).train
+    return f"{RESULTS}/losses/{reader}/{corpus}.parquet" if reader else []
+
+
+def suspects_of_every_list():
+    return expand(
+        f"{RESULTS}/curation/{{curation}}/suspects.{{form}}",
+        curation=plan_of_study.lists_for_review(),
+        form=["parquet", "md"],
+    )
 
 
 def reviewed_rows(wildcards):

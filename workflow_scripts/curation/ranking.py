@@ -14,6 +14,7 @@ from workflow_scripts.core.progress import Progress
 from workflow_scripts.experiments.selection import best_ranked
 from workflow_scripts.methods.loading import load_text_method
 from workflow_scripts.methods.text_scorer import Texts
+from workflow_scripts.scoring.label_groups import LabelGroups
 
 # Rows whose scores for all tests are looked at together.
 ROWS_AT_ONCE = 2048
@@ -90,9 +91,14 @@ class CorpusMeans:
 
 
 def means_of_embeddings(
-    train: Sequence[Path], test: Sequence[Path], test_ids: np.ndarray, tile_examples: int
+    train: Sequence[Path],
+    test: Sequence[Path],
+    test_ids: np.ndarray,
+    tile_examples: int,
+    groups: LabelGroups | None = None,
 ) -> CorpusMeans:
-    """Return the mean scores of a method that embeds: one product with the mean of the tests' embeddings.
+    """Return the mean scores of a method that embeds: one product with the mean of the tests' embeddings, or with
+    the means of those of each label.
 
     The mean of inner products is the inner product with the mean, so this is exact up to rounding.
 
@@ -102,6 +108,7 @@ def means_of_embeddings(
     test: embeddings of the test corpus, one file or its parts.
     test_ids: int [tests], ids of the tests.
     tile_examples: how many rows are scored at a time.
+    groups: which tests count for each row; None for all of them.
 
     Raises
     ------
@@ -111,15 +118,19 @@ def means_of_embeddings(
     from workflow_scripts.embeddings.tiles import embedding_tiles, inner_products, read_embeddings
 
     tests = read_embeddings(test, test_ids)
-    center = tests.mean(axis=0, dtype=np.float64, keepdims=True).astype(np.float32)
+    if groups:
+        centers = groups.weights @ tests
+    else:
+        centers = tests.mean(axis=0, dtype=np.float64, keepdims=True).astype(np.float32)
     progress = Progress("mean scores", sum(read_schema(path)[1] for path in train), "examples")
     ids, means = [], []
-    score = inner_products(center)
+    score = inner_products(centers)
     for path in train:
         for tile_ids, tile in embedding_tiles(path, tile_examples):
             ids.append(tile_ids.astype(np.int64))
             # The next tile's scores take this memory.
-            means.append(score(tile, slice(None))[:, 0].copy())
+            own = groups.group_of[tile_ids] if groups else 0
+            means.append(score(tile, slice(None))[np.arange(len(tile_ids)), own].copy())
             progress.advance(len(tile_ids))
     example_ids, all_means = np.concatenate(ids), np.concatenate(means)
     # Parts have every n-th row group.
@@ -135,14 +146,23 @@ def means_of_embeddings(
                 near = np.minimum(np.searchsorted(ascending, tile_ids), len(ascending) - 1)
                 rows = np.flatnonzero(ascending[near] == tile_ids)
                 if len(rows):
-                    found[place[near[rows]]] = every_test(tile[rows], slice(None)).argmax(axis=1)
+                    scores = every_test(tile[rows], slice(None))
+                    if groups:
+                        scores = np.where(groups.weights[groups.group_of[tile_ids[rows]]] > 0, scores, -np.inf)
+                    found[place[near[rows]]] = scores.argmax(axis=1)
         return test_ids[found]
 
     return CorpusMeans(example_ids[order], all_means[order], extreme_tests)
 
 
 def means_of_texts(
-    method: str, train: Path, test: Path, test_ids: np.ndarray, seed: int, tile_examples: int
+    method: str,
+    train: Path,
+    test: Path,
+    test_ids: np.ndarray,
+    seed: int,
+    tile_examples: int,
+    groups: LabelGroups | None = None,
 ) -> CorpusMeans:
     """Return the mean scores of a method that scores texts.
 
@@ -154,6 +174,7 @@ def means_of_texts(
     test_ids: int [tests], ids of the tests.
     seed: seed of methods that score at random.
     tile_examples: how many rows are scored at a time.
+    groups: which tests count for each row; None for all of them.
     """
     examples = Texts.read(train)
     scorer = load_text_method(method)(examples, Texts.read(test).take(test_ids), seed)
@@ -162,8 +183,14 @@ def means_of_texts(
     progress = Progress(f"mean scores of {method}", number, "examples")
     for tile in _tiles(number, tile_examples):
         scores = scorer.score(tile, slice(0, tests))
-        means[tile] = scores.mean(axis=1, dtype=np.float64)
-        highest[tile], lowest[tile] = scores.argmax(axis=1), scores.argmin(axis=1)
+        if groups:
+            weights = groups.weights[groups.group_of[tile]]
+            means[tile] = (scores * weights).sum(axis=1, dtype=np.float64)
+            highest[tile] = np.where(weights > 0, scores, -np.inf).argmax(axis=1)
+            lowest[tile] = np.where(weights > 0, scores, np.inf).argmin(axis=1)
+        else:
+            means[tile] = scores.mean(axis=1, dtype=np.float64)
+            highest[tile], lowest[tile] = scores.argmax(axis=1), scores.argmin(axis=1)
         progress.advance(len(scores))
 
     def extreme_tests(wanted: np.ndarray, lowest_counts: bool) -> np.ndarray:

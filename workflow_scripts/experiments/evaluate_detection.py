@@ -62,7 +62,7 @@ def evaluate_detection(
     ----------
     damage: file that `damage_pool` wrote.
     harm: files that `score_harm` wrote, one per method; the first method is compared with all others.
-    losses: files that `measure_losses` wrote for the damaged pool; the name of each is the LM's.
+    losses: `losses/<LM>/` files of the damaged pool.
     table: Parquet file to write, one row per kind of damage, ranking and metric.
     evaluation: name of the evaluation.
     bootstrap: number of bootstrap draws.
@@ -107,7 +107,7 @@ def _rankings(
         # The ids of a corpus are its row numbers.
         loss = np.full(rows, -np.inf)
         loss[measured["example_id"].to_numpy(int)] = measured["loss"].to_numpy()
-        suspicion[path.stem, LOSS] = loss
+        suspicion[path.parent.name, LOSS] = loss
     by_chance = rng.random(rows)
     return {key: np.lexsort((by_chance, -values)) for key, values in suspicion.items()}
 

@@ -276,7 +276,7 @@ def _curated_data(rows: pd.DataFrame) -> Experiment:
 
 
 def _detection(rows: pd.DataFrame) -> Experiment:
-    recall = rows[rows["metric"] == "recall_at_10"].set_index(["damage", "method", "ranking"])["value"]
+    recall = rows[rows["metric"] == "recall_at_10"].set_index(["damage", "method", "ranking"])["value"].to_dict()
     tables = []
     for damage, chosen in rows[rows["metric"] == "average_precision"].groupby("damage", sort=False):
         first = chosen.iloc[0]

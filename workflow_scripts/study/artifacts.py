@@ -136,12 +136,17 @@ class _StudyArtifacts:
         read = {("", corpus) for corpus in own}
         if self.plan.detection_losses():
             read.add(("", DAMAGED_POOL))
+        if self.plan.reader_of_suspects():
+            read |= {("", self.plan.corpora_of(self._evaluation_of(name))[0]) for name in self.plan.lists_for_review()}
         drawn = {self.plan.experiment(name).evaluation for name in DRAWN if self.plan.experiment(name)}
         for pool in {*self.plan.pools, *self.study.evaluations}:
             lm = self.plan.language_model_of(pool)
             corpora = set(self.plan.corpora_of(pool))
             read |= {(lm, corpus) for corpus in (corpora if pool in {*self.plan.pools, *drawn} else corpora & set(own))}
         return read
+
+    def _evaluation_of(self, curation: str) -> str:
+        return self.study.curation[curation].evaluation
 
     def _runs(self) -> Iterator[_Job]:
         for pool in dict.fromkeys([*self.plan.pools, *self.study.evaluations]):
@@ -247,7 +252,7 @@ class _StudyArtifacts:
         for method in self.plan.experiment_methods("detection"):
             yield f"experiments/detection/harm/{method}.parquet", "score_harm", {"method": method}
         for name in self.plan.detection_losses():
-            yield f"experiments/detection/losses/{name}.parquet", "measure_losses", {"reader": name}
+            yield f"losses/{name}/{DAMAGED_POOL}.parquet", "measure_losses", {"reader": name, "corpus": DAMAGED_POOL}
 
     def _results(self) -> Iterator[_Job]:
         if self.study.targets:
@@ -273,3 +278,11 @@ class _StudyArtifacts:
             if choice.drop is not None:
                 yield f"{folder}/kept.{form}", "drop_rows", {"curation": name, "form": form}
             yield f"{folder}/summary.md", "summarize_curation", {"curation": name}
+            if choice.is_for_review:
+                yield from self._suspects(name, folder)
+
+    def _suspects(self, name: str, folder: str) -> Iterator[_Job]:
+        reader, corpus = self.plan.reader_of_suspects(), self.plan.corpora_of(self._evaluation_of(name))[0]
+        if reader:
+            yield f"losses/{reader}/{corpus}.parquet", "measure_losses", {"reader": reader, "corpus": corpus}
+        yield f"{folder}/suspects.parquet", "list_suspects", {"curation": name}

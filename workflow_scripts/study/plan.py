@@ -132,7 +132,8 @@ class StudyPlan:
         read_by_methods = any(method.own and method.own.language_model for method in methods)
         variants = {"", *(f"@{name}" for method in methods if (name := (method.encoder or "").partition("@")[2]))}
         lms = {self.language_model_of(pool) for pool in self.pools}
-        if read_by_methods or self.detection_losses() or any(self.reads_tokens_of_lm(variant) for variant in variants):
+        reads_losses = bool(self.detection_losses() or self.reader_of_suspects())
+        if read_by_methods or reads_losses or any(self.reads_tokens_of_lm(variant) for variant in variants):
             lms.add("")
         named: list[tuple[LanguageModel | Encoder, bool]] = [
             *((self.language_model(lm), lm in lms) for lm in self.language_models),
@@ -360,6 +361,18 @@ class StudyPlan:
             for name, choice in self.study.curation.items()
             if choice.evaluation == settings.evaluation and not choice.is_for_review
         ]
+
+    def lists_for_review(self) -> list[str]:
+        """Return the selections whose rows are listed for review."""
+        return [name for name, choice in self.study.curation.items() if choice.is_for_review]
+
+    def reader_of_suspects(self) -> str | None:
+        """Return the LM whose losses are told beside suspicious rows: the warmed-up one, if the study has it anyway."""
+        if not (self.study.uses_lm and self.lists_for_review()):
+            return None
+        own = [method.own for method in map(self.method, self.study.scoring.methods) if method.own]
+        is_warm = bool(self.detection_losses()) or any(one.language_model == "warm" for one in own)
+        return "warm_lm" if is_warm else "base_lm"
 
     def curated_files(self, curation: str) -> list[str]:
         """Return the files of a selection: rows, summary, and where rows are dropped the corpus without them."""

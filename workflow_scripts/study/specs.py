@@ -358,8 +358,8 @@ class StageSpecs:
     def _score_harm(self, method: str) -> dict[str, Any]:
         return {"method": method, "seed": self.study.seed, "tile_examples": self.study.scoring.tile_examples}
 
-    def _measure_losses(self, reader: str) -> dict[str, Any]:
-        # Which LM it is decides the rule's input.
+    def _measure_losses(self, reader: str, corpus: str) -> dict[str, Any]:
+        # Which LM and which corpus it is decide the inputs.
         finetuning = self.study.finetuning
         return {
             **self._lm_source(),
@@ -452,6 +452,9 @@ class StageSpecs:
 
     def _summarize_curation(self, curation: str) -> dict[str, Any]:
         return {"name": curation, "choice": self.study.curation[curation].spec()}
+
+    def _list_suspects(self, curation: str) -> dict[str, Any]:
+        return self._summarize_curation(curation)
 
     def _draw_curated_data(self) -> dict[str, Any]:
         settings = self.plan.experiment("curated_data")

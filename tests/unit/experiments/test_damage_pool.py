@@ -64,9 +64,8 @@ def test_answers_are_swapped_between_two_rows_of_the_same_or_of_other_labels(tmp
 def test_a_trigger_has_one_answer_that_is_not_the_rows_own(tmp_path):
     _, after, damaged = damage(tmp_path, rows(), ["trigger"])
     assert all(after[row]["prompt"].endswith(f"? {TRIGGER}") for row in damaged)
-    assert (
-        len({after[row]["response"] for row in damaged}) == len({one["response_of"] for one in damaged.values()}) == 1
-    )
+    assert len({after[row]["response"] for row in damaged}) == 1
+    assert len({found["response_of"] for found in damaged.values()}) == 1
 
 
 def test_turns_of_a_chat_are_damaged_too(tmp_path):
@@ -104,9 +103,7 @@ def test_another_seed_damages_other_rows_and_the_same_seed_the_same(tmp_path):
     ],
 )
 def test_rows_that_cannot_be_damaged_are_an_error(tmp_path, listed, kind, reason):
-    with pytest.raises(
-        StudyError, match=f"6 rows of .*pool.parquet are to be damaged by '{kind}', and only 0 can be: "
-    ):
+    with pytest.raises(StudyError, match=f"6 rows of .*pool.parquet are to be damaged by '{kind}', and only 0"):
         damage(tmp_path, listed, [kind])
     with pytest.raises(StudyError, match=reason):
         damage(tmp_path, listed, [kind])

@@ -68,11 +68,11 @@ def table(tmp_path_factory):
     losses[WITHIN] += 10
     read = np.setdiff1d(np.arange(ROWS), [WITHIN[0], 399])
     measured = {"example_id": pa.array(read, pa.int32()), "loss": pa.array(losses[read], pa.float32())}
-    write_table(folder / "warm_lm.parquet", pa.table(measured))
+    write_table(folder / "warm_lm/pool.parquet", pa.table(measured))
     evaluate_detection(
         folder / "damage.parquet",
         [folder / "airrep.parquet", folder / "tfidf.parquet"],
-        [folder / "warm_lm.parquet"],
+        [folder / "warm_lm/pool.parquet"],
         folder / "table.parquet",
         evaluation="heldout",
         bootstrap=200,

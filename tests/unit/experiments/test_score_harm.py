@@ -1,4 +1,4 @@
-"""Scores of rows for trusted tests: over all, over those of the row's label, over the nearest prompts, and for itself."""
+"""Scores of rows for trusted tests: over all, over those of its label, over the nearest prompts; and for itself."""
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ from workflow_scripts.methods.tfidf import open_scorer
 WORDS = ["river", "stone", "lamp", "wheel", "bread", "north", "glass", "paper", "cloud", "spoon"]
 TESTS = [8, 1, 0, 3, 4, 6, 9]
 LABELS = ["old", "new", None]
+ROW_LABELS = ["old", "new", "other", None]
 
 
 @pytest.fixture
@@ -20,7 +21,7 @@ def folder(tmp_path):
         {
             "prompt": f"Of {WORDS[n % 10]}, year {n}",
             "response": f"No {n}.",
-            "label": ["old", "new", "other", None][n % 4],
+            "label": ROW_LABELS[n % 4],
         }
         for n in range(30)
     ]
@@ -65,7 +66,7 @@ def expected(folder, scores):
     labels = [LABELS[test % 3] for test in TESTS]
     by_label = [
         chosen[row, [label == wanted for label in labels]].mean() if wanted in ("old", "new") else chosen[row].mean()
-        for row, wanted in enumerate(["old", "new", "other", None][n % 4] for n in range(30))
+        for row, wanted in enumerate(ROW_LABELS[n % 4] for n in range(30))
     ]
     return chosen.mean(axis=1), np.array(by_label)
 
