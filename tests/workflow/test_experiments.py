@@ -87,6 +87,27 @@ def test_selected_rows_have_the_columns_of_their_source(done):
         assert page.startswith(f"# {name}: {size} of 120 rows")
 
 
+def test_suspects_are_listed_on_request_with_the_loss_of_the_warmed_up_lm(done):
+    ended = done.snakemake("suspects", "--configfile", str(CONFIG))
+    assert ended.returncode == 0, ended.stdout
+    folder = done.folder / "results" / "experiments" / "curation" / "harmful"
+    found = pq.read_table(folder / "suspects.parquet").to_pylist()
+    assert [row["rank"] for row in found] == [1, 2, 3, 4, 5, 6]
+    assert all(row["prompt"] and row["response"] and row["loss"] > 0 for row in found)
+    assert found[0]["reasons"][0].startswith("mean score ")
+    assert (folder / "suspects.md").read_text(encoding="utf-8").startswith("# harmful: 6 suspicious rows of pool\n")
+    assert (done.folder / "results" / "experiments" / "losses" / "warm_lm" / "pool.parquet").exists()
+
+
+def test_the_pool_itself_is_not_damaged(done):
+    corpora = done.folder / "results" / "experiments" / "corpora"
+    damage = pq.read_table(corpora.parent / "experiments" / "detection" / "damage.parquet").to_pylist()
+    before, after = (pq.read_table(corpora / f"{name}.parquet").to_pylist() for name in ("pool", "@damaged"))
+    changed = {row["example_id"] for row, other in zip(before, after, strict=True) if row != other}
+    assert changed == {row["example_id"] for row in damage}
+    assert Counter(row["damage"] for row in damage) == {"within_label": 12, "across_labels": 12, "trigger": 12}
+
+
 def test_the_report_shows_them(done):
     page = (done.folder / "results" / "experiments" / "report.html").read_text(encoding="utf-8")
     titles = re.findall(r"<h3>([^<]+)</h3>", page)

@@ -127,7 +127,7 @@ def test_a_mean_over_the_tests_of_a_rows_label(folder, method):
 
 
 def test_labels_that_no_test_has_are_refused(folder):
-    with pytest.raises(StudyError, match="no row of .*train.parquet has the label of a test. Write tests: all"):
+    with pytest.raises(StudyError, match=r"no row of .*train.parquet has the label of a test. Write tests: all"):
         select(folder, rule="most_harmful", size=10, tests="same_label")
 
 
