@@ -15,7 +15,7 @@ from workflow_scripts.core.seeds import generator
 from workflow_scripts.core.stage import run_stage
 from workflow_scripts.corpora.row_formats import Example
 from workflow_scripts.corpora.tables import CORPUS_SCHEMA
-from workflow_scripts.study.choices import Damage
+from workflow_scripts.study.damages import Damage
 
 SCHEMA = pa.schema(
     [

@@ -10,8 +10,6 @@ Pooling = Literal["attention", "signed", "mean", "sum", "chosen"]
 WEIGHING: frozenset[Pooling] = frozenset({"attention", "signed", "chosen"})
 # Whether an encoder reads prompt and response as one text or as two.
 View = Literal["joint", "split"]
-# How rows are damaged on purpose, to see which methods find them.
-Damage = Literal["within_label", "across_labels", "trigger"]
 # A correlation over fewer subsets is 1 or -1.
 SMALLEST_NUMBER_OF_SUBSETS = 3
 # What tables of experiments call random rows.

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from workflow_scripts.study.choices import Damage
+from workflow_scripts.study.damages import Damage
 from workflow_scripts.study.sections import Name, Positive, Section
 
 
