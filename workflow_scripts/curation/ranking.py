@@ -63,13 +63,18 @@ def rank_by_best_rank(scores: Path) -> Ranking:
 
 
 def rank_by_mean_score(scores: CorpusMeans, *, lowest: bool) -> Ranking:
-    """Return all rows by their mean score over the tests, the highest first, or the lowest; ties go to the lower id."""
-    order = np.argsort(scores.means if lowest else -scores.means, kind="stable")
+    """Return the rows by their mean score over the tests, the highest first, or the lowest; ties go to the lower id.
+
+    Rows without a mean, of whose label there is no test, aren't among them.
+    """
+    scored = np.flatnonzero(~np.isnan(scores.means))
+    means = scores.means[scored]
+    order = scored[np.argsort(means if lowest else -means, kind="stable")]
     return Ranking(
         scores.example_ids[order],
         scores.means[order],
         lambda example_ids: scores.extreme_tests(example_ids, lowest),
-        np.quantile(scores.means, np.linspace(0, 1, 11)),
+        np.quantile(means, np.linspace(0, 1, 11)),
     )
 
 
@@ -80,7 +85,7 @@ class CorpusMeans:
     Parameters
     ----------
     example_ids: int64 [rows], ascending.
-    means: float32 [rows], the mean of a row's scores over the tests.
+    means: float32 [rows], the mean of a row's scores over the tests, or over those of its label; NaN if there is none.
     extreme_tests: takes ids, int [some], and whether the lowest score counts; returns the id of the test for which each
         has its highest score, or its lowest.
     """
@@ -129,8 +134,8 @@ def means_of_embeddings(
         for tile_ids, tile in embedding_tiles(path, tile_examples):
             ids.append(tile_ids.astype(np.int64))
             # The next tile's scores take this memory.
-            own = groups.group_of[tile_ids] if groups else 0
-            means.append(score(tile, slice(None))[np.arange(len(tile_ids)), own].copy())
+            scores = score(tile, slice(None))
+            means.append(groups.pick(scores, tile_ids) if groups else scores[:, 0].copy())
             progress.advance(len(tile_ids))
     example_ids, all_means = np.concatenate(ids), np.concatenate(means)
     # Parts have every n-th row group.
@@ -148,7 +153,7 @@ def means_of_embeddings(
                 if len(rows):
                     scores = every_test(tile[rows], slice(None))
                     if groups:
-                        scores = np.where(groups.weights[groups.group_of[tile_ids[rows]]] > 0, scores, -np.inf)
+                        scores = groups.among(scores, tile_ids[rows], -np.inf)
                     found[place[near[rows]]] = scores.argmax(axis=1)
         return test_ids[found]
 
@@ -184,10 +189,9 @@ def means_of_texts(
     for tile in _tiles(number, tile_examples):
         scores = scorer.score(tile, slice(0, tests))
         if groups:
-            weights = groups.weights[groups.group_of[tile]]
-            means[tile] = (scores * weights).sum(axis=1, dtype=np.float64)
-            highest[tile] = np.where(weights > 0, scores, -np.inf).argmax(axis=1)
-            lowest[tile] = np.where(weights > 0, scores, np.inf).argmin(axis=1)
+            means[tile] = groups.means(scores, tile)
+            highest[tile] = groups.among(scores, tile, -np.inf).argmax(axis=1)
+            lowest[tile] = groups.among(scores, tile, np.inf).argmin(axis=1)
         else:
             means[tile] = scores.mean(axis=1, dtype=np.float64)
             highest[tile], lowest[tile] = scores.argmax(axis=1), scores.argmin(axis=1)

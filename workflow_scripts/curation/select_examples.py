@@ -23,7 +23,7 @@ from workflow_scripts.curation.ranking import (
     rank_by_mean_score,
 )
 from workflow_scripts.curation.tables import SELECTION_SCHEMA
-from workflow_scripts.scoring.label_groups import LabelGroups
+from workflow_scripts.scoring.label_groups import NO_TEST, LabelGroups
 from workflow_scripts.study.curation_section import Curation
 
 SHOWN_CHARACTERS = 80
@@ -134,7 +134,7 @@ def _ranking(
     if scores is not None:
         return rank_by_best_rank(scores)
     groups = LabelGroups.read(train, test, test_ids) if choice.tests == "same_label" else None
-    if groups and not groups.rows_with_tests:
+    if groups and (groups.group_of == NO_TEST).all():
         raise StudyError(
             f"tests: same_label is asked for, and no row of {train} has the label of a test. Write tests: all, or name "
             "the column of the labels under corpora.<name>.columns, e.g. {label: task}."
@@ -174,7 +174,8 @@ def _too_few(choice: Curation, most: int | None, found: int, ranked: int, folded
         )
     if choice.rule == "helpful_only":
         return f"no row has a mean score above 0 by {choice.method} ({passed}). Write rule: mean_score and a size."
-    return f"{asked} are asked for, and {found:,} can be selected: {passed}. Lower size, or raise quotas."
+    untested = "" if choice.tests == "all" else ", and rows whose label no test has aren't ranked"
+    return f"{asked} are asked for, and {found:,} can be selected: {passed}{untested}. Lower size, or raise quotas."
 
 
 class _Tests:

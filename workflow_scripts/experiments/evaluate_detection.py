@@ -49,8 +49,9 @@ def evaluate_detection(
     """Write how well each ranking of the pool's rows, the most suspicious first, finds the damaged ones.
 
     Rankings are by the lowest mean score (`all_tests`, `same_label`, `nearest_tests`), the highest self-influence and
-    the highest loss; of equal rows, chance decides, the same for all rankings. A row without a loss is the last by
-    losses. Each kind of damage is looked for among the rows that aren't damaged; `any` is all of them among all rows.
+    the highest loss; of equal rows, chance decides, the same for all rankings. A row without a score or a loss is
+    among the last. Each kind of damage is looked for among the rows that aren't damaged; `any` is all of them among all
+    rows.
 
     Metrics are average precision, recall among the first 1, 5 and 10 % of the rows, and
     `average_precision_over_first`: the average precision minus that of the first method's ranking `first_ranking`. That
@@ -98,7 +99,7 @@ def _rankings(
     for path in harm:
         scores = read_frame(path)
         for ranking in HARM:
-            suspicion[path.stem, ranking] = -scores[ranking].to_numpy()
+            suspicion[path.stem, ranking] = -scores[ranking].fillna(np.inf).to_numpy()
         if scores[SELF_INFLUENCE].notna().all():
             suspicion[path.stem, SELF_INFLUENCE] = scores[SELF_INFLUENCE].to_numpy()
     rows = len(next(iter(suspicion.values())))

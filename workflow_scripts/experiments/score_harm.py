@@ -40,9 +40,9 @@ def score_harm(
 ) -> None:
     """Write each row's mean score for the trusted tests, and its score for itself.
 
-    `all_tests` is the mean over all tests. `same_label` is that over the tests with the row's label, or over all where
-    no test has it. `nearest_tests` is that over the five tests whose prompts are nearest to the row's, by the cosine of
-    their TF-IDF vectors. The lower they are, the more a row harms, for a method whose scores can be negative; by a
+    `all_tests` is the mean over all tests. `same_label` is that over the tests with the row's label, and null
+    where no test has it. `nearest_tests` is that over the five tests whose prompts are nearest to the row's, by the
+    cosine of their TF-IDF vectors. The lower they are, the more a row harms, for a method whose scores can be negative; by a
     similarity, it is only less like these tests. `self_influence` is the inner product of a row's embedding with
     itself, null for a method that scores texts.
 
@@ -76,13 +76,11 @@ def score_harm(
         progress = Progress(f"score_harm {method}", source.examples, "training examples")
         for ids, tile in source.tiles:
             scores = source.score(tile, slice(0, len(test_ids)))
-            by_group = scores @ groups.weights.T
-            rows = np.arange(len(ids))
             yield pa.table(
                 {
                     "example_id": ids,
-                    "all_tests": by_group[:, -1],
-                    "same_label": by_group[rows, groups.group_of[ids]],
+                    "all_tests": scores.mean(axis=1, dtype=np.float64),
+                    "same_label": groups.means(scores, ids),
                     "nearest_tests": np.take_along_axis(scores, nearest[ids], axis=1).mean(axis=1),
                     "self_influence": (
                         tile.float().square().sum(dim=1).numpy() if train_embeddings else pa.nulls(len(ids))

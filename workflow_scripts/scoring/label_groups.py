@@ -10,15 +10,19 @@ import pyarrow as pa
 
 from workflow_scripts.core.parquet import read_table
 
+NO_TEST = -1
+
 
 @dataclass(frozen=True)
 class LabelGroups:
-    """Groups of tests: those of each label, and last all of them, for rows whose label no test has.
+    """The tests of each label.
 
     Parameters
     ----------
-    weights: float32 [groups, tests], 1 / size of the group for its tests, 0 for others: a product with them is a mean.
-    group_of: int [rows], the group of each row of the corpus, whose ids are its row numbers.
+    weights: float32 [labels, tests], 1 / number of the label's tests for these, 0 for others: a product with them is a
+        mean.
+    group_of: int [rows], the place of each row's label in `weights`, `NO_TEST` for a row whose label no test has. The
+        ids of a corpus are its row numbers.
     """
 
     weights: np.ndarray
@@ -35,18 +39,38 @@ class LabelGroups:
         test_ids: int [tests], ids of the tests.
         """
         labels = read_table(test, ["label"])["label"].take(pa.array(test_ids)).to_pylist()
-        groups = {label: number for number, label in enumerate(sorted({one for one in labels if one is not None}))}
-        everything = len(groups)
-        members = np.zeros((everything + 1, len(test_ids)), np.float32)
-        members[everything] = 1
-        for place, label in enumerate(labels):
+        places = {label: place for place, label in enumerate(sorted({one for one in labels if one is not None}))}
+        members = np.zeros((len(places), len(test_ids)), np.float32)
+        for test_place, label in enumerate(labels):
             if label is not None:
-                members[groups[label], place] = 1
+                members[places[label], test_place] = 1
         rows = read_table(train, ["label"])["label"].to_pylist()
-        group_of = np.fromiter((groups.get(label, everything) for label in rows), np.int64, len(rows))
+        group_of = np.fromiter((places.get(label, NO_TEST) for label in rows), np.int64, len(rows))
         return cls(members / members.sum(axis=1, keepdims=True), group_of)
 
-    @property
-    def rows_with_tests(self) -> int:
-        """Number of rows whose label a test has."""
-        return int(np.count_nonzero(self.group_of < len(self.weights) - 1))
+    def means(self, scores: np.ndarray, rows: np.ndarray | slice) -> np.ndarray:
+        """Return the mean score of each row over the tests of its label, float32 [rows]; NaN where there is none.
+
+        Parameters
+        ----------
+        scores: float32 [rows, tests].
+        rows: the rows' ids.
+        """
+        return self.pick(scores @ self.weights.T, rows)
+
+    def pick(self, by_label: np.ndarray, rows: np.ndarray | slice) -> np.ndarray:
+        """Return of each row the value of its label, float32 [rows]; NaN where no test has it.
+
+        Parameters
+        ----------
+        by_label: float32 [rows, labels].
+        rows: the rows' ids.
+        """
+        groups = self.group_of[rows]
+        if not len(self.weights):
+            return np.full(len(groups), np.nan, np.float32)
+        return np.where(groups == NO_TEST, np.float32(np.nan), by_label[np.arange(len(groups)), groups])
+
+    def among(self, scores: np.ndarray, rows: np.ndarray | slice, fill: float) -> np.ndarray:
+        """Return `scores` with `fill` for the tests of other labels than the row's; parameters as in `means`."""
+        return np.where(self.weights[self.group_of[rows]] > 0, scores, np.float32(fill))

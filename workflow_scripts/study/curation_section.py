@@ -43,9 +43,9 @@ class Curation(Section):
     )
     tests: Literal["all", "same_label"] = Field(
         "all",
-        description="The tests that a mean score is over: `all`, or `same_label`, those with the row's label (all of "
-        "them, where no test has it). An answer that belongs to another question harms the tests of its own label, and "
-        "in the mean over all tests nothing is seen of it (docs/results/detection.md).",
+        description="The tests that a mean score is over: `all`, or `same_label`, those with the row's label; rows "
+        "whose label no test has are left out. An answer that belongs to another question harms the tests of its own "
+        "label, and in the mean over all tests nothing is seen of it (docs/results/detection.md).",
     )
     size: Annotated[int | float | None, BeforeValidator(_check_optional_size)] = Field(
         None,

@@ -65,7 +65,7 @@ def expected(folder, scores):
     chosen = scores[:, TESTS]
     labels = [LABELS[test % 3] for test in TESTS]
     by_label = [
-        chosen[row, [label == wanted for label in labels]].mean() if wanted in ("old", "new") else chosen[row].mean()
+        chosen[row, [label == wanted for label in labels]].mean() if wanted in ("old", "new") else np.nan
         for row, wanted in enumerate(ROW_LABELS[n % 4] for n in range(30))
     ]
     return chosen.mean(axis=1), np.array(by_label)
