@@ -10,7 +10,7 @@ from workflow_scripts.core.interpreter import require_python_without_spaces
 from workflow_scripts.core.model_contents import RECORDS_VARIABLE
 from workflow_scripts.core.tracking import require_tracker
 from workflow_scripts.study.artifacts import REUSING, are_in_doubt, artifacts
-from workflow_scripts.study.plan import EXPERIMENT_TABLES, StudyPlan
+from workflow_scripts.study.plan import DAMAGED_POOL, EXPERIMENT_TABLES, StudyPlan
 from workflow_scripts.study.resources import JobResources
 from workflow_scripts.study.sources import snapshot_name
 from workflow_scripts.study.specs import StageSpecs
@@ -69,7 +69,7 @@ onstart:
 
 
 wildcard_constraints:
-    corpus="|".join(study.corpora),
+    corpus="|".join([*study.corpora, DAMAGED_POOL]),
     pool="|".join(plan_of_study.drawn_pools),
     evaluation="|".join(study.evaluations),
     encoder="(trained|untrained)(" + "|".join(plan_of_study.variants) + ")",

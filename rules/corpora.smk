@@ -29,6 +29,9 @@ rule prepare_corpus:
         f"{RESULTS}/logs/prepare_corpus/{{corpus}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/prepare_corpus/{{corpus}}.tsv"
+    wildcard_constraints:
+        # Not the damaged pool, which is made of another corpus.
+        corpus="|".join(study.corpora),
     # The check of leaks waits for it, and is worth having before any fine-tuning starts.
     priority: 100
     conda:

@@ -93,6 +93,37 @@ rule summarize_curation:
         "../workflow_scripts/curation/summarize_curation.py"
 
 
+rule list_suspects:
+    """List suspicious rows with their texts, and reasons that a person can check."""
+    input:
+        selection=rules.select_examples.output.selection,
+        corpus=curated_corpus("train"),
+        losses=losses_of_curated,
+    output:
+        suspects=f"{RESULTS}/curation/{{curation}}/suspects.parquet",
+        page=f"{RESULTS}/curation/{{curation}}/suspects.md",
+    log:
+        f"{RESULTS}/logs/list_suspects/{{curation}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/list_suspects/{{curation}}.tsv"
+    wildcard_constraints:
+        curation=any_of(plan_of_study.lists_for_review()),
+    conda:
+        "../envs/airrep.yaml"
+    resources:
+        **resources_for("list_suspects"),
+    params:
+        spec=spec("list_suspects"),
+    script:
+        "../workflow_scripts/curation/list_suspects.py"
+
+
+rule suspects:
+    """Suspicious rows of each list for review, with reasons."""
+    input:
+        suspects_of_every_list(),
+
+
 rule curated:
     """Training files chosen by scores, and lists of harmful rows for review."""
     input:

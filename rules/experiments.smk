@@ -334,6 +334,78 @@ rule evaluate_curated_data:
         "../workflow_scripts/experiments/evaluate_curated_data.py"
 
 
+rule damage_pool:
+    """Damage some rows of a pool on purpose."""
+    input:
+        train=corpus_of_experiment("detection", "train"),
+    output:
+        damaged=f"{RESULTS}/corpora/{DAMAGED_POOL}.parquet",
+        damage=f"{RESULTS}/experiments/detection/damage.parquet",
+    log:
+        f"{RESULTS}/logs/damage_pool.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/damage_pool/study.tsv"
+    # A lack of rows to damage is worth knowing of before hours are spent.
+    priority: 100
+    conda:
+        "../envs/airrep.yaml"
+    resources:
+        **resources_for("damage_pool"),
+    params:
+        spec=spec("damage_pool"),
+    script:
+        "../workflow_scripts/experiments/damage_pool.py"
+
+
+rule score_harm:
+    """Score the rows of a damaged pool by what they do to trusted tests."""
+    input:
+        train=rules.damage_pool.output.damaged,
+        test=corpus_of_experiment("detection", "test"),
+        validation=validation_of("detection"),
+        train_embeddings=embeddings_of_damaged_pool,
+        test_embeddings=trusted_test_embeddings,
+    output:
+        harm=f"{RESULTS}/experiments/detection/harm/{{method}}.parquet",
+    log:
+        f"{RESULTS}/logs/score_harm/{{method}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/score_harm/{{method}}.tsv"
+    wildcard_constraints:
+        method=any_of(plan_of_study.stored_methods()),
+    conda:
+        "../envs/airrep.yaml"
+    resources:
+        **resources_for("score_harm"),
+    params:
+        spec=spec("score_harm"),
+    script:
+        "../workflow_scripts/experiments/score_harm.py"
+
+
+rule evaluate_detection:
+    """Judge how well rankings of a damaged pool find the damaged rows."""
+    input:
+        leaks(),
+        damage=rules.damage_pool.output.damage,
+        harm=harm_of_every_method,
+        losses=losses_of_damaged_pool,
+    output:
+        table=f"{RESULTS}/evaluation/detection.parquet",
+    log:
+        f"{RESULTS}/logs/evaluate_detection.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/evaluate_detection/study.tsv"
+    conda:
+        "../envs/airrep.yaml"
+    resources:
+        **resources_for("evaluate_detection"),
+    params:
+        spec=spec("evaluate_detection"),
+    script:
+        "../workflow_scripts/experiments/evaluate_detection.py"
+
+
 rule evaluate_transfer:
     """Advise whether an encoder serves another LM: reuse, fine-tune or retrain it."""
     input:

@@ -308,6 +308,34 @@ def measured_of(experiment):
     return measured
 
 
+def embeddings_of_damaged_pool(wildcards):
+    embedding = plan_of_study.embedding_of(wildcards.method)
+    return f"{RESULTS}/embeddings/{embedding}/{DAMAGED_POOL}.parquet" if embedding else []
+
+
+def trusted_test_embeddings(wildcards):
+    """Embeddings of the tests that a damaged pool is ranked by, of all parts; none for a method that doesn't embed."""
+    embedding = plan_of_study.embedding_of(wildcards.method, for_tests=True)
+    corpus = study.evaluations[plan_of_study.experiment("detection").evaluation].test
+    parts = plan_of_study.parts_of(corpus) if embedding else []
+    return [f"{RESULTS}/embeddings/{embedding}/{corpus}{part}.parquet" for part in parts]
+
+
+def reader_of_losses(wildcards):
+    return language_model_folder("") if wildcards.reader == "base_lm" else f"{RESULTS}/language_model_warm"
+
+
+def harm_of_every_method(wildcards):
+    return [
+        f"{RESULTS}/experiments/detection/harm/{method}.parquet"
+        for method in plan_of_study.experiment_methods("detection")
+    ]
+
+
+def losses_of_damaged_pool(wildcards):
+    return [f"{RESULTS}/losses/{name}/{DAMAGED_POOL}.parquet" for name in plan_of_study.detection_losses()]
+
+
 def classified_scores(wildcards):
     return [
         f"{RESULTS}/scores/{method}/{evaluation}.parquet"
@@ -389,6 +417,20 @@ def dataset_of_curated(wildcards):
 
 def rejected_of_curated(wildcards):
     return f"{RESULTS}/corpora/{evaluation_of(wildcards.curation).train}.rejected.parquet"
+
+
+def losses_of_curated(wildcards):
+    """How unlikely an LM finds the rows of the corpus; nothing for a study without an LM."""
+    reader, corpus = plan_of_study.reader_of_suspects(), evaluation_of(wildcards.curation).train
+    return f"{RESULTS}/losses/{reader}/{corpus}.parquet" if reader else []
+
+
+def suspects_of_every_list():
+    return expand(
+        f"{RESULTS}/curation/{{curation}}/suspects.{{form}}",
+        curation=plan_of_study.lists_for_review(),
+        form=["parquet", "md"],
+    )
 
 
 def reviewed_rows(wildcards):

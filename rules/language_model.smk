@@ -41,3 +41,27 @@ rule tokenize_corpus:
         spec=spec("tokenize_corpus"),
     script:
         "../workflow_scripts/language_model/tokenize_corpus.py"
+
+
+rule measure_losses:
+    """Measure how unlikely an LM finds the answer of every row of a corpus."""
+    input:
+        language_model=reader_of_losses,
+        tokens=f"{RESULTS}/tokens/{{corpus}}.parquet",
+    output:
+        losses=f"{RESULTS}/losses/{{reader}}/{{corpus}}.parquet",
+    log:
+        f"{RESULTS}/logs/measure_losses/{{reader}}/{{corpus}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/measure_losses/{{reader}}/{{corpus}}.tsv"
+    wildcard_constraints:
+        reader="base_lm|warm_lm",
+    conda:
+        "../envs/airrep.yaml"
+    threads: threads_of_gpu_job(1)
+    resources:
+        **resources_for("measure_losses"),
+    params:
+        spec=spec("measure_losses"),
+    script:
+        "../workflow_scripts/language_model/measure_losses.py"

@@ -53,6 +53,12 @@ def curated_by_gradients() -> None:
     load_study(values, origin="configs/mine.yaml")
 
 
+def detected_by_gradients() -> None:
+    values = with_value("scoring.methods", ["airrep", "ekfac"])
+    values["experiments"] = {"detection": {"evaluation": "heldout", "methods": ["ekfac"]}}
+    load_study(values, origin="configs/mine.yaml")
+
+
 def chosen_without_targets() -> None:
     values = with_value("scoring", {"methods": ["airrep", "tfidf"], "poolings": {"tfidf": ["chosen"]}})
     del values["targets"]
@@ -173,6 +179,15 @@ CONFIG = section_of(
         "curated data where nothing is selected": config_with(
             "experiments.curated_data", {"evaluation": "heldout", "selections": ["best"]}
         ),
+        "damage of an evaluation that isn't there": config_with("experiments.detection", {"evaluation": "other"}),
+        "so many damaged rows that few are left": config_with(
+            "experiments.detection", {"evaluation": "heldout", "share": 0.5}
+        ),
+        "a kind of damage that is listed twice": config_with(
+            "experiments.detection", {"evaluation": "heldout", "damages": ["trigger", "trigger"]}
+        ),
+        "detection by gradients that aren't stored": detected_by_gradients,
+        "tests of a label by a rule without a mean": config_with("curation.helpful.tests", "same_label"),
         "DeepSpeed's keys without DeepSpeed": config_with("finetuning.zero_stage", 2),
     },
 )

@@ -21,6 +21,8 @@ CONTRACT = {
     "transfer": "method string, pooling string, home string, evaluation string, lds_home double, lds double, "
     "ci_low double, ci_high double, ceiling double, retained double, advice string",
     "curated_data": f"method string, evaluation string, metric string, examples int32, {VALUES}",
+    "detection": f"method string, evaluation string, metric string, ranking string, damage string, {VALUES}, "
+    "first_ranking string, damaged_rows int32, rows int32",
 }
 METHODS = {"airrep", "airrep_mean@mean", "tfidf"}
 
@@ -60,11 +62,12 @@ def test_every_method_is_in_every_table(done):
     assert methods["removal"] == METHODS | {"random_removal"}
     assert methods["selection"] == {"airrep", "tfidf", "random_selection", "full_data"}
     assert methods["curated_data"] == {"helpful", "ranked", "random_selection"}
+    assert methods["detection"] == METHODS | {"base_lm", "warm_lm"}
     assert set(table(done, "amortisation")["rival"].to_pylist()) == {"tfidf"}
 
 
 def test_values_lie_in_their_intervals(done):
-    for name in ("loo", "removal", "selection", "classification", "curated_data"):
+    for name in ("loo", "removal", "selection", "classification", "curated_data", "detection"):
         for row in table(done, name).to_pylist():
             assert row["ci_low"] - 1e-9 <= row["value"] <= row["ci_high"] + 1e-9, row
 
@@ -84,11 +87,32 @@ def test_selected_rows_have_the_columns_of_their_source(done):
         assert page.startswith(f"# {name}: {size} of 120 rows")
 
 
+def test_suspects_are_listed_on_request_with_the_loss_of_the_warmed_up_lm(done):
+    ended = done.snakemake("suspects", "--configfile", str(CONFIG))
+    assert ended.returncode == 0, ended.stdout
+    folder = done.folder / "results" / "experiments" / "curation" / "harmful"
+    found = pq.read_table(folder / "suspects.parquet").to_pylist()
+    assert [row["rank"] for row in found] == [1, 2, 3, 4, 5, 6]
+    assert all(row["prompt"] and row["response"] and row["loss"] > 0 for row in found)
+    assert found[0]["reasons"][0].startswith("mean score ")
+    assert (folder / "suspects.md").read_text(encoding="utf-8").startswith("# harmful: 6 suspicious rows of pool\n")
+    assert (done.folder / "results" / "experiments" / "losses" / "warm_lm" / "pool.parquet").exists()
+
+
+def test_the_pool_itself_is_not_damaged(done):
+    corpora = done.folder / "results" / "experiments" / "corpora"
+    damage = pq.read_table(corpora.parent / "experiments" / "detection" / "damage.parquet").to_pylist()
+    before, after = (pq.read_table(corpora / f"{name}.parquet").to_pylist() for name in ("pool", "@damaged"))
+    changed = {row["example_id"] for row, other in zip(before, after, strict=True) if row != other}
+    assert changed == {row["example_id"] for row in damage}
+    assert Counter(row["damage"] for row in damage) == {"within_label": 12, "across_labels": 12, "trigger": 12}
+
+
 def test_the_report_shows_them(done):
     page = (done.folder / "results" / "experiments" / "report.html").read_text(encoding="utf-8")
     titles = re.findall(r"<h3>([^<]+)</h3>", page)
     wanted = ["Leave one out", "Removal curve", "Data selection", "Data classification", "Amortisation", "Transfer"]
-    wanted.append("Curated data")
+    wanted += ["Curated data", "Detection"]
     assert [title for title in titles if title in wanted] == wanted
 
 

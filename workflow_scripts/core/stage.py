@@ -39,6 +39,8 @@ _MEMORY_KEYS = {
     "embed_corpus": "encoder_training.chunk_tokens",
     "fit_method": "finetuning.step_tokens",
     "embed_by_method": "finetuning.step_tokens",
+    "measure_losses": "finetuning.evaluation_tokens",
+    "score_harm": "scoring.tile_examples",
     "score_pairs": "scoring.tile_examples",
     "score_part": "scoring.tile_examples",
     "score_pairs_by_lm": "finetuning.step_tokens",

@@ -14,6 +14,7 @@ from workflow_scripts.core.progress import Progress
 from workflow_scripts.experiments.selection import best_ranked
 from workflow_scripts.methods.loading import load_text_method
 from workflow_scripts.methods.text_scorer import Texts
+from workflow_scripts.scoring.label_groups import LabelGroups
 
 # Rows whose scores for all tests are looked at together.
 ROWS_AT_ONCE = 2048
@@ -62,13 +63,18 @@ def rank_by_best_rank(scores: Path) -> Ranking:
 
 
 def rank_by_mean_score(scores: CorpusMeans, *, lowest: bool) -> Ranking:
-    """Return all rows by their mean score over the tests, the highest first, or the lowest; ties go to the lower id."""
-    order = np.argsort(scores.means if lowest else -scores.means, kind="stable")
+    """Return the rows by their mean score over the tests, the highest first, or the lowest; ties go to the lower id.
+
+    Rows without a mean, of whose label there is no test, aren't among them.
+    """
+    scored = np.flatnonzero(~np.isnan(scores.means))
+    means = scores.means[scored]
+    order = scored[np.argsort(means if lowest else -means, kind="stable")]
     return Ranking(
         scores.example_ids[order],
         scores.means[order],
         lambda example_ids: scores.extreme_tests(example_ids, lowest),
-        np.quantile(scores.means, np.linspace(0, 1, 11)),
+        np.quantile(means, np.linspace(0, 1, 11)),
     )
 
 
@@ -79,7 +85,7 @@ class CorpusMeans:
     Parameters
     ----------
     example_ids: int64 [rows], ascending.
-    means: float32 [rows], the mean of a row's scores over the tests.
+    means: float32 [rows], the mean of a row's scores over the tests, or over those of its label; NaN if there is none.
     extreme_tests: takes ids, int [some], and whether the lowest score counts; returns the id of the test for which each
         has its highest score, or its lowest.
     """
@@ -90,9 +96,14 @@ class CorpusMeans:
 
 
 def means_of_embeddings(
-    train: Sequence[Path], test: Sequence[Path], test_ids: np.ndarray, tile_examples: int
+    train: Sequence[Path],
+    test: Sequence[Path],
+    test_ids: np.ndarray,
+    tile_examples: int,
+    groups: LabelGroups | None = None,
 ) -> CorpusMeans:
-    """Return the mean scores of a method that embeds: one product with the mean of the tests' embeddings.
+    """Return the mean scores of a method that embeds: one product with the mean of the tests' embeddings, or with
+    the means of those of each label.
 
     The mean of inner products is the inner product with the mean, so this is exact up to rounding.
 
@@ -102,6 +113,7 @@ def means_of_embeddings(
     test: embeddings of the test corpus, one file or its parts.
     test_ids: int [tests], ids of the tests.
     tile_examples: how many rows are scored at a time.
+    groups: which tests count for each row; None for all of them.
 
     Raises
     ------
@@ -111,15 +123,19 @@ def means_of_embeddings(
     from workflow_scripts.embeddings.tiles import embedding_tiles, inner_products, read_embeddings
 
     tests = read_embeddings(test, test_ids)
-    center = tests.mean(axis=0, dtype=np.float64, keepdims=True).astype(np.float32)
+    if groups:
+        centers = groups.weights @ tests
+    else:
+        centers = tests.mean(axis=0, dtype=np.float64, keepdims=True).astype(np.float32)
     progress = Progress("mean scores", sum(read_schema(path)[1] for path in train), "examples")
     ids, means = [], []
-    score = inner_products(center)
+    score = inner_products(centers)
     for path in train:
         for tile_ids, tile in embedding_tiles(path, tile_examples):
             ids.append(tile_ids.astype(np.int64))
             # The next tile's scores take this memory.
-            means.append(score(tile, slice(None))[:, 0].copy())
+            scores = score(tile, slice(None))
+            means.append(groups.pick(scores, tile_ids) if groups else scores[:, 0].copy())
             progress.advance(len(tile_ids))
     example_ids, all_means = np.concatenate(ids), np.concatenate(means)
     # Parts have every n-th row group.
@@ -135,14 +151,23 @@ def means_of_embeddings(
                 near = np.minimum(np.searchsorted(ascending, tile_ids), len(ascending) - 1)
                 rows = np.flatnonzero(ascending[near] == tile_ids)
                 if len(rows):
-                    found[place[near[rows]]] = every_test(tile[rows], slice(None)).argmax(axis=1)
+                    scores = every_test(tile[rows], slice(None))
+                    if groups:
+                        scores = groups.among(scores, tile_ids[rows], -np.inf)
+                    found[place[near[rows]]] = scores.argmax(axis=1)
         return test_ids[found]
 
     return CorpusMeans(example_ids[order], all_means[order], extreme_tests)
 
 
 def means_of_texts(
-    method: str, train: Path, test: Path, test_ids: np.ndarray, seed: int, tile_examples: int
+    method: str,
+    train: Path,
+    test: Path,
+    test_ids: np.ndarray,
+    seed: int,
+    tile_examples: int,
+    groups: LabelGroups | None = None,
 ) -> CorpusMeans:
     """Return the mean scores of a method that scores texts.
 
@@ -154,6 +179,7 @@ def means_of_texts(
     test_ids: int [tests], ids of the tests.
     seed: seed of methods that score at random.
     tile_examples: how many rows are scored at a time.
+    groups: which tests count for each row; None for all of them.
     """
     examples = Texts.read(train)
     scorer = load_text_method(method)(examples, Texts.read(test).take(test_ids), seed)
@@ -162,8 +188,13 @@ def means_of_texts(
     progress = Progress(f"mean scores of {method}", number, "examples")
     for tile in _tiles(number, tile_examples):
         scores = scorer.score(tile, slice(0, tests))
-        means[tile] = scores.mean(axis=1, dtype=np.float64)
-        highest[tile], lowest[tile] = scores.argmax(axis=1), scores.argmin(axis=1)
+        if groups:
+            means[tile] = groups.means(scores, tile)
+            highest[tile] = groups.among(scores, tile, -np.inf).argmax(axis=1)
+            lowest[tile] = groups.among(scores, tile, np.inf).argmin(axis=1)
+        else:
+            means[tile] = scores.mean(axis=1, dtype=np.float64)
+            highest[tile], lowest[tile] = scores.argmax(axis=1), scores.argmin(axis=1)
         progress.advance(len(scores))
 
     def extreme_tests(wanted: np.ndarray, lowest_counts: bool) -> np.ndarray:

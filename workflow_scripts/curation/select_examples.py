@@ -23,6 +23,7 @@ from workflow_scripts.curation.ranking import (
     rank_by_mean_score,
 )
 from workflow_scripts.curation.tables import SELECTION_SCHEMA
+from workflow_scripts.scoring.label_groups import NO_TEST, LabelGroups
 from workflow_scripts.study.curation_section import Curation
 
 SHOWN_CHARACTERS = 80
@@ -132,10 +133,16 @@ def _ranking(
 ) -> Ranking:
     if scores is not None:
         return rank_by_best_rank(scores)
+    groups = LabelGroups.read(train, test, test_ids) if choice.tests == "same_label" else None
+    if groups and (groups.group_of == NO_TEST).all():
+        raise StudyError(
+            f"tests: same_label is asked for, and no row of {train} has the label of a test. Write tests: all, or name "
+            "the column of the labels under corpora.<name>.columns, e.g. {label: task}."
+        )
     if train_embeddings:
-        means = means_of_embeddings(train_embeddings, test_embeddings, test_ids, tile_examples)
+        means = means_of_embeddings(train_embeddings, test_embeddings, test_ids, tile_examples, groups)
     else:
-        means = means_of_texts(choice.method, train, test, test_ids, seed, tile_examples)
+        means = means_of_texts(choice.method, train, test, test_ids, seed, tile_examples, groups)
     ranking = rank_by_mean_score(means, lowest=choice.is_for_review)
     if choice.rule != "helpful_only":
         return ranking
@@ -167,7 +174,8 @@ def _too_few(choice: Curation, most: int | None, found: int, ranked: int, folded
         )
     if choice.rule == "helpful_only":
         return f"no row has a mean score above 0 by {choice.method} ({passed}). Write rule: mean_score and a size."
-    return f"{asked} are asked for, and {found:,} can be selected: {passed}. Lower size, or raise quotas."
+    untested = "" if choice.tests == "all" else ", and rows whose label no test has aren't ranked"
+    return f"{asked} are asked for, and {found:,} can be selected: {passed}{untested}. Lower size, or raise quotas."
 
 
 class _Tests:
@@ -202,8 +210,9 @@ def _reason(choice: Curation, score: float, place: int, rows: int, test: str, te
     if choice.reads_top_lists:
         return f"its best rank is for the test in {test}, with score {score:.4g}"
     end, extreme = ("bottom", "lowest") if choice.is_for_review else ("top", "highest")
+    over = f"{tests:,} tests" if choice.tests == "all" else "the tests of its label"
     return (
-        f"mean score {score:.4g} over {tests:,} tests, number {place + 1:,} from the {end} of {rows:,} rows; {extreme} "
+        f"mean score {score:.4g} over {over}, number {place + 1:,} from the {end} of {rows:,} rows; {extreme} "
         f"for the test in {test}"
     )
 

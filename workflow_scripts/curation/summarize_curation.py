@@ -12,6 +12,7 @@ from workflow_scripts.core.parquet import read_metadata, read_table
 from workflow_scripts.core.progress import one_line
 from workflow_scripts.core.stage import run_stage
 from workflow_scripts.corpora.tables import row_name, take_examples
+from workflow_scripts.curation.markdown import markdown_text
 from workflow_scripts.study.curation_section import Curation
 
 GROUPS_SHOWN = 30
@@ -19,11 +20,12 @@ EXAMPLES_SHOWN = 5
 REASONS_SHOWN = 10
 SHOWN_CHARACTERS = 160
 NO_LABEL = "(no label)"
+TESTS = {"all": "all tests", "same_label": "the tests of its label"}
 RULES = {
     "min_rank": "by the best rank that a row reaches for any test",
-    "mean_score": "by the mean score over all tests, the highest first",
-    "helpful_only": "by the mean score over all tests, the highest first, and only scores above 0",
-    "most_harmful": "by the mean score over all tests, the lowest first: a list for review",
+    "mean_score": "by the mean score over {tests}, the highest first",
+    "helpful_only": "by the mean score over {tests}, the highest first, and only scores above 0",
+    "most_harmful": "by the mean score over {tests}, the lowest first: a list for review",
 }
 
 
@@ -45,10 +47,11 @@ def summarize_curation(
     whole = read_table(corpus, ["label", "source_file"])
     several = len(whole["source_file"].unique()) > 1
     rows, selected = int(entries["rows"]), chosen.num_rows
+    rule = RULES[choice.rule].format(tests=TESTS[choice.tests])
     lines = [
         f"# {name}: {selected:,} of {rows:,} rows",
         "",
-        f"Selected from `{corpus.stem}` {RULES[choice.rule]}; method `{choice.method}`, {int(entries['tests']):,} "
+        f"Selected from `{corpus.stem}` {rule}; method `{choice.method}`, {int(entries['tests']):,} "
         f"tests of `{choice.evaluation}`.",
         "",
         *_facts(chosen, entries, choice),
@@ -79,7 +82,7 @@ def _facts(chosen: pa.Table, entries: dict[str, str], choice: Curation) -> list[
     if choice.near_duplicates == "once":
         facts.append(f"- {folded:,} near duplicates were folded into the rows that stand for them.")
     if choice.quotas:
-        quotas = ", ".join(f"{_text(label)}: {quota}" for label, quota in choice.quotas.items())
+        quotas = ", ".join(f"{markdown_text(label)}: {quota}" for label, quota in choice.quotas.items())
         facts.append(f"- Quotas by {choice.quota_by}: {quotas}; {int(entries['over_quota']):,} rows were passed over.")
     return facts
 
@@ -89,7 +92,7 @@ def _rejected_rows(rejected: Path) -> list[str]:
     if not reasons:
         return ["- No row of the source was rejected."]
     kinds = Counter(reason.split(": ")[0] for reason in reasons).most_common(REASONS_SHOWN)
-    told = "; ".join(f"{count:,} x {_text(kind)}" for kind, count in kinds)
+    told = "; ".join(f"{count:,} x {markdown_text(kind)}" for kind, count in kinds)
     return [f"- {len(reasons):,} rows of the source were rejected when it was read: {told}."]
 
 
@@ -101,7 +104,9 @@ def _counts(title: str, column: str, chosen: pa.Table, whole: pa.Table) -> list[
     lines = [f"## {title}", "", f"| {column} | selected | share | corpus | share |", "|---|---|---|---|---|"]
     for value in shown[:GROUPS_SHOWN]:
         shares = own[value] / chosen.num_rows, every[value] / whole.num_rows
-        lines.append(f"| {_text(value)} | {own[value]:,} | {shares[0]:.1%} | {every[value]:,} | {shares[1]:.1%} |")
+        lines.append(
+            f"| {markdown_text(value)} | {own[value]:,} | {shares[0]:.1%} | {every[value]:,} | {shares[1]:.1%} |"
+        )
     if rest := shown[GROUPS_SHOWN:]:
         selected, of = (sum(counts[value] for value in rest) for counts in (own, every))
         lines.append(f"| {len(rest):,} others | {selected:,} | | {of:,} | |")
@@ -138,16 +143,10 @@ def _examples(chosen: pa.Table, corpus: Path, several: bool) -> list[str]:
         for row, text in zip(part.to_pylist(), texts, strict=True):
             where = row_name(row["source_file"], row["source_row"], several)
             copies = f" (and {row['near_duplicates']:,} near duplicates)" if row["near_duplicates"] else ""
-            shown = _text(one_line(f"{text['prompt']} -> {text['response']}", SHOWN_CHARACTERS))
-            lines += [f"{row['rank']}. {_text(where)}{copies}: {shown}  ", f"   {_text(row['reason'])}"]
+            shown = markdown_text(one_line(f"{text['prompt']} -> {text['response']}", SHOWN_CHARACTERS))
+            lines += [f"{row['rank']}. {markdown_text(where)}{copies}: {shown}  ", f"   {markdown_text(row['reason'])}"]
         lines.append("")
     return lines
-
-
-def _text(text: str) -> str:
-    """Return a text of a corpus as Markdown that shows it and does nothing else."""
-    line = one_line(text, 400)
-    return "".join(f"\\{letter}" if letter in "\\`*_{}[]()<>#+!|~$&" else letter for letter in line)
 
 
 if __name__ == "__main__":

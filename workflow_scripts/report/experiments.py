@@ -20,6 +20,21 @@ RANDOM_NAMES = {
     "random_removal": "Random examples",
     "random_selection": "Random examples",
     "full_data": "All data",
+    "base_lm": "Base LM",
+    "warm_lm": "Warmed-up LM",
+}
+DAMAGES = {
+    "within_label": "Answers swapped within a label",
+    "across_labels": "Answers swapped across labels",
+    "trigger": "A planted trigger with one answer",
+    "any": "All kinds of damage",
+}
+RANKINGS = {
+    "all_tests": "all tests",
+    "same_label": "tests of the same label",
+    "nearest_tests": "nearest tests",
+    "self_influence": "self-influence",
+    "loss": "loss of the row",
 }
 
 
@@ -90,6 +105,7 @@ def gather_experiments(tables: Sequence[Path]) -> list[Experiment]:
         "amortisation": _amortisation,
         "transfer": _transfer,
         "curated_data": _curated_data,
+        "detection": _detection,
     }
     read = {path.stem: read_frame(path) for path in tables}
     return [make(read[name]) for name, make in makers.items() if name in read and not read[name].empty]
@@ -257,6 +273,28 @@ def _curated_data(rows: pd.DataFrame) -> Experiment:
     title = f"Loss of the held-back tests of “{losses['evaluation'].iloc[0]}” (lower is better)"
     table = _table(title, "Loss", losses, digits=3, lowest_first=True, note=note)
     return Experiment("Curated data", question, tables=[table])
+
+
+def _detection(rows: pd.DataFrame) -> Experiment:
+    recall = rows[rows["metric"] == "recall_at_10"].set_index(["damage", "method", "ranking"])["value"].to_dict()
+    tables = []
+    for damage, chosen in rows[rows["metric"] == "average_precision"].groupby("damage", sort=False):
+        first = chosen.iloc[0]
+
+        def note(row: Any, damage: object = damage) -> str:
+            found = recall[(damage, row.method, row.ranking)]
+            return f"by {RANKINGS[row.ranking]}; {100 * found:.0f} % of them among the first tenth of the rows"
+
+        title = (
+            f"{DAMAGES[str(damage)]}: {count(first['damaged_rows'])} among {count(first['rows'])} rows, chance "
+            f"{decimal(first['damaged_rows'] / first['rows'], 3)}"
+        )
+        tables.append(_table(title, "Average precision", chosen, digits=3, note=note))
+    question = (
+        "Rows of the pool are damaged on purpose. Does a ranking by harm to trusted tests put them first? Beside it: "
+        "self-influence, and the loss of the row's answer."
+    )
+    return Experiment("Detection", question, tables=tables)
 
 
 def _figure(title: str, x_title: str, lines: dict[str, list[tuple[float, float]]], logarithmic: bool = False) -> Figure:

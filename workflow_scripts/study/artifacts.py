@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from workflow_scripts.core.model_contents import local_models, read_record
-from workflow_scripts.study.plan import EXPERIMENT_TABLES, SURROGATE_POOL, StudyPlan
+from workflow_scripts.study.plan import DAMAGED_POOL, EXPERIMENT_TABLES, SURROGATE_POOL, StudyPlan
 from workflow_scripts.study.specs import StageSpecs
 
 # Where Snakemake keeps what each file was made with, and which files a killed run left, which it makes again.
@@ -134,12 +134,19 @@ class _StudyArtifacts:
         """Return which LM reads which corpus."""
         own = self.plan.tokenized_corpora()
         read = {("", corpus) for corpus in own}
+        if self.plan.detection_losses():
+            read.add(("", DAMAGED_POOL))
+        if self.plan.reader_of_suspects():
+            read |= {("", self.plan.corpora_of(self._evaluation_of(name))[0]) for name in self.plan.lists_for_review()}
         drawn = {self.plan.experiment(name).evaluation for name in DRAWN if self.plan.experiment(name)}
         for pool in self.plan.drawn_pools:
             lm = self.plan.language_model_of(pool)
             corpora = set(self.plan.corpora_of(pool))
             read |= {(lm, corpus) for corpus in (corpora if pool in {*self.plan.pools, *drawn} else corpora & set(own))}
         return read
+
+    def _evaluation_of(self, curation: str) -> str:
+        return self.study.curation[curation].evaluation
 
     def _runs(self) -> Iterator[_Job]:
         for pool in self.plan.drawn_pools:
@@ -181,7 +188,7 @@ class _StudyArtifacts:
 
     def _scores(self) -> Iterator[_Job]:
         own = {name: spec for name in self.methods if (spec := self.plan.method(name).own)}
-        if any(spec.language_model == "warm" for spec in own.values()):
+        if any(spec.language_model == "warm" for spec in own.values()) or self.plan.detection_losses():
             yield "language_model_warm", "warmup_lm", {}
         for name in dict.fromkeys(fit for method in own if (fit := self.plan.fit_of(method))):
             yield f"fitted/{name}.safetensors", "fit_method", {"method": name}
@@ -209,6 +216,12 @@ class _StudyArtifacts:
             for for_tests in (False, True)
             if (embedding := self.plan.embedding_of(method, for_tests))
         }
+        detecting = self.plan.experiment_methods("detection") if self.plan.experiment("detection") else []
+        found |= {
+            (embedding, DAMAGED_POOL, self.plan.method(method).own is not None)
+            for method in detecting
+            if (embedding := self.plan.embedding_of(method))
+        }
         for embedding, corpus, is_own in sorted(found):
             # The test corpus of one evaluation may be the training corpus of another.
             for part in self.plan.parts_of(corpus):
@@ -232,7 +245,16 @@ class _StudyArtifacts:
                 for job in range(settings.jobs):
                     wildcards = {"experiment": name, "job": str(job)}
                     yield f"{folder}/measured/{job}.parquet", "finetune_runs", wildcards
+            if name == "detection":
+                yield from self._detection()
             yield f"evaluation/{EXPERIMENT_TABLES[name]}.parquet", f"evaluate_{name}", {}
+
+    def _detection(self) -> Iterator[_Job]:
+        yield f"corpora/{DAMAGED_POOL}.parquet", "damage_pool", {}
+        for method in self.plan.experiment_methods("detection"):
+            yield f"experiments/detection/harm/{method}.parquet", "score_harm", {"method": method}
+        for name in self.plan.detection_losses():
+            yield f"losses/{name}/{DAMAGED_POOL}.parquet", "measure_losses", {"reader": name, "corpus": DAMAGED_POOL}
 
     def _results(self) -> Iterator[_Job]:
         if self.study.targets:
@@ -259,3 +281,11 @@ class _StudyArtifacts:
             if choice.drop is not None:
                 yield f"{folder}/kept.{form}", "drop_rows", {"curation": name, "form": form}
             yield f"{folder}/summary.md", "summarize_curation", {"curation": name}
+            if choice.is_for_review:
+                yield from self._suspects(name, folder)
+
+    def _suspects(self, name: str, folder: str) -> Iterator[_Job]:
+        reader, corpus = self.plan.reader_of_suspects(), self.plan.corpora_of(self._evaluation_of(name))[0]
+        if reader:
+            yield f"losses/{reader}/{corpus}.parquet", "measure_losses", {"reader": reader, "corpus": corpus}
+        yield f"{folder}/suspects.parquet", "list_suspects", {"curation": name}

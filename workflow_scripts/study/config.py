@@ -253,6 +253,14 @@ class Study(Section):
                 )
             if missing := [one for one in values.get("methods") or [] if one not in self.scoring.methods]:
                 raise ValueError(f"experiments.{name}.methods: {missing[0]!r} is not in scoring.methods; add it there")
+        if detection := self.experiments.detection:
+            methods = detection.methods or self.scoring.methods
+            unstored = [name for name in methods if name in METHODS and METHODS[name].is_unstored]
+            if unstored and (detection.methods or len(unstored) == len(methods)):
+                raise ValueError(
+                    f"experiments.detection.methods: {unstored[0]} stores no embeddings, which are read here; write "
+                    f"{unstored[0]}_16384, and add it to scoring.methods"
+                )
         selection, transfer = self.experiments.selection, self.experiments.transfer
         if selection and selection.examples > self.scoring.top:
             raise ValueError(

@@ -31,6 +31,7 @@ class Curation(Section):
     """One selection of training rows by their scores for the tests of an evaluation (docs/curate.md)."""
 
     NOT_IN_SPEC: ClassVar[frozenset[str]] = frozenset({"format", "prefix", "drop"})
+    NOT_IN_SPEC_AT_DEFAULT: ClassVar[frozenset[str]] = frozenset({"tests"})
 
     evaluation: Name = Field(description="The evaluation whose training corpus is selected from, by its tests.")
     method: str = Field("airrep", description="Scoring method, one of `scoring.methods`.")
@@ -39,6 +40,12 @@ class Curation(Section):
         description="`min_rank`: by the best rank that a row reaches for any test, as in the paper. `mean_score`: by "
         "the mean score over all tests. `helpful_only`: as that, and only scores above 0. `most_harmful`: the lowest "
         "mean scores, listed for review.",
+    )
+    tests: Literal["all", "same_label"] = Field(
+        "all",
+        description="The tests that a mean score is over: `all`, or `same_label`, those with the row's label; rows "
+        "whose label no test has are left out. An answer that belongs to another question harms the tests of its own "
+        "label, and in the mean over all tests nothing is seen of it (docs/results/detection.md).",
     )
     size: Annotated[int | float | None, BeforeValidator(_check_optional_size)] = Field(
         None,
@@ -72,6 +79,8 @@ class Curation(Section):
     def _keys_fit_the_rule(self) -> Curation:
         if self.size is None and self.rule != "helpful_only":
             raise ValueError(f"size: rule {self.rule} needs it; write a number of rows, e.g. 500, or a share, e.g. 0.1")
+        if self.reads_top_lists and self.tests != "all":
+            raise ValueError("tests: rule min_rank has no mean score; write tests: all, or another rule")
         if self.drop is not None and not self.is_for_review:
             raise ValueError("drop applies to rule: most_harmful only, whose list is reviewed; leave it out")
         if self.is_for_review and self.near_duplicates == "once":

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from workflow_scripts.study.damages import Damage
 from workflow_scripts.study.sections import Name, Positive, Section
 
 
@@ -89,6 +90,35 @@ class CuratedData(Section):
     jobs: Positive = Field(1, description="Jobs that the runs are dealt to.")
 
 
+class Detection(Section):
+    """Detection: damage rows of the pool on purpose, and see which methods find them by their harm to trusted tests."""
+
+    evaluation: Name = Field(description="The evaluation whose pool is damaged, and whose tests are trusted.")
+    share: Annotated[float, Field(gt=0, lt=0.3)] = Field(
+        0.03, description="Share of the pool's rows that each kind damages."
+    )
+    damages: list[Damage] = Field(
+        ["within_label", "across_labels", "trigger"],
+        description="Kinds of damage: the answers of two rows are swapped, which have the same label or two labels; or "
+        "`trigger` is added to the prompt, and all such rows get the same answer, that of a row of the pool.",
+        min_length=1,
+    )
+    trigger: str = Field(
+        "according to the quiet ledger", min_length=1, description="The phrase at the end of a prompt with a trigger."
+    )
+    methods: list[str] | None = Field(
+        None,
+        description="Which methods rank; `null` for all that score, but those that store no embeddings, and of several "
+        "with the same embeddings the first.",
+    )
+
+    @model_validator(mode="after")
+    def _kinds_differ(self) -> Detection:
+        if len(set(self.damages)) < len(self.damages):
+            raise ValueError("damages: a kind is listed twice; write each once")
+        return self
+
+
 class Experiments(Section):
     """The paper's experiments beside the LDS; what is left out doesn't run."""
 
@@ -99,3 +129,4 @@ class Experiments(Section):
     amortisation: Amortisation | None = None
     transfer: Transfer | None = None
     curated_data: CuratedData | None = None
+    detection: Detection | None = None

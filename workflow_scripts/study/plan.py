@@ -23,6 +23,8 @@ TRAIN_POOL = "train"
 SURROGATE_POOL = "surrogate"
 # Suffix of the folder of a method's embeddings of tests, where they are computed differently.
 OF_TESTS = "-tests"
+# The pool of the experiment `detection` once rows of it are damaged; no corpus of a config can have this name.
+DAMAGED_POOL = "@damaged"
 # Table of each experiment, under evaluation/.
 EXPERIMENT_TABLES = {
     "leave_out": "loo",
@@ -32,6 +34,7 @@ EXPERIMENT_TABLES = {
     "amortisation": "amortisation",
     "transfer": "transfer",
     "curated_data": "curated_data",
+    "detection": "detection",
 }
 
 
@@ -128,7 +131,7 @@ class StudyPlan:
         if any(one.language_model for one in own):
             evaluations = self.study.evaluations.values()
             corpora |= {corpus for one in evaluations for corpus in (one.train, one.test)}
-        if any(one.fitted for one in own):
+        if any(one.fitted for one in own) or self.detection_losses():
             corpora.add(self.warmup_corpus())
         return sorted(corpora)
 
@@ -152,7 +155,8 @@ class StudyPlan:
         read_by_methods = any(method.own and method.own.language_model for method in methods)
         variants = {"", *(f"@{name}" for method in methods if (name := (method.encoder or "").partition("@")[2]))}
         lms = {self.language_model_of(pool) for pool in self.pools}
-        if read_by_methods or any(self.reads_tokens_of_lm(variant) for variant in variants):
+        reads_losses = bool(self.detection_losses() or self.reader_of_suspects())
+        if read_by_methods or reads_losses or any(self.reads_tokens_of_lm(variant) for variant in variants):
             lms.add("")
         named: list[tuple[LanguageModel | Encoder, bool]] = [
             *((self.language_model(lm), lm in lms) for lm in self.language_models),
@@ -354,7 +358,19 @@ class StudyPlan:
 
     def experiment_methods(self, name: str) -> list[str]:
         """Return the names of the methods that an experiment evaluates."""
-        return getattr(self.experiment(name), "methods", None) or list(self.study.scoring.methods)
+        chosen = getattr(self.experiment(name), "methods", None)
+        return chosen or (self._detecting_methods() if name == "detection" else list(self.study.scoring.methods))
+
+    def _detecting_methods(self) -> list[str]:
+        """Return the methods whose scores of examples are read again; of those that read the same ones, the first."""
+        found: dict[str, str] = {}
+        for method in self.stored_methods():
+            found.setdefault(self.embedding_of(method) or method, method)
+        return list(found.values())
+
+    def detection_losses(self) -> list[str]:
+        """Return the names of the LMs by whose losses the experiment `detection` ranks rows too."""
+        return ["base_lm", "warm_lm"] if self.experiment("detection") and self.study.uses_lm else []
 
     def classified(self) -> list[str]:
         """Return the names of the evaluations whose tests are classified."""
@@ -375,6 +391,18 @@ class StudyPlan:
             for name, choice in self.study.curation.items()
             if choice.evaluation == settings.evaluation and not choice.is_for_review
         ]
+
+    def lists_for_review(self) -> list[str]:
+        """Return the selections whose rows are listed for review."""
+        return [name for name, choice in self.study.curation.items() if choice.is_for_review]
+
+    def reader_of_suspects(self) -> str | None:
+        """Return the LM whose losses are told beside suspicious rows: the warmed-up one, if the study has it anyway."""
+        if not (self.study.uses_lm and self.lists_for_review()):
+            return None
+        own = [method.own for method in map(self.method, self.study.scoring.methods) if method.own]
+        is_warm = bool(self.detection_losses()) or any(one.language_model == "warm" for one in own)
+        return "warm_lm" if is_warm else "base_lm"
 
     def curated_files(self, curation: str) -> list[str]:
         """Return the files of a selection: rows, summary, and where rows are dropped the corpus without them."""

@@ -48,6 +48,7 @@ class JobResources:
             "fit_method": 8000 + int(lm),
             "embed_by_method": 8000 + int(lm),
             "finetune_runs": 4000 + int(lm),
+            "measure_losses": 4000 + int(lm),
             "train_encoder": 16000 * encoder,
             "embed_corpus": 4000 * encoder,
             "collect_targets": 8000,

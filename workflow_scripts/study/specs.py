@@ -23,6 +23,7 @@ COMPUTED_ON_GPUS = (
     "warmup_lm",
     "fit_method",
     "embed_by_method",
+    "measure_losses",
     "score_pairs",
     "score_part",
     "choose_pooling",
@@ -95,8 +96,9 @@ class StageSpecs:
         # As the stages' own specs: what is off has no part in them, or a new key would recompute finished studies.
         off: dict[str, Any] = {key: True for key in ("deterministic", "curation") if not getattr(self.study, key)}
         off["track"] = True  # whatever it is, it decides no number
-        if self.study.experiments.curated_data is None:
-            off["experiments"] = {"curated_data"}
+        absent = {name for name in ("curated_data", "detection") if getattr(self.study.experiments, name) is None}
+        if absent:
+            off["experiments"] = absent
         if self.plan.surrogate is None:
             off |= {"targets": {"surrogate"}, "encoder_training": {"surrogate_share"}}
         return self.study.model_dump(mode="json", exclude=off)
@@ -383,6 +385,26 @@ class StageSpecs:
         values = {"evaluation": transfer.evaluation, "home": transfer.home}
         return {**values, "method": (trained or self.study.scoring.methods)[0], "trained": trained}
 
+    def _damage_pool(self) -> dict[str, Any]:
+        settings = self.plan.experiment("detection")
+        return {"seed": self.study.seed, **settings.model_dump(include={"share", "damages", "trigger"})}
+
+    def _score_harm(self, method: str) -> dict[str, Any]:
+        return {"method": method, "seed": self.study.seed, "tile_examples": self.study.scoring.tile_examples}
+
+    def _measure_losses(self, reader: str, corpus: str) -> dict[str, Any]:
+        # Which LM and which corpus it is decide the inputs.
+        finetuning = self.study.finetuning
+        return {
+            **self._lm_source(),
+            "evaluation_tokens": finetuning.evaluation_tokens,
+            "precision": finetuning.precision,
+        }
+
+    def _evaluate_detection(self) -> dict[str, Any]:
+        values = self._experiment_statistics("detection")
+        return {name: value for name, value in values.items() if name != "max_diverged_share"}
+
     def _write_report(self) -> dict[str, Any]:
         folder = f"results/{self.study.run}"
         return {**self.study.report.model_dump(), "benchmarks": f"{folder}/benchmarks", "plan": f"{folder}/plan.json"}
@@ -464,6 +486,9 @@ class StageSpecs:
 
     def _summarize_curation(self, curation: str) -> dict[str, Any]:
         return {"name": curation, "choice": self.study.curation[curation].spec()}
+
+    def _list_suspects(self, curation: str) -> dict[str, Any]:
+        return self._summarize_curation(curation)
 
     def _draw_curated_data(self) -> dict[str, Any]:
         settings = self.plan.experiment("curated_data")

@@ -3,12 +3,13 @@
 import json
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from curated_study import read_corpus, write_embeddings, write_lines, write_top_lists, write_validation
 
 from workflow_scripts.core.errors import StudyError
-from workflow_scripts.core.parquet import read_metadata
+from workflow_scripts.core.parquet import read_metadata, write_table
 from workflow_scripts.curation.choosing import choose
 from workflow_scripts.curation.select_examples import select_examples
 from workflow_scripts.methods.text_scorer import Texts
@@ -98,6 +99,38 @@ def test_the_most_harmful_have_the_lowest_means(folder):
     assert [row["example_id"] for row in found] == np.argsort(scores.mean(axis=1), kind="stable")[:4].tolist()
     assert [row["test_id"] for row in found] == [TESTS[scores[row["example_id"]].argmin()] for row in found]
     assert "number 1 from the bottom of 40 rows; lowest for the test in row" in found[0]["reason"]
+
+
+@pytest.mark.parametrize("method", ["airrep", "tfidf"])
+def test_a_mean_over_the_tests_of_a_rows_label(folder, method):
+    labels = ["old", "new", "old", "old", "other", None, "new", "old"]
+    table = pq.read_table(folder / "test.parquet")
+    column = table.column_names.index("label")
+    write_table(folder / "test.parquet", table.set_column(column, "label", pa.array(labels)))
+    # Tests 3, 0 and 5: two are old, none is new.
+    if method == "airrep":
+        scores = all_scores(folder)
+    else:
+        texts = [Texts.read(folder / f"{role}.parquet") for role in ("train", "test")]
+        scores = open_scorer(texts[0], texts[1].take(TESTS), 1).score(slice(0, ROWS), slice(0, 3))
+    is_old = np.arange(ROWS) % 3 == 0
+    # Of the rows with another label, or with none, nothing is known.
+    means = np.where(is_old, scores[:, :2].mean(axis=1), np.inf)
+    found = select(folder, rule="most_harmful", size=10, tests="same_label", method=method)
+    order = np.argsort(means, kind="stable")[:10]
+    np.testing.assert_allclose([row["score"] for row in found], means[order], atol=1e-5)
+    if method == "airrep":
+        assert [row["example_id"] for row in found] == order.tolist()
+        lowest = scores[order, :2].argmin(axis=1)
+        assert [row["test_id"] for row in found] == [TESTS[place] for place in lowest]
+    assert "over the tests of its label, number 1 from the bottom of 40 rows" in found[0]["reason"]
+    with pytest.raises(StudyError, match=r"14 can be selected: .* rows whose label no test has aren't ranked"):
+        select(folder, rule="most_harmful", size=15, tests="same_label", method=method)
+
+
+def test_labels_that_no_test_has_are_refused(folder):
+    with pytest.raises(StudyError, match=r"no row of .*train.parquet has the label of a test. Write tests: all"):
+        select(folder, rule="most_harmful", size=10, tests="same_label")
 
 
 def test_only_helpful_rows_are_above_zero(folder):

@@ -55,6 +55,12 @@ def test_a_list_for_review_says_how_many_are_below_zero(tmp_path):
     )
 
 
+def test_the_page_says_which_tests_a_mean_is_over(tmp_path):
+    assert "by the mean score over all tests, the lowest first" in summary(tmp_path, [0], rule="most_harmful")
+    page = summary(tmp_path, [0], rule="most_harmful", tests="same_label")
+    assert "by the mean score over the tests of its label, the lowest first" in page
+
+
 def test_texts_of_a_corpus_are_shown_and_do_nothing(tmp_path):
     page = summary(tmp_path, [0, 2, 9])
     assert r"p0 \<b\>\| -\> \[r0\]\(http://x\)" in page

@@ -12,6 +12,11 @@ def value(method, metric, number, **more):
     return {**row, "ci_low": number - 0.1, "ci_high": number + 0.1, **more}
 
 
+def found(method, ranking, damage, metric, number):
+    sizes = {"damaged_rows": 30, "rows": 1000}
+    return value(method, metric, number, ranking=ranking, damage=damage, first_ranking=None, **sizes)
+
+
 TABLES = {
     "loo": [
         value("tfidf", "leave_1_out", 0.2, ceiling=0.5, seed_agreement=0.3),
@@ -70,6 +75,12 @@ TABLES = {
         value("best", "loss_below_random", 0.25, examples=500),
         value("random_selection", "loss", 1.75, examples=500),
     ],
+    "detection": [
+        found(method, ranking, damage, metric, number)
+        for damage in ("trigger", "any")
+        for method, ranking, precision in (("airrep", "same_label", 0.5), ("warm_lm", "loss", 0.75))
+        for metric, number in (("average_precision", precision), ("recall_at_10", 0.875))
+    ],
 }
 
 
@@ -113,6 +124,14 @@ def test_the_advice_is_a_sentence(experiments):
     (sentence,) = experiments["Transfer"].sentences
     assert sentence.startswith("Go on from the encoder")
     assert experiments["Transfer"].tables[0].rows[0].note == "0.50 at home, 85 % of its share of the ceiling kept"
+
+
+def test_each_kind_of_damage_has_a_table_and_each_row_its_ranking(experiments):
+    trigger, everything = experiments["Detection"].tables
+    assert trigger.title == "A planted trigger with one answer: 30 among 1,000 rows, chance 0.030"
+    assert everything.title.startswith("All kinds of damage")
+    assert [row.name for row in trigger.rows] == ["Warmed-up LM", "AirRep"]
+    assert trigger.rows[1].note == "by tests of the same label; 88 % of them among the first tenth of the rows"
 
 
 def test_a_value_that_is_not_known_stands_last(tmp_path):

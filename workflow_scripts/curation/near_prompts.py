@@ -1,0 +1,76 @@
+"""Rows of a corpus that ask nearly the same as a row, and whether they answer the same."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from workflow_scripts.core.parquet import read_batches
+from workflow_scripts.corpora.row_formats import prompt_key
+from workflow_scripts.corpora.tables import take_examples
+
+# Smallest Jaccard similarity of the sets of words of two prompts that ask nearly the same.
+NEAR_PROMPT = 0.8
+ROWS_AT_ONCE = 20_000
+
+
+@dataclass(frozen=True)
+class NearPrompts:
+    """The other rows that ask nearly the same as each of some rows.
+
+    Parameters
+    ----------
+    rows: int64 [some], how many there are.
+    other_answers: int64 [some], how many of them have another answer; case, spaces and punctuation don't count.
+    nearest: int64 [some], id of the most similar one with another answer, -1 if there is none; of equal ones the first.
+    """
+
+    rows: np.ndarray
+    other_answers: np.ndarray
+    nearest: np.ndarray
+
+
+def find_near_prompts(corpus: Path, example_ids: np.ndarray) -> NearPrompts:
+    """Return the rows whose prompts are nearly those of some rows: most of their words are the same.
+
+    Memory grows with the rows that are asked for, and not with the corpus.
+
+    Parameters
+    ----------
+    corpus: `corpora/` file.
+    example_ids: int [some], ids of the rows.
+    """
+    # It takes a second to load.
+    from sklearn.feature_extraction.text import HashingVectorizer
+
+    options = {"n_features": 2**22, "binary": True, "norm": None, "alternate_sign": False, "dtype": np.float32}
+    vectorizer = HashingVectorizer(token_pattern=r"\w+", **options)
+    own = take_examples(corpus, example_ids, ["prompt", "response"])
+    words = vectorizer.transform(own["prompt"].to_pylist())
+    sizes = np.asarray(words.sum(axis=1)).ravel()
+    answers = _keys(own["response"])
+    rows, other_answers = np.zeros((2, len(example_ids)), np.int64)
+    nearest, best = np.full(len(example_ids), -1), np.zeros(len(example_ids))
+    for batch in read_batches(corpus, ROWS_AT_ONCE, ["example_id", "prompt", "response"]):
+        others = vectorizer.transform(batch["prompt"].to_pylist())
+        common = (words @ others.T).tocoo()
+        either = sizes[common.row] + np.asarray(others.sum(axis=1)).ravel()[common.col] - common.data
+        similarity = common.data / either
+        ids = batch["example_id"].to_numpy()
+        near = (similarity >= NEAR_PROMPT) & (ids[common.col] != example_ids[common.row])
+        place, column, similarity = common.row[near], common.col[near], similarity[near]
+        differs = answers[place] != _keys(batch["response"])[column]
+        np.add.at(rows, place, 1)
+        np.add.at(other_answers, place[differs], 1)
+        for at in np.flatnonzero(differs)[np.lexsort((column[differs], -similarity[differs]))]:
+            if similarity[at] > best[place[at]]:
+                best[place[at]], nearest[place[at]] = similarity[at], ids[column[at]]
+    return NearPrompts(rows, other_answers, nearest)
+
+
+def _keys(texts: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """Return a number for each text, the same for those that differ in case, spaces and punctuation alone."""
+    return np.array([prompt_key(text) for text in texts.to_pylist()], np.uint64)
