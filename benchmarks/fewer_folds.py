@@ -1,6 +1,8 @@
-"""What fewer training folds cost in LDS: the encoder of a finished study, trained on shares of its folds.
+"""What fewer training folds cost in LDS, and what predicted targets give back.
 
-All are evaluated on the same held-back folds. It takes the targets of `snakemake --cores all targets encoder`.
+The encoder of a finished study is trained on shares of its measured folds, alone and with the folds of
+`targets.surrogate`, if the study has them, and on these alone. All are evaluated on the same held-back folds. It takes
+the targets of `snakemake --cores all targets encoder`.
 Run: python benchmarks/fewer_folds.py [--config config.yaml]
 """
 
@@ -22,7 +24,9 @@ from workflow_scripts.encoder.train_encoder import train_encoder
 from workflow_scripts.study.config import load_study
 from workflow_scripts.study.plan import StudyPlan
 
-SHARES = (1.0, 0.5, 0.25)
+SHARES = (1.0, 0.5, 0.25, 0.1)
+# Of the steps, where there are measured folds too.
+SURROGATE_SHARE = 0.5
 
 
 def main() -> None:
@@ -32,17 +36,26 @@ def main() -> None:
     plan = StudyPlan(load_study(yaml.safe_load(Path(path).read_text(encoding="utf-8")), origin=path))
     if not (plan.results / "targets" / "train.parquet").exists():
         sys.exit(f"there are no targets in {plan.results}: run `snakemake --cores all targets encoder` first")
-    rows = [one_share(plan, share) for share in SHARES]
+    predicted = (plan.results / "targets" / "surrogate.parquet").exists()
+    ways = [(share, surrogate) for share in SHARES for surrogate in ([0.0, SURROGATE_SHARE] if predicted else [0.0])]
+    rows = [train_on(plan, *way) for way in [*ways, *([(0.0, 1.0)] if predicted else [])]]
     for row in rows:
         row["share of LDS"] = row["validation LDS"] / rows[0]["validation LDS"]
     report("fewer_folds", rows, study=path)
 
 
-def one_share(plan: StudyPlan, share: float) -> dict[str, float]:
-    """Train on `share` of the training folds; return the best LDS on the held-back ones."""
+def train_on(plan: StudyPlan, share: float, surrogate_share: float) -> dict[str, float]:
+    """Train on `share` of the measured folds, `surrogate_share` of the steps on predicted ones.
+
+    Returns
+    -------
+    How many folds these are, and the best LDS on the held-back ones.
+    """
     held_back = plan.study.encoder_training.validation_folds
     folds = plan.study.targets.folds
     kept = round((folds - held_back) * share)
+    surrogate = (plan.results / part / "surrogate.parquet" for part in ("subsets", "targets"))
+    names = ("surrogate_subsets", "surrogate_targets")
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -57,13 +70,19 @@ def one_share(plan: StudyPlan, share: float) -> dict[str, float]:
             folder / "targets.parquet",
             folder / "encoder",
             folder / "log.parquet",
-            training=plan.study.encoder_training,
+            **(dict(zip(names, surrogate, strict=True)) if surrogate_share else {}),
+            training=plan.study.encoder_training.model_copy(update={"surrogate_share": surrogate_share}),
             prompt_words=plan.study.encoder.prompt_words,
             max_tokens=plan.study.encoder.max_tokens,
             seed=plan.study.seed,
         )
         best = pc.max(read_table(folder / "log.parquet")["validation_lds"]).as_py()
-    return {"folds": kept, "share of folds": share, "validation LDS": best, "seconds": time.perf_counter() - start}
+    return {
+        "measured folds": kept,
+        "of the steps on predicted ones": surrogate_share,
+        "validation LDS": best,
+        "seconds": time.perf_counter() - start,
+    }
 
 
 def fewer_folds(path: Path, kept: int, folds: int, held_back: int) -> pa.Table:
