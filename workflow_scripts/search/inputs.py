@@ -14,7 +14,7 @@ from workflow_scripts.core.parquet import read_table
 from workflow_scripts.core.progress import say
 from workflow_scripts.corpora.prepare_corpus import TooManyRejectedError, prepare_corpus
 from workflow_scripts.corpora.tables import CORPUS_SCHEMA, WHERE
-from workflow_scripts.search.attribution import Query
+from workflow_scripts.search.query import Query
 from workflow_scripts.study.sections import COLUMN_MEANINGS, Corpus
 
 REJECTED_SHOWN = 10
