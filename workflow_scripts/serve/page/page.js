@@ -4,7 +4,6 @@
   const CLAMPED_AT = 260;
   const NO_LABEL = "(no label)";
   const SIGNS = ["helpful", "harmful"];
-  const SHORTEST_MARKED = 2;
   const WORD = /[\p{L}\p{N}_]+/gu;
 
   const byId = (id) => document.getElementById(id);
@@ -153,10 +152,10 @@
     byId("lists").replaceChildren(...signs.map((sign) => list(sign, answer, strongest, several, words)));
   }
 
-  // Words of the query, but for those that stand in many rows of the corpus.
+  // Words and numbers of the query, but for single letters and words that stand in many rows of the corpus.
   function wordsOf(answer) {
     const text = [answer.query_prompt, answer.query_response, answer.query_contrast || ""].join("\n").toLowerCase();
-    return new Set((text.match(WORD) || []).filter((word) => word.length >= SHORTEST_MARKED && !state.common.has(word)));
+    return new Set((text.match(WORD) || []).filter((word) => (word.length > 1 || /\p{N}/u.test(word)) && !state.common.has(word)));
   }
 
   function list(sign, answer, strongest, several, words) {
