@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import tempfile
 from collections.abc import Collection
 from importlib.resources import files
@@ -13,6 +14,7 @@ from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from jinja2 import Environment, PackageLoader
+from markupsafe import Markup, escape
 from starlette.types import ASGIApp
 
 from workflow_scripts import __version__
@@ -59,7 +61,7 @@ def create_app(answerer: Answerer, *, encoder: str, corpus: str, names: Collecti
     """
     app = FastAPI(
         title="AirRep: ask for training examples",
-        description="Which training examples help or harm an answer.",
+        description="Ask which training examples help or harm an answer.",
         version=__version__,
         # FastAPI's own pages load scripts of a content delivery network; /docs is made of the same schema without any.
         docs_url=None,
@@ -158,7 +160,13 @@ def _documentation(app: FastAPI) -> str:
     environment = Environment(
         loader=PackageLoader("workflow_scripts.serve", "page"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters["code"] = _code
     return environment.get_template("docs.html").render(api=app.openapi())
+
+
+def _code(text: str) -> Markup:
+    """Return a text as HTML, what stands in backticks as code."""
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def _read_file(name: str, body: bytes) -> tuple[list[SearchQuery], list[dict[str, Any]]]:

@@ -83,13 +83,13 @@ class AskedFile(Options):
 class Same(Strict):
     """An example that says the same as the one above it in the list."""
 
-    rank: int
+    rank: int = Field(description="Its place in the list without `fold`.")
     score: float
     example_id: int
     source_file: str
     source_row: int
     label: str | None
-    prompt: str
+    prompt: str = Field(description="Its first 200 characters.")
 
 
 class Found(Strict):
@@ -97,10 +97,10 @@ class Found(Strict):
 
     sign: Literal["helpful", "harmful"]
     rank: int = Field(description="From 1, best first, among all examples of this sign and these labels.")
-    score: float
-    source_file: str
+    score: float = Field(description="Inner product of the example's embedding and the query's.")
+    source_file: str = Field(description="File of the corpus's source.")
     source_row: int = Field(description="Row in that file, from 1.")
-    example_id: int
+    example_id: int = Field(description="Row of the prepared corpus, from 0.")
     label: str | None
     prompt: str
     response: str
@@ -113,7 +113,7 @@ class Answer(Strict):
     """What was found for one query."""
 
     query: int = Field(description="Its number, or its row in the file; from 1.")
-    query_file: str | None
+    query_file: str | None = Field(description="Name of the file; `null` for a query that was sent as JSON.")
     query_prompt: str
     query_response: str
     query_contrast: str | None
@@ -146,10 +146,10 @@ class About(Strict):
 
     encoder: str
     corpus: str
-    rows: int
-    dimension: int
-    version: str
+    rows: int = Field(description="Of the corpus.")
+    dimension: int = Field(description="Numbers of an embedding.")
+    version: str = Field(description="Of the workflow.")
     labels: list[Label] = Field(description="The most frequent ones.")
     distinct_labels: int
     common_words: list[str] = Field(description="Words that stand in many rows, in lower case.")
-    limits: dict[str, int]
+    limits: dict[str, int] = Field(description="Most of what a request may have.")

@@ -249,7 +249,7 @@
     state.file = file;
     state.answers = null;
     byId("asked-file").hidden = !file;
-    byId("file-name").textContent = file ? `Asked for the queries of ${file.name}.` : "";
+    byId("file-name").textContent = file ? `Answers for the queries of ${file.name}.` : "";
     if (!file) {
       field.file.value = "";
       byId("answers").hidden = true;
