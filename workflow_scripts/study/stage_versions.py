@@ -41,7 +41,7 @@ STAGE_VERSIONS = {
     "evaluate_transfer": 1,
     "draw_curated_data": 1,
     "evaluate_curated_data": 1,
-    "write_report": 7,
+    "write_report": 8,
     "select_examples": 1,
     "write_curated": 1,
     "drop_rows": 1,

@@ -119,6 +119,22 @@ def test_more_examples_on_demand(browser, calm):
     assert len(browser.find_elements(By.CSS_SELECTOR, ".helpful .cards > li")) == 10
 
 
+def test_examples_that_say_the_same_are_one_card_with_a_count(browser, tmp_path):
+    texts = ["The first of all answers.", "Another answer, the second.", "And the last of the three."]
+    _open(browser, _report(tmp_path, texts=texts))
+    cards = browser.find_elements(By.CSS_SELECTOR, ".helpful .cards > li")
+    counts = [int(text.split()[1]) for text in (_same(card) for card in cards) if text]
+    assert len(cards) + sum(counts) == 10
+    browser.find_element(By.CSS_SELECTOR, ".helpful .same summary").click()
+    assert "no. " in _text(browser, ".helpful .same[open] li")
+    _choose(browser, "label", texts[0])
+    assert {tag.text for tag in browser.find_elements(By.CSS_SELECTOR, "#lists .tag")} <= {texts[0]}
+
+
+def _same(card) -> str:
+    return " ".join(summary.text for summary in card.find_elements(By.CSS_SELECTOR, ".same summary"))
+
+
 def test_switching_the_method_changes_the_lists(browser, calm):
     _open(browser, calm)
     before = _text(browser, "#lists")
