@@ -19,7 +19,7 @@ from workflow_scripts.scoring.top_k import Sign, TopScores
 from workflow_scripts.search.stored import TILE_EXAMPLES
 
 COLUMNS = ["example_id", "label", "prompt", "response", *WHERE]
-ROWS_WRITTEN = 8192
+ROWS_WRITTEN = 65_536
 
 
 @dataclass(frozen=True)

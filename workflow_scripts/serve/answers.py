@@ -126,7 +126,7 @@ class Answerer:
         self, query: Query, sign: Sign, ids: np.ndarray, scores: np.ndarray, options: Options
     ) -> list[dict[str, Any]]:
         """Return the examples of a query to show; with `fold`, of as many rows as it takes to have enough groups."""
-        looked_at = options.top * (2 if options.fold else 1)
+        looked_at = options.top
         while True:
             found = ids[:looked_at], scores[:looked_at]
             table = answer_table([query], [found], self.mapped.take, sign=sign, min_score=options.min_score)
