@@ -89,7 +89,7 @@ gpu-test: $(VENV)/.installed
 	PYTHONPATH=. $(BIN)/python benchmarks/gpu_acceptance.py --out $(OUT)
 
 # Not those that take whole studies.
-bench: $(VENV)/.installed
+bench: $(VENV)/.installed-serve
 	@for file in $$(grep -l __main__ $(filter-out %/fewer_folds.py %/gradient_choices.py %/plan_error.py %/warmup.py %/gpu_acceptance.py %/gpu_study.py,$(wildcard benchmarks/*.py))); do \
 		echo "== $$file"; $(BIN)/python $$file || exit 1; done
 

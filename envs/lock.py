@@ -2,12 +2,12 @@
 
 `requirements.lock` pins what the workflow needs besides torch, `requirements-torch.lock` torch itself,
 `requirements-deepspeed.lock` what LMs that don't fit one GPU need on top, `requirements-serve.lock` what the page and
-the API need, and `requirements-test.lock` what the tests need beyond all of them. Each line carries the hashes of all files of its version, asked of the package index (by uv),
-and pip takes no other file. torch goes without: its builds for a CPU and for each CUDA share a version, and bring
-packages of their own.
+the API need, and `requirements-test.lock` what the tests need beyond all of them. Each line carries the hashes of all
+files of its version, asked of the package index (by uv), and pip takes no other file. torch goes without: its builds
+for a CPU and for each CUDA share a version, and bring packages of their own.
 
-`airrep.yaml` is all but the server's and the tests' together, because nothing can be added to the environments that `snakemake --sdm
-conda` makes; without hashes, since pip wants them for all lines of a file or for none.
+`airrep.yaml` is all but the server's and the tests' together, because nothing can be added to the environments that
+`snakemake --sdm conda` makes; without hashes, since pip wants them for all lines of a file or for none.
 """
 
 from __future__ import annotations

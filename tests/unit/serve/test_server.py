@@ -207,6 +207,17 @@ def test_batches_have_a_largest_size():
     assert batches == [[9], [1, 3], [1], [4]]
 
 
+def test_the_example_of_the_docs_prints_the_rows_found(answerer, capsys):
+    text = (ROOT / "docs/serve.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    with serving(make_app(answerer)) as port:
+        exec(compile(code.replace(":8000/", f":{port}/"), "serve.md", "exec"), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines] == [
+        [sign, str(rank)] for sign in ("helpful", "harmful") for rank in range(1, 6)
+    ]
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_server_says_what_it_serves_and_stops_at_a_signal(folder, tmp_path, number):
     files = {"encoder": "encoder", "corpus": "corpus.parquet", "embeddings": "embeddings.parquet"}
