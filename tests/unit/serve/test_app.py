@@ -20,6 +20,7 @@ from workflow_scripts.search.attribution import attribute
 from workflow_scripts.search.inputs import prepared_corpus, read_queries
 from workflow_scripts.search.query import Query
 from workflow_scripts.serve import limits
+from workflow_scripts.serve.schemas import Answers
 
 QUERY = {"prompt": PROMPT, "response": RESPONSE}
 QUERY_COLUMNS = ["query", "query_file", "query_prompt", "query_response", "query_contrast"]
@@ -309,8 +310,8 @@ def test_nothing_of_or_beside_the_schema_is_an_error_of_the_server(client, api, 
     assert answer.status_code < 500, body
     assert "Traceback" not in answer.text
     if answer.status_code == 200 and "json" in answer.headers["content-type"]:
-        rows = [row for one in answer.json()["answers"] for row in one["examples"]]
-        assert all(math.isfinite(row["score"]) for row in rows)
+        told = Answers.model_validate(answer.json())
+        assert all(math.isfinite(row.score) for one in told.answers for row in one.examples)
     assert client.get("/api/about").status_code == 200
 
 
