@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from threadpoolctl import ThreadpoolController
 
 from workflow_scripts.corpora.same_text import first_of_same
 from workflow_scripts.scoring.top_k import Sign
@@ -58,6 +59,7 @@ class Answerer:
     def __init__(self, embedded: EmbeddedCorpus, mapped: MappedCorpus):
         self.mapped = mapped
         self._embedded = embedded
+        self._threads = ThreadpoolController()
         self._vectors: OrderedDict[tuple[str, str, str | None], np.ndarray] = OrderedDict()
 
     def unknown_labels(self, options: Options) -> list[str]:
@@ -96,7 +98,10 @@ class Answerer:
         keys = [(query.prompt, query.response, query.contrast) for query in queries]
         new = {key: query for key, query in zip(keys, queries, strict=True) if key not in self._vectors}
         if new:
-            self._vectors.update(zip(new, self._embedded.vectors(list(new.values())), strict=True))
+            # The products of one text are so small that threads spend their time waiting for each other.
+            with self._threads.limit(limits=1, user_api="blas"):
+                vectors = self._embedded.vectors(list(new.values()))
+            self._vectors.update(zip(new, vectors, strict=True))
         vectors = np.stack([self._vectors[key] for key in keys])
         for key in keys:
             self._vectors.move_to_end(key)
