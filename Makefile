@@ -16,7 +16,7 @@ ifneq ($(words $(CURDIR)),1)
 $(error "$(CURDIR)" has a space in its path, and Snakemake starts no job by a Python there: move this folder to a path without one)
 endif
 
-.PHONY: run fetch plan status verify smoke test test-methods test-models test-faults test-load audit lint slurm-test gpu-test bench clean
+.PHONY: run fetch plan status verify serve smoke test test-methods test-models test-faults test-load audit lint slurm-test gpu-test bench clean
 
 run: $(VENV)/.installed
 	$(BIN)/snakemake --cores $(CORES) --configfile $(CONFIG)
@@ -37,6 +37,10 @@ status: $(VENV)/.installed
 # Which results were made with other values than the config says, or other models than are there now.
 verify: $(VENV)/.installed
 	@$(BIN)/python -m workflow_scripts.provenance.verify $(CONFIG)
+
+# A local page, and an API, for questions to a finished study's encoder.
+serve: $(VENV)/.installed-serve
+	@$(BIN)/python -m workflow_scripts.serve --config $(CONFIG)
 
 smoke:
 	@$(MAKE) --no-print-directory run CONFIG=configs/smoke.yaml
@@ -85,7 +89,7 @@ gpu-test: $(VENV)/.installed
 	PYTHONPATH=. $(BIN)/python benchmarks/gpu_acceptance.py --out $(OUT)
 
 # Not those that take whole studies.
-bench: $(VENV)/.installed
+bench: $(VENV)/.installed-serve
 	@for file in $$(grep -l __main__ $(filter-out %/fewer_folds.py %/gradient_choices.py %/plan_error.py %/warmup.py %/gpu_acceptance.py %/gpu_study.py,$(wildcard benchmarks/*.py))); do \
 		echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
@@ -103,7 +107,12 @@ $(VENV)/.installed: envs/requirements.lock envs/requirements-torch.lock pyprojec
 	@$(PIP) --no-deps --editable .
 	@touch $@
 
-$(VENV)/.installed-test: $(VENV)/.installed envs/requirements-deepspeed.lock envs/requirements-test.lock
+$(VENV)/.installed-serve: $(VENV)/.installed envs/requirements-serve.lock
+	@echo "Adding what the server needs (envs/requirements-serve.lock) ..."
+	@$(PIP) $(LOCKED) -r envs/requirements-serve.lock
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed-serve envs/requirements-deepspeed.lock envs/requirements-test.lock
 	@echo "Adding what the tests need (envs/requirements-deepspeed.lock, envs/requirements-test.lock) ..."
 	@$(PIP) $(LOCKED) -r envs/requirements-deepspeed.lock -r envs/requirements-test.lock
 	@touch $@

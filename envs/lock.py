@@ -1,13 +1,13 @@
 """Write the pinned environments of this folder from what is installed: `python envs/lock.py`.
 
 `requirements.lock` pins what the workflow needs besides torch, `requirements-torch.lock` torch itself,
-`requirements-deepspeed.lock` what LMs that don't fit one GPU need on top, and `requirements-test.lock` what the tests
-need beyond all of them. Each line carries the hashes of all files of its version, asked of the package index (by uv),
-and pip takes no other file. torch goes without: its builds for a CPU and for each CUDA share a version, and bring
-packages of their own.
+`requirements-deepspeed.lock` what LMs that don't fit one GPU need on top, `requirements-serve.lock` what the page and
+the API need, and `requirements-test.lock` what the tests need beyond all of them. Each line carries the hashes of all
+files of its version, asked of the package index (by uv), and pip takes no other file. torch goes without: its builds
+for a CPU and for each CUDA share a version, and bring packages of their own.
 
-`airrep.yaml` is all but the tests' together, because nothing can be added to the environments that `snakemake --sdm
-conda` makes; without hashes, since pip wants them for all lines of a file or for none.
+`airrep.yaml` is all but the server's and the tests' together, because nothing can be added to the environments that
+`snakemake --sdm conda` makes; without hashes, since pip wants them for all lines of a file or for none.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ LEFT_TO_THE_ENVIRONMENT = {"pip"}
 HEADER = "# Made by envs/lock.py from the environment that the tests passed in; don't edit.\n"
 
 
-def project_requirements() -> tuple[list[str], list[str], list[str]]:
-    """Return the requirements that pyproject.toml states: the workflow's, DeepSpeed, and the tests'."""
+def project_requirements() -> tuple[list[str], list[str], list[str], list[str]]:
+    """Return the requirements that pyproject.toml states: the workflow's, DeepSpeed, the server's, and the tests'."""
     project = tomllib.loads((FOLDER.parent / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    return project["dependencies"], extras["deepspeed"], extras["test"]
+    return project["dependencies"], extras["deepspeed"], extras["serve"], extras["test"]
 
 
 def installed_pins(requirements: Iterable[str]) -> dict[str, str]:
@@ -63,14 +63,16 @@ def installed_pins(requirements: Iterable[str]) -> dict[str, str]:
 
 
 def write_environments() -> None:
-    """Write the five files."""
-    workflow, deepspeed, test = map(installed_pins, project_requirements())
+    """Write the six files."""
+    workflow, deepspeed, serve, test = map(installed_pins, project_requirements())
     torch = {TORCH: workflow.pop(TORCH)}
     deepspeed = _without(deepspeed, workflow, torch)
-    test = _without(test, workflow, torch, deepspeed)
+    serve = _without(serve, workflow, torch, deepspeed)
+    test = _without(test, workflow, torch, deepspeed, serve)
     (FOLDER / "requirements.lock").write_text(HEADER + hashed_lines(workflow))
     (FOLDER / "requirements-torch.lock").write_text(HEADER + _lines(torch))
     (FOLDER / "requirements-deepspeed.lock").write_text(HEADER + hashed_lines(deepspeed))
+    (FOLDER / "requirements-serve.lock").write_text(HEADER + hashed_lines(serve))
     (FOLDER / "requirements-test.lock").write_text(HEADER + hashed_lines(test))
     environment = {
         "channels": ["conda-forge", "nodefaults"],

@@ -16,8 +16,9 @@ from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.parquet import write_table
 from workflow_scripts.core.progress import one_line, say
 from workflow_scripts.core.redaction import redact_output
-from workflow_scripts.search.attribution import Query, attribute, attribute_by
+from workflow_scripts.search.attribution import attribute, attribute_by
 from workflow_scripts.search.inputs import columns_given, prepared_corpus, read_queries
+from workflow_scripts.search.query import Query
 from workflow_scripts.study.sections import Corpus
 
 SHOWN_CHARACTERS = 60

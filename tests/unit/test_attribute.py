@@ -299,7 +299,7 @@ def test_stored_embeddings_are_searched_without_torch_and_with_the_same_answer(f
     def fail(folder):
         raise AssertionError("torch was loaded")
 
-    monkeypatch.setattr("workflow_scripts.search.attribution._load", fail)
+    monkeypatch.setattr("workflow_scripts.search.embedded._load", fail)
     light = _ask(folder, embeddings)
     assert light.drop_columns("score").equals(made.drop_columns("score"))
     np.testing.assert_allclose(light["score"].to_numpy(), made["score"].to_numpy(), rtol=1e-4)

@@ -15,9 +15,10 @@ import pytest
 import yaml
 from forked_snakemake import run_forked
 
-from workflow_scripts.attribute import arguments_parser
+from workflow_scripts import attribute
 from workflow_scripts.corpora.row_formats import read_example
 from workflow_scripts.methods.text_scorer import Texts
+from workflow_scripts.serve import __main__ as serve
 from workflow_scripts.study.config import load_study
 from workflow_scripts.study.document_config import ROOT
 
@@ -58,6 +59,10 @@ BENCHMARKS = [words for words in PYTHON if words[1].startswith("benchmarks/")]
 SCRIPTS = [words for words in PYTHON if words[1] != "-m" and words not in BENCHMARKS]
 PYTEST = [words for words in COMMANDS if words[0] == "pytest"]
 PIP = [words for words in COMMANDS if words[0] == "pip"]
+PARSERS = {
+    "workflow_scripts.attribute": attribute.arguments_parser,
+    "workflow_scripts.serve": serve.arguments_parser,
+}
 # What each of these writes is in the tree, so that a run in a copy must give it again.
 WRITERS = {
     ("-m", "workflow_scripts.study.document_config"): ("docs/config.md", "configs/schema.json"),
@@ -151,9 +156,10 @@ def test_a_pytest_command_names_tests(words):
 def test_a_python_command_names_a_module_and_its_arguments(words):
     _, flag, module, *arguments = words
     assert flag == "-m"
-    assert (ROOT / f"{module.replace('.', '/')}.py").exists()
-    if module == "workflow_scripts.attribute":
-        arguments_parser().parse_args(arguments)
+    path = ROOT / module.replace(".", "/")
+    assert path.with_suffix(".py").exists() or (path / "__main__.py").exists()
+    if module in PARSERS:
+        PARSERS[module]().parse_args(arguments)
     else:
         assert all((ROOT / argument).exists() for argument in arguments)
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from workflow_scripts.core.parquet import read_table
+from workflow_scripts.corpora.same_text import first_of_same
 from workflow_scripts.report.results import method_name
 from workflow_scripts.study.config import Study
 from workflow_scripts.study.methods import METHODS, find_method
@@ -55,7 +56,8 @@ def gather_explorer(
     A text that was cut is `[what is left, length of the whole]`. An example is
     `[example_id, source_row, label or -1, prompt, response]`, the last three as places in `labels` and
     `texts`; `files[corpus]` has the file of each example where a source has several. `scores[method][test]` is
-    `{sign: [places in the training corpus, scores]}`, best first.
+    `{sign: [places in the training corpus, scores, firsts]}`, best first; `firsts` are the places in the list of the
+    first example with the same label that says the same (`corpora.same_text`).
     """
     tables = {(path.stem, path.parent.name): read_table(path) for path in scores}
     files = {path.stem: path for path in corpora}
@@ -63,6 +65,8 @@ def gather_explorer(
         wanted = {path.stem: _Index() for path in corpora}
         evaluations = _evaluations(tables, wanted, study, tests, kept)
         rows = {name: _rows(files[name], index.values()) for name, index in wanted.items()}
+        for evaluation in evaluations:
+            _add_firsts(evaluation["scores"], rows[evaluation["train"]])
         for cut in _shrinking(characters, SHORTEST_CUT):
             data = {"evaluations": evaluations, "characters": cut, "examples": kept, **_texts(rows, cut)}
             if len(json_for_html(data).encode()) <= largest_bytes:
@@ -162,6 +166,18 @@ def _lists(table: pa.Table, train_index: _Index) -> dict[int, dict[str, list[lis
         places.append(train_index.place(example))
         values.append(float(f"{score:.{SCORE_DIGITS}g}"))
     return lists
+
+
+def _add_firsts(scores: Mapping[str, list[dict[str, list[list[Any]]]]], rows: Sequence[Mapping[str, Any]]) -> None:
+    for lists in (one for tests in scores.values() for test in tests for one in test.values()):
+        places = lists[0]
+        firsts = list(range(len(places)))
+        for label in {rows[place]["label"] for place in places}:
+            of_label = [number for number, place in enumerate(places) if rows[place]["label"] == label]
+            texts = ((rows[places[number]]["prompt"], rows[places[number]]["response"] or "") for number in of_label)
+            for number, first in zip(of_label, first_of_same(texts), strict=True):
+                firsts[number] = of_label[first]
+        lists.append(firsts)
 
 
 def _rows(corpus: Path, example_ids: list[int]) -> list[dict[str, Any]]:

@@ -9,12 +9,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from workflow_scripts.core.errors import StudyError
+from workflow_scripts.core.errors import StudyError, UnusableRowError
 from workflow_scripts.core.parquet import read_table
 from workflow_scripts.core.progress import say
 from workflow_scripts.corpora.prepare_corpus import TooManyRejectedError, prepare_corpus
+from workflow_scripts.corpora.readers import read_rows
+from workflow_scripts.corpora.row_formats import read_example
 from workflow_scripts.corpora.tables import CORPUS_SCHEMA, WHERE
-from workflow_scripts.search.attribution import Query
+from workflow_scripts.search.query import Query
 from workflow_scripts.study.sections import COLUMN_MEANINGS, Corpus
 
 REJECTED_SHOWN = 10
@@ -78,3 +80,37 @@ def read_queries(corpus: Path) -> list[Query]:
     """Return every row of a `corpora/` file as a query."""
     table = read_table(corpus, ["prompt", "response", *WHERE])
     return [Query(row["prompt"], row["response"], row["source_row"], row["source_file"]) for row in table.to_pylist()]
+
+
+def read_query_file(path: Path, most: int) -> tuple[list[Query], list[dict[str, Any]]]:
+    """Return the rows of a file as queries, as `prepared_corpus` would read them, and those that can't be used.
+
+    Parameters
+    ----------
+    path: a file of any kind that corpora are read from.
+    most: most rows that it may have.
+
+    Returns
+    -------
+    The queries, and a dict with `query` (row, from 1) and `reason` for each row that can't be used.
+
+    Raises
+    ------
+    StudyError: the file can't be read, or it has more rows.
+    """
+    queries, left_out = [], []
+    for count, row in enumerate(read_rows(str(path)), 1):
+        if count > most:
+            raise StudyError(
+                f"{path.name} has more than {most:,} rows; ask about so many by python -m workflow_scripts.attribute "
+                f"--queries {path.name}"
+            )
+        try:
+            if row.cells is None:
+                raise UnusableRowError(row.reason)
+            example = read_example(row.cells, {}, "last")
+        except UnusableRowError as error:
+            left_out.append({"query": row.number, "reason": str(error)})
+        else:
+            queries.append(Query(example.prompt, example.response, row.number, row.file))
+    return queries, left_out

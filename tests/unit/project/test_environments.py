@@ -16,7 +16,13 @@ ROOT = Path(__file__).parents[3]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 TORCH = "requirements-torch.lock"
-LOCKS = ["requirements.lock", TORCH, "requirements-deepspeed.lock", "requirements-test.lock"]
+LOCKS = [
+    "requirements.lock",
+    TORCH,
+    "requirements-deepspeed.lock",
+    "requirements-serve.lock",
+    "requirements-test.lock",
+]
 ADVICE = "run: python envs/lock.py"
 
 
@@ -33,6 +39,7 @@ def lock(name: str) -> dict[str, str]:
     [
         (PROJECT["dependencies"], LOCKS[:2]),
         (EXTRAS["deepspeed"], LOCKS[:3]),
+        (EXTRAS["serve"], LOCKS[:4]),
         (EXTRAS["test"], LOCKS),
     ],
 )

@@ -4,48 +4,26 @@ Needs Debian's `chromium` and `chromium-driver`. With AIRREP_SCREENSHOTS set to 
 page at both widths are written there (`report-1440.png`, `report-390.png`).
 """
 
-import base64
 import json
 import os
-import shutil
 import time
 from pathlib import Path
 
 import pytest
+from browser import needs_browser, open_page, start_browser, take_picture
 from report_run import HOSTILE, make_run
-from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 
 from workflow_scripts.report.write_report import write_report
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
-    not (CHROMIUM and DRIVER),
-    reason="needs a browser: apt-get install chromium chromium-driver",
-)
-FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
+pytestmark = needs_browser
 
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
-    # The browser's own first page may still be loading, and what it asks for is not the report's.
-    driver.get("about:blank")
+    driver = start_browser(tmp_path_factory.mktemp("browser"))
     yield driver
     driver.quit()
 
@@ -67,18 +45,7 @@ def _report(folder: Path, **run) -> Path:
 
 
 def _open(browser, report: Path, width: int = 1440, dark: bool = False) -> None:
-    browser.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride",
-        {"width": width, "height": 1000, "deviceScaleFactor": 1, "mobile": width < 600},
-    )
-    # A driver's click fails while the page is still gliding to the element.
-    preferences = [
-        {"name": "prefers-reduced-motion", "value": "reduce"},
-        {"name": "prefers-color-scheme", "value": "dark" if dark else "light"},
-    ]
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": preferences})
-    browser.get_log("browser"), browser.get_log("performance")  # reading empties them
-    browser.get(report.as_uri())
+    open_page(browser, report.as_uri(), width, dark)
 
 
 def _requests(browser) -> set[str]:
@@ -150,6 +117,22 @@ def test_more_examples_on_demand(browser, calm):
     assert len(browser.find_elements(By.CSS_SELECTOR, ".helpful .cards > li")) == 8
     browser.find_element(By.CSS_SELECTOR, ".helpful > button").click()
     assert len(browser.find_elements(By.CSS_SELECTOR, ".helpful .cards > li")) == 10
+
+
+def test_examples_that_say_the_same_are_one_card_with_a_count(browser, tmp_path):
+    texts = ["The first of all answers.", "Another answer, the second.", "And the last of the three."]
+    _open(browser, _report(tmp_path, texts=texts))
+    cards = browser.find_elements(By.CSS_SELECTOR, ".helpful .cards > li")
+    counts = [int(text.split()[1]) for text in (_same(card) for card in cards) if text]
+    assert len(cards) + sum(counts) == 10
+    browser.find_element(By.CSS_SELECTOR, ".helpful .same summary").click()
+    assert "no. " in _text(browser, ".helpful .same[open] li")
+    _choose(browser, "label", texts[0])
+    assert {tag.text for tag in browser.find_elements(By.CSS_SELECTOR, "#lists .tag")} <= {texts[0]}
+
+
+def _same(card) -> str:
+    return " ".join(summary.text for summary in card.find_elements(By.CSS_SELECTOR, ".same summary"))
 
 
 def test_switching_the_method_changes_the_lists(browser, calm):
@@ -233,15 +216,7 @@ def test_page_is_never_wider_than_the_window(browser, request, corpus, width):
     _choose(browser, "beside", "TF-IDF")
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
     if corpus == "calm" and (folder := os.environ.get("AIRREP_SCREENSHOTS")):
-        _screenshot(browser, Path(folder) / f"report-{width}.png", width)
-
-
-def _screenshot(browser, path: Path, width: int) -> None:
-    browser.execute_script("document.activeElement.blur(); scrollTo(0, 0)")
-    clip = {"x": 0, "y": 0, "width": width, "height": 3000, "scale": 1}
-    picture = browser.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True, "clip": clip})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(base64.b64decode(picture["data"]))
+        take_picture(browser, Path(folder) / f"report-{width}.png", width)
 
 
 CONTRAST = """

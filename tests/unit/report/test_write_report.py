@@ -135,10 +135,23 @@ def test_explorer_holds_each_text_once_and_the_ranked_lists(tmp_path):
     assert len(set(explorer["texts"])) == len(explorer["texts"])
     assert [explorer["corpora"]["test"][place][0] for place in evaluation["tests"]] == [0, 10, 19, 29]
     for lists in evaluation["scores"]["airrep"]:
-        places, scores = lists["helpful"]
-        assert len(places) == len(scores) == 3
+        places, scores, firsts = lists["helpful"]
+        assert len(places) == len(scores) == len(firsts) == 3
         assert scores == sorted(scores, reverse=True)
         assert lists["harmful"][1] == sorted(lists["harmful"][1])
+
+
+def test_explorer_folds_examples_of_one_label_that_say_the_same(tmp_path):
+    # Prompt, response and label of a row follow from these, so rows with the same texts come often.
+    texts = ["The first of all answers.", "Another answer, the second.", "And the last of the three."]
+    explorer = written(tmp_path, texts=texts).explorer
+    (evaluation,) = explorer["evaluations"]
+    rows = explorer["corpora"]["train"]
+    for places, _, firsts in (lists[sign] for lists in evaluation["scores"]["airrep"] for sign in lists):
+        # Label and response decide here, and a row without a label says the same as others without one.
+        said = [(rows[place][2], rows[place][4]) for place in places]
+        assert firsts == [said.index(one) for one in said]
+        assert len(set(firsts)) < len(firsts)
 
 
 def test_explorer_tells_where_an_example_comes_from(tmp_path):

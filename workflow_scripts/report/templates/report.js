@@ -4,6 +4,7 @@
   const TESTS_SHOWN = 60;
   const EXAMPLES_SHOWN = 8;
   const CLAMPED_AT = 260;
+  const SAME_CHARACTERS = 200;
   const SIGNS = ["helpful", "harmful"];
   const NO_LABEL = -1;
 
@@ -175,8 +176,18 @@
 
   function ranking(method, sign) {
     const lists = evaluation().scores[methodAt(method).key][state.test];
-    const [places, scores] = lists[sign] || [[], []];
-    return places.map((place, index) => ({ place, score: scores[index], rank: index + 1 }));
+    const [places, scores, firsts] = lists[sign] || [[], [], []];
+    return places.map((place, index) => ({ place, score: scores[index], rank: index + 1, first: firsts[index] }));
+  }
+
+  // The first of the examples that say the same, with the others.
+  function folded(items) {
+    const groups = new Map();
+    for (const item of items) {
+      if (groups.has(item.first)) groups.get(item.first).same.push(item);
+      else groups.set(item.first, { ...item, same: [] });
+    }
+    return [...groups.values()];
   }
 
   function fitsLabel(place) {
@@ -213,7 +224,7 @@
 
   function rankedList(method, sign, other) {
     const all = ranking(method, sign);
-    const kept = all.filter((item) => fitsLabel(item.place));
+    const kept = folded(all.filter((item) => fitsLabel(item.place)));
     const strongest = Math.max(...SIGNS.flatMap((one) => ranking(method, one).map((item) => Math.abs(item.score))), 0);
     const elsewhere = new Map(other < 0 ? [] : ranking(other, sign).map((item) => [item.place, item.rank]));
     const fitting = all.filter((item) => (sign === "helpful" ? item.score > 0 : item.score < 0)).length;
@@ -279,7 +290,24 @@
       also && element("p", { class: "also", text: `also ${methodAt(other).name}'s no. ${also}` }),
       passage("Prompt", shown.prompt),
       passage("Response", shown.response),
+      item.same.length > 0 && sameExamples(item.same, strongest),
     );
+  }
+
+  function sameExamples(items, strongest) {
+    const line = (item) => {
+      const shown = example(evaluation().train, item.place);
+      return element(
+        "li",
+        {},
+        element("b", { text: scoreText(item.score, strongest) }),
+        element("span", { class: "quiet", text: ` no. ${item.rank}, ${shown.where} ` }),
+        element("bdi", { text: shown.prompt.shown.slice(0, SAME_CHARACTERS) }),
+      );
+    };
+    const count = items.length;
+    const title = `and ${count} ${count === 1 ? "example that says" : "examples that say"} the same`;
+    return element("details", { class: "same" }, element("summary", { text: title }), element("ol", {}, ...items.map(line)));
   }
 
   // ---- choices

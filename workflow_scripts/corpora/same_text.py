@@ -1,0 +1,69 @@
+"""Which rows of a short list say the same: the same answer, or nearly the same words."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
+from typing import Any
+
+# A short answer, as `Yes.` or a class's name, is the same for many questions that have nothing in common.
+SHORTEST_ANSWER_WORDS = 3
+# Jaccard similarity of the sets of word 3-grams from which two rows are nearly the same.
+NEAR = 0.8
+# What is beyond isn't compared, so that no text can make it slow.
+COMPARED_CHARACTERS = 4_000
+
+_WORD = re.compile(r"\w+")
+
+
+def first_of_same(rows: Iterable[tuple[str, str]]) -> list[int]:
+    """Return for each row the place of the first row that it says the same as; its own place if there is none.
+
+    Two rows say the same if their responses have the same words, three or more; or if the Jaccard similarity is at
+    least 0.8 both of the word 3-grams of prompt and response together and of the words of the responses, so that
+    another answer to the same question is never the same. Case and punctuation count for nothing, nor does what is
+    beyond the first 4,000 characters of a prompt or a response. A row is compared with the first row of each group.
+
+    Parameters
+    ----------
+    rows: prompt and response of each, in their order.
+    """
+    firsts: list[int] = []
+    known: dict[tuple[str, ...], int] = {}
+    holders: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    grams_of: dict[int, set[tuple[str, ...]]] = {}
+    words_of: dict[int, set[str]] = {}
+    for place, (prompt, response) in enumerate(rows):
+        asked, answer = _words(prompt), _words(response)
+        words = (*asked, *answer)
+        # Short rows have no 3-grams; the mark tells a whole row from an answer.
+        keys = [("", *asked, "", *answer), *([answer] if len(answer) >= SHORTEST_ANSWER_WORDS else [])]
+        first = next((known[key] for key in keys if key in known), None)
+        if first is None:
+            grams = {words[start : start + 3] for start in range(len(words) - 2)}
+            near = {holder for gram in grams for holder in holders.get(gram, ())}
+            same = (
+                holder
+                for holder in near
+                if _similar(words_of[holder], set(answer)) and _similar(grams_of[holder], grams)
+            )
+            first = min(same, default=place)
+            if first == place:
+                grams_of[place], words_of[place] = grams, set(answer)
+                for gram in grams:
+                    holders[gram].append(place)
+        for key in keys:
+            known.setdefault(key, first)
+        firsts.append(first)
+    return firsts
+
+
+def _similar(left: AbstractSet[Any], right: AbstractSet[Any]) -> bool:
+    both = len(left & right)
+    return both >= NEAR * (len(left) + len(right) - both)
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(_WORD.findall(text[:COMPARED_CHARACTERS].casefold()))
