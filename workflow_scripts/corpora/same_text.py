@@ -21,10 +21,10 @@ _WORD = re.compile(r"\w+")
 def first_of_same(rows: Iterable[tuple[str, str]]) -> list[int]:
     """Return for each row the place of the first row that it says the same as; its own place if there is none.
 
-    Two rows say the same if their responses have the same words, three or more; or if the Jaccard similarity is at
-    least 0.8 both of the word 3-grams of prompt and response together and of the words of the responses, so that
-    another answer to the same question is never the same. Case and punctuation count for nothing, nor does what is
-    beyond the first 4,000 characters of a prompt or a response. A row is compared with the first row of each group.
+    Two rows say the same if their responses have the same words, three or more; or if these are fewer and the word
+    3-grams of prompt and response together have a Jaccard similarity of at least 0.8. Another answer, by a single word,
+    is never the same. Case and punctuation count for nothing, nor does what is beyond the first 4,000 characters of a
+    prompt or a response. A row is compared with the first row of each group.
 
     Parameters
     ----------
@@ -34,7 +34,7 @@ def first_of_same(rows: Iterable[tuple[str, str]]) -> list[int]:
     known: dict[tuple[str, ...], int] = {}
     holders: dict[tuple[str, ...], list[int]] = defaultdict(list)
     grams_of: dict[int, set[tuple[str, ...]]] = {}
-    words_of: dict[int, set[str]] = {}
+    answers: dict[int, tuple[str, ...]] = {}
     for place, (prompt, response) in enumerate(rows):
         asked, answer = _words(prompt), _words(response)
         words = (*asked, *answer)
@@ -44,14 +44,10 @@ def first_of_same(rows: Iterable[tuple[str, str]]) -> list[int]:
         if first is None:
             grams = {words[start : start + 3] for start in range(len(words) - 2)}
             near = {holder for gram in grams for holder in holders.get(gram, ())}
-            same = (
-                holder
-                for holder in near
-                if _similar(words_of[holder], set(answer)) and _similar(grams_of[holder], grams)
-            )
+            same = (holder for holder in near if answers[holder] == answer and _similar(grams_of[holder], grams))
             first = min(same, default=place)
             if first == place:
-                grams_of[place], words_of[place] = grams, set(answer)
+                grams_of[place], answers[place] = grams, answer
                 for gram in grams:
                     holders[gram].append(place)
         for key in keys:

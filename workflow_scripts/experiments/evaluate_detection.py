@@ -20,6 +20,8 @@ SELF_INFLUENCE, LOSS = "self_influence", "loss"
 RECALL_SHARES = {"recall_at_1": 0.01, "recall_at_5": 0.05, "recall_at_10": 0.1}
 PRECISION, DIFFERENCE = "average_precision", "average_precision_over_first"
 ANY = "any"
+# Relative spread of squared lengths that float16 alone gives.
+ONE_LENGTH = 5e-3
 SCHEMA = pa.schema(
     [
         *KEYS,
@@ -100,8 +102,10 @@ def _rankings(
         scores = read_frame(path)
         for ranking in HARM:
             suspicion[path.stem, ranking] = -scores[ranking].fillna(np.inf).to_numpy()
-        if scores[SELF_INFLUENCE].notna().all():
-            suspicion[path.stem, SELF_INFLUENCE] = scores[SELF_INFLUENCE].to_numpy()
+        own = scores[SELF_INFLUENCE].to_numpy(float)
+        # Of embeddings of one length it is the same for all rows, and what is left is rounding.
+        if np.ptp(own) > ONE_LENGTH * np.abs(own).max():
+            suspicion[path.stem, SELF_INFLUENCE] = own
     rows = len(next(iter(suspicion.values())))
     for path in losses:
         measured = read_frame(path)

@@ -32,7 +32,8 @@ def load_fold_scorer(
 ) -> ScoreFold:
     """Load what a method's scores need; return a function that yields those of a fold, tile by tile.
 
-    The function takes the ids of the fold's tests, int [tests], and those of its members, int [examples], each once.
+    The function takes the ids of the fold's tests, int [tests], and those of its members, int [examples], each once:
+    the examples that occur in its subsets.
     What it yields may hold further examples. The next tile overwrites the scores.
 
     Stored embeddings are read once and kept in memory, for all folds.

@@ -51,8 +51,8 @@ def predict_targets(
 ) -> None:
     """Write a label for each subset and validation example: the method's group score, standardised.
 
-    Labels are standardised as measured ones are, over the subsets of a fold (`targets.labels`). As far as the method's
-    LDS goes, they order the subsets as fine-tuning on them would.
+    Labels are standardised as measured ones are, over the subsets of a fold (`targets.labels`). They order the subsets
+    as fine-tuning would, to the extent that the method's LDS says.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Bounds of what one request, one client and all of them together may ask for, and who may ask at all."""
+"""Bounds of what one request and all of them together may ask for, and who may ask at all."""
 
 from __future__ import annotations
 
