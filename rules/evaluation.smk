@@ -95,6 +95,8 @@ if plan_of_study.lds_evaluations:
 rule evaluate_label_influence:
     """Which labels of training rows help which labels of tests: predicted by every method, and measured."""
     input:
+        # Not read: nothing is judged where a test example has leaked.
+        leaks(),
         corpora=corpora_of_all(study.evaluations),
         validations=expand(f"{RESULTS}/subsets/{{evaluation}}.validation.parquet", evaluation=study.evaluations),
         scores=of_every_method("scores", study.evaluations),

@@ -48,6 +48,7 @@ _MEMORY_KEYS = {
     "score_base_by_lm": "finetuning.step_tokens",
     "choose_pooling_by_lm": "finetuning.step_tokens",
     "predict_targets": "scoring.tile_examples",
+    "evaluate_label_influence": "scoring.tile_examples",
     "predict_targets_by_lm": "finetuning.step_tokens",
 }
 

@@ -181,7 +181,10 @@ def _read_csv(file: io.BufferedReader) -> _Rows:
     # As in _read_json, only the row that has bytes that aren't UTF-8 is rejected.
     text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
     rows = csv.reader(text, strict=True)
-    header = next(rows, [])
+    try:
+        header = next(rows, [])
+    except csv.Error as error:
+        raise UnusableRowError(f"not CSV: {error} in the line of column names") from None
     while True:
         previous_line = rows.line_num
         try:

@@ -15,6 +15,7 @@ from workflow_scripts.corpora.tables import take_examples
 # Smallest Jaccard similarity of the sets of words of two prompts that ask nearly the same.
 NEAR_PROMPT = 0.8
 ROWS_AT_ONCE = 20_000
+ASKED_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -56,18 +57,25 @@ def find_near_prompts(corpus: Path, example_ids: np.ndarray) -> NearPrompts:
     nearest, best = np.full(len(example_ids), -1), np.zeros(len(example_ids))
     for batch in read_batches(corpus, ROWS_AT_ONCE, ["example_id", "prompt", "response"]):
         others = vectorizer.transform(batch["prompt"].to_pylist())
-        common = (words @ others.T).tocoo()
-        either = sizes[common.row] + np.asarray(others.sum(axis=1)).ravel()[common.col] - common.data
-        similarity = common.data / either
-        ids = batch["example_id"].to_numpy()
-        near = (similarity >= NEAR_PROMPT) & (ids[common.col] != example_ids[common.row])
-        place, column, similarity = common.row[near], common.col[near], similarity[near]
-        differs = answers[place] != _keys(batch["response"])[column]
-        np.add.at(rows, place, 1)
-        np.add.at(other_answers, place[differs], 1)
-        for at in np.flatnonzero(differs)[np.lexsort((column[differs], -similarity[differs]))]:
-            if similarity[at] > best[place[at]]:
-                best[place[at]], nearest[place[at]] = similarity[at], ids[column[at]]
+        other_sizes = np.asarray(others.sum(axis=1)).ravel()
+        ids, keys = batch["example_id"].to_numpy(), _keys(batch["response"])
+        # Any two prompts that share a word have an entry in the product.
+        for start in range(0, len(example_ids), ASKED_AT_ONCE):
+            common = (words[start : start + ASKED_AT_ONCE] @ others.T).tocoo()
+            asked = common.row + start
+            similarity = common.data / (sizes[asked] + other_sizes[common.col] - common.data)
+            near = (similarity >= NEAR_PROMPT) & (ids[common.col] != example_ids[asked])
+            place, column, similarity = asked[near], common.col[near], similarity[near]
+            differs = answers[place] != keys[column]
+            np.add.at(rows, place, 1)
+            place, column, similarity = place[differs], column[differs], similarity[differs]
+            np.add.at(other_answers, place, 1)
+            order = np.lexsort((column, -similarity, place))
+            found, first = np.unique(place[order], return_index=True)
+            first = order[first]
+            better = similarity[first] > best[found]
+            best[found[better]] = similarity[first][better]
+            nearest[found[better]] = ids[column[first][better]]
     return NearPrompts(rows, other_answers, nearest)
 
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 import torch
 
 from workflow_scripts.core.distributed import broadcast_from_rank_zero, is_rank_zero
+from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.files import file_hash, folder_hash
 from workflow_scripts.core.parquet import read_table, spec_hash, write_table
 from workflow_scripts.core.progress import Progress, say
@@ -84,8 +85,8 @@ def train_encoder(
 
     Raises
     ------
-    StudyError: the encoder or a file can't be read, targets and subsets don't belong together, or the tracker isn't
-        installed or can't start.
+    StudyError: the encoder or a file can't be read, targets and subsets don't belong together, a loss is not finite,
+        or the tracker isn't installed or can't start.
     """
     if tracking:
         require_tracker(tracking.tracker)
@@ -145,6 +146,11 @@ def train_encoder(
             group["lr"] = training.learning_rate * min(step / max(training.warmup_steps, 1), 1.0)
         optimizer.zero_grad(set_to_none=True)
         loss = backpropagate_step(model, objective, tokens, draw, *passes)
+        if not math.isfinite(loss):
+            raise StudyError(
+                f"the encoder's loss at step {step} is not a finite number, so nothing can be learned from it: lower "
+                "encoder_training.learning_rate."
+            )
         torch.nn.utils.clip_grad_norm_(parameters, training.gradient_clip)
         optimizer.step()
         validates = step % training.validate_every == 0 or step == training.steps

@@ -266,8 +266,12 @@ class _Matrices:
 
     def _agreements(self, predictions: Mapping[str, np.ndarray]) -> Iterator[dict[str, Any]]:
         for name, values in predictions.items():
-            own = cells(values, self.tests)
-            drawn = agreement(bootstrap_cells(values, self.tests, self.resamples), self.measured_draws)
+            own, drawn_cells = cells(values, self.tests), bootstrap_cells(values, self.tests, self.resamples)
+            # The same cells for the estimate and its interval: those that every resample can measure.
+            known = np.isfinite([own, self.measured]).all(axis=0)
+            known &= np.isfinite(drawn_cells).all(axis=0) & np.isfinite(self.measured_draws).all(axis=0)
+            own = np.where(known, own, np.nan)
+            drawn = agreement(np.where(known, drawn_cells, np.nan), self.measured_draws)
             low, high = interval(drawn, self.confidence) if np.isfinite(drawn).any() else (np.nan, np.nan)
             yield {
                 "prediction": name,
@@ -275,7 +279,7 @@ class _Matrices:
                 "ci_low": low,
                 "ci_high": high,
                 "ceiling": self.ceiling,
-                "n_cells": int((np.isfinite(own) & np.isfinite(self.measured)).sum()),
+                "n_cells": int(known.sum()),
                 "n_subsets": self.subsets,
             }
 

@@ -1,5 +1,6 @@
 """Score the rows of a damaged pool by what they do to trusted tests, by one method."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -100,8 +101,11 @@ def _nearest_tests(train: Path, test: Path, test_ids: np.ndarray) -> np.ndarray:
     prompts = read_table(train, ["prompt"])["prompt"].to_pylist()
     tests = read_table(test, ["prompt"])["prompt"].take(pa.array(test_ids)).to_pylist()
     vectorizer = TfidfVectorizer(token_pattern=r"(?u)\w+", dtype=np.float32)
-    rows, columns = vectorizer.fit_transform(prompts), vectorizer.transform(tests).T.tocsc()
     number = min(NEAREST_TESTS, len(tests))
+    if not any(re.search(r"\w", prompt) for prompt in prompts):
+        # Without words, no test is nearer than another.
+        return np.tile(np.arange(number), (len(prompts), 1))
+    rows, columns = vectorizer.fit_transform(prompts), vectorizer.transform(tests).T.tocsc()
     found = [
         np.argsort(-(rows[start : start + ROWS_AT_ONCE] @ columns).toarray(), axis=1, kind="stable")[:, :number]
         for start in range(0, len(prompts), ROWS_AT_ONCE)

@@ -219,7 +219,7 @@ class Surrogate(Section):
         "the first of its `scoring.poolings`, standardised."
     )
     folds: Positive = Field(description="Folds, of the same sizes as the measured ones.")
-    subsets_per_fold: Positive = Field(description="Subsets of a fold; they cost next to nothing.")
+    subsets_per_fold: int = Field(ge=2, description="Subsets of a fold; they cost next to nothing.")
 
 
 class Targets(Section):
@@ -232,7 +232,7 @@ class Targets(Section):
     pool_examples: Positive = Field(description="N_t: examples in a fold's training pool.")
     validation_examples: Positive = Field(description="N_v: examples in a fold's validation set.")
     evaluated_examples: Positive = Field(description="Of the validation set, how many each subset is evaluated on.")
-    subsets_per_fold: Positive = Field(description="M: subsets of a fold.")
+    subsets_per_fold: int = Field(ge=2, description="M: subsets of a fold; of one alone there is nothing to rank.")
     subset_examples: Positive = Field(description="n: examples in a subset.")
     seeds: Positive = Field(1, description="Fine-tuning runs per subset; labels use their mean loss.")
     folds_per_job: Positive = Field(1, description="A job covers a block of folds x subsets: its folds.")

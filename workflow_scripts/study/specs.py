@@ -99,6 +99,8 @@ class StageSpecs:
         absent = {name for name in ("curated_data", "detection") if getattr(self.study.experiments, name) is None}
         if absent:
             off["experiments"] = absent
+        if of_all_tests := [name for name, one in self.study.curation.items() if one.tests == "all"]:
+            off["curation"] = {name: {"tests"} for name in of_all_tests}
         if self.plan.surrogate is None:
             off |= {"targets": {"surrogate"}, "encoder_training": {"surrogate_share"}}
         return self.study.model_dump(mode="json", exclude=off)

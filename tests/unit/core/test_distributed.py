@@ -29,6 +29,7 @@ from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.parquet import metadata_in_force, table_metadata
 from workflow_scripts.core.progress import say
 from workflow_scripts.core.stage import run_job
+from workflow_scripts.core.tracking import Tracking
 
 
 @pytest.fixture(autouse=True)
@@ -158,6 +159,16 @@ def test_one_new_process_is_another_one_and_no_group(tmp_path, capsys):
     assert number != os.getpid()
     assert not in_group
     assert "the word is here" in capsys.readouterr().err
+
+
+def write_tracking(out: Path, tracking: Tracking) -> None:
+    out.write_text(f"{tracking.tracker} {tracking.folder.name}")
+
+
+def test_which_tracker_is_used_reaches_every_process(tmp_path):
+    tracking = Tracking("tensorboard", tmp_path / "curves")
+    run_in_new_processes(write_tracking, 1, out=tmp_path / "out", tracking=tracking)
+    assert (tmp_path / "out").read_text() == "tensorboard curves"
 
 
 def fail(how: str) -> None:

@@ -140,6 +140,8 @@ def test_a_parquet_cell_that_is_not_utf8_costs_its_row_alone(tmp_path):
         ("rows.json", b'[{"a": 1}] {"a": 1}', "more text after the end of the list"),
         ("rows.json", b'[{"a": 1},', "a value is missing"),
         ("rows.csv", b'a,b\n1,2\n"3,4\n5,6\n', "a quote that opens after line 2 is never closed"),
+        ("rows.csv", b'"a"b,c\nx,y\n', "in the line of column names"),
+        ("rows.csv", b'a,"b\n', "in the line of column names"),
     ],
 )
 def test_files_that_cannot_be_read_end_in_a_clear_error(tmp_path, name, data, words):

@@ -374,6 +374,13 @@ def test_without_predicted_targets_the_order_is_what_it_was():
     assert folds_of_steps(0.0, 12, predicted=0) == [f"m{fold}" for order in orders for fold in order]
 
 
+def test_a_loss_that_is_no_number_stops_the_training(tiny, files, tmp_path, monkeypatch):
+    monkeypatch.setattr(stage, "backpropagate_step", lambda *_: float("nan"))
+    with pytest.raises(StudyError, match="loss at step 1 is not a finite number"):
+        train(tiny, files, tmp_path / "encoder")
+    assert not (tmp_path / "encoder").exists()
+
+
 def test_an_encoder_learns_from_predicted_targets_alone(tiny, files, tmp_path):
     """All measured folds are held back; what is learned are the labels that were predicted."""
     given = {"surrogate_subsets": files["subsets"], "surrogate_targets": files["targets"]}

@@ -43,10 +43,10 @@ def test_resamples_of_a_random_order_are_no_better_than_the_data():
     assert np.mean(drawn) == pytest.approx(metrics(is_bad[order])["average_precision"], abs=0.003)
 
 
-def scores(harm, embeds=True):
+def scores(harm, own=None):
     columns = {"example_id": pa.array(range(ROWS), pa.int32())}
     columns |= {name: pa.array(harm[name], pa.float32()) for name in ("all_tests", "same_label", "nearest_tests")}
-    own = np.ones(ROWS) if embeds else np.full(ROWS, None)
+    own = np.full(ROWS, None) if own is None else own
     return pa.table({**columns, "self_influence": pa.array(own, pa.float32())})
 
 
@@ -61,8 +61,10 @@ def table(tmp_path_factory):
     noise = {name: rng.normal(size=ROWS) for name in names}
     finds = {name: values.copy() for name, values in noise.items()}
     finds["same_label"][ACROSS] -= 10
-    write_table(folder / "airrep.parquet", scores(finds))
-    write_table(folder / "tfidf.parquet", scores({name: rng.normal(size=ROWS) for name in names}, embeds=False))
+    write_table(folder / "airrep.parquet", scores(finds, 1 + np.arange(ROWS) % 2))
+    write_table(folder / "tfidf.parquet", scores({name: rng.normal(size=ROWS) for name in names}))
+    # Embeddings of length 1, in half precision.
+    write_table(folder / "logra_4.parquet", scores(noise, 1 + 1e-3 * rng.normal(size=ROWS).clip(-1, 1)))
     # The LM can't read two of the rows, one of them damaged.
     losses = rng.normal(size=ROWS)
     losses[WITHIN] += 10
@@ -71,7 +73,7 @@ def table(tmp_path_factory):
     write_table(folder / "warm_lm/pool.parquet", pa.table(measured))
     evaluate_detection(
         folder / "damage.parquet",
-        [folder / "airrep.parquet", folder / "tfidf.parquet"],
+        [folder / f"{name}.parquet" for name in ("airrep", "tfidf", "logra_4")],
         [folder / "warm_lm/pool.parquet"],
         folder / "table.parquet",
         evaluation="heldout",
@@ -107,7 +109,10 @@ def test_a_row_that_an_lm_cannot_read_is_its_last(table):
 def test_equal_rows_are_in_random_order(table):
     found = one(table, "airrep", "self_influence", "across_labels")
     assert found["value"] < 0.2
-    assert not [row for row in table if (row["method"], row["ranking"]) == ("tfidf", "self_influence")]
+
+
+def test_what_scores_texts_or_has_embeddings_of_one_length_has_no_self_influence(table):
+    assert {row["method"] for row in table if row["ranking"] == "self_influence"} == {"airrep"}
 
 
 def test_differences_are_to_the_first_method(table):
@@ -117,7 +122,7 @@ def test_differences_are_to_the_first_method(table):
     compared = {(row["method"], row["ranking"], row["first_ranking"]) for row in table if row["first_ranking"]}
     harm = ("all_tests", "same_label", "nearest_tests")
     assert compared == {
-        *(("tfidf", ranking, ranking) for ranking in harm),
+        *((method, ranking, ranking) for method in ("tfidf", "logra_4") for ranking in harm),
         *(("warm_lm", "loss", ranking) for ranking in harm),
         *(("airrep", ranking, "all_tests") for ranking in (*harm[1:], "self_influence")),
     }
