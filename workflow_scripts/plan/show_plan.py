@@ -10,7 +10,7 @@ from workflow_scripts.core.stage import run_stage
 from workflow_scripts.report.formatting import count, duration, size
 from workflow_scripts.report.results import gather_costs
 
-COLUMNS = "  {:<18}{:>6}  {:>16}{:>13}{:>9}{:>14}  {:>20}"
+COLUMNS = "  {:<24}{:>6}  {:>16}{:>13}{:>9}{:>14}  {:>20}"
 
 
 def show_plan(plan: Path, *, benchmarks: str) -> None:
@@ -39,7 +39,7 @@ def plan_text(plan: Mapping[str, Any], actual: Mapping[str, float]) -> str:
         f"Plan of {plan['run']}, {_at_once(plan['concurrency'])}, on {plan['hardware']}",
         COLUMNS.format("stage", "jobs", "hours", "wall time", "disk", "time of jobs", "it took"),
         *(_stage_line(stage, actual.get(stage["stage"])) for stage in plan["stages"]),
-        *(f"  {stage:<18} not planned: {', '.join(names)}" for stage, names in plan["not_planned"].items()),
+        *(f"  {stage:<24} not planned: {', '.join(names)}" for stage, names in plan["not_planned"].items()),
         _total_line("all planned" if plan["not_planned"] else "all", plan["total"]),
     ]
     if plan["assumptions"]:
