@@ -382,7 +382,12 @@ def test_neither_torch_nor_transformers_is_loaded_for_stored_embeddings(folder):
     ("words", "said"),
     [
         ([], "--encoder and --corpus are needed, or --config"),
-        (["--config", "config.yaml", "--encoder", "e"], "--config names encoder, corpus and embeddings"),
+        (
+            ["--config", "config.yaml", "--encoder", "e"],
+            "--config names encoder, corpus, embeddings and --prompt-words",
+        ),
+        (["--config", "config.yaml", "--prompt-words", "9"], "--config names encoder, corpus, embeddings and"),
+        (["--encoder", "e", "--corpus", "c", "--prompt-words", "0"], "--prompt-words must be at least 1"),
         (["--encoder", "e", "--corpus", "c", "--port", "70000"], "--port must be from 0 to 65535"),
         (["--encoder", "e", "--corpus", "c", "--host", "0.0.0.0"], "--host 0.0.0.0 needs --name"),
         (["--encoder", "e", "--corpus", "c", "--host", "::"], "--host :: needs --name"),
@@ -418,6 +423,10 @@ def test_a_config_names_encoder_corpus_and_embeddings_of_its_study(tmp_path, mon
         (results / name).mkdir(parents=True)
     (results / "corpora/pool.parquet").touch()
     named = ["results/mini/encoder", "results/mini/corpora/pool.parquet"]
-    assert _of_study(config) == (*named, None)
+    assert _of_study(config) == (*named, None, 256)
     (results / "embeddings/trained/pool.parquet").touch()
-    assert _of_study(config) == (*named, Path("results/mini/embeddings/trained/pool.parquet"))
+    assert _of_study(config) == (*named, Path("results/mini/embeddings/trained/pool.parquet"), 256)
+    text = config.read_text(encoding="utf-8")
+    assert text.count("\nencoder:\n") == 1
+    (tmp_path / "words.yaml").write_text(text.replace("\nencoder:\n", "\nencoder:\n  prompt_words: 40\n"))
+    assert _of_study(tmp_path / "words.yaml")[3] == 40
