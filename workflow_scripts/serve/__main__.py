@@ -15,6 +15,7 @@ from typing import NoReturn
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.progress import say
 from workflow_scripts.core.redaction import redact_output
+from workflow_scripts.core.stage import storage_trouble
 from workflow_scripts.search.embedded import PROMPT_WORDS, embedded_corpus
 from workflow_scripts.search.inputs import columns_given, prepared_corpus
 from workflow_scripts.search.mapped import mapped_corpus
@@ -83,27 +84,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("--prompt-words must be at least 1")
     if not 0 <= given.max_rejected_share <= 1:
         parser.error("--max-rejected-share must be from 0 to 1")
-    if _is_any(given.host) and not given.name:
-        parser.error(f"--host {given.host} needs --name, the host name by which others reach this machine")
     # Until there is a server, a signal ends the process in order too, so that no temporary file stays.
     signal.signal(signal.SIGTERM, _stop)
     try:
         _serve(given)
     except StudyError as error:
         raise SystemExit(f"error: {error}") from None
+    except OSError as error:
+        trouble = storage_trouble(error)
+        if trouble is None:
+            raise
+        raise SystemExit(
+            f"error: {trouble} Temporary files are written to {tempfile.gettempdir()}; TMPDIR names another folder."
+        ) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
 
 
 def _stop(*_: object) -> NoReturn:
     raise SystemExit(143)
-
-
-def _is_any(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_unspecified
-    except ValueError:
-        return False
 
 
 def _serve(given: argparse.Namespace) -> None:
@@ -118,7 +117,7 @@ def _serve(given: argparse.Namespace) -> None:
             "`pip install -r envs/requirements-serve.lock` in the workflow's environment."
         ) from error
     encoder, source, embeddings, prompt_words = _of_study(given.config) if given.config else _as_given(given)
-    listening = _listen(given.host, given.port)
+    listening = _listen(given.host, given.port, given.name)
     with listening, tempfile.TemporaryDirectory() as temporary:
         corpus = prepared_corpus(
             source, Path(temporary), columns=given.columns, max_rejected_share=given.max_rejected_share
@@ -161,12 +160,17 @@ def _of_study(config: Path) -> tuple[str, str, Path | None, int]:
     return str(encoder), str(corpus), stored, plan.study.encoder.prompt_words
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _listen(host: str, port: int, names: Sequence[str]) -> socket.socket:
     """Return a listening socket, before anything is loaded: a port that is taken is told at once."""
     try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except (OSError, OverflowError) as error:
         raise StudyError(f"{host}:{port} can't be listened on ({error}); write another --port or --host") from None
+    # "" and "0" are all addresses too: what was bound tells.
+    if ipaddress.ip_address(listening.getsockname()[0]).is_unspecified and not names:
+        listening.close()
+        raise StudyError(f"--host {host or repr(host)} needs --name, the host name by which others reach this machine")
+    return listening
 
 
 if __name__ == "__main__":

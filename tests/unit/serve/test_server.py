@@ -365,6 +365,21 @@ def test_the_server_says_what_it_serves_and_stops_at_a_signal(folder, tmp_path, 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_disk_that_has_no_room_for_the_copies_is_a_message(folder, tmp_path):
+    files = {"encoder": "encoder", "corpus": "corpus.parquet", "embeddings": "embeddings.parquet"}
+    named = [word for option, file in files.items() for word in (f"--{option}", str(folder / file))]
+    command = ["bash", "-c", 'ulimit -f 1 && exec "$@"', "-", sys.executable, "-m", "workflow_scripts.serve"]
+    environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
+    ended = subprocess.run(
+        [*command, *named, "--port", "0"], stderr=subprocess.PIPE, text=True, env=environment, check=False
+    )
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("error: File too large"), ended.stderr
+    assert f"Temporary files are written to {tmp_path}; TMPDIR names another folder." in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_neither_torch_nor_transformers_is_loaded_for_stored_embeddings(folder):
     code = (
         "import sys; from pathlib import Path\n"
@@ -389,8 +404,6 @@ def test_neither_torch_nor_transformers_is_loaded_for_stored_embeddings(folder):
         (["--config", "config.yaml", "--prompt-words", "9"], "--config names encoder, corpus, embeddings and"),
         (["--encoder", "e", "--corpus", "c", "--prompt-words", "0"], "--prompt-words must be at least 1"),
         (["--encoder", "e", "--corpus", "c", "--port", "70000"], "--port must be from 0 to 65535"),
-        (["--encoder", "e", "--corpus", "c", "--host", "0.0.0.0"], "--host 0.0.0.0 needs --name"),
-        (["--encoder", "e", "--corpus", "c", "--host", "::"], "--host :: needs --name"),
         (["--encoder", "e", "--corpus", "c", "--max-rejected-share", "2"], "--max-rejected-share must be from 0 to 1"),
     ],
 )
@@ -398,6 +411,12 @@ def test_arguments_that_make_no_sense_are_refused(capsys, words, said):
     with pytest.raises(SystemExit):
         main(words)
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "", "0", "0x0", "::", "0::0"])
+def test_every_address_that_is_open_to_all_needs_a_name(host):
+    with pytest.raises(SystemExit, match=r"^error: --host \S+ needs --name, the host name by which others"):
+        main(["--encoder", "e", "--corpus", "c", "--port", "0", "--host", host])
 
 
 def test_a_port_that_is_taken_is_told_before_anything_is_loaded():
