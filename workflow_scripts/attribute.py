@@ -16,6 +16,7 @@ from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.parquet import write_table
 from workflow_scripts.core.progress import one_line, say
 from workflow_scripts.core.redaction import redact_output
+from workflow_scripts.core.stage import temporary_trouble
 from workflow_scripts.search.attribution import attribute, attribute_by
 from workflow_scripts.search.embedded import PROMPT_WORDS
 from workflow_scripts.search.inputs import columns_given, prepared_corpus, read_queries
@@ -201,6 +202,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _write(result, given.format, given.output, given.by)
     except StudyError as error:
         raise SystemExit(f"error: {error}") from None
+    except OSError as error:
+        trouble = temporary_trouble(error)
+        if trouble is None:
+            raise
+        raise SystemExit(f"error: {trouble}") from None
 
 
 def _say_what_is_empty(result: pa.Table, queries: Sequence[Query]) -> None:

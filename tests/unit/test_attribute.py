@@ -1,6 +1,7 @@
 """Asking a trained encoder: the right examples, every format, and files that don't belong together."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -87,6 +88,18 @@ def test_embeddings_of_another_encoder_or_corpus_are_refused(folder, tmp_path):
         _ask(folder, embeddings, corpus=prepared_corpus(str(tmp_path / "short.jsonl"), tmp_path / "new"))
     with pytest.raises(StudyError, match="holds no embeddings"):
         _ask(folder, folder / "corpus.parquet")
+
+
+def test_a_disk_that_has_no_room_for_temporary_files_is_a_message(folder, tmp_path):
+    command = ["bash", "-c", 'ulimit -f 1 && exec "$@"', "-", sys.executable, "-m", "workflow_scripts.attribute"]
+    environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
+    ended = subprocess.run(
+        [*command, *_command(folder, "--query", "a")], stderr=subprocess.PIPE, text=True, env=environment, check=False
+    )
+    assert ended.returncode == 1
+    assert "error: File too large" in ended.stderr
+    assert f"Temporary files are written to {tmp_path}; TMPDIR names another folder." in ended.stderr
+    assert "Traceback" not in ended.stderr
 
 
 @pytest.mark.parametrize("queries", [1, 40])

@@ -15,7 +15,7 @@ from typing import NoReturn
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.progress import say
 from workflow_scripts.core.redaction import redact_output
-from workflow_scripts.core.stage import storage_trouble
+from workflow_scripts.core.stage import temporary_trouble
 from workflow_scripts.search.embedded import PROMPT_WORDS, embedded_corpus
 from workflow_scripts.search.inputs import columns_given, prepared_corpus
 from workflow_scripts.search.mapped import mapped_corpus
@@ -91,12 +91,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except StudyError as error:
         raise SystemExit(f"error: {error}") from None
     except OSError as error:
-        trouble = storage_trouble(error)
+        trouble = temporary_trouble(error)
         if trouble is None:
             raise
-        raise SystemExit(
-            f"error: {trouble} Temporary files are written to {tempfile.gettempdir()}; TMPDIR names another folder."
-        ) from None
+        raise SystemExit(f"error: {trouble}") from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
 
