@@ -16,7 +16,9 @@ from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.parquet import write_table
 from workflow_scripts.core.progress import one_line, say
 from workflow_scripts.core.redaction import redact_output
+from workflow_scripts.core.stage import temporary_trouble
 from workflow_scripts.search.attribution import attribute, attribute_by
+from workflow_scripts.search.embedded import PROMPT_WORDS
 from workflow_scripts.search.inputs import columns_given, prepared_corpus, read_queries
 from workflow_scripts.search.query import Query
 from workflow_scripts.study.sections import Corpus
@@ -124,6 +126,12 @@ def arguments_parser() -> argparse.ArgumentParser:
         "exist is made",
     )
     parser.add_argument(
+        "--prompt-words",
+        type=int,
+        default=PROMPT_WORDS,
+        help="words of a prompt that are read: encoder.prompt_words of the encoder's study (default: %(default)s)",
+    )
+    parser.add_argument(
         "--top", type=int, default=10, help="examples for each query (default: 10); --by lists all groups"
     )
     parser.add_argument("--sign", choices=["helpful", "harmful"], default="helpful", help="which end of the scores")
@@ -147,6 +155,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     if given.top < 1:
         parser.error("--top must be at least 1")
+    if given.prompt_words < 1:
+        parser.error("--prompt-words must be at least 1")
     if not 0 <= given.max_rejected_share <= 1:
         parser.error("--max-rejected-share must be from 0 to 1")
     if given.format == "parquet" and not given.output:
@@ -169,7 +179,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 queries = [Query(given.query, given.response, contrast=given.contrast)]
             if given.by:
                 result = attribute_by(
-                    given.encoder, corpus, queries, embeddings=given.embeddings, by=given.by, sign=given.sign
+                    given.encoder,
+                    corpus,
+                    queries,
+                    embeddings=given.embeddings,
+                    by=given.by,
+                    sign=given.sign,
+                    prompt_words=given.prompt_words,
                 )
             else:
                 result = attribute(
@@ -180,11 +196,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     top=given.top,
                     sign=given.sign,
                     min_score=given.min_score,
+                    prompt_words=given.prompt_words,
                 )
                 _say_what_is_empty(result, queries)
         _write(result, given.format, given.output, given.by)
     except StudyError as error:
         raise SystemExit(f"error: {error}") from None
+    except OSError as error:
+        trouble = temporary_trouble(error)
+        if trouble is None:
+            raise
+        raise SystemExit(f"error: {trouble}") from None
 
 
 def _say_what_is_empty(result: pa.Table, queries: Sequence[Query]) -> None:

@@ -1,6 +1,7 @@
 """Asking a trained encoder: the right examples, every format, and files that don't belong together."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -87,6 +88,37 @@ def test_embeddings_of_another_encoder_or_corpus_are_refused(folder, tmp_path):
         _ask(folder, embeddings, corpus=prepared_corpus(str(tmp_path / "short.jsonl"), tmp_path / "new"))
     with pytest.raises(StudyError, match="holds no embeddings"):
         _ask(folder, folder / "corpus.parquet")
+
+
+def test_a_disk_that_has_no_room_for_temporary_files_is_a_message(folder, tmp_path):
+    command = ["bash", "-c", 'ulimit -f 1 && exec "$@"', "-", sys.executable, "-m", "workflow_scripts.attribute"]
+    environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
+    ended = subprocess.run(
+        [*command, *_command(folder, "--query", "a")], stderr=subprocess.PIPE, text=True, env=environment, check=False
+    )
+    assert ended.returncode == 1
+    assert "error: File too large" in ended.stderr
+    assert f"Temporary files are written to {tmp_path}; TMPDIR names another folder." in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("queries", [1, 40])
+def test_queries_are_cut_as_the_corpus_was_or_refused(folder, tmp_path, queries):
+    long = [{"prompt": f"{number} and " + "root sum " * 20, "response": f"It is {number}."} for number in range(5)]
+    (tmp_path / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in long))
+    (tmp_path / "read").mkdir()
+    files = str(folder / "encoder"), prepared_corpus(str(tmp_path / "long.jsonl"), tmp_path / "read")
+    asked = [Query(long[3]["prompt"], long[3]["response"], number) for number in range(1, queries + 1)]
+    options = {"embeddings": tmp_path / "embeddings.parquet", "top": 5, "sign": "helpful"}
+    made = attribute(*files, asked, **options, prompt_words=4)
+    again = attribute(*files, asked, **options, prompt_words=4)
+    np.testing.assert_allclose(again["score"].to_numpy(), made["score"].to_numpy(), rtol=1e-4)
+    # The same row as query is the row's own embedding.
+    stored = pq.read_table(options["embeddings"])["embedding"].to_pylist()[3]
+    own = next(row["score"] for row in made.to_pylist() if row["example_id"] == 3)
+    assert own == pytest.approx(np.dot(stored, stored), rel=1e-2)
+    with pytest.raises(StudyError, match=r"with --prompt-words 256\. Give --prompt-words the encoder\.prompt_words"):
+        attribute(*files, asked, **options)
 
 
 def test_an_encoder_without_a_projection_was_not_trained(folder, tmp_path):

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import NoneType
@@ -131,6 +132,12 @@ def storage_trouble(error: BaseException) -> str | None:
         f"{os.strerror(reason)}{place}. {_STORAGE_TROUBLES[reason]} Then run the same command again: what is finished "
         "is kept, and nothing half-written is taken for finished."
     )
+
+
+def temporary_trouble(error: BaseException) -> str | None:
+    """Return `storage_trouble` for a command that writes temporary files, with the folder that these are in."""
+    trouble = storage_trouble(error)
+    return trouble and f"{trouble} Temporary files are written to {tempfile.gettempdir()}; TMPDIR names another folder."
 
 
 def memory_trouble(error: BaseException, stage: str) -> str | None:

@@ -12,7 +12,7 @@ import pyarrow as pa
 from workflow_scripts.core.parquet import read_table
 from workflow_scripts.corpora.tables import WHERE, take_examples
 from workflow_scripts.scoring.top_k import Sign
-from workflow_scripts.search.embedded import embedded_corpus
+from workflow_scripts.search.embedded import PROMPT_WORDS, embedded_corpus
 from workflow_scripts.search.query import Query, query_columns
 from workflow_scripts.search.stored import group_scores, top_scores
 
@@ -29,6 +29,7 @@ def attribute(
     top: int,
     sign: Sign,
     min_score: float | None = None,
+    prompt_words: int = PROMPT_WORDS,
 ) -> pa.Table:
     """Return the `top` training examples of each query, best first.
 
@@ -45,6 +46,7 @@ def attribute(
     top: how many examples to return for each query; all of them if the corpus has fewer.
     sign: `helpful` for the largest scores, `harmful` for the smallest.
     min_score: only examples whose score is at least this, or for `harmful` at most; None for all.
+    prompt_words: number of words of a prompt that are read, `encoder.prompt_words` of the encoder's study.
 
     Returns
     -------
@@ -54,9 +56,11 @@ def attribute(
 
     Raises
     ------
-    StudyError: the model or a file can't be read, or `embeddings` come from another encoder or another corpus.
+    StudyError: the model or a file can't be read, or `embeddings` come from another encoder or another corpus, or were
+        made with another number of words.
     """
-    with embedded_corpus(encoder, corpus, embeddings, without_torch=len(queries) <= LIGHT_QUERIES) as embedded:
+    light = len(queries) <= LIGHT_QUERIES
+    with embedded_corpus(encoder, corpus, embeddings, without_torch=light, prompt_words=prompt_words) as embedded:
         example_ids, scores = top_scores(embedded.embeddings, embedded.vectors(queries), top, sign)
     found = list(zip(example_ids, scores, strict=True))
     return answer_table(queries, found, partial(take_examples, corpus), sign=sign, min_score=min_score)
@@ -101,7 +105,14 @@ def answer_table(
 
 
 def attribute_by(
-    encoder: str, corpus: Path, queries: Sequence[Query], *, embeddings: Path | None, by: str, sign: Sign
+    encoder: str,
+    corpus: Path,
+    queries: Sequence[Query],
+    *,
+    embeddings: Path | None,
+    by: str,
+    sign: Sign,
+    prompt_words: int = PROMPT_WORDS,
 ) -> pa.Table:
     """Return for each query how each label or source file scores, over all of its examples.
 
@@ -124,7 +135,8 @@ def attribute_by(
     """
     column = read_table(corpus, [by])[by].combine_chunks().dictionary_encode("encode")
     names = column.dictionary.to_pylist()
-    with embedded_corpus(encoder, corpus, embeddings, without_torch=len(queries) <= LIGHT_QUERIES) as embedded:
+    light = len(queries) <= LIGHT_QUERIES
+    with embedded_corpus(encoder, corpus, embeddings, without_torch=light, prompt_words=prompt_words) as embedded:
         vectors = embedded.vectors(queries)
         found = group_scores(embedded.embeddings, vectors, column.indices.to_numpy(), len(names), sign)
     order = np.argsort(-found.means if sign == "helpful" else found.means, axis=0, kind="stable").T.ravel()

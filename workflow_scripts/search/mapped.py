@@ -44,7 +44,7 @@ class MappedCorpus:
     Parameters
     ----------
     vectors: float32 [rows, dimension], memory-mapped.
-    batches: the corpus's rows, memory-mapped; each batch but the last has `ROWS_WRITTEN`.
+    batches: the corpus's rows, memory-mapped; at least one batch, each of any size.
     labels: number of rows by label, None for those without.
     codes: int32 [rows], place of each row's label in `labels`.
     """
@@ -58,15 +58,18 @@ class MappedCorpus:
     ):
         self.vectors, self.labels = vectors, labels
         self._batches, self._codes = batches, codes
+        self._ends = np.cumsum([batch.num_rows for batch in batches])
         self._places = {label: place for place, label in enumerate(labels)}
 
     def take(self, example_ids: np.ndarray, columns: list[str]) -> pa.Table:
         """Return `columns` of the examples with these ids, one row an id, in their order."""
         wanted, place = np.unique(example_ids, return_inverse=True)
         found = []
-        for number in np.unique(wanted // ROWS_WRITTEN):
-            of = wanted[wanted // ROWS_WRITTEN == number] - number * ROWS_WRITTEN
-            found.append(self._batches[number].select(columns).take(pa.array(of)))
+        batch_of = np.searchsorted(self._ends, wanted, side="right")
+        for number in np.unique(batch_of):
+            batch = self._batches[number]
+            of = wanted[batch_of == number] - (self._ends[number] - batch.num_rows)
+            found.append(batch.select(columns).take(pa.array(of)))
         # Without ids too there is a table, of no row.
         found = found or [self._batches[0].select(columns).slice(0, 0)]
         return pa.Table.from_batches(found).take(pa.array(place.ravel()))
@@ -155,7 +158,8 @@ def _map_rows(corpus: Path, copy: Path) -> tuple[list[pa.RecordBatch], Counter[s
     places: dict[str | None, int] = {}
     schema = pa.schema([read_schema(corpus)[0].field(name) for name in COLUMNS])
     with pa.OSFile(str(copy), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-        for batch in _whole_batches(corpus, schema):
+        for read in read_batches(corpus, ROWS_WRITTEN, COLUMNS):
+            batch = read.select(COLUMNS).cast(schema)
             writer.write_batch(batch)
             named = batch["label"].to_pylist()
             labels.update(named)
@@ -163,19 +167,3 @@ def _map_rows(corpus: Path, copy: Path) -> tuple[list[pa.RecordBatch], Counter[s
     reader = pa.ipc.open_file(pa.memory_map(str(copy)))
     batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
     return batches, labels, np.concatenate(codes)
-
-
-def _whole_batches(corpus: Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    """Yield a corpus in batches of `ROWS_WRITTEN`, so that a row's place says its batch; the last may be smaller."""
-    rest: list[pa.RecordBatch] = []
-    held = 0
-    for batch in read_batches(corpus, ROWS_WRITTEN, COLUMNS):
-        rest.append(batch.select(COLUMNS).cast(schema))
-        held += batch.num_rows
-        while held >= ROWS_WRITTEN:
-            table = pa.Table.from_batches(rest)
-            yield table.slice(0, ROWS_WRITTEN).combine_chunks().to_batches()[0]
-            rest = table.slice(ROWS_WRITTEN).to_batches()
-            held -= ROWS_WRITTEN
-    if held:
-        yield pa.Table.from_batches(rest).combine_chunks().to_batches()[0]

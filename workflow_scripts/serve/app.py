@@ -6,6 +6,7 @@ import asyncio
 import re
 import tempfile
 from collections.abc import Collection
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
@@ -171,13 +172,15 @@ def _code(text: str) -> Markup:
 
 def _read_file(name: str, body: bytes) -> tuple[list[SearchQuery], list[dict[str, Any]]]:
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / name
+        path = Path(folder) / f"queries.{name.rpartition('.')[2]}"
         path.write_bytes(body)
         try:
             queries, left_out = read_query_file(path, limits.QUERIES)
         except StudyError as error:
             # Where it lay here is nobody's affair.
-            raise _UnusableError(str(error).replace(f"{folder}/", "")) from None
+            lay = f"(?:{re.escape(folder)}/)?{re.escape(path.name)}"
+            raise _UnusableError(re.sub(lay, lambda _: name, str(error))) from None
+    queries = [replace(query, file=name) for query in queries]
     long = [query for query in queries if max(len(query.prompt), len(query.response)) > limits.TEXT_CHARACTERS]
     reason = f"a text has more than {limits.TEXT_CHARACTERS:,} characters"
     left_out += [{"query": query.row, "reason": reason} for query in long]

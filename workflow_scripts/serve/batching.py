@@ -37,8 +37,7 @@ class Batcher(Generic[R, A]):
 
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()
-        while self._waiting:
-            batch = self._next_batch()
+        while batch := self._next_batch():
             told = await loop.run_in_executor(self._thread, self._answers, [request for request, _ in batch])
             for (_, future), answer in zip(batch, told, strict=True):
                 if future.cancelled():
@@ -49,9 +48,11 @@ class Batcher(Generic[R, A]):
                     future.set_result(answer)
 
     def _next_batch(self) -> list[tuple[R, asyncio.Future[A]]]:
-        batch = [self._waiting.pop(0)]
-        size = self._size(batch[0][0])
-        while self._waiting and size + self._size(self._waiting[0][0]) <= self._most:
+        # Whoever asked may have gone in the meantime.
+        self._waiting = [(request, future) for request, future in self._waiting if not future.done()]
+        batch: list[tuple[R, asyncio.Future[A]]] = []
+        size = 0
+        while self._waiting and (not batch or size + self._size(self._waiting[0][0]) <= self._most):
             batch.append(self._waiting.pop(0))
             size += self._size(batch[-1][0])
         return batch

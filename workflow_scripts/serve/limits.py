@@ -42,11 +42,16 @@ class _RefusedError(Exception):
         self.status = status
 
 
+class _GoneError(Exception):
+    """The client has gone before its request was here."""
+
+
 class Guard:
     """ASGI middleware: what is too large, too slow, too much at once or from elsewhere doesn't reach the application.
 
     A name of the Host header that isn't this server's is refused, because a page elsewhere may have its own name point
     here; so is an Origin that isn't, because no page elsewhere has anything to ask. The port may be a tunnel's.
+    A request whose client has gone is cancelled.
 
     Parameters
     ----------
@@ -74,10 +79,25 @@ class Guard:
             body = await self._body(scope["headers"], receive)
         except _RefusedError as refusal:
             await _refuse(send, refusal.status, str(refusal), [(b"connection", b"close")])
+        except _GoneError:
+            pass
         else:
-            await self._app(scope, _replay(body, receive), send)
+            await self._while_there(scope, body, receive, send)
         finally:
             self._active -= 1
+
+    async def _while_there(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
+        """Let the application answer, as long as the client is there."""
+        gone = asyncio.ensure_future(_gone(receive))
+        answered = asyncio.ensure_future(self._app(scope, _replay(body, gone), send))
+        try:
+            await asyncio.wait({gone, answered}, return_when=asyncio.FIRST_COMPLETED)
+            if answered.done():
+                answered.result()
+        finally:
+            for task in (gone, answered):
+                task.cancel()
+            await asyncio.gather(gone, answered, return_exceptions=True)
 
     def _check_names(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
         hosts = [value.decode("latin-1") for name, value in headers if name == b"host"]
@@ -96,6 +116,8 @@ class Guard:
             async with asyncio.timeout(self._body_seconds):
                 while True:
                     message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise _GoneError
                     body += message.get("body", b"")
                     if len(body) > BODY_BYTES:
                         raise too_large
@@ -114,11 +136,18 @@ def _host_name(address: str) -> str | None:
         return None
 
 
-def _replay(body: bytes, receive: Receive) -> Receive:
+async def _gone(receive: Receive) -> Message:
+    """Return the message that the client has gone, when it comes."""
+    while (message := await receive())["type"] != "http.disconnect":
+        pass
+    return message
+
+
+def _replay(body: bytes, gone: asyncio.Future[Message]) -> Receive:
     messages = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replay() -> Message:
-        return messages.pop() if messages else await receive()
+        return messages.pop() if messages else await asyncio.shield(gone)
 
     return replay
 

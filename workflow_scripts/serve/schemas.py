@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import unicodedata
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from workflow_scripts.serve.limits import EXAMPLES, QUERIES, TEXT_CHARACTERS, TOP
 
 Text = Annotated[str, StringConstraints(max_length=TEXT_CHARACTERS)]
 # What a field of a form or of an address can't say, a null.
 NO_LABEL = "(no label)"
+FILE_KINDS = (".jsonl", ".json", ".csv")
 
 
 class Strict(BaseModel):
@@ -72,10 +74,18 @@ class Asked(Options):
         return self
 
 
+def _name_of_a_file(name: str) -> str:
+    if not name.endswith(FILE_KINDS):
+        raise ValueError(f"the file's name must end in {', '.join(FILE_KINDS[:-1])} or {FILE_KINDS[-1]}")
+    if "/" in name or any(unicodedata.category(letter) == "Cc" for letter in name):
+        raise ValueError("the file's name may have neither a slash nor control characters; send its last part alone")
+    return name
+
+
 class AskedFile(Options):
     """A file's name, and what is wanted for its queries."""
 
-    name: Annotated[str, StringConstraints(pattern=r"^[\w\-][\w\- .]{0,99}\.(jsonl|json|csv)$")] = Field(
+    name: Annotated[str, StringConstraints(max_length=255), AfterValidator(_name_of_a_file)] = Field(
         description="Name of the file; its end says how it is read: .jsonl, .json or .csv."
     )
 

@@ -23,6 +23,9 @@ class BoundedProtocol(H11Protocol):
     head_seconds, request_seconds = HEAD_SECONDS, REQUEST_SECONDS
     connections_at_once = CONNECTIONS
     _timer: asyncio.TimerHandle | None = None
+    # When the request and its answer have had their time, and how much of the answer wasn't sent when last looked.
+    _until = 0.0
+    _unsent = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         super().connection_made(transport)
@@ -34,21 +37,38 @@ class BoundedProtocol(H11Protocol):
         before = self.cycle
         super().data_received(data)
         if self.cycle is not before:
-            self._close_after(self.request_seconds)
+            self._start_request()
 
     def on_response_complete(self) -> None:
+        before = self.cycle
+        self._unsent = self.transport.get_write_buffer_size()
         # The next request of the same connection, of which something may be here already.
         self._close_after(self.head_seconds)
         super().on_response_complete()
+        if self.cycle is not before:
+            self._start_request()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._close_after(None)
         super().connection_lost(exc)
 
+    def _start_request(self) -> None:
+        self._until, self._unsent = self.loop.time() + self.request_seconds, 0
+        self._close_after(self.request_seconds)
+
     def _close_after(self, seconds: float | None) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = None if seconds is None else self.loop.call_later(seconds, self.transport.abort)
+        self._timer = None if seconds is None else self.loop.call_later(seconds, self._close_unless_read)
+
+    def _close_unless_read(self) -> None:
+        # A complete answer may still be on its way to somebody who reads slowly.
+        unsent, left = self.transport.get_write_buffer_size(), self._until - self.loop.time()
+        if 0 < unsent < self._unsent and left > 0:
+            self._unsent = unsent
+            self._close_after(min(self.head_seconds, left))
+        else:
+            self.transport.abort()
 
 
 class Server(uvicorn.Server):

@@ -1,13 +1,16 @@
 """A mapped corpus: the same search as of the files, some rows of it, and only what belongs together."""
 
+from collections import Counter
+
 import numpy as np
+import pyarrow as pa
 import pytest
 from curated_study import read_corpus, write_embeddings, write_lines
 
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.parquet import read_table
 from workflow_scripts.corpora.tables import take_examples
-from workflow_scripts.search.mapped import COLUMNS, Wanted, mapped_corpus
+from workflow_scripts.search.mapped import COLUMNS, MappedCorpus, Wanted, mapped_corpus
 from workflow_scripts.search.stored import top_scores
 
 ROWS = 50
@@ -63,6 +66,14 @@ def test_rows_are_taken_in_any_order_and_more_than_once(files, mapped):
     ids = np.array([49, 0, 7, 7, 13, 6])
     assert mapped.take(ids, COLUMNS).equals(take_examples(files[0], ids, COLUMNS))
     assert mapped.take(ids[:0], ["prompt"]).num_rows == 0
+
+
+def test_batches_may_have_any_size():
+    rows = pa.record_batch({"prompt": [f"p{number}" for number in range(9)]})
+    batches = [rows.slice(0, 2), rows.slice(2, 6), rows.slice(8, 1)]
+    mapped = MappedCorpus(np.zeros((9, 1), np.float32), batches, Counter(), np.zeros(9, np.int32))
+    ids = np.array([8, 1, 2, 7, 0, 2])
+    assert mapped.take(ids, ["prompt"])["prompt"].to_pylist() == [f"p{number}" for number in ids]
 
 
 def test_files_of_another_number_of_rows_are_refused(files, tmp_path):

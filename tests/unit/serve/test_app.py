@@ -191,10 +191,13 @@ def test_numbers_that_are_none_are_refused(client, value):
         ("q.jsonl", b'{"prompt": "a", "response": "b"}\n' * 101, "more than 100 rows"),
         ("q.json", b"[" * 100_000, "q.json"),
         ("q.csv", b"prompt,response\n" + b"a" * 30_000 + b",b\n", "a text has more than 20,000 characters"),
-        ("q.parquet", b"PAR1", "pattern"),
-        ("../../etc/passwd.csv", b"", "pattern"),
-        ("a/b.csv", b"", "pattern"),
-        ("*.csv", b"a", "pattern"),
+        ("*.csv", b"a", "*.csv has no query"),
+        ("queries.csv", b"", "queries.csv"),
+        ("q.parquet", b"PAR1", "must end in .jsonl, .json or .csv"),
+        ("../../etc/passwd.csv", b"", "neither a slash nor control characters"),
+        ("a/b.csv", b"", "neither a slash nor control characters"),
+        ("a\nb.csv", b"", "neither a slash nor control characters"),
+        ("a" * 252 + ".csv", b"", "at most 255 characters"),
     ],
 )
 def test_files_that_are_none_are_refused_without_saying_where_they_lay(client, name, content, words):
@@ -202,6 +205,18 @@ def test_files_that_are_none_are_refused_without_saying_where_they_lay(client, n
     assert answer.status_code == 422
     assert words in answer.text
     assert "/tmp" not in answer.text
+
+
+@pytest.mark.parametrize(
+    "name", ["queries (1).csv", "\u8cea" * 251 + ".csv", "a*[b]?.csv", "..csv", ".csv", "a\\b~.csv"]
+)
+def test_a_file_may_have_any_name(client, name):
+    answer = client.post("/api/file", params={"name": name, "top": 1}, content="prompt,response\nAnd the root?,9\n")
+    assert answer.status_code == 200, answer.text
+    assert [one["query_file"] for one in answer.json()["answers"]] == [name]
+    rows = b'{"prompt": "a", "response": "b"}\n' * 101
+    many = client.post("/api/file", params={"name": f"{name[:200]}.jsonl"}, content=rows)
+    assert f"{name[:200]}.jsonl has more than 100 rows" in many.json()["detail"]
 
 
 @pytest.mark.parametrize(
@@ -271,8 +286,8 @@ def _values(schema, parts):
         wanted = {name: _values(one, parts) for name, one in schema["properties"].items()}
         required = {name: wanted.pop(name) for name in schema.get("required", [])}
         valid = st.fixed_dictionaries(required, optional=wanted)
-    elif schema["type"] == "string" and "pattern" in schema:
-        valid = st.sampled_from(["a.jsonl", "b c.json", "q.csv"])
+    elif schema["type"] == "string" and schema.get("maxLength") == 255:
+        valid = st.builds(str.__add__, st.text(LETTERS, max_size=250), st.sampled_from([".jsonl", ".json", ".csv"]))
     else:
         assert schema["type"] in SCHEMA_TYPES
         valid = {

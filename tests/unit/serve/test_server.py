@@ -96,11 +96,74 @@ def test_an_answer_that_is_not_read_is_given_up(answerer, monkeypatch):
         _until(port, 200)
 
 
-def _until(port, status):
+LARGE = 16_000_000
+
+
+async def _large_then_slow(scope, receive, send):
+    """Answer with a body that no buffer of the system takes at once, or for /slow with a small one later."""
+    if scope["path"] == "/slow":
+        await asyncio.sleep(1.5)
+    body = b"a" * (10 if scope["path"] == "/slow" else LARGE)
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
+    await send({"type": "http.response.body", "body": body})
+
+
+@contextlib.contextmanager
+def _reading_little(port):
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        connection.settimeout(30)
+        connection.connect(("127.0.0.1", port))
+        connection.sendall(b"GET / HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n")
+        yield connection
+
+
+def test_a_complete_answer_is_sent_to_the_end_to_somebody_who_reads_slowly(monkeypatch):
+    monkeypatch.setattr(BoundedProtocol, "head_seconds", 0.5)
+    told = 0
+    with serving(_large_then_slow) as port, _reading_little(port) as connection:
+        while part := connection.recv(65536):
+            told += len(part)
+            time.sleep(0.01)
+    assert told > LARGE
+
+
+@pytest.mark.parametrize("bound", ["head_seconds", "request_seconds"])
+def test_a_complete_answer_is_given_up_if_it_is_not_read_or_not_in_time(monkeypatch, bound):
+    monkeypatch.setattr(BoundedProtocol, "head_seconds", 0.5)
+    if bound == "request_seconds":
+        monkeypatch.setattr(BoundedProtocol, "request_seconds", 1.0)
+    closed = threading.Event()
+    lost = BoundedProtocol.connection_lost
+    monkeypatch.setattr(BoundedProtocol, "connection_lost", lambda self, exc: (lost(self, exc), closed.set())[0])
+    with serving(_large_then_slow) as port, _reading_little(port) as connection:
+        for _ in range(100):
+            if bound == "request_seconds":
+                with contextlib.suppress(ConnectionError):
+                    connection.recv(32768)
+            if closed.wait(0.1):
+                break
+        assert closed.is_set()
+        told = 0
+        with contextlib.suppress(ConnectionError):
+            while part := connection.recv(65536):
+                told += len(part)
+    assert told < LARGE
+
+
+def test_a_second_request_sent_with_the_first_has_the_time_of_a_request(monkeypatch):
+    monkeypatch.setattr(BoundedProtocol, "head_seconds", 0.5)
+    head = "GET /slow HTTP/1.1\r\nhost: 127.0.0.1\r\n"
+    with serving(_large_then_slow) as port:
+        told = _told(port, f"{head}\r\n{head}connection: close\r\n\r\n".encode())
+    assert told.count(b"HTTP/1.1 200") == 2
+
+
+def _until(port, status, body=BODY):
     """Ask until this is the answer's status; a connection that is closed meanwhile is none."""
     for _ in range(300):
         with contextlib.suppress(OSError, HTTPException):
-            if _post(port)[0] == status:
+            if _post(port, body)[0] == status:
                 return
         time.sleep(0.05)
     raise AssertionError(f"the answer is never {status}")
@@ -154,6 +217,60 @@ def test_requests_beyond_those_that_may_wait_are_told_to_come_again(answerer, mo
         for thread in threads:
             thread.join()
         assert sorted(found) == [200, 200, 429, 429, 429]
+
+
+def test_a_request_whose_client_has_gone_is_not_answered_and_leaves_its_place(answerer, monkeypatch):
+    go, answered, waiting = threading.Event(), [], threading.Semaphore(0)
+    inner, unknown = answerer.answer, answerer.unknown_labels
+
+    def answer(requests):
+        answered.extend(query.prompt for request in requests for query in request.queries)
+        go.wait(30)
+        return inner(requests)
+
+    monkeypatch.setattr(answerer, "answer", answer)
+    monkeypatch.setattr(answerer, "unknown_labels", lambda options: (waiting.release(), unknown(options))[1])
+    head = "POST /api/attribute HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
+    bodies = [json.dumps({"queries": [{"prompt": prompt}], "top": 1}) for prompt in ("first", "gone", "last")]
+    with serving(make_app(answerer, active=2)) as port:
+        first = threading.Thread(target=_post, args=(port, bodies[0].encode()))
+        first.start()
+        assert waiting.acquire(timeout=30)
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.sendall(f"{head}content-length: {len(bodies[1])}\r\n\r\n{bodies[1]}".encode())
+            assert waiting.acquire(timeout=30)
+        # Refused until the place is free, the last one waits for the first.
+        found = []
+        last = threading.Thread(target=lambda: found.append(_until(port, 200, bodies[2].encode())))
+        last.start()
+        came = waiting.acquire(timeout=10)
+        go.set()
+        first.join()
+        last.join()
+    assert came
+    assert answered == ["first", "last"]
+
+
+def test_half_a_request_whose_client_has_gone_is_not_answered():
+    reached = []
+
+    async def app(scope, receive, send):
+        reached.append(scope)
+
+    async def ask():
+        messages = [{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}]
+
+        async def receive():
+            return messages.pop(0)
+
+        async def send(message):
+            reached.append(message)
+
+        scope = {"type": "http", "headers": [(b"host", b"localhost")]}
+        await limits.Guard(app, limits.LOCAL_NAMES)(scope, receive, send)
+
+    asyncio.run(ask())
+    assert reached == []
 
 
 def test_queries_that_wait_are_scored_together(answerer, monkeypatch):
@@ -248,6 +365,21 @@ def test_the_server_says_what_it_serves_and_stops_at_a_signal(folder, tmp_path, 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_disk_that_has_no_room_for_the_copies_is_a_message(folder, tmp_path):
+    files = {"encoder": "encoder", "corpus": "corpus.parquet", "embeddings": "embeddings.parquet"}
+    named = [word for option, file in files.items() for word in (f"--{option}", str(folder / file))]
+    command = ["bash", "-c", 'ulimit -f 1 && exec "$@"', "-", sys.executable, "-m", "workflow_scripts.serve"]
+    environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
+    ended = subprocess.run(
+        [*command, *named, "--port", "0"], stderr=subprocess.PIPE, text=True, env=environment, check=False
+    )
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("error: File too large"), ended.stderr
+    assert f"Temporary files are written to {tmp_path}; TMPDIR names another folder." in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_neither_torch_nor_transformers_is_loaded_for_stored_embeddings(folder):
     code = (
         "import sys; from pathlib import Path\n"
@@ -265,10 +397,13 @@ def test_neither_torch_nor_transformers_is_loaded_for_stored_embeddings(folder):
     ("words", "said"),
     [
         ([], "--encoder and --corpus are needed, or --config"),
-        (["--config", "config.yaml", "--encoder", "e"], "--config names encoder, corpus and embeddings"),
+        (
+            ["--config", "config.yaml", "--encoder", "e"],
+            "--config names encoder, corpus, embeddings and --prompt-words",
+        ),
+        (["--config", "config.yaml", "--prompt-words", "9"], "--config names encoder, corpus, embeddings and"),
+        (["--encoder", "e", "--corpus", "c", "--prompt-words", "0"], "--prompt-words must be at least 1"),
         (["--encoder", "e", "--corpus", "c", "--port", "70000"], "--port must be from 0 to 65535"),
-        (["--encoder", "e", "--corpus", "c", "--host", "0.0.0.0"], "--host 0.0.0.0 needs --name"),
-        (["--encoder", "e", "--corpus", "c", "--host", "::"], "--host :: needs --name"),
         (["--encoder", "e", "--corpus", "c", "--max-rejected-share", "2"], "--max-rejected-share must be from 0 to 1"),
     ],
 )
@@ -276,6 +411,12 @@ def test_arguments_that_make_no_sense_are_refused(capsys, words, said):
     with pytest.raises(SystemExit):
         main(words)
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "", "0", "0x0", "::", "0::0"])
+def test_every_address_that_is_open_to_all_needs_a_name(host):
+    with pytest.raises(SystemExit, match=r"^error: --host \S+ needs --name, the host name by which others"):
+        main(["--encoder", "e", "--corpus", "c", "--port", "0", "--host", host])
 
 
 def test_a_port_that_is_taken_is_told_before_anything_is_loaded():
@@ -301,6 +442,10 @@ def test_a_config_names_encoder_corpus_and_embeddings_of_its_study(tmp_path, mon
         (results / name).mkdir(parents=True)
     (results / "corpora/pool.parquet").touch()
     named = ["results/mini/encoder", "results/mini/corpora/pool.parquet"]
-    assert _of_study(config) == (*named, None)
+    assert _of_study(config) == (*named, None, 256)
     (results / "embeddings/trained/pool.parquet").touch()
-    assert _of_study(config) == (*named, Path("results/mini/embeddings/trained/pool.parquet"))
+    assert _of_study(config) == (*named, Path("results/mini/embeddings/trained/pool.parquet"), 256)
+    text = config.read_text(encoding="utf-8")
+    assert text.count("\nencoder:\n") == 1
+    (tmp_path / "words.yaml").write_text(text.replace("\nencoder:\n", "\nencoder:\n  prompt_words: 40\n"))
+    assert _of_study(tmp_path / "words.yaml")[3] == 40
