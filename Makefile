@@ -90,7 +90,7 @@ gpu-test: $(VENV)/.installed
 
 # Not those that take whole studies.
 bench: $(VENV)/.installed-serve
-	@for file in $$(grep -l __main__ $(filter-out %/fewer_folds.py %/gradient_choices.py %/plan_error.py %/warmup.py %/gpu_acceptance.py %/gpu_study.py,$(wildcard benchmarks/*.py))); do \
+	@for file in $$(grep -l __main__ $(filter-out %/fewer_folds.py %/gradient_choices.py %/plan_error.py %/warmup.py %/gpu_acceptance.py %/gpu_profile.py %/gpu_study.py,$(wildcard benchmarks/*.py))); do \
 		echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
 # Results take hours to make, so they stay: remove results/<run> by hand.
