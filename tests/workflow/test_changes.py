@@ -60,7 +60,7 @@ PAPERS = ["paper_flan", "paper_ultrachat"]
 CHANGES = {
     "report": ({"report__characters": 100}, {}),
     "bootstrap": ({"judging__bootstrap": 50}, EVALUATED),
-    "near duplicates": ({"judging__near_duplicate": 0.8}, {"check_leaks": 1, "evaluate_lds": 1}),
+    "near duplicates": ({"judging__near_duplicate": 0.8}, {"check_leaks": 1, **EVALUATED}),
     "top": ({"scoring__top": 3}, {"score_pairs": 7, **EVALUATED}),
     "methods": ({"scoring__methods": ["airrep", "tfidf"]}, EVALUATED),
     "a pooling to be chosen": (

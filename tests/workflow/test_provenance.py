@@ -62,7 +62,7 @@ def test_results_without_records_are_finished_if_they_are_of_the_config(unrecord
     done = verify(unrecorded)
     assert (done.returncode, done.stdout) == (
         0,
-        "results/smoke: 33 of 33 results are there, 0 don't belong to study.yaml\n",
+        "results/smoke: 34 of 34 results are there, 0 don't belong to study.yaml\n",
     )
 
 
@@ -96,7 +96,7 @@ def test_results_without_records_are_refused_if_the_config_says_otherwise(unreco
 
 def test_results_without_records_that_the_study_does_not_read_are_let_be(unrecorded):
     assert unrecorded.smoke("--dry-run", "results/smoke/corpora/train.parquet", scoring__methods=["airrep"]).returncode
-    for name in ("config.resolved.yaml", "report.html", "evaluation/lds.parquet"):
+    for name in ("config.resolved.yaml", "report.html", "evaluation/lds.parquet", "evaluation/label_influence.parquet"):
         (unrecorded.results / name).unlink()
     assert unrecorded.planned(scoring__methods=["airrep"]).keys() <= {
         "resolve_config",
