@@ -16,7 +16,7 @@ ifneq ($(words $(CURDIR)),1)
 $(error "$(CURDIR)" has a space in its path, and Snakemake starts no job by a Python there: move this folder to a path without one)
 endif
 
-.PHONY: run fetch plan status verify serve smoke test test-methods test-models test-faults test-load audit lint slurm-test gpu-test bench clean
+.PHONY: run fetch plan status verify serve smoke test test-long test-models test-faults test-load audit lint slurm-test gpu-test bench clean
 
 run: $(VENV)/.installed
 	$(BIN)/snakemake --cores $(CORES) --configfile $(CONFIG)
@@ -50,9 +50,10 @@ test: lint
 	$(BIN)/pytest -m "not slow" -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder tests/workflow tests/unit tests/models
 	$(BIN)/pytest -m "not slow" tests/faults
 
-# Every method through Snakemake, from the warm-up to the scores of the smoke study.
-test-methods: $(VENV)/.installed-test
-	$(BIN)/pytest tests/workflow/test_methods.py
+# Every method and every experiment through Snakemake, a plan beside what it took, the page in a browser, and what
+# hypothesis sends to the API.
+test-long: $(VENV)/.installed-test
+	$(BIN)/pytest -m slow tests/workflow tests/unit
 
 # Tiny models of all families in docs/compatibility.md beside plain transformers and sentence-transformers: about four
 # minutes of one core.

@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+pytestmark = pytest.mark.slow
 CONFIG = Path(__file__).parents[1] / "configs" / "experiments.yaml"
 VALUES = "value double, ci_low double, ci_high double"
 CONTRACT = {

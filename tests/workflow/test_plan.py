@@ -3,6 +3,8 @@
 import json
 from collections import Counter
 
+import pytest
+
 from workflow_scripts.study.costs import Pilot
 
 
@@ -16,6 +18,7 @@ def planned(workspace, run, config, monkeypatch):
     return done.stdout, plan, Pilot.from_json(pilot["found"])
 
 
+@pytest.mark.slow
 def test_a_plan_of_a_finished_study_is_measured_and_runs_nothing_again(finished, tmp_path, monkeypatch):
     workspace = finished.copy(tmp_path / "copy")
     said, plan, pilot = planned(workspace, "smoke", "configs/smoke.yaml", monkeypatch)

@@ -313,6 +313,7 @@ def test_the_schema_names_every_call(api):
     }
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_nothing_of_or_beside_the_schema_is_an_error_of_the_server(client, api, data):
@@ -330,6 +331,7 @@ def test_nothing_of_or_beside_the_schema_is_an_error_of_the_server(client, api, 
     assert client.get("/api/about").status_code == 200
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_no_file_is_an_error_of_the_server(client, api, data):

@@ -20,7 +20,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
 from served_corpus import PROMPT, RESPONSE, answering, make_app, make_corpus, serving
 
-pytestmark = needs_browser
+pytestmark = [needs_browser, pytest.mark.slow]
 WIDTHS = [1440, 390]
 
 
