@@ -31,7 +31,7 @@ CHANGES = {
     "encoder_training={steps: 10}": BELOW_TARGETS,
     "scoring={embedding_precision: float32}": BELOW_ENCODER,
     "scoring={top: 4}": {"score_pairs", *EVALUATED},
-    "judging={near_duplicate: 0.8}": {"check_leaks", "evaluate_lds"},
+    "judging={near_duplicate: 0.8}": {"check_leaks", *EVALUATED},
     "judging={bootstrap: 50}": EVALUATED,
     "report={characters: 100}": set(),
 }
