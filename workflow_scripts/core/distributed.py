@@ -16,6 +16,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import is_dataclass
 from datetime import timedelta
 from importlib import import_module
 from pathlib import Path
@@ -32,7 +33,6 @@ from workflow_scripts.core.gpus import use_deterministic_algorithms, visible_gpu
 from workflow_scripts.core.parquet import metadata_in_force, table_metadata
 from workflow_scripts.core.progress import say
 from workflow_scripts.core.timing import Seconds, start_stage, work_so_far
-from workflow_scripts.core.tracking import Tracking
 
 SECONDS_TO_END = 10.0
 Value = TypeVar("Value")
@@ -240,9 +240,9 @@ def _as_json(value: object) -> dict[str, Any]:
         return {_PATH: str(value)}
     if isinstance(value, BaseModel):
         return {_SECTION: [type(value).__module__, type(value).__name__, value.model_dump()]}
-    if isinstance(value, Tracking):
+    if is_dataclass(value):
         return {_SECTION: [type(value).__module__, type(value).__name__, vars(value)]}
-    raise TypeError(f"{value!r} is neither a plain value nor a path nor a section of the config")
+    raise TypeError(f"{value!r} is neither a plain value nor a path, a section of the config or a dataclass")
 
 
 def _from_json(value: dict[str, Any]) -> Any:

@@ -110,9 +110,9 @@ def train_encoder(
     labels = (training.label_spread, training.label_clip)
     folds = read_folds(subsets, targets, *labels)
     measured, held_out = folds[: -training.validation_folds], folds[-training.validation_folds :]
-    predicted = []
-    if training.surrogate_share and surrogate_subsets and surrogate_targets:
-        predicted = read_folds(surrogate_subsets, surrogate_targets, *labels)
+    predicted = (
+        read_folds(surrogate_subsets, surrogate_targets, *labels) if surrogate_subsets and surrogate_targets else []
+    )
     tokens = tokenize(model, corpus, [*folds, *predicted], prompt_words, training.truncation)
     passes = (training.chunk_tokens, training.precision)
 

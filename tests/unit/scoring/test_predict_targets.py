@@ -48,12 +48,13 @@ class Files:
         write_table(self.folder / f"{name}.parquet", pa.table(columns), **dict.fromkeys(COSTS, "1"))
         return self.folder / f"{name}.parquet"
 
-    def predict(self, pooling="mean", **given):
+    def predict(self, pooling="mean", train=None, test=None, **given):
         corpus, subsets, validation, targets = (
             self.folder / f"{name}.parquet" for name in ("corpus", "subsets", "validation", "targets")
         )
         values = {"method": "made_up", "pooling": pooling, "seed": 1, "tile_examples": 16}
-        predict_targets(corpus, subsets, validation, self.paths, self.paths, targets, **values, **given)
+        embeddings = (train or self.paths, test or self.paths)
+        predict_targets(corpus, subsets, validation, *embeddings, targets, **values, **given)
         return targets
 
     def expected(self, fold, pool):
@@ -110,7 +111,11 @@ def test_labels_over_all_folds_are_computed_from_it_too(tmp_path):
 
 def test_members_without_an_embedding_are_an_error(tmp_path):
     files = Files(tmp_path, parts=4)
-    files.tests = [np.arange(TESTS)] * FOLDS
-    del files.paths[3]
-    with pytest.raises(StudyError, match=r"members of subsets are not among|lacks .* of the test examples"):
-        files.predict()
+    with pytest.raises(StudyError, match="members of subsets are not among the scored training examples"):
+        files.predict(train=files.paths[:3])
+
+
+def test_validation_examples_without_an_embedding_are_an_error(tmp_path):
+    files = Files(tmp_path, parts=4)
+    with pytest.raises(StudyError, match=r"lacks .* of the test examples"):
+        files.predict(test=files.paths[:1])
