@@ -14,7 +14,7 @@ from workflow_scripts.core.progress import Progress
 from workflow_scripts.experiments.selection import best_ranked
 from workflow_scripts.methods.loading import load_text_method
 from workflow_scripts.methods.text_scorer import Texts
-from workflow_scripts.scoring.label_groups import LabelGroups
+from workflow_scripts.scoring.same_label import SameLabelTests
 
 # Rows whose scores for all tests are looked at together.
 ROWS_AT_ONCE = 2048
@@ -100,7 +100,7 @@ def means_of_embeddings(
     test: Sequence[Path],
     test_ids: np.ndarray,
     tile_examples: int,
-    groups: LabelGroups | None = None,
+    groups: SameLabelTests | None = None,
 ) -> CorpusMeans:
     """Return the mean scores of a method that embeds: one product with the mean of the tests' embeddings, or with
     the means of those of each label.
@@ -167,7 +167,7 @@ def means_of_texts(
     test_ids: np.ndarray,
     seed: int,
     tile_examples: int,
-    groups: LabelGroups | None = None,
+    groups: SameLabelTests | None = None,
 ) -> CorpusMeans:
     """Return the mean scores of a method that scores texts.
 

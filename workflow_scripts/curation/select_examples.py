@@ -23,7 +23,7 @@ from workflow_scripts.curation.ranking import (
     rank_by_mean_score,
 )
 from workflow_scripts.curation.tables import SELECTION_SCHEMA
-from workflow_scripts.scoring.label_groups import NO_TEST, LabelGroups
+from workflow_scripts.scoring.same_label import NO_TEST, SameLabelTests
 from workflow_scripts.study.curation_section import Curation
 
 SHOWN_CHARACTERS = 80
@@ -133,7 +133,7 @@ def _ranking(
 ) -> Ranking:
     if scores is not None:
         return rank_by_best_rank(scores)
-    groups = LabelGroups.read(train, test, test_ids) if choice.tests == "same_label" else None
+    groups = SameLabelTests.read(train, test, test_ids) if choice.tests == "same_label" else None
     if groups and (groups.group_of == NO_TEST).all():
         raise StudyError(
             f"tests: same_label is asked for, and no row of {train} has the label of a test. Write tests: all, or name "

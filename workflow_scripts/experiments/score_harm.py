@@ -11,7 +11,7 @@ from workflow_scripts.core.parquet import read_table, write_batches
 from workflow_scripts.core.progress import Progress
 from workflow_scripts.core.stage import run_stage
 from workflow_scripts.methods.loading import load_text_method
-from workflow_scripts.scoring.label_groups import LabelGroups
+from workflow_scripts.scoring.same_label import SameLabelTests
 from workflow_scripts.scoring.sources import load_embedding_libraries, open_embeddings, open_texts
 
 NEAREST_TESTS = 5
@@ -70,7 +70,7 @@ def score_harm(
         source = open_embeddings(train_embeddings, test_embeddings, test_ids, tile_examples)
     else:
         source = open_texts(load_text_method(method), train, test, test_ids, seed, tile_examples)
-    groups = LabelGroups.read(train, test, test_ids)
+    groups = SameLabelTests.read(train, test, test_ids)
     nearest = _nearest_tests(train, test, test_ids)
 
     def tables() -> Iterator[pa.Table]:

@@ -11,7 +11,8 @@ import numpy as np
 from workflow_scripts.core.parquet import read_schema
 from workflow_scripts.core.progress import Progress
 from workflow_scripts.methods.loading import load_text_method
-from workflow_scripts.methods.text_scorer import Texts
+from workflow_scripts.scoring.corpus_scores import TESTS_PER_BLOCK
+from workflow_scripts.scoring.sources import open_texts
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,8 @@ def label_sums_of_embeddings(
     progress = Progress("sums by label", sum(read_schema(path)[1] for path in train), "examples")
     for path in train:
         for example_ids, tile in embedding_tiles(path, tile_examples):
-            embeddings = tile.float().numpy()
-            _add(sums, counts, groups[example_ids], embeddings)
+            _add(sums, groups[example_ids], tile.float().numpy())
+            counts += np.bincount(groups[example_ids], minlength=number)
             progress.advance(len(example_ids))
     return LabelSums(sums @ tests.T.astype(np.float64), counts)
 
@@ -96,21 +97,19 @@ def label_sums_of_texts(
     seed: seed of methods that score at random.
     tile_examples: how many rows are scored at a time.
     """
-    examples = Texts.read(train)
-    scorer = load_text_method(method)(examples, Texts.read(test).take(test_ids), seed)
-    rows, tests = len(examples.prompts), len(test_ids)
+    source = open_texts(load_text_method(method), train, test, test_ids, seed, tile_examples)
     number = int(groups.max()) + 1
-    sums, counts = np.zeros((number, tests)), np.zeros(number, np.int64)
-    progress = Progress(f"sums by label of {method}", rows, "examples")
-    for start in range(0, rows, tile_examples):
-        tile = slice(start, min(start + tile_examples, rows))
-        _add(sums, counts, groups[examples.example_ids[tile]], scorer.score(tile, slice(0, tests)))
-        progress.advance(tile.stop - start)
+    sums, counts = np.zeros((number, len(test_ids))), np.zeros(number, np.int64)
+    progress = Progress(f"sums by label of {method}", source.examples, "examples")
+    for example_ids, tile in source.tiles:
+        for start in range(0, len(test_ids), TESTS_PER_BLOCK):
+            block = slice(start, min(start + TESTS_PER_BLOCK, len(test_ids)))
+            _add(sums[:, block], groups[example_ids], source.score(tile, block))
+        counts += np.bincount(groups[example_ids], minlength=number)
+        progress.advance(len(example_ids))
     return LabelSums(sums, counts)
 
 
-def _add(sums: np.ndarray, counts: np.ndarray, groups: np.ndarray, values: np.ndarray) -> None:
+def _add(sums: np.ndarray, groups: np.ndarray, values: np.ndarray) -> None:
     for group in np.unique(groups):
-        own = groups == group
-        sums[group] += values[own].sum(axis=0, dtype=np.float64)
-        counts[group] += own.sum()
+        sums[group] += values[groups == group].sum(axis=0, dtype=np.float64)

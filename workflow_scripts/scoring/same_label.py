@@ -14,7 +14,7 @@ NO_TEST = -1
 
 
 @dataclass(frozen=True)
-class LabelGroups:
+class SameLabelTests:
     """The tests of each label.
 
     Parameters
@@ -29,7 +29,7 @@ class LabelGroups:
     group_of: np.ndarray
 
     @classmethod
-    def read(cls, train: Path, test: Path, test_ids: np.ndarray) -> LabelGroups:
+    def read(cls, train: Path, test: Path, test_ids: np.ndarray) -> SameLabelTests:
         """Group the tests of an evaluation by their label.
 
         Parameters

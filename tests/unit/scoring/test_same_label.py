@@ -4,13 +4,13 @@ import numpy as np
 import pyarrow as pa
 
 from workflow_scripts.core.parquet import write_table
-from workflow_scripts.scoring.label_groups import LabelGroups
+from workflow_scripts.scoring.same_label import SameLabelTests
 
 
 def groups_of(folder, rows, tests, test_ids):
     for name, labels in {"train": rows, "test": tests}.items():
         write_table(folder / f"{name}.parquet", pa.table({"label": pa.array(labels, pa.string())}))
-    return LabelGroups.read(folder / "train.parquet", folder / "test.parquet", np.array(test_ids))
+    return SameLabelTests.read(folder / "train.parquet", folder / "test.parquet", np.array(test_ids))
 
 
 def test_a_row_without_a_test_of_its_label_has_no_mean(tmp_path):
