@@ -185,7 +185,9 @@ def _render(**values: Any) -> str:
     environment.globals.update(
         lds_axis=report_charts.lds_axis, cost_figures=report_charts.cost_figures, cost_bars=report_charts.cost_bars
     )
-    style, script = (loader.get_source(environment, name)[0].strip() for name in ("report.css", "report.js"))
+    sources = (loader.get_source(environment, name)[0].strip() for name in ("report.css", "blocks.js", "report.js"))
+    style, *scripts = sources
+    script = "\n".join(scripts)
     return environment.get_template("report.html").render(
         style=Markup(style), script=Markup(script), script_hash=_content_hash(script), **values
     )

@@ -33,6 +33,7 @@ ASSETS = {
     "/": ("workflow_scripts.serve", "page/page.html", "text/html"),
     "/page.css": ("workflow_scripts.serve", "page/page.css", "text/css"),
     "/page.js": ("workflow_scripts.serve", "page/page.js", "text/javascript"),
+    "/blocks.js": ("workflow_scripts.report", "templates/blocks.js", "text/javascript"),
     "/report.css": ("workflow_scripts.report", "templates/report.css", "text/css"),
 }
 ANSWER: dict[str, Any] = {

@@ -3,11 +3,11 @@
 (() => {
   const TESTS_SHOWN = 60;
   const EXAMPLES_SHOWN = 8;
-  const CLAMPED_AT = 260;
   const SAME_CHARACTERS = 200;
   const SIGNS = ["helpful", "harmful"];
   const NO_LABEL = -1;
 
+  const { element, number, passage } = blocks;
   const byId = (id) => document.getElementById(id);
   const data = JSON.parse(byId("explorer-data").textContent);
 
@@ -23,23 +23,11 @@
 
   // ---- building blocks
 
-  function element(tag, attributes = {}, ...children) {
-    const made = document.createElement(tag);
-    for (const [name, value] of Object.entries(attributes)) {
-      if (name === "text") made.textContent = value;
-      else if (name === "onclick") made.addEventListener("click", value);
-      else if (value !== false && value !== null) made.setAttribute(name, value === true ? "" : value);
-    }
-    made.append(...children.filter(Boolean));
-    return made;
-  }
-
   function fill(select, options, chosen) {
     select.replaceChildren(...options.map(([value, text]) => element("option", { value, text })));
     select.value = String(chosen);
   }
 
-  const number = (value) => value.toLocaleString("en");
   const evaluation = () => data.evaluations[state.evaluation];
   const methodAt = (place) => evaluation().methods[place];
 
@@ -130,28 +118,6 @@
 
   // ---- one example
 
-  function passage(title, text) {
-    const body = element("p", { class: "text", dir: "auto", text: text.shown || "(empty)" });
-    const long = text.shown.length > CLAMPED_AT || text.shown.split("\n").length > 5;
-    const cut = text.length && element("p", { class: "cut", text: `… cut here; the whole text has ${number(text.length)} characters` });
-    const block = element("div", { class: long ? "passage clamped" : "passage" }, element("h5", { text: title }), body, cut);
-    if (long) {
-      const toggle = element("button", {
-        type: "button",
-        class: "plain small",
-        "aria-expanded": "false",
-        text: "Show all",
-        onclick: () => {
-          const open = !block.classList.toggle("clamped");
-          toggle.textContent = open ? "Show less" : "Show all";
-          toggle.setAttribute("aria-expanded", String(open));
-        },
-      });
-      block.append(toggle);
-    }
-    return block;
-  }
-
   function origin(item, corpus, sameLabel) {
     return element(
       "p",
@@ -167,8 +133,8 @@
     byId("test").replaceChildren(
       element("h3", { text: "Test example" }),
       origin(test, evaluation().test, false),
-      passage("Prompt", test.prompt),
-      passage("Response", test.response),
+      passage("Prompt", test.prompt.shown, test.prompt.length),
+      passage("Response", test.response.shown, test.response.length),
     );
   }
 
@@ -288,8 +254,8 @@
       ),
       origin(shown, train, same),
       also && element("p", { class: "also", text: `also ${methodAt(other).name}'s no. ${also}` }),
-      passage("Prompt", shown.prompt),
-      passage("Response", shown.response),
+      passage("Prompt", shown.prompt.shown, shown.prompt.length),
+      passage("Response", shown.response.shown, shown.response.length),
       item.same.length > 0 && sameExamples(item.same, strongest),
     );
   }

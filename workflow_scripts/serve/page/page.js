@@ -1,11 +1,11 @@
 // The page. Text enters it through textContent alone, so no corpus can run anything.
 "use strict";
 (() => {
-  const CLAMPED_AT = 260;
   const NO_LABEL = "(no label)";
   const SIGNS = ["helpful", "harmful"];
   const WORD = /[\p{L}\p{N}_]+/gu;
 
+  const { element, number } = blocks;
   const byId = (id) => document.getElementById(id);
   const field = {};
   for (const id of ["prompt", "response", "contrast", "sign", "label", "top", "least", "fold", "mark", "file", "queries"]) field[id] = byId(id);
@@ -15,18 +15,6 @@
 
   // ---- building blocks
 
-  function element(tag, attributes = {}, ...children) {
-    const made = document.createElement(tag);
-    for (const [name, value] of Object.entries(attributes)) {
-      if (name === "text") made.textContent = value;
-      else if (name === "onclick") made.addEventListener("click", value);
-      else if (value !== false && value !== null) made.setAttribute(name, value);
-    }
-    made.append(...children.filter(Boolean));
-    return made;
-  }
-
-  const number = (value) => value.toLocaleString("en");
   const plural = (count, word) => `${number(count)} ${word}${count === 1 ? "" : "s"}`;
 
   function visible(text) {
@@ -206,28 +194,9 @@
     return element("details", { class: "same" }, element("summary", { text: `and ${plural(count, "row")} that ${count === 1 ? "says" : "say"} the same` }), element("ol", {}, ...row.same.map(line)));
   }
 
-  function passage(title, text, whole, words) {
-    const body = element("p", { class: "text", dir: "auto" });
-    if (text) body.append(...marked(visible(text), words));
-    else body.textContent = "(empty)";
-    const cut = whole > text.length && element("p", { class: "cut", text: `… cut here; the whole text has ${number(whole)} characters` });
-    const long = text.length > CLAMPED_AT || text.split("\n").length > 5;
-    const block = element("div", { class: long ? "passage clamped" : "passage" }, element("h5", { text: title }), body, cut);
-    if (long) {
-      const toggle = element("button", {
-        type: "button",
-        class: "plain small",
-        "aria-expanded": "false",
-        text: "Show all",
-        onclick: () => {
-          const open = !block.classList.toggle("clamped");
-          toggle.textContent = open ? "Show less" : "Show all";
-          toggle.setAttribute("aria-expanded", String(open));
-        },
-      });
-      block.append(toggle);
-    }
-    return block;
+  function passage(title, text, characters, words) {
+    const shown = visible(text);
+    return blocks.passage(title, shown, characters > text.length ? characters : 0, marked(shown, words));
   }
 
   function marked(text, words) {
