@@ -110,12 +110,15 @@ def train_embeddings(wildcards):
     return f"{RESULTS}/embeddings/{embedding}/{corpus}{wildcards.get('part', '')}.parquet" if embedding else []
 
 
-def test_embeddings(wildcards):
-    """Embeddings of the test corpus, of all parts; none for a method that doesn't embed."""
-    embedding = plan_of_study.embedding_of(wildcards.method, for_tests=True)
-    corpus = study.evaluations[wildcards.evaluation].test
+def embeddings_of(method, corpus, for_tests):
+    """Embeddings of a corpus, of all parts; none for a method that doesn't embed."""
+    embedding = plan_of_study.embedding_of(method, for_tests)
     parts = plan_of_study.parts_of(corpus) if embedding else []
     return [f"{RESULTS}/embeddings/{embedding}/{corpus}{part}.parquet" for part in parts]
+
+
+def test_embeddings(wildcards):
+    return embeddings_of(wildcards.method, study.evaluations[wildcards.evaluation].test, for_tests=True)
 
 
 def chosen_pooling(wildcards):
@@ -125,15 +128,7 @@ def chosen_pooling(wildcards):
 
 
 def target_embeddings(for_tests):
-    return lambda wildcards: target_embeddings_of(wildcards.method, for_tests)
-
-
-def target_embeddings_of(method, for_tests):
-    """Embeddings of the corpus of the targets, of all parts; none for a method that doesn't embed."""
-    embedding = plan_of_study.embedding_of(method, for_tests)
-    corpus = study.targets.corpus
-    parts = plan_of_study.parts_of(corpus) if embedding else []
-    return [f"{RESULTS}/embeddings/{embedding}/{corpus}{part}.parquet" for part in parts]
+    return lambda wildcards: embeddings_of(wildcards.method, study.targets.corpus, for_tests)
 
 
 def inputs_of_unstored(wildcards):
@@ -161,8 +156,8 @@ def inputs_of_predicted_targets(wildcards):
     method = plan_of_study.surrogate.method
     return unstored_targets_of(method) | {
         "corpus": f"{RESULTS}/corpora/{study.targets.corpus}.parquet",
-        "train_embeddings": target_embeddings_of(method, for_tests=False),
-        "test_embeddings": target_embeddings_of(method, for_tests=True),
+        "train_embeddings": embeddings_of(method, study.targets.corpus, for_tests=False),
+        "test_embeddings": embeddings_of(method, study.targets.corpus, for_tests=True),
         "chosen": first_pooling_of(method),
     }
 
@@ -314,11 +309,8 @@ def embeddings_of_damaged_pool(wildcards):
 
 
 def trusted_test_embeddings(wildcards):
-    """Embeddings of the tests that a damaged pool is ranked by, of all parts; none for a method that doesn't embed."""
-    embedding = plan_of_study.embedding_of(wildcards.method, for_tests=True)
     corpus = study.evaluations[plan_of_study.experiment("detection").evaluation].test
-    parts = plan_of_study.parts_of(corpus) if embedding else []
-    return [f"{RESULTS}/embeddings/{embedding}/{corpus}{part}.parquet" for part in parts]
+    return embeddings_of(wildcards.method, corpus, for_tests=True)
 
 
 def reader_of_losses(wildcards):
@@ -360,12 +352,11 @@ def corpora_of_all(evaluations):
 def embeddings_of_all():
     """Embeddings of the training rows and the tests of every evaluation, by every method that stores them."""
     files = [
-        f"{RESULTS}/embeddings/{embedding}/{corpus}{part}.parquet"
+        file
         for method in study.scoring.methods
         for evaluation in study.evaluations.values()
         for corpus, for_tests in ((evaluation.train, False), (evaluation.test, True))
-        if (embedding := plan_of_study.embedding_of(method, for_tests))
-        for part in plan_of_study.parts_of(corpus)
+        for file in embeddings_of(method, corpus, for_tests)
     ]
     return list(dict.fromkeys(files))
 
@@ -396,12 +387,8 @@ def curation_embeddings(role):
 
     def embeddings(wildcards):
         choice = study.curation[wildcards.curation]
-        embedding = plan_of_study.embedding_of(choice.method, for_tests=role == "test")
-        if choice.reads_top_lists or not embedding:
-            return []
         corpus = getattr(evaluation_of(wildcards.curation), role)
-        parts = plan_of_study.parts_of(corpus)
-        return [f"{RESULTS}/embeddings/{embedding}/{corpus}{part}.parquet" for part in parts]
+        return [] if choice.reads_top_lists else embeddings_of(choice.method, corpus, for_tests=role == "test")
 
     return embeddings
 
