@@ -390,18 +390,21 @@ def not_planned(plan: StudyPlan) -> dict[str, list[str]]:
     experiments = {name: plan.experiment(name) for name in plan.experiments()}
     with_runs = [name for name, settings in experiments.items() if hasattr(settings, "jobs")]
     with_base = [name for name, settings in experiments.items() if hasattr(settings, "base_examples")]
+    detecting = [name for name in experiments if name == "detection"]
     stages = {
-        "warmup_lm": [name for name, one in own.items() if one.language_model == "warm"],
+        "warmup_lm": [*(name for name, one in own.items() if one.language_model == "warm"), *detecting],
         "fit_method": [name for name, one in own.items() if one.fitted],
         "embed_by_method": [name for name, one in own.items() if one.stored],
         "score_part_by_lm" if plan.study.scoring.parts > 1 else "score_pairs_by_lm": plan.unstored_methods(),
         "choose_pooling": plan.methods_with_chosen_pooling(),
+        "predict_targets": [plan.surrogate.method] if plan.surrogate else [],
         "check_labels": plan.labelled(),
         "draw_base": with_base,
         "score_base": with_base,
         **{f"draw_{name}": [name] for name in with_runs},
         "finetune_runs": with_runs,
         **{f"evaluate_{name}": [name] for name in experiments},
+        **dict.fromkeys(("damage_pool", "score_harm", "measure_losses"), detecting),
         **{stage: list(plan.study.curation) for stage in ("select_examples", "write_curated", "summarize_curation")},
         "drop_rows": [name for name, choice in plan.study.curation.items() if choice.drop is not None],
         "push_encoder": [plan.study.release.hub] if plan.study.release.hub else [],

@@ -9,6 +9,7 @@ import yaml
 
 from workflow_scripts.plan.show_plan import plan_text
 from workflow_scripts.plan.write_plan import write_plan
+from workflow_scripts.study.artifacts import artifacts
 from workflow_scripts.study.break_even import break_even
 from workflow_scripts.study.config import load_study
 from workflow_scripts.study.costs import (
@@ -22,6 +23,7 @@ from workflow_scripts.study.costs import (
     good_job_sizes,
     makespan,
     not_planned,
+    work,
 )
 from workflow_scripts.study.document_config import ROOT
 from workflow_scripts.study.plan import StudyPlan
@@ -203,6 +205,19 @@ def test_what_no_unit_stands_for_is_named_and_not_in_the_total(planned):
     text = " ".join(plan_text(json.loads((planned / "plan.json").read_text(encoding="utf-8")), {}).split())
     assert "embed_by_method not planned: rds, logra_8" in text
     assert "all planned" in text
+
+
+def test_every_job_is_planned_or_named():
+    values = yaml.safe_load((ROOT / "tests/configs/experiments.yaml").read_text(encoding="utf-8"))
+    values["scoring"]["methods"] += ["ekfac", "logra_4", "less"]
+    values["scoring"]["poolings"] = {"logra_4": ["chosen"], "ekfac": ["chosen"]}
+    values["targets"]["surrogate"] = {"method": "ekfac", "folds": 2, "subsets_per_fold": 4}
+    values["encoder_training"]["surrogate_share"] = 0.5
+    plan = StudyPlan(load_study(values))
+    jobs = {one.rule.removesuffix("_by_lm") for one in artifacts(StageSpecs(plan))}
+    told = {stage.removesuffix("_by_lm") for stage in {**work(plan, pilot(plan)), **not_planned(plan)}}
+    # A target of its own.
+    assert jobs - told == {"list_suspects"}
 
 
 @pytest.mark.parametrize(("parts", "stage"), [(1, "score_pairs"), (2, "score_part")])
