@@ -49,6 +49,29 @@ if study.targets:
         script:
             "../workflow_scripts/evaluation/choose_pooling.py"
 
+    rule weigh_blend:
+        """Choose the weight of two methods in the sum of their group scores, on the same folds."""
+        input:
+            subsets=f"{RESULTS}/subsets/train.parquet",
+            targets=f"{RESULTS}/targets/train.parquet",
+            predictions=held_back_predictions,
+        output:
+            blend_file=f"{RESULTS}/blends/{{blend}}.parquet",
+        log:
+            f"{RESULTS}/logs/weigh_blend/{{blend}}.log",
+        benchmark:
+            f"{RESULTS}/benchmarks/weigh_blend/{{blend}}.tsv"
+        wildcard_constraints:
+            blend=any_of(map(re.escape, study.scoring.blends)),
+        conda:
+            "../envs/airrep.yaml"
+        resources:
+            **resources_for("weigh_blend"),
+        params:
+            spec=spec("weigh_blend"),
+        script:
+            "../workflow_scripts/evaluation/weigh_blend.py"
+
     use rule choose_pooling as choose_pooling_by_lm with:
         wildcard_constraints:
             method=any_of(plan_of_study.methods_with_chosen_pooling(stored=False)),
@@ -70,6 +93,7 @@ if plan_of_study.lds_evaluations:
             poolings=expand(
                 f"{RESULTS}/poolings/{{method}}.parquet", method=plan_of_study.methods_with_chosen_pooling()
             ),
+            blends=expand(f"{RESULTS}/blends/{{blend}}.parquet", blend=study.scoring.blends),
         output:
             lds=f"{RESULTS}/evaluation/lds.parquet",
             differences=f"{RESULTS}/evaluation/differences.parquet",

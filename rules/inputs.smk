@@ -154,17 +154,26 @@ def unstored_targets_of(method):
 def inputs_of_predicted_targets(wildcards):
     """The corpus that further folds are drawn from, and what predicts their targets."""
     method = plan_of_study.surrogate.method
+    return inputs_of_predictions(method, plan_of_study.poolings_of(method)[0])
+
+
+def inputs_of_held_back(wildcards):
+    """The same for the folds that are held back from the encoder."""
+    return inputs_of_predictions(wildcards.method, plan_of_study.blended_pooling(wildcards.method))
+
+
+def inputs_of_predictions(method, pooling):
     return unstored_targets_of(method) | {
         "corpus": f"{RESULTS}/corpora/{study.targets.corpus}.parquet",
         "train_embeddings": embeddings_of(method, study.targets.corpus, for_tests=False),
         "test_embeddings": embeddings_of(method, study.targets.corpus, for_tests=True),
-        "chosen": first_pooling_of(method),
+        # How held-back folds choose the pooling; nothing where they don't.
+        "chosen": f"{RESULTS}/poolings/{method}.parquet" if pooling == "chosen" else [],
     }
 
 
-def first_pooling_of(method):
-    """How held-back folds choose a method's first pooling; nothing where they don't."""
-    return f"{RESULTS}/poolings/{method}.parquet" if plan_of_study.poolings_of(method)[0] == "chosen" else []
+def held_back_predictions(wildcards):
+    return [f"{RESULTS}/held_back/{method}.parquet" for method in wildcards.blend.split("+")]
 
 
 def predicted(folder):

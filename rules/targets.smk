@@ -100,6 +100,29 @@ use rule predict_targets as predict_targets_by_lm with:
         **resources_for("embed_by_method"),
 
 
+use rule predict_targets as predict_held_back with:
+    input:
+        unpack(inputs_of_held_back),
+        subsets=f"{RESULTS}/subsets/train.parquet",
+        validation=f"{RESULTS}/subsets/train.validation.parquet",
+    output:
+        targets=f"{RESULTS}/held_back/{{method}}.parquet",
+    log:
+        f"{RESULTS}/logs/predict_held_back/{{method}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/predict_held_back/{{method}}.tsv"
+    wildcard_constraints:
+        method=any_of(plan_of_study.blended_methods(stored=True)),
+
+
+use rule predict_held_back as predict_held_back_by_lm with:
+    wildcard_constraints:
+        method=any_of(plan_of_study.blended_methods(stored=False)),
+    threads: threads_of_gpu_job(1)
+    resources:
+        **resources_for("embed_by_method"),
+
+
 rule targets:
     """Loss-delta targets that the encoder is trained on."""
     input:

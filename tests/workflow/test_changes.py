@@ -41,7 +41,11 @@ STUDIES = {
         "embed_by_method": 14 * 2 + 15,
         "choose_pooling": 16,
         "choose_pooling_by_lm": 1,
-        "embed_corpus": 5 * 2,
+        # And one of a blend's two methods, whose scores on that corpus are predicted.
+        "embed_corpus": 5 * 2 + 1,
+        "predict_held_back": 1,
+        "predict_held_back_by_lm": 1,
+        "weigh_blend": 1,
         "score_pairs": 25 * 3,
         "score_pairs_by_lm": 3,
         "check_labels": 1,
@@ -66,6 +70,10 @@ CHANGES = {
     "a pooling to be chosen": (
         {"scoring__poolings": {"tfidf": ["mean", "chosen"]}},
         {"choose_pooling": 1, "score_pairs": 1, **EVALUATED},
+    ),
+    "a blend": (
+        {"scoring__blends": ["airrep+tfidf"]},
+        {"embed_corpus": 1, "predict_held_back": 2, "weigh_blend": 1, **EVALUATED},
     ),
     "labels that a method predicts": (
         {

@@ -51,6 +51,8 @@ _MEMORY_KEYS = {
     "predict_targets": "scoring.tile_examples",
     "evaluate_label_influence": "scoring.tile_examples",
     "predict_targets_by_lm": "finetuning.step_tokens",
+    "predict_held_back": "scoring.tile_examples",
+    "predict_held_back_by_lm": "finetuning.step_tokens",
 }
 
 

@@ -1,6 +1,6 @@
 """Choose how a method's scores of examples become scores of groups, on the folds held back from the encoder."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,10 @@ from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.progress import Progress, say
 from workflow_scripts.core.stage import run_stage
 from workflow_scripts.core.timing import start_work
-from workflow_scripts.evaluation.lds import UndefinedLdsError, linear_datamodeling_score
+from workflow_scripts.evaluation.held_back import held_back_lds
 from workflow_scripts.scoring.chosen_pooling import write_chosen_pooling
 from workflow_scripts.scoring.fold_scores import ScoreFold, load_fold_scorer
 from workflow_scripts.scoring.group_scores import ChosenPooling
-from workflow_scripts.study.choices import SMALLEST_NUMBER_OF_SUBSETS
 from workflow_scripts.targets.tables import FoldTargets, read_folds
 
 # Scales of attention, in units of one over the standard deviation of a method's scores: from near the mean to near the
@@ -91,7 +90,7 @@ def choose_pooling(
     candidates = [ChosenPooling("mean")]
     if spread > 0:
         candidates += [ChosenPooling("attention", relative / spread) for relative in RELATIVE_SCALES]
-    lds = [_mean_lds(found, held_back, candidate) for candidate in candidates]
+    lds = [held_back_lds([_pooled(scores, one) for scores in found], held_back) for one in candidates]
     chosen = int(np.argmax(lds))
     say(f"choose_pooling {method}: {candidates[chosen]}, LDS {lds[chosen]:.3f}; mean {lds[0]:.3f}")
     write_chosen_pooling(pooling, candidates, lds, chosen)
@@ -111,22 +110,6 @@ def _member_scores(score_fold: ScoreFold, fold: FoldTargets) -> np.ndarray:
             "of targets.corpus."
         )
     return scores[places.reshape(fold.members.shape)]
-
-
-def _mean_lds(scores: Sequence[np.ndarray], folds: Sequence[FoldTargets], candidate: ChosenPooling) -> float:
-    """Return the mean LDS over the folds where it is defined; 0 where it is on none."""
-    found = []
-    for of_members, fold in zip(scores, folds, strict=True):
-        groups = _pooled(of_members, candidate)
-        finished = np.isfinite(fold.labels).all(axis=1)
-        if finished.sum() < SMALLEST_NUMBER_OF_SUBSETS:
-            continue
-        try:
-            # A label is higher where the loss is lower.
-            found.append(linear_datamodeling_score(groups[finished].T, -fold.labels[finished].T))
-        except UndefinedLdsError:
-            continue
-    return float(np.mean(found)) if found else 0.0
 
 
 def _pooled(scores: np.ndarray, candidate: ChosenPooling) -> np.ndarray:

@@ -10,12 +10,13 @@ import pyarrow as pa
 
 from workflow_scripts.core.benchmark_files import recorded_work
 from workflow_scripts.core.errors import StudyError
-from workflow_scripts.core.frames import write_frame
+from workflow_scripts.core.frames import rows_of, write_frame
 from workflow_scripts.core.parquet import read_metadata
 from workflow_scripts.core.progress import Progress, say
 from workflow_scripts.core.seeds import generator
 from workflow_scripts.core.stage import run_stage
 from workflow_scripts.core.timing import Seconds
+from workflow_scripts.evaluation.blends import Blend, read_blend
 from workflow_scripts.evaluation.group_scores import MeasuredLosses, read_group_scores, read_losses
 from workflow_scripts.evaluation.lds import (
     Bootstrap,
@@ -72,6 +73,7 @@ def evaluate_lds(
     lds: Path,
     differences: Path,
     poolings: Sequence[Path] = (),
+    blends: Sequence[Path] = (),
     *,
     bootstrap: int,
     confidence: float,
@@ -87,7 +89,8 @@ def evaluate_lds(
 
     Costs are seconds of work (`core.timing`), on the clock and of the processor: `embedding` and `scoring`, tests
     included, whose sum is `seconds` and `cpu_seconds`; `fitting` and `warmup`, which are paid once for any number of
-    corpora; `start_up` is that of the jobs that embed and score. What isn't known is null.
+    corpora; `start_up` is that of the jobs that embed and score. What isn't known is null. A blend costs what its two
+    methods cost; what both need is counted twice.
 
     Parameters
     ----------
@@ -97,9 +100,10 @@ def evaluate_lds(
     lds: Parquet file to write, one row per evaluation, method and pooling, in the order of `targets` and by decreasing
         LDS.
     differences: Parquet file to write, AirRep's LDS minus that of every other row, from the same bootstrap draws; if
-        AirRep is not among the methods, the first method's.
+        AirRep is not among the methods, the first method's. A blend's LDS minus that of each of its methods, too.
     poolings: `poolings/<method>.parquet` of the methods whose pooling was chosen on held-back folds; their rows say in
         the column `chosen` what the pooling `chosen` is.
+    blends: `blends/<method>+<method>.parquet`, each a further row, whose pooling is `chosen`, too.
     bootstrap: number of bootstrap draws over tests and subsets.
     confidence: coverage of the intervals, in (0, 1).
     seed: seed of the bootstrap.
@@ -119,7 +123,10 @@ def evaluate_lds(
         }
         for method in fitting
     }
-    chosen = {path.stem: str(read_chosen_pooling(path)) for path in poolings}
+    mixed = {path.stem: read_blend(path) for path in blends}
+    chosen = {path.stem: str(read_chosen_pooling(path)) for path in poolings} | {
+        name: str(blend) for name, blend in mixed.items()
+    }
     lds_frames, difference_frames, undefined = [], [], []
     progress = Progress("evaluate_lds", len(targets), "evaluation sets")
     for path in targets:
@@ -131,6 +138,7 @@ def evaluate_lds(
             for method in [group.parent.name]
             for pooling, values in read_group_scores(group, measured).items()
         ]
+        candidates += [_blended(name, blend, candidates) for name, blend in mixed.items()]
         tests, subsets = measured.mean.shape
         resamples = Bootstrap.draw(tests, subsets, bootstrap, generator(seed, "bootstrap", evaluation))
         draws = bootstrap_lds(np.stack([one.scores for one in candidates]), measured.mean, resamples)
@@ -145,7 +153,7 @@ def evaluate_lds(
             continue
         _show(rows, measured, confidence)
         lds_frames.append(_best_first(rows))
-        difference_frames.append(_difference_rows(rows, draws, confidence))
+        difference_frames.append(_difference_rows(rows, draws, mixed, confidence))
     if not lds_frames:
         raise StudyError("\n".join(undefined))
     write_frame(differences, pd.concat(difference_frames), DIFFERENCE_SCHEMA)
@@ -160,6 +168,13 @@ class _Candidate:
     pooling: str
     scores: np.ndarray
     cost: dict[str, float]
+
+
+def _blended(name: str, blend: Blend, candidates: Sequence[_Candidate]) -> _Candidate:
+    of_row = {(one.method, one.pooling): one for one in candidates}
+    first, second = (of_row[row] for row in zip(blend.methods, blend.poolings, strict=True))
+    scores = blend.group_scores(first.scores.T, second.scores.T).T.astype(np.float32)
+    return _Candidate(name, "chosen", scores, {key: first.cost[key] + second.cost[key] for key in first.cost})
 
 
 def _cost(scores: Path, **once: Seconds) -> dict[str, float]:
@@ -196,12 +211,31 @@ def _best_first(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.sort_values("lds", ascending=False, kind="stable")
 
 
-def _difference_rows(rows: pd.DataFrame, draws: np.ndarray, confidence: float) -> pd.DataFrame:
+def _difference_rows(
+    rows: pd.DataFrame, draws: np.ndarray, blends: Mapping[str, Blend], confidence: float
+) -> pd.DataFrame:
+    """Return the paired differences: those of AirRep to all other rows, and of each blend to what it is made of."""
     main = int((rows["method"] == MAIN_METHOD).argmax())  # the first row where there is none
-    a, b = rows.iloc[main], rows.rename(columns={"method": "method_b", "pooling": "pooling_b"})
-    differences = b.assign(method_a=a["method"], pooling_a=a["pooling"], difference=a["lds"] - b["lds"])
-    differences[["ci_low", "ci_high"]] = [paired_difference(draws[main], other, confidence) for other in draws]
-    return differences.drop(index=main)
+    places = {(row.method, row.pooling): place for place, row in enumerate(rows_of(rows))}
+    pairs = [(main, other) for other in range(len(rows)) if other != main] + [
+        (places[name, "chosen"], places[own])
+        for name, blend in blends.items()
+        for own in zip(blend.methods, blend.poolings, strict=True)
+    ]
+    a, b = (rows.iloc[[pair[side] for pair in pairs]].reset_index() for side in (0, 1))
+    intervals = [paired_difference(draws[first], draws[second], confidence) for first, second in pairs]
+    return pd.DataFrame(
+        {
+            "method_a": a["method"],
+            "pooling_a": a["pooling"],
+            "method_b": b["method"],
+            "pooling_b": b["pooling"],
+            "evaluation": a["evaluation"],
+            "difference": a["lds"] - b["lds"],
+            "ci_low": [low for low, _ in intervals],
+            "ci_high": [high for _, high in intervals],
+        }
+    )
 
 
 def _show(rows: pd.DataFrame, measured: MeasuredLosses, confidence: float) -> None:

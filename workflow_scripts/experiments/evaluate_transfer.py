@@ -51,7 +51,7 @@ def evaluate_transfer(
     evaluation: name of the evaluation with the other LM.
     home: name of the evaluation with the LM of the targets.
     method: name of the method that is advised on.
-    trained: names of the methods that read a trained encoder.
+    trained: names of the methods that read a trained encoder, and of blends with one.
     """
     rows, leads = read_frame(lds), read_frame(differences)
     keys = ["method", "pooling"]
@@ -60,7 +60,7 @@ def evaluate_transfer(
     shares = (rows_away["lds"] / rows_away["ceiling"]) / (rows_away["lds_home"] / rows_away["ceiling_home"])
     comparable = (rows_away[["lds_home", "ceiling", "ceiling_home"]] > 0).all(axis=1)
     rows_away = rows_away.assign(home=home, retained=shares.where(comparable))
-    leads = leads[leads["evaluation"] == evaluation]
+    leads = leads[(leads["evaluation"] == evaluation) & (leads["method_a"] == method)]
     advised = rows_away["retained"].map(lambda retained: advice(retained, leads, trained)).astype("str")
     rows_away["advice"] = advised.where(rows_away["method"] == method)
     for row in rows_of(rows_away):

@@ -187,7 +187,9 @@ class FinetuningRuns:
 
 
 def method_name(method: str) -> str:
-    """Return a method's name for people, e.g. `TF-IDF` for `tfidf`."""
+    """Return a method's name for people, e.g. `TF-IDF` for `tfidf`, or those of a blend's methods."""
+    if "+" in method:
+        return " + ".join(map(method_name, method.split("+")))
     base, at, variant = method.partition("@")
     name = METHOD_NAMES.get(base, base.replace("_", " "))
     return f"{name}, variant {variant}" if at else name

@@ -46,6 +46,7 @@ def predict_targets(
     chosen: Path | None = None,
     method: str,
     pooling: str,
+    folds: int | None = None,
     seed: int,
     tile_examples: int,
 ) -> None:
@@ -70,6 +71,7 @@ def predict_targets(
     chosen: file that `choose_pooling` wrote, if `pooling` is `chosen`.
     method: name of the method, which is that of its module if it scores texts.
     pooling: how scores of examples become scores of subsets, of `group_scores.POOLINGS`.
+    folds: how many folds, the last ones; None for all.
     seed: seed of methods that score at random.
     tile_examples: how many training examples are scored at a time.
 
@@ -78,7 +80,7 @@ def predict_targets(
     StudyError: a file can't be read, the files don't belong together, a score is not finite, or the embeddings of a
         fold's validation examples don't fit in memory.
     """
-    folds = read_table(validation)["example_ids"].combine_chunks()
+    evaluated = read_table(validation, ["fold", "example_ids"])[-folds if folds else 0 :]
     score_fold = load_fold_scorer(
         method,
         corpus,
@@ -88,18 +90,18 @@ def predict_targets(
         language_model=language_model,
         fitted=fitted,
         unstored=unstored,
-        most_tests=pc.max(pc.list_value_length(folds)).as_py(),
+        most_tests=pc.max(pc.list_value_length(evaluated["example_ids"])).as_py(),
         seed=seed,
         tile_examples=tile_examples,
     )
     start_work()
-    progress = Progress(f"predict_targets {method}", len(folds), "folds")
+    progress = Progress(f"predict_targets {method}", len(evaluated), "folds")
     drawn, choice = read_table(subsets), read_chosen_pooling(chosen) if chosen else None
 
     def tables() -> Iterator[pa.Table]:
-        for fold, tests in enumerate(folds):
+        for fold, tests in zip(*(evaluated[name].to_pylist() for name in ("fold", "example_ids")), strict=True):
             own = drawn.filter(pc.equal(drawn["fold"], fold))
-            ids = tests.values.to_numpy()
+            ids = np.array(tests, np.int32)
             members = [one.values.to_numpy() for one in own["example_ids"]]
             groups = GroupScores(len(ids), Membership(members), [pooling], choice)
             for example_ids, scores in score_fold(ids, np.unique(np.concatenate(members))):

@@ -41,9 +41,13 @@ class Artifact:
 
     @property
     def rule(self) -> str:
-        """The job's rule: it has the stage's name, but for base sets of experiments, and where an LM scores."""
-        is_base = self.stage == "score_pairs" and "experiments" in self.path.parts
-        return ("score_base" if is_base else self.stage) + ("_by_lm" if "unstored" in self.spec else "")
+        """The job's rule: it has the stage's name, but for base sets, held-back folds, and where an LM scores."""
+        rule = self.stage
+        if self.stage == "score_pairs" and "experiments" in self.path.parts:
+            rule = "score_base"
+        elif self.stage == "predict_targets" and self.path.parent.name == "held_back":
+            rule = "predict_held_back"
+        return rule + ("_by_lm" if "unstored" in self.spec else "")
 
     @property
     def models(self) -> list[str]:
@@ -195,6 +199,10 @@ class _StudyArtifacts:
         yield from self._embeddings()
         for method in self.plan.methods_with_chosen_pooling():
             yield f"poolings/{method}.parquet", "choose_pooling", {"method": method}
+        for method in self.plan.blended_methods():
+            yield f"held_back/{method}.parquet", "predict_targets", {"method": method}
+        for blend in self.plan.study.scoring.blends:
+            yield f"blends/{blend}.parquet", "weigh_blend", {"blend": blend}
         split = self.plan.methods_scored(in_parts=True)
         for method in self.methods:
             stage = "merge_scores" if method in split else "score_pairs"

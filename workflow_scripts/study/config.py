@@ -195,6 +195,19 @@ class Study(Section):
         return self
 
     @model_validator(mode="after")
+    def _blends_can_be_weighed(self) -> Study:
+        if self.scoring.blends and not self.targets:
+            raise ValueError(
+                "scoring.blends: without targets there are no held-back folds to weigh methods on; remove it"
+            )
+        if self.scoring.blends and self.targets and self.targets.subsets_per_fold < SMALLEST_NUMBER_OF_SUBSETS:
+            raise ValueError(
+                f"scoring.blends: weights need a targets.subsets_per_fold of at least {SMALLEST_NUMBER_OF_SUBSETS}; "
+                "raise it, or remove the blends"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _what_is_not_trained_is_trained_already(self) -> Study:
         if self.targets:
             return self

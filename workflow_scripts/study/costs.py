@@ -398,6 +398,8 @@ def not_planned(plan: StudyPlan) -> dict[str, list[str]]:
         "score_part_by_lm" if plan.study.scoring.parts > 1 else "score_pairs_by_lm": plan.unstored_methods(),
         "choose_pooling": plan.methods_with_chosen_pooling(),
         "predict_targets": [plan.surrogate.method] if plan.surrogate else [],
+        "predict_held_back": plan.blended_methods(),
+        "weigh_blend": plan.study.scoring.blends,
         "check_labels": plan.labelled(),
         "draw_base": with_base,
         "score_base": with_base,

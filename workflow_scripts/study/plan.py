@@ -268,7 +268,16 @@ class StudyPlan:
     def methods_that_score_targets(self) -> list[str]:
         """Return the methods that score the corpus of the targets: to choose a pooling, or to predict targets."""
         predicting = [self.surrogate.method] if self.surrogate else []
-        return list(dict.fromkeys([*self.methods_with_chosen_pooling(), *predicting]))
+        return list(dict.fromkeys([*self.methods_with_chosen_pooling(), *predicting, *self.blended_methods()]))
+
+    def blended_methods(self, *, stored: bool | None = None) -> list[str]:
+        """Return the methods whose group scores are part of a blend; `stored` as in `methods_scored`."""
+        methods = dict.fromkeys(method for blend in self.study.scoring.blends for method in blend.split("+"))
+        return [name for name in methods if stored is None or self.method(name).is_unstored != stored]
+
+    def blended_pooling(self, method: str) -> str:
+        """Return the pooling of a method's group scores in blends: what held-back folds choose, or else its first."""
+        return "chosen" if self.has_chosen_pooling(method) else self.poolings_of(method)[0]
 
     def embedding_of(self, method: str, for_tests: bool = False) -> str | None:
         """Return the embeddings that a method reads, of tests or of training examples; None if it reads none."""

@@ -430,6 +430,11 @@ class Scoring(Section):
         "own poolings, e.g. `{tfidf: [mean, chosen]}`. `chosen` is the mean or attention with the scale, whichever has "
         "the highest LDS on the folds that are held back from the encoder.",
     )
+    blends: list[str] = Field(
+        default_factory=list,
+        description="More rows of the LDS table, e.g. `[airrep+ekfac]`: group scores of two of `methods`, added with "
+        "the weight that has the highest LDS on the folds that are held back from the encoder.",
+    )
     top: Positive = Field(50, description="Most helpful and most harmful examples kept per test.")
     tile_examples: Positive = Field(8192, description="Training examples scored at once.")
     parts: Positive = Field(
@@ -456,8 +461,19 @@ class Scoring(Section):
                 raise ValueError(
                     f"poolings.{name}: one pass computes only one of {', '.join(sorted(WEIGHING))}; write one of them"
                 )
-        if repeated := {name for name in self.methods if self.methods.count(name) > 1}:
-            raise ValueError(f"methods: {min(repeated)!r} is listed twice; write it once")
+        for key, names in {"methods": self.methods, "blends": self.blends}.items():
+            if repeated := {name for name in names if names.count(name) > 1}:
+                raise ValueError(f"{key}: {min(repeated)!r} is listed twice; write it once")
+        return self
+
+    @model_validator(mode="after")
+    def _blends_are_of_two_methods(self) -> Scoring:
+        for blend in self.blends:
+            blended = blend.split("+")
+            if len(blended) != 2 or len(set(blended)) != 2:
+                raise ValueError(f"blends: {blend!r} is not two methods; write e.g. {self.methods[0]}+tfidf")
+            if unknown := [name for name in blended if name not in self.methods]:
+                raise ValueError(f"blends: {unknown[0]!r} of {blend!r} is not in methods; add it there")
         return self
 
 

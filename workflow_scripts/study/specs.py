@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from workflow_scripts.study.plan import OF_TESTS, StudyPlan
+from workflow_scripts.study.plan import OF_TESTS, TRAIN_POOL, StudyPlan
 from workflow_scripts.study.sections import Evaluation
 from workflow_scripts.study.stage_versions import STAGE_VERSIONS
 
@@ -101,6 +101,8 @@ class StageSpecs:
             off["experiments"] = absent
         if of_all_tests := [name for name, one in self.study.curation.items() if one.tests == "all"]:
             off["curation"] = {name: {"tests"} for name in of_all_tests}
+        if not self.study.scoring.blends:
+            off["scoring"] = {"blends"}
         if self.plan.surrogate is None:
             off |= {"targets": {"surrogate"}, "encoder_training": {"surrogate_share"}}
         return self.study.model_dump(mode="json", exclude=off)
@@ -153,16 +155,25 @@ class StageSpecs:
             "max_diverged_share": self.study.finetuning.max_diverged_share,
         }
 
-    def _predict_targets(self, pool: str) -> dict[str, Any]:
-        assert self.plan.surrogate is not None, f"nothing predicts the targets of {pool}"
-        method = self.plan.surrogate.method
+    def _predict_targets(self, pool: str = TRAIN_POOL, method: str = "") -> dict[str, Any]:
+        values: dict[str, Any]
+        if pool == TRAIN_POOL:  # held-back folds, for a blend
+            folds = self.study.encoder_training.validation_folds
+            values = {"method": method, "pooling": self.plan.blended_pooling(method), "folds": folds}
+        else:
+            assert self.plan.surrogate is not None, f"nothing predicts the targets of {pool}"
+            method = self.plan.surrogate.method
+            values = {"method": method, "pooling": self.plan.poolings_of(method)[0]}
         return {
-            "method": method,
-            "pooling": self.plan.poolings_of(method)[0],
+            **values,
             "seed": self.study.seed,
             "tile_examples": self.study.scoring.tile_examples,
             **self._unstored(method),
         }
+
+    def _weigh_blend(self, blend: str) -> dict[str, Any]:
+        poolings = [self.plan.blended_pooling(method) for method in blend.split("+")]
+        return {"blend": blend, "poolings": poolings, "folds": self.study.encoder_training.validation_folds}
 
     def _init_encoder(self, variant: str = "") -> dict[str, Any]:
         source = {"lm_source": self._lm_source()} if self.plan.reads_tokens_of_lm(variant) else {}
@@ -385,7 +396,9 @@ class StageSpecs:
         transfer = self.plan.experiment("transfer")
         trained = self.plan.trained_methods()
         values = {"evaluation": transfer.evaluation, "home": transfer.home}
-        return {**values, "method": (trained or self.study.scoring.methods)[0], "trained": trained}
+        method = (trained or self.study.scoring.methods)[0]
+        blends = [blend for blend in self.study.scoring.blends if set(blend.split("+")) & set(trained)]
+        return {**values, "method": method, "trained": [*trained, *blends]}
 
     def _damage_pool(self) -> dict[str, Any]:
         settings = self.plan.experiment("detection")

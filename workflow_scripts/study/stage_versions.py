@@ -23,6 +23,7 @@ STAGE_VERSIONS = {
     "score_part": 3,
     "merge_scores": 3,
     "choose_pooling": 1,
+    "weigh_blend": 1,
     "predict_targets": 1,
     "check_leaks": 2,
     "check_labels": 1,

@@ -9,6 +9,7 @@ import pytest
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.parquet import read_table, write_table
 from workflow_scripts.core.timing import Seconds, record_of
+from workflow_scripts.evaluation.blends import Blend, write_blend
 from workflow_scripts.evaluation.evaluate_lds import evaluate_lds
 from workflow_scripts.evaluation.lds import linear_datamodeling_score
 from workflow_scripts.scoring.chosen_pooling import write_chosen_pooling
@@ -221,3 +222,31 @@ def test_all_runs_diverged(effect, tmp_path):
     _write_targets(tmp_path / "mini.parquet", _noisy_losses(effect), everything)
     with pytest.raises(StudyError, match="every fine-tuning run diverged"):
         _run(tmp_path, [_write_scores(tmp_path, "airrep", {"attention": effect})])
+
+
+def test_a_blend_is_a_row_that_costs_what_its_methods_cost_and_leads_over_them(tmp_path, effect):
+    random = np.random.default_rng(8)
+    _write_targets(tmp_path / "mini.parquet", _noisy_losses(effect, noise=0.01))
+    noise = random.standard_normal(effect.shape)
+    # Each method errs where the other one doesn't, and one of them in a unit of its own for each test.
+    units = 10.0 ** np.arange(len(TEST_IDS))[:, None]
+    written = [
+        _write_scores(tmp_path, "airrep", {"mean": random.standard_normal(effect.shape), "attention": effect + noise}),
+        _write_scores(tmp_path, "ekfac", {"mean": units * (effect - noise)}),
+    ]
+    blend = tmp_path / "airrep+ekfac.parquet"
+    write_blend(blend, [Blend(("airrep", "ekfac"), ("attention", "mean"), 0.5)], [0.9], 0)
+    rows, differences = _run(tmp_path, written, blends=[blend])
+    by_name = {(row["method"], row["pooling"]): row for row in rows}
+    ours = by_name["airrep+ekfac", "chosen"]
+    assert rows[0] == ours
+    assert ours["lds"] > 0.9 > by_name["airrep", "attention"]["lds"]
+    assert ours["chosen"] == "0.50 airrep + 0.50 ekfac"
+    assert (ours["seconds"], ours["bytes_per_example"]) == (7.0, 1536.0)
+    leads = {
+        (row["method_a"], row["pooling_a"], row["method_b"], row["pooling_b"]): row["difference"] for row in differences
+    }
+    for method, pooling in (("airrep", "attention"), ("ekfac", "mean")):
+        expected = ours["lds"] - by_name[method, pooling]["lds"]
+        assert leads["airrep+ekfac", "chosen", method, pooling] == pytest.approx(expected)
+    assert len(leads) == len(differences) == 3 + 2

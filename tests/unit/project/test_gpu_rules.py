@@ -67,6 +67,7 @@ def test_what_computes_on_a_gpu_asks_for_one(read_workflow):
         "score_base_by_lm",
         "choose_pooling_by_lm",
         "predict_targets_by_lm",
+        "predict_held_back_by_lm",
     }
     assert asking - WITHOUT_NUMBERS == set(COMPUTED_ON_GPUS) - set(GPU_ON_REQUEST) | by_lm
 

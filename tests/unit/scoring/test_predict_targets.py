@@ -1,6 +1,7 @@
 """Predicted targets are group scores by the definition, standardised, and are read as measured ones are."""
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 
@@ -94,6 +95,14 @@ def test_a_chosen_pooling_is_the_one_that_was_chosen(tmp_path):
     folds = read_folds(tmp_path / "subsets.parquet", files.predict("chosen", chosen=chosen))
     for number, fold in enumerate(folds):
         np.testing.assert_allclose(fold.labels, files.expected(number, attention(2.5)), atol=2e-3)
+
+
+def test_the_last_folds_alone_are_predicted_as_among_all(tmp_path):
+    files = Files(tmp_path)
+    everything = read_table(files.predict()).to_pandas()
+    last = read_table(files.predict(folds=2)).to_pandas()
+    assert set(last["fold"]) == {1, 2}
+    pd.testing.assert_frame_equal(last, everything[everything["fold"] > 0].reset_index(drop=True))
 
 
 def test_a_subset_that_helps_more_has_less_of_what_stands_for_a_loss(tmp_path):

@@ -98,10 +98,22 @@ def test_a_wrong_key_is_named_with_advice(key, value, expected):
         ("evaluations.train", SMOKE["evaluations"]["heldout"], "'train' names the encoder's targets"),
         ("encoder_training.surrogate_share", 0.5, "nothing predicts labels; add targets.surrogate"),
         ("targets.surrogate", SURROGATE, "targets.surrogate: no encoder learns from it"),
+        ("scoring.blends", ["airrep"], "blends: 'airrep' is not two methods; write e.g. airrep+tfidf"),
+        ("scoring.blends", ["airrep+airrep"], "blends: 'airrep+airrep' is not two methods"),
+        ("scoring.blends", ["airrep+ekfac"], "blends: 'ekfac' of 'airrep+ekfac' is not in methods; add it there"),
+        ("scoring.blends", ["airrep+bm25"] * 2, "blends: 'airrep+bm25' is listed twice; write it once"),
     ],
 )
 def test_keys_that_do_not_fit_each_other_are_told(key, value, expected):
     assert expected in message(key, value)
+
+
+@pytest.mark.parametrize("choice", [{"blends": ["airrep+bm25"]}, {"poolings": {"bm25": ["chosen"]}}])
+def test_too_few_subsets_to_choose_on_are_told(choice):
+    study = changed("targets.subsets_per_fold", 2)
+    study["scoring"] |= choice
+    with pytest.raises(StudyError, match=r"targets.subsets_per_fold of at least 3"):
+        load_study(study)
 
 
 @pytest.mark.parametrize(
@@ -165,6 +177,10 @@ def test_scores_alone_need_no_targets_and_no_lm():
         ({"encoder": {}}, "encoder.model: without targets nothing trains 'builtin:small'; add targets, or write"),
         ({"encoder": {"model": "results/mine/encoder"}}, "is where this study writes; choose another name for run"),
         ({"scoring": {"methods": ["untrained", "bm25"]}}, "without targets none is trained; write [bm25]"),
+        (
+            {"scoring": {"methods": ["airrep", "bm25"], "blends": ["airrep+bm25"]}},
+            "scoring.blends: without targets there are no held-back folds to weigh methods on; remove the blends",
+        ),
         ({"release": {"hub": "me/mine"}}, "release.hub: without targets there is no encoder of this study's to push"),
         (
             {"evaluations": {"asked": {**SCORES_ALONE["evaluations"]["asked"], "subsets": 5}}},

@@ -1,0 +1,96 @@
+"""Blends: group scores of two methods, added with a weight that held-back folds choose."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from workflow_scripts.core.errors import StudyError
+from workflow_scripts.core.parquet import read_table, write_table
+from workflow_scripts.targets.labels import standardised_labels
+
+WEIGHT_SCHEMA = pa.schema(
+    [
+        ("method_a", pa.string()),
+        ("pooling_a", pa.string()),
+        ("method_b", pa.string()),
+        ("pooling_b", pa.string()),
+        # Of the first method; that of the second is the rest to 1.
+        ("weight", pa.float64()),
+        # Mean over the held-back folds.
+        ("lds", pa.float64()),
+        ("chosen", pa.bool_()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Blend:
+    """A weighted sum of two methods' group scores.
+
+    Scores of two methods have no common unit, and neither do one method's scores for two tests, so both are
+    standardised over the subsets that a test is evaluated on, as labels are (paper, section 3.1).
+
+    Parameters
+    ----------
+    methods: names of both methods.
+    poolings: which of each method's group scores are added.
+    weight: weight of the first method, in [0, 1]; the second has the rest.
+    """
+
+    methods: tuple[str, str]
+    poolings: tuple[str, str]
+    weight: float
+
+    def __str__(self) -> str:
+        return f"{self.weight:.2f} {self.methods[0]} + {1 - self.weight:.2f} {self.methods[1]}"
+
+    def group_scores(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        """Return the blended group scores, float64 [subsets, tests].
+
+        Parameters
+        ----------
+        first: group scores of the first method, float [subsets, tests].
+        second: likewise of the second.
+        """
+        return self.weight * _standardised(first) + (1 - self.weight) * _standardised(second)
+
+
+def _standardised(scores: np.ndarray) -> np.ndarray:
+    return standardised_labels(-scores[:, None, :])
+
+
+def write_blend(path: Path, candidates: Sequence[Blend], lds: Sequence[float], chosen: int) -> None:
+    """Write every candidate with its LDS on the held-back folds, one row each.
+
+    Parameters
+    ----------
+    path: Parquet file to write.
+    candidates: the blends that were compared.
+    lds: the LDS of each.
+    chosen: the place of the chosen one.
+    """
+    rows = [
+        (*one.methods, *one.poolings, one.weight, its_lds, place == chosen)
+        for place, (one, its_lds) in enumerate(zip(candidates, lds, strict=True))
+    ]
+    names = ("method_a", "method_b", "pooling_a", "pooling_b", "weight", "lds", "chosen")
+    write_table(path, pa.table(dict(zip(names, zip(*rows, strict=True), strict=True)), WEIGHT_SCHEMA))
+
+
+def read_blend(path: Path) -> Blend:
+    """Return the chosen blend of a file that `write_blend` wrote.
+
+    Raises
+    ------
+    StudyError: the file can't be read, or no one row is the chosen one.
+    """
+    rows = [row for row in read_table(path).to_pylist() if row["chosen"]]
+    if len(rows) != 1:
+        raise StudyError(f"{path}: {len(rows)} weights are marked as chosen instead of one. Delete it and run again.")
+    (row,) = rows
+    return Blend((row["method_a"], row["method_b"]), (row["pooling_a"], row["pooling_b"]), row["weight"])

@@ -1,0 +1,75 @@
+"""Choose the weight of two methods in the sum of their group scores, on the folds held back from the encoder."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from workflow_scripts.core.errors import StudyError
+from workflow_scripts.core.progress import say
+from workflow_scripts.core.stage import run_stage
+from workflow_scripts.core.timing import start_work
+from workflow_scripts.evaluation.blends import Blend, write_blend
+from workflow_scripts.evaluation.held_back import held_back_lds
+from workflow_scripts.targets.tables import FoldTargets, read_folds
+
+# Of the first method.
+WEIGHTS = tuple(np.linspace(0, 1, 21).round(2).tolist())
+
+
+def weigh_blend(
+    subsets: Path,
+    targets: Path,
+    predictions: list[Path],
+    blend_file: Path,
+    *,
+    blend: str,
+    poolings: Sequence[str],
+    folds: int,
+) -> None:
+    """Write the LDS of the sum of two methods' group scores with each of several weights, and which is the highest.
+
+    It is measured as in `choose_pooling`, on the same folds, and on no test of an evaluation. Ties go to the smaller
+    weight of the first method.
+
+    Parameters
+    ----------
+    subsets: the subsets of the targets.
+    targets: the measured targets.
+    predictions: what `predict_targets` wrote for the held-back folds, one file for each of the two methods.
+    blend_file: Parquet file to write, see `evaluation.blends`.
+    blend: names of both methods, e.g. `airrep+ekfac`.
+    poolings: which of each method's group scores were predicted.
+    folds: number of held-back folds.
+
+    Raises
+    ------
+    StudyError: a file can't be read, or the files don't belong together.
+    """
+    start_work()
+    held_back = read_folds(subsets, targets)[-folds:]
+    first, second = (_predicted(subsets, path, held_back) for path in predictions)
+    method_a, method_b = blend.split("+")
+    candidates = [Blend((method_a, method_b), (poolings[0], poolings[1]), weight) for weight in WEIGHTS]
+    lds = [held_back_lds(list(map(one.group_scores, first, second)), held_back) for one in candidates]
+    chosen = int(np.argmax(lds))
+    say(f"weigh_blend: {candidates[chosen]}, LDS {lds[chosen]:.3f}; {method_a} {lds[-1]:.3f}, {method_b} {lds[0]:.3f}")
+    write_blend(blend_file, candidates, lds, chosen)
+
+
+def _predicted(subsets: Path, predictions: Path, held_back: Sequence[FoldTargets]) -> list[np.ndarray]:
+    """Return a method's standardised group scores for each held-back fold, float32 [subsets, tests]."""
+    found = []
+    for measured, predicted in zip(held_back, read_folds(subsets, predictions)[-len(held_back) :], strict=True):
+        place = {test: column for column, test in enumerate(predicted.tests.tolist())}
+        if missing := [test for test in measured.tests.tolist() if test not in place]:
+            raise StudyError(
+                f"{predictions}: {len(missing):,} of the {len(measured.tests):,} evaluated examples of a held-back "
+                "fold have no score. Delete it and run again."
+            )
+        found.append(predicted.labels[:, [place[test] for test in measured.tests.tolist()]])
+    return found
+
+
+if __name__ == "__main__":
+    run_stage(weigh_blend)
