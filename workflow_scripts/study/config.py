@@ -198,7 +198,7 @@ class Study(Section):
     def _blends_can_be_weighed(self) -> Study:
         if self.scoring.blends and not self.targets:
             raise ValueError(
-                "scoring.blends: without targets there are no held-back folds to weigh methods on; remove it"
+                "scoring.blends: without targets there are no held-back folds to weigh methods on; remove the blends"
             )
         if self.scoring.blends and self.targets and self.targets.subsets_per_fold < SMALLEST_NUMBER_OF_SUBSETS:
             raise ValueError(

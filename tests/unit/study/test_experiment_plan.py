@@ -28,7 +28,11 @@ def changed(key, value):
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
     [
-        ("scoring.methods", ["airrep@wide"], "'airrep@wide' needs encoder_variants.wide; add it there"),
+        (
+            "scoring.methods",
+            ["airrep", "tfidf", "airrep@wide"],
+            "'airrep@wide' needs encoder_variants.wide; add it there",
+        ),
         ("scoring.methods", ["tfidf@mean"], "tfidf reads no encoder of the study, so it has no variants"),
         (
             "scoring.poolings",
