@@ -59,17 +59,23 @@ def detected_by_gradients() -> None:
     load_study(values, origin="configs/mine.yaml")
 
 
-def chosen_without_targets() -> None:
-    values = with_value("scoring", {"methods": ["airrep", "tfidf"], "poolings": {"tfidf": ["chosen"]}})
-    del values["targets"]
-    values["encoder"] = {"model": "results/other/encoder"}
-    load_study(values, origin="configs/mine.yaml")
+def chosen_without_targets(**choice: object) -> Callable[[], None]:
+    def load() -> None:
+        values = with_value("scoring", {"methods": ["airrep", "tfidf"], **choice})
+        del values["targets"]
+        values["encoder"] = {"model": "results/other/encoder"}
+        load_study(values, origin="configs/mine.yaml")
+
+    return load
 
 
-def two_subsets_choose() -> None:
-    values = with_value("scoring.poolings", {"tfidf": ["mean", "chosen"]})
-    values["targets"]["subsets_per_fold"] = 2
-    load_study(values, origin="configs/mine.yaml")
+def two_subsets_choose(key: str, value: object) -> Callable[[], None]:
+    def load() -> None:
+        values = with_value(f"scoring.{key}", value)
+        values["targets"]["subsets_per_fold"] = 2
+        load_study(values, origin="configs/mine.yaml")
+
+    return load
 
 
 def surrogate_without_share() -> None:
@@ -157,7 +163,11 @@ CONFIG = section_of(
         "a hidden size that heads don't divide": config_with("language_model.pretraining.hidden", 100),
         "an unknown method": config_with("scoring.methods", ["airrep", "magic"]),
         "no method": config_with("scoring.methods", []),
-        "a pooling that is chosen on folds that aren't there": chosen_without_targets,
+        "a pooling that is chosen on folds that aren't there": chosen_without_targets(poolings={"tfidf": ["chosen"]}),
+        "a blend that is weighed on folds that aren't there": chosen_without_targets(blends=["airrep+tfidf"]),
+        "a blend that two subsets can't weigh": two_subsets_choose("blends", ["airrep+tfidf"]),
+        "a blend of one method": config_with("scoring.blends", ["airrep"]),
+        "a blend with a method that doesn't score": config_with("scoring.blends", ["airrep+logra"]),
         "predicted labels that no encoder learns from": surrogate_without_share,
         "learning from labels that nothing predicts": config_with("encoder_training.surrogate_share", 0.5),
         "a selection by an evaluation that isn't there": config_with("curation.helpful.evaluation", "other"),
@@ -169,7 +179,7 @@ CONFIG = section_of(
         "a selection of the name of random rows": config_with(
             "curation.random_selection", {"evaluation": "heldout", "size": 10}
         ),
-        "a pooling that two subsets can't choose": two_subsets_choose,
+        "a pooling that two subsets can't choose": two_subsets_choose("poolings", {"tfidf": ["mean", "chosen"]}),
         "a selection by a rule that isn't there": config_with("curation.helpful.rule", "best"),
         "a selection without a size": config_with("curation.helpful.size", None),
         "a share above the whole": config_with("curation.helpful.size", 1.5),
