@@ -396,7 +396,8 @@ class StageSpecs:
         transfer = self.plan.experiment("transfer")
         trained = self.plan.trained_methods()
         values = {"evaluation": transfer.evaluation, "home": transfer.home}
-        method = (trained or self.study.scoring.methods)[0]
+        # The differences of the LDS table are AirRep's, where it is among the methods.
+        method = "airrep" if "airrep" in trained else (trained or self.study.scoring.methods)[0]
         blends = [blend for blend in self.study.scoring.blends if set(blend.split("+")) & set(trained)]
         return {**values, "method": method, "trained": [*trained, *blends]}
 
