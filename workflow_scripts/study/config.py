@@ -13,6 +13,7 @@ from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.tracking import TrackerName
 from workflow_scripts.study.choices import RANDOM_SELECTION, SMALLEST_NUMBER_OF_SUBSETS
 from workflow_scripts.study.curation_section import Curation
+from workflow_scripts.study.evaluation_sections import Evaluation, Judging, Release, Report, Scoring, Warmup
 from workflow_scripts.study.experiment_sections import CuratedData, Experiments
 from workflow_scripts.study.messages import explain
 from workflow_scripts.study.methods import METHODS, read_encoder_variant
@@ -21,17 +22,11 @@ from workflow_scripts.study.sections import (
     Encoder,
     EncoderTraining,
     EncoderVariant,
-    Evaluation,
     Finetuning,
-    Judging,
     LanguageModel,
     Name,
-    Release,
-    Report,
-    Scoring,
     Section,
     Targets,
-    Warmup,
 )
 
 # Experiments that read what was fine-tuned for an evaluation, or fine-tune on its pool.

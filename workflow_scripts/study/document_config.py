@@ -19,10 +19,11 @@ from workflow_scripts.study.config import Study
 ROOT = Path(__file__).parents[2]
 TITLE = """# Config
 
-Every key of a study, made from `config.py`, `sections.py`, `experiment_sections.py` and `curation_section.py` in
-`workflow_scripts/study/` by `python -m workflow_scripts.study.document_config`. A key that is not listed here is
-refused, with the nearest one that is. `results/<run>/config.resolved.yaml` holds the values in force. A file under
-`configs/` stands alone: nothing of `config.yaml` is mixed into it.
+Every key of a study, made from `config.py` and the sections in `sections.py`, `evaluation_sections.py`,
+`experiment_sections.py` and `curation_section.py` of `workflow_scripts/study/` by `python -m
+workflow_scripts.study.document_config`. A key that is not listed here is refused, with the nearest one that is.
+`results/<run>/config.resolved.yaml` holds the values in force. A file under `configs/` stands alone: nothing of
+`config.yaml` is mixed into it.
 """
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from workflow_scripts.study.evaluation_sections import Evaluation
+from workflow_scripts.study.method_costs import fitting_jobs, fixed_costs, warmup_jobs
 from workflow_scripts.study.plan import OF_TESTS, TRAIN_POOL, StudyPlan
-from workflow_scripts.study.sections import Evaluation
 from workflow_scripts.study.stage_versions import STAGE_VERSIONS
 
 # Stages that compute on a GPU, where a job has one. For others `deterministic` changes nothing.
@@ -304,8 +305,8 @@ class StageSpecs:
             "confidence": self.study.judging.confidence,
             "seed": self.study.seed,
             "benchmarks": f"results/{self.study.run}/benchmarks",
-            "warmup": {method: self.plan.warmup_jobs(method) for method in self.study.scoring.methods},
-            "fitting": {method: self.plan.fitting_jobs(method) for method in self.study.scoring.methods},
+            "warmup": {method: warmup_jobs(self.plan, method) for method in self.study.scoring.methods},
+            "fitting": {method: fitting_jobs(self.plan, method) for method in self.study.scoring.methods},
         }
 
     def _evaluate_label_influence(self) -> dict[str, Any]:
@@ -389,7 +390,7 @@ class StageSpecs:
             "evaluation": self.plan.experiment("amortisation").evaluation,
             "trained": self.plan.trained_methods(),
             "benchmarks": f"results/{self.study.run}/benchmarks",
-            "fixed": {method: self.plan.fixed_costs(method) for method in self.study.scoring.methods},
+            "fixed": {method: fixed_costs(self.plan, method) for method in self.study.scoring.methods},
         }
 
     def _evaluate_transfer(self) -> dict[str, Any]:

@@ -1,0 +1,54 @@
+"""Which jobs a method needs before it scores, by their benchmark files.
+
+Imported while Snakemake parses, so nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+from workflow_scripts.study.plan import SURROGATE_POOL, TRAIN_POOL, StudyPlan
+
+
+def fixed_costs(plan: StudyPlan, method: str) -> list[str]:
+    """Return globs of the benchmark files of the jobs that a method needs once, whatever it scores."""
+    return [*warmup_jobs(plan, method), *(fitting_jobs(plan, method) or [])]
+
+
+def warmup_jobs(plan: StudyPlan, method: str) -> list[str]:
+    """Return globs of the benchmark files of the warm-up of a method's LM; none if it doesn't read the warm LM."""
+    own = plan.method(method).own
+    return ["warmup_lm/*.tsv"] if own and own.language_model == "warm" else []
+
+
+def fitting_jobs(plan: StudyPlan, method: str) -> list[str] | None:
+    """Return globs of the benchmark files of the jobs that fit a method, beside the LM's warm-up.
+
+    For a trained encoder, they are those of its targets and of its training; None if it was trained elsewhere.
+    """
+    known = plan.method(method)
+    choice = [f"choose_pooling/{method}.tsv"] if plan.has_chosen_pooling(method) else []
+    if known.own:
+        fit = plan.fit_of(method)
+        return [f"fit_method/{fit}.tsv", *choice] if fit else choice
+    encoder = known.encoder
+    if not encoder:
+        return choice
+    if plan.study.targets is None:
+        return None
+    kind, at, name = encoder.partition("@")
+    start = f"init_encoder/study{at + name if plan.has_own_initialization(at + name) else ''}.tsv"
+    if kind == "untrained":
+        return [start, *choice]
+    targets = [f"{stage}/{TRAIN_POOL}.tsv" for stage in ("sample_subsets", "collect_targets")]
+    targets += _surrogate_jobs(plan) if plan.learns_from_surrogate(at + name) else []
+    return [*targets, f"finetune_shard/{TRAIN_POOL}/*.tsv", start, f"train_encoder/study{at}{name}.tsv", *choice]
+
+
+def _surrogate_jobs(plan: StudyPlan) -> list[str]:
+    """Return globs of the benchmark files of the jobs that predicted targets need."""
+    assert plan.surrogate is not None, "config checks it"
+    method, corpus = plan.surrogate.method, plan.targets.corpus
+    embedding = plan.embedding_of(method)
+    stage = "embed_by_method" if plan.method(method).own else "embed_corpus"
+    embedded = [f"{stage}/{embedding}/{corpus}*.tsv"] if embedding else []
+    stages = [f"sample_subsets/{SURROGATE_POOL}.tsv", f"predict_targets/{SURROGATE_POOL}.tsv"]
+    return [*fixed_costs(plan, method), *embedded, *stages]
