@@ -49,6 +49,13 @@ if study.targets:
         script:
             "../workflow_scripts/evaluation/choose_pooling.py"
 
+    use rule choose_pooling as choose_pooling_by_lm with:
+        wildcard_constraints:
+            method=any_of(plan_of_study.methods_with_chosen_pooling(stored=False)),
+        threads: threads_of_gpu_job(1)
+        resources:
+            **resources_for("embed_by_method"),
+
     rule weigh_blend:
         """Choose the weight of two methods in the sum of their group scores, on the same folds."""
         input:
@@ -71,13 +78,6 @@ if study.targets:
             spec=spec("weigh_blend"),
         script:
             "../workflow_scripts/evaluation/weigh_blend.py"
-
-    use rule choose_pooling as choose_pooling_by_lm with:
-        wildcard_constraints:
-            method=any_of(plan_of_study.methods_with_chosen_pooling(stored=False)),
-        threads: threads_of_gpu_job(1)
-        resources:
-            **resources_for("embed_by_method"),
 
 
 if plan_of_study.lds_evaluations:

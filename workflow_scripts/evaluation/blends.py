@@ -47,7 +47,8 @@ class Blend:
     weight: float
 
     def __str__(self) -> str:
-        return f"{self.weight:.2f} {self.methods[0]} + {1 - self.weight:.2f} {self.methods[1]}"
+        parts = zip((self.weight, 1 - self.weight), self.methods, self.poolings, strict=True)
+        return " + ".join(f"{weight:.2f} {method} ({pooling})" for weight, method, pooling in parts)
 
     def group_scores(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
         """Return the blended group scores, float64 [subsets, tests].

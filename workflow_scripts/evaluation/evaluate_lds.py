@@ -75,6 +75,7 @@ def evaluate_lds(
     poolings: Sequence[Path] = (),
     blends: Sequence[Path] = (),
     *,
+    main: str = MAIN_METHOD,
     bootstrap: int,
     confidence: float,
     seed: int,
@@ -90,7 +91,7 @@ def evaluate_lds(
     Costs are seconds of work (`core.timing`), on the clock and of the processor: `embedding` and `scoring`, tests
     included, whose sum is `seconds` and `cpu_seconds`; `fitting` and `warmup`, which are paid once for any number of
     corpora; `start_up` is that of the jobs that embed and score. What isn't known is null. A blend costs what its two
-    methods cost; what both need is counted twice.
+    methods cost; embeddings that both read are counted twice, in seconds and in bytes.
 
     Parameters
     ----------
@@ -99,17 +100,18 @@ def evaluate_lds(
     targets: `targets/<evaluation>.parquet` of every evaluation.
     lds: Parquet file to write, one row per evaluation, method and pooling, in the order of `targets` and by decreasing
         LDS.
-    differences: Parquet file to write, AirRep's LDS minus that of every other row, from the same bootstrap draws; if
-        AirRep is not among the methods, the first method's. A blend's LDS minus that of each of its methods, too.
+    differences: Parquet file to write, from the same bootstrap draws: the LDS of `main` minus that of every other row,
+        and a blend's LDS minus that of each of its methods.
     poolings: `poolings/<method>.parquet` of the methods whose pooling was chosen on held-back folds; their rows say in
         the column `chosen` what the pooling `chosen` is.
     blends: `blends/<method>+<method>.parquet`, each a further row, whose pooling is `chosen`, too.
+    main: name of the method that every other row is compared with.
     bootstrap: number of bootstrap draws over tests and subsets.
     confidence: coverage of the intervals, in (0, 1).
     seed: seed of the bootstrap.
     benchmarks: folder of Snakemake's benchmark files.
-    warmup: for each method, globs below `benchmarks` of the jobs that warm its LM up.
-    fitting: for each method, globs of the jobs that fit it; None for an encoder that was trained elsewhere.
+    warmup: for each method and blend, globs below `benchmarks` of the jobs that warm its LM up.
+    fitting: likewise of the jobs that fit it; None for an encoder that was trained elsewhere.
 
     Raises
     ------
@@ -138,7 +140,7 @@ def evaluate_lds(
             for method in [group.parent.name]
             for pooling, values in read_group_scores(group, measured).items()
         ]
-        candidates += [_blended(name, blend, candidates) for name, blend in mixed.items()]
+        candidates += [_blended(name, blend, candidates, **once[name]) for name, blend in mixed.items()]
         tests, subsets = measured.mean.shape
         resamples = Bootstrap.draw(tests, subsets, bootstrap, generator(seed, "bootstrap", evaluation))
         draws = bootstrap_lds(np.stack([one.scores for one in candidates]), measured.mean, resamples)
@@ -153,7 +155,7 @@ def evaluate_lds(
             continue
         _show(rows, measured, confidence)
         lds_frames.append(_best_first(rows))
-        difference_frames.append(_difference_rows(rows, draws, mixed, confidence))
+        difference_frames.append(_difference_rows(rows, draws, main, mixed, confidence))
     if not lds_frames:
         raise StudyError("\n".join(undefined))
     write_frame(differences, pd.concat(difference_frames), DIFFERENCE_SCHEMA)
@@ -170,11 +172,16 @@ class _Candidate:
     cost: dict[str, float]
 
 
-def _blended(name: str, blend: Blend, candidates: Sequence[_Candidate]) -> _Candidate:
+def _blended(name: str, blend: Blend, candidates: Sequence[_Candidate], **once: Seconds) -> _Candidate:
     of_row = {(one.method, one.pooling): one for one in candidates}
     first, second = (of_row[row] for row in zip(blend.methods, blend.poolings, strict=True))
     scores = blend.group_scores(first.scores.T, second.scores.T).T.astype(np.float32)
-    return _Candidate(name, "chosen", scores, {key: first.cost[key] + second.cost[key] for key in first.cost})
+    cost = {key: first.cost[key] + second.cost[key] for key in first.cost}
+    return _Candidate(name, "chosen", scores, cost | _entries(once))
+
+
+def _entries(parts: Mapping[str, Seconds]) -> dict[str, float]:
+    return {column: value for name, part in parts.items() for column, value in part.entries(name).items()}
 
 
 def _cost(scores: Path, **once: Seconds) -> dict[str, float]:
@@ -182,7 +189,7 @@ def _cost(scores: Path, **once: Seconds) -> dict[str, float]:
     parts = {name: Seconds.read(metadata, name) for name in ("embedding", "scoring", "start_up")}
     return {
         **(parts["embedding"] + parts["scoring"]).entries(),
-        **{column: value for name, part in {**parts, **once}.items() for column, value in part.entries(name).items()},
+        **_entries({**parts, **once}),
         "bytes_per_example": float(metadata["bytes_per_example"]),
     }
 
@@ -212,12 +219,12 @@ def _best_first(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _difference_rows(
-    rows: pd.DataFrame, draws: np.ndarray, blends: Mapping[str, Blend], confidence: float
+    rows: pd.DataFrame, draws: np.ndarray, main: str, blends: Mapping[str, Blend], confidence: float
 ) -> pd.DataFrame:
-    """Return the paired differences: those of AirRep to all other rows, and of each blend to what it is made of."""
-    main = int((rows["method"] == MAIN_METHOD).argmax())  # the first row where there is none
+    """Return the paired differences of the first row of `main` to all others, and of each blend to its own two."""
+    ours = int((rows["method"] == main).argmax())
     places = {(row.method, row.pooling): place for place, row in enumerate(rows_of(rows))}
-    pairs = [(main, other) for other in range(len(rows)) if other != main] + [
+    pairs = [(ours, other) for other in range(len(rows)) if other != ours] + [
         (places[name, "chosen"], places[own])
         for name, blend in blends.items()
         for own in zip(blend.methods, blend.poolings, strict=True)

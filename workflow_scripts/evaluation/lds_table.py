@@ -14,20 +14,21 @@ ONCE = {"fitting_seconds": "fit", "warmup_seconds": "warm-up"}
 
 
 def lds_table(rows: pd.DataFrame) -> Iterator[str]:
-    """Yield the lines of a table of at most 100 characters a line, best first.
+    """Yield the lines of a table, best first: 100 characters a line, and more for long names of methods.
 
     Parameters
     ----------
     rows: rows of `evaluation/lds.parquet` of one evaluation.
     """
     costs = {**PER_CORPUS, **ONCE}
-    yield f"  {'':<52}{'seconds per corpus':>25}{'seconds once':>17}"
+    longest = max(16, *rows["method"].str.len())
+    yield f"  {'':<{longest + 36}}{'seconds per corpus':>25}{'seconds once':>17}"
     heads = "".join(f"{head:>{_width(name)}}" for name, head in costs.items())
-    yield f"  {'method':<16} {'pooling':<10} {'LDS':>6}  {'interval':<16}{heads}"
+    yield f"  {'method':<{longest}} {'pooling':<10} {'LDS':>6}  {'interval':<16}{heads}"
     for row in rows.sort_values("lds", ascending=False, kind="stable").itertuples():
         spread = f"{row.ci_low:.3f} to {row.ci_high:.3f}"
         cells = "".join(f"{_seconds(getattr(row, name)):>{_width(name)}}" for name in costs)
-        yield f"  {row.method:<16} {row.pooling:<10} {row.lds:>6.3f}  {spread:<16}{cells}"
+        yield f"  {row.method:<{longest}} {row.pooling:<10} {row.lds:>6.3f}  {spread:<16}{cells}"
     # Tables of earlier versions don't have the column.
     named = rows[rows["chosen"].notna()] if "chosen" in rows else rows[:0]
     if choices := [f"{row.method} {row.chosen}" for row in named.itertuples()]:

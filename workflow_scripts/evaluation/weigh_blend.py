@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from workflow_scripts.core.errors import StudyError
+from workflow_scripts.core.parquet import read_table
 from workflow_scripts.core.progress import say
 from workflow_scripts.core.stage import run_stage
 from workflow_scripts.core.timing import start_work
@@ -29,8 +30,8 @@ def weigh_blend(
 ) -> None:
     """Write the LDS of the sum of two methods' group scores with each of several weights, and which is the highest.
 
-    It is measured as in `choose_pooling`, on the same folds, and on no test of an evaluation. Ties go to the smaller
-    weight of the first method.
+    It is measured as in `choose_pooling`, on the same folds, and on no test of an evaluation. Of weights with equal
+    LDS, the one nearest 0.5 is chosen; so it is 0.5 where no fold has a defined LDS.
 
     Parameters
     ----------
@@ -52,22 +53,28 @@ def weigh_blend(
     method_a, method_b = blend.split("+")
     candidates = [Blend((method_a, method_b), (poolings[0], poolings[1]), weight) for weight in WEIGHTS]
     lds = [held_back_lds(list(map(one.group_scores, first, second)), held_back) for one in candidates]
-    chosen = int(np.argmax(lds))
+    chosen = max(range(len(WEIGHTS)), key=lambda place: (lds[place], -abs(WEIGHTS[place] - 0.5)))
     say(f"weigh_blend: {candidates[chosen]}, LDS {lds[chosen]:.3f}; {method_a} {lds[-1]:.3f}, {method_b} {lds[0]:.3f}")
     write_blend(blend_file, candidates, lds, chosen)
 
 
 def _predicted(subsets: Path, predictions: Path, held_back: Sequence[FoldTargets]) -> list[np.ndarray]:
-    """Return a method's standardised group scores for each held-back fold, float32 [subsets, tests]."""
+    """Return a method's group scores for each held-back fold, float32 [subsets, tests]."""
+    folds = read_folds(subsets, predictions)
+    # What stands for a loss, and isn't rounded as labels are.
+    scores = -read_table(predictions, ["loss"])["loss"].to_numpy()
+    ends = np.cumsum([fold.labels.size for fold in folds])
+    of_fold = [one.reshape(fold.labels.shape) for one, fold in zip(np.split(scores, ends[:-1]), folds, strict=True)]
     found = []
-    for measured, predicted in zip(held_back, read_folds(subsets, predictions)[-len(held_back) :], strict=True):
-        place = {test: column for column, test in enumerate(predicted.tests.tolist())}
+    last = slice(len(folds) - len(held_back), None)
+    for measured, fold, own in zip(held_back, folds[last], of_fold[last], strict=True):
+        place = {test: column for column, test in enumerate(fold.tests.tolist())}
         if missing := [test for test in measured.tests.tolist() if test not in place]:
             raise StudyError(
                 f"{predictions}: {len(missing):,} of the {len(measured.tests):,} evaluated examples of a held-back "
                 "fold have no score. Delete it and run again."
             )
-        found.append(predicted.labels[:, [place[test] for test in measured.tests.tolist()]])
+        found.append(own[:, [place[test] for test in measured.tests.tolist()]])
     return found
 
 

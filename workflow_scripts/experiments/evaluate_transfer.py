@@ -80,7 +80,7 @@ def advice(retained: float, leads: pd.DataFrame, trained: list[str]) -> str:
     trained: names of the methods that read a trained encoder, which don't count as rivals.
     """
     rivals = leads[~leads["method_b"].isin(trained)]
-    before_training = rivals[rivals["method_b"].str.startswith("untrained")]
+    before_training = rivals[rivals["method_b"].str.match(r"untrained[^+]*$")]
     if retained >= ENOUGH or _is_above(rivals):
         return "reuse"
     return "fine-tune" if _is_above(before_training) else "retrain"

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.parquet import read_table
 from workflow_scripts.report.formatting import duration
+from workflow_scripts.study.artifacts import PREDICT_HELD_BACK, SCORE_BASE
 from workflow_scripts.study.config_files import read_study
 from workflow_scripts.study.plan import StudyPlan
 from workflow_scripts.study.stage_versions import STAGE_VERSIONS
@@ -27,7 +28,7 @@ from workflow_scripts.study.stage_versions import STAGE_VERSIONS
 RECENT_SECONDS = 600
 JOBS_SHOWN, SHOWN_CHARACTERS = 10, 160
 # The plan's own jobs are no part of the study.
-STAGES = STAGE_VERSIONS.keys() - {"run_pilot", "write_plan"}
+RULES = (STAGE_VERSIONS.keys() | {SCORE_BASE, PREDICT_HELD_BACK}) - {"run_pilot", "write_plan"}
 FAILURE = re.compile(r"^(?:error in \w+: .*|\w*(?:Error|Exception|Interrupt)\b.*)", re.MULTILINE)
 
 
@@ -116,7 +117,7 @@ def unfinished_jobs(results: Path, now: float) -> Iterator[JobStatus]:
     """
     for log in sorted((results / "logs").rglob("*.log")):
         job = log.relative_to(results / "logs").with_suffix("")
-        if job.parts[0] not in STAGES:
+        if job.parts[0] not in RULES:
             continue
         written = log.stat().st_mtime
         benchmark = benchmark_file(results, job)

@@ -128,8 +128,9 @@ def _metrics(lds: Sequence[Mapping[str, Any]]) -> list[str]:
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in sorted(lds, key=lambda row: (row["evaluation"], -row["lds"])):
+        pooling = row["chosen"] or row["pooling"]
         lines.append(
-            f"| {row['evaluation']} | {row['method']} | {row['pooling']} | {row['lds']:.3f} | {row['ci_low']:.3f} to "
+            f"| {row['evaluation']} | {row['method']} | {pooling} | {row['lds']:.3f} | {row['ci_low']:.3f} to "
             f"{row['ci_high']:.3f} | {row['ceiling']:.3f} | {row['n_tests']:,} | {row['n_subsets']:,} |"
         )
     return lines

@@ -118,13 +118,12 @@ class EvaluationResult:
     @property
     def rival(self) -> LdsRow | None:
         """The best row of another method than AirRep."""
-        others = (row for row in self.rows if row.method.partition("@")[0] not in OURS)
-        return next(others, None)
+        return next((row for row in self.rows if not set(OURS) & set(base_methods(row.method))), None)
 
     @property
     def ablation(self) -> list[LdsRow]:
         """The encoder's rows: trained and untrained, with each pooling; best first."""
-        return [row for row in self.rows if row.method.partition("@")[0] in ABLATION]
+        return [row for row in self.rows if len(bases := base_methods(row.method)) == 1 and bases[0] in ABLATION]
 
 
 @dataclass(frozen=True)
@@ -184,6 +183,11 @@ class FinetuningRuns:
     pool: str
     runs: int
     diverged: int
+
+
+def base_methods(method: str) -> list[str]:
+    """Return the methods, without their variants, that a row of the LDS table is of: one, or those of a blend."""
+    return [name.partition("@")[0] for name in method.split("+")]
 
 
 def method_name(method: str) -> str:

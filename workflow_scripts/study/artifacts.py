@@ -18,6 +18,8 @@ from workflow_scripts.study.specs import StageSpecs
 
 # Where Snakemake keeps what each file was made with, and which files a killed run left, which it makes again.
 SNAKEMAKE_RECORDS = tuple(Path(".snakemake") / name for name in ("metadata", "incomplete"))
+# Rules that run another rule's stage: on the base sets of experiments, and on held-back folds.
+SCORE_BASE, PREDICT_HELD_BACK = "score_base", "predict_held_back"
 # Stages that reuse what is valid of the earlier version of their result.
 REUSING = frozenset({"finetune_shard", "finetune_runs", "embed_corpus", "embed_by_method"})
 # Experiments that fine-tune, and those of them that score a base set of their own.
@@ -44,9 +46,9 @@ class Artifact:
         """The job's rule: it has the stage's name, but for base sets, held-back folds, and where an LM scores."""
         rule = self.stage
         if self.stage == "score_pairs" and "experiments" in self.path.parts:
-            rule = "score_base"
+            rule = SCORE_BASE
         elif self.stage == "predict_targets" and self.path.parent.name == "held_back":
-            rule = "predict_held_back"
+            rule = PREDICT_HELD_BACK
         return rule + ("_by_lm" if "unstored" in self.spec else "")
 
     @property

@@ -195,6 +195,8 @@ class Study(Section):
             raise ValueError(
                 "scoring.blends: without targets there are no held-back folds to weigh methods on; remove the blends"
             )
+        if self.scoring.blends and not any(one.subsets for one in self.evaluations.values()):
+            raise ValueError("scoring.blends: no evaluation has subsets, so there is no LDS table; remove the blends")
         if self.scoring.blends and self.targets and self.targets.subsets_per_fold < SMALLEST_NUMBER_OF_SUBSETS:
             raise ValueError(
                 f"scoring.blends: weights need a targets.subsets_per_fold of at least {SMALLEST_NUMBER_OF_SUBSETS}; "

@@ -306,7 +306,8 @@ def _embedded(plan: StudyPlan) -> list[str]:
 
 
 def _bootstrapped_pairs(plan: StudyPlan, tests: Mapping[str, int]) -> int:
-    rows = 1 + sum(len(plan.poolings_of(method)) for method in plan.study.scoring.methods)
+    scoring = plan.study.scoring
+    rows = 1 + sum(len(plan.poolings_of(method)) for method in scoring.methods) + len(scoring.blends)
     draws = plan.study.judging.bootstrap
     return sum(draws * rows * tests[name] * plan.study.evaluations[name].subsets ** 2 for name in plan.lds_evaluations)
 

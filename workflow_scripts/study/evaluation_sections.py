@@ -106,9 +106,8 @@ class Scoring(Section):
                 raise ValueError(
                     f"poolings.{name}: one pass computes only one of {', '.join(sorted(WEIGHING))}; write one of them"
                 )
-        for key, names in {"methods": self.methods, "blends": self.blends}.items():
-            if repeated := {name for name in names if names.count(name) > 1}:
-                raise ValueError(f"{key}: {min(repeated)!r} is listed twice; write it once")
+        if repeated := {name for name in self.methods if self.methods.count(name) > 1}:
+            raise ValueError(f"methods: {min(repeated)!r} is listed twice; write it once")
         return self
 
     @model_validator(mode="after")
@@ -116,9 +115,12 @@ class Scoring(Section):
         for blend in self.blends:
             blended = blend.split("+")
             if len(blended) != 2 or len(set(blended)) != 2:
-                raise ValueError(f"blends: {blend!r} is not two methods; write e.g. {self.methods[0]}+tfidf")
+                raise ValueError(f"blends: {blend!r} is not two methods; write two of them, as in airrep+tfidf")
             if unknown := [name for name in blended if name not in self.methods]:
                 raise ValueError(f"blends: {unknown[0]!r} of {blend!r} is not in methods; add it there")
+        blends = [frozenset(blend.split("+")) for blend in self.blends]
+        if repeated := [blend for blend in self.blends if blends.count(frozenset(blend.split("+"))) > 1]:
+            raise ValueError(f"blends: the methods of {repeated[0]!r} are blended twice; write it once")
         return self
 
 

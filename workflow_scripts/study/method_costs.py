@@ -14,7 +14,12 @@ def fixed_costs(plan: StudyPlan, method: str) -> list[str]:
 
 
 def warmup_jobs(plan: StudyPlan, method: str) -> list[str]:
-    """Return globs of the benchmark files of the warm-up of a method's LM; none if it doesn't read the warm LM."""
+    """Return globs of the benchmark files of the warm-up of a method's LM; none if it doesn't read the warm LM.
+
+    For a blend, those of both methods.
+    """
+    if "+" in method:
+        return list(dict.fromkeys(job for one in method.split("+") for job in warmup_jobs(plan, one)))
     own = plan.method(method).own
     return ["warmup_lm/*.tsv"] if own and own.language_model == "warm" else []
 
@@ -22,8 +27,11 @@ def warmup_jobs(plan: StudyPlan, method: str) -> list[str]:
 def fitting_jobs(plan: StudyPlan, method: str) -> list[str] | None:
     """Return globs of the benchmark files of the jobs that fit a method, beside the LM's warm-up.
 
-    For a trained encoder, they are those of its targets and of its training; None if it was trained elsewhere.
+    For a trained encoder, they are those of its targets and of its training; None if it was trained elsewhere. For a
+    blend, those of both methods and what its weight was chosen by; None if they are unknown for one.
     """
+    if "+" in method:
+        return _blending_jobs(plan, method)
     known = plan.method(method)
     choice = [f"choose_pooling/{method}.tsv"] if plan.has_chosen_pooling(method) else []
     if known.own:
@@ -52,3 +60,11 @@ def _surrogate_jobs(plan: StudyPlan) -> list[str]:
     embedded = [f"{stage}/{embedding}/{corpus}*.tsv"] if embedding else []
     stages = [f"sample_subsets/{SURROGATE_POOL}.tsv", f"predict_targets/{SURROGATE_POOL}.tsv"]
     return [*fixed_costs(plan, method), *embedded, *stages]
+
+
+def _blending_jobs(plan: StudyPlan, blend: str) -> list[str] | None:
+    methods = blend.split("+")
+    of_methods = [fitting_jobs(plan, method) for method in methods]
+    weighing = [*(f"predict_held_back/{method}.tsv" for method in methods), f"weigh_blend/{blend}.tsv"]
+    known = [jobs for jobs in of_methods if jobs is not None]
+    return list(dict.fromkeys([*(job for jobs in known for job in jobs), *weighing])) if known == of_methods else None

@@ -279,6 +279,17 @@ class StudyPlan:
         """Return the pooling of a method's group scores in blends: what held-back folds choose, or else its first."""
         return "chosen" if self.has_chosen_pooling(method) else self.poolings_of(method)[0]
 
+    def held_back_folds(self, method: str) -> int:
+        """Return how many folds, the last ones, no encoder that a method reads is trained on."""
+        kind, at, name = (self.method(method).encoder or "").partition("@")
+        own = self.study.encoder_training.validation_folds
+        return min(own, self.encoder_training(at + name).validation_folds) if kind == "trained" else own
+
+    def main_method(self) -> str:
+        """Return the method that the other rows of the LDS table are compared with: AirRep, if it is among them."""
+        trained = self.trained_methods()
+        return "airrep" if "airrep" in trained else (trained or self.study.scoring.methods)[0]
+
     def embedding_of(self, method: str, for_tests: bool = False) -> str | None:
         """Return the embeddings that a method reads, of tests or of training examples; None if it reads none."""
         known = self.method(method)

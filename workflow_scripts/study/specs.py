@@ -10,7 +10,7 @@ from typing import Any
 
 from workflow_scripts.study.evaluation_sections import Evaluation
 from workflow_scripts.study.method_costs import fitting_jobs, fixed_costs, warmup_jobs
-from workflow_scripts.study.plan import OF_TESTS, TRAIN_POOL, StudyPlan
+from workflow_scripts.study.plan import OF_TESTS, StudyPlan
 from workflow_scripts.study.stage_versions import STAGE_VERSIONS
 
 # Stages that compute on a GPU, where a job has one. For others `deterministic` changes nothing.
@@ -156,25 +156,27 @@ class StageSpecs:
             "max_diverged_share": self.study.finetuning.max_diverged_share,
         }
 
-    def _predict_targets(self, pool: str = TRAIN_POOL, method: str = "") -> dict[str, Any]:
+    def _predict_targets(self, pool: str = "", method: str = "") -> dict[str, Any]:
+        """Return the values for the folds of `pool`, or for those that weigh `method` in a blend."""
         values: dict[str, Any]
-        if pool == TRAIN_POOL:  # held-back folds, for a blend
-            folds = self.study.encoder_training.validation_folds
-            values = {"method": method, "pooling": self.plan.blended_pooling(method), "folds": folds}
+        if method:
+            values = {"pooling": self.plan.blended_pooling(method), "folds": self.plan.held_back_folds(method)}
         else:
             assert self.plan.surrogate is not None, f"nothing predicts the targets of {pool}"
             method = self.plan.surrogate.method
-            values = {"method": method, "pooling": self.plan.poolings_of(method)[0]}
+            values = {"pooling": self.plan.poolings_of(method)[0]}
         return {
             **values,
+            "method": method,
             "seed": self.study.seed,
             "tile_examples": self.study.scoring.tile_examples,
             **self._unstored(method),
         }
 
     def _weigh_blend(self, blend: str) -> dict[str, Any]:
-        poolings = [self.plan.blended_pooling(method) for method in blend.split("+")]
-        return {"blend": blend, "poolings": poolings, "folds": self.study.encoder_training.validation_folds}
+        methods = blend.split("+")
+        poolings = [self.plan.blended_pooling(method) for method in methods]
+        return {"blend": blend, "poolings": poolings, "folds": min(map(self.plan.held_back_folds, methods))}
 
     def _init_encoder(self, variant: str = "") -> dict[str, Any]:
         source = {"lm_source": self._lm_source()} if self.plan.reads_tokens_of_lm(variant) else {}
@@ -284,7 +286,7 @@ class StageSpecs:
     def _choose_pooling(self, method: str) -> dict[str, Any]:
         return {
             "method": method,
-            "folds": self.study.encoder_training.validation_folds,
+            "folds": self.plan.held_back_folds(method),
             "seed": self.study.seed,
             "tile_examples": self.study.scoring.tile_examples,
             **self._unstored(method),
@@ -300,13 +302,15 @@ class StageSpecs:
         }
 
     def _evaluate_lds(self) -> dict[str, Any]:
+        rows = [*self.study.scoring.methods, *self.study.scoring.blends]
         return {
             "bootstrap": self.study.judging.bootstrap,
             "confidence": self.study.judging.confidence,
             "seed": self.study.seed,
             "benchmarks": f"results/{self.study.run}/benchmarks",
-            "warmup": {method: warmup_jobs(self.plan, method) for method in self.study.scoring.methods},
-            "fitting": {method: fitting_jobs(self.plan, method) for method in self.study.scoring.methods},
+            "warmup": {row: warmup_jobs(self.plan, row) for row in rows},
+            "fitting": {row: fitting_jobs(self.plan, row) for row in rows},
+            **({"main": self.plan.main_method()} if "airrep" not in self.study.scoring.methods else {}),
         }
 
     def _evaluate_label_influence(self) -> dict[str, Any]:
@@ -397,10 +401,8 @@ class StageSpecs:
         transfer = self.plan.experiment("transfer")
         trained = self.plan.trained_methods()
         values = {"evaluation": transfer.evaluation, "home": transfer.home}
-        # The differences of the LDS table are AirRep's, where it is among the methods.
-        method = "airrep" if "airrep" in trained else (trained or self.study.scoring.methods)[0]
         blends = [blend for blend in self.study.scoring.blends if set(blend.split("+")) & set(trained)]
-        return {**values, "method": method, "trained": [*trained, *blends]}
+        return {**values, "method": self.plan.main_method(), "trained": [*trained, *blends]}
 
     def _damage_pool(self) -> dict[str, Any]:
         settings = self.plan.experiment("detection")

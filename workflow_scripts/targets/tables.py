@@ -40,7 +40,7 @@ def read_folds(
     Parameters
     ----------
     subsets: file that `sample_subsets` wrote.
-    targets: file that `collect_targets` wrote.
+    targets: file that `collect_targets` or `predict_targets` wrote; a fold that it has no rows of has no tests.
     label_spread: `fold` for the labels of `targets`, `pooled` to compute them from its losses by `pooled_labels`.
     label_clip: labels are clipped to [-label_clip, label_clip]; None for no clipping.
 

@@ -60,7 +60,7 @@ def _write_scores(folder, method, scores_by_pooling):
 def _run(folder, written, **changes):
     groups, scores = zip(*written, strict=True)
     paths = {"lds": folder / "lds.parquet", "differences": folder / "differences.parquet"}
-    methods = {path.parent.name for path in groups}
+    methods = {path.parent.name for path in groups} | {path.stem for path in changes.get("blends", ())}
     values = {
         "bootstrap": 100,
         "confidence": 0.95,
@@ -241,7 +241,7 @@ def test_a_blend_is_a_row_that_costs_what_its_methods_cost_and_leads_over_them(t
     ours = by_name["airrep+ekfac", "chosen"]
     assert rows[0] == ours
     assert ours["lds"] > 0.9 > by_name["airrep", "attention"]["lds"]
-    assert ours["chosen"] == "0.50 airrep + 0.50 ekfac"
+    assert ours["chosen"] == "0.50 airrep (attention) + 0.50 ekfac (mean)"
     assert (ours["seconds"], ours["bytes_per_example"]) == (7.0, 1536.0)
     leads = {
         (row["method_a"], row["pooling_a"], row["method_b"], row["pooling_b"]): row["difference"] for row in differences

@@ -41,7 +41,10 @@ class Files:
         grid = np.meshgrid(np.array(folds), np.arange(SUBSETS), [0], tests, indexing="ij")
         columns = zip(("fold", "subset", "seed", "example_id"), grid, strict=True)
         table = {column: pa.array(values.ravel(), pa.int32()) for column, values in columns}
-        write_table(self.folder / f"{name}.parquet", pa.table({**table, "label": labels.ravel().astype(np.float32)}))
+        values = labels.ravel().astype(np.float32)
+        # Labels of predictions are rounded.
+        table |= {"loss": pa.array(-values), "label": pa.array(values.astype(np.float16 if len(folds) == 2 else float))}
+        write_table(self.folder / f"{name}.parquet", pa.table(table))
 
     def weigh(self, folds=2):
         subsets, targets, a, b, written = (
@@ -69,6 +72,25 @@ def test_tests_are_matched_by_their_ids(tmp_path):
     straight = read_table(Files(tmp_path, 0.25).weigh())
     turned = read_table(Files(tmp_path, 0.25, order=np.arange(TESTS)[::-1]).weigh())
     assert straight["lds"].to_pylist() == pytest.approx(turned["lds"].to_pylist())
+
+
+def test_both_weigh_the_same_where_no_lds_is_defined(tmp_path):
+    files = Files(tmp_path, 0.0)
+    table = read_table(tmp_path / "targets.parquet")
+    place = table.column_names.index("label")
+    write_table(tmp_path / "targets.parquet", table.set_column(place, "label", pa.array(np.zeros(len(table)))))
+    assert read_blend(files.weigh()).weight == 0.5
+
+
+def test_scores_that_a_label_cannot_tell_apart_are_told_apart(tmp_path):
+    files = Files(tmp_path, 1.0)
+    table = read_table(tmp_path / "a.parquet").to_pandas()
+    order = table["loss"].rank()
+    table["label"] = np.float16(1)
+    table["loss"] = 5 + 1e-4 * order.astype(np.float32)
+    schema = read_table(tmp_path / "a.parquet").schema.remove_metadata()
+    write_table(tmp_path / "a.parquet", pa.Table.from_pandas(table, schema, preserve_index=False))
+    assert read_blend(files.weigh()).weight == 1.0
 
 
 def test_a_test_without_a_score_is_an_error(tmp_path):

@@ -44,6 +44,7 @@ def evaluated(tmp_path, away, leads):
         (0.6, {"tfidf": -0.1, "untrained": -0.1}, "reuse"),  # 0.6 of 1.0 beside 0.5 of 0.8
         (0.4, {"tfidf": 0.02, "untrained": 0.1, "airrep_mean": -0.1}, "reuse"),
         (0.4, {"tfidf": -0.02, "untrained": 0.1}, "fine-tune"),
+        (0.4, {"tfidf": -0.02, "untrained@joint": 0.1, "untrained+tfidf": -0.1}, "fine-tune"),
         (0.4, {"tfidf": -0.02, "untrained": -0.01}, "retrain"),
         (0.4, {"tfidf": -0.02}, "retrain"),
     ],

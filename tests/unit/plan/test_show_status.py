@@ -83,16 +83,21 @@ def test_jobs_that_did_not_end_well_are_named_with_their_last_words(plan):
     log(plan, "finetune_shard/train/f0000_s0000", "1 of 12 runs, 0:10:00 left\n", age=5)
     # It ended well once, and was started again since.
     log(plan, "finetune_shard/train/f0001_s0000", "2 of 12 runs\n", age=5_000, benchmark_age=9_000)
+    log(plan, "predict_held_back/tfidf", "error in predict_held_back: no room\n")
     log(plan, "run_pilot", "not a job of the study\n")
     jobs = {job.job: (job.state, job.said) for job in unfinished_jobs(plan.results, NOW)}
     assert jobs == {
         "prepare_corpus/pool": ("failed", "error in prepare_corpus: pool.jsonl has no rows"),
         "train_encoder": ("failed", "RuntimeError: out of memory"),
+        "predict_held_back/tfidf": ("failed", "error in predict_held_back: no room"),
         "finetune_shard/train/f0000_s0000": ("at work", "1 of 12 runs, 0:10:00 left"),
         "finetune_shard/train/f0001_s0000": ("stopped", "2 of 12 runs"),
     }
     text = status_text(plan, NOW)
-    assert "Jobs failed: 2\n  prepare_corpus/pool: error in prepare_corpus: pool.jsonl has no rows" in text
+    assert (
+        "Jobs failed: 3\n  predict_held_back/tfidf: error in predict_held_back: no room\n  prepare_corpus/pool: error in prepare_corpus: pool.jsonl has no rows"
+        in text
+    )
     assert "Jobs stopped: 1" in text
 
 

@@ -109,6 +109,13 @@ def test_headline_has_the_untrained_encoder_as_a_sentence_has_it(tmp_path):
     assert "0.13 above the untrained encoder" in words
 
 
+def test_headline_compares_with_a_method_and_not_with_a_blend_of_ours(tmp_path):
+    lds = {"airrep": 0.63, "tfidf": 0.50, "airrep+tfidf": 0.70, "airrep@small+tfidf": 0.69}
+    page = written(tmp_path, lds=lds)
+    assert "0.13 above TF-IDF" in page.words
+    assert "AirRep + TF-IDF" in page.words
+
+
 def test_headline_without_airrep_names_the_best_method(tmp_path):
     words = written(tmp_path, lds={"bm25": 0.2, "tfidf": 0.4}).words
     assert "TF-IDF predicts fine-tuning effects with LDS 0.40 [0.37, 0.43]" in words

@@ -98,14 +98,25 @@ def test_a_wrong_key_is_named_with_advice(key, value, expected):
         ("evaluations.train", SMOKE["evaluations"]["heldout"], "'train' names the encoder's targets"),
         ("encoder_training.surrogate_share", 0.5, "nothing predicts labels; add targets.surrogate"),
         ("targets.surrogate", SURROGATE, "targets.surrogate: no encoder learns from it"),
-        ("scoring.blends", ["airrep"], "blends: 'airrep' is not two methods; write e.g. airrep+tfidf"),
+        ("scoring.blends", ["airrep"], "blends: 'airrep' is not two methods; write two of them, as in airrep+tfidf"),
         ("scoring.blends", ["airrep+airrep"], "blends: 'airrep+airrep' is not two methods"),
         ("scoring.blends", ["airrep+ekfac"], "blends: 'ekfac' of 'airrep+ekfac' is not in methods; add it there"),
-        ("scoring.blends", ["airrep+bm25"] * 2, "blends: 'airrep+bm25' is listed twice; write it once"),
+        (
+            "scoring.blends",
+            ["airrep+bm25", "bm25+airrep"],
+            "the methods of 'airrep+bm25' are blended twice",
+        ),
     ],
 )
 def test_keys_that_do_not_fit_each_other_are_told(key, value, expected):
     assert expected in message(key, value)
+
+
+def test_a_blend_without_an_lds_table_is_told():
+    study = changed("scoring.blends", ["airrep+bm25"])
+    study["evaluations"]["heldout"]["subsets"] = 0
+    with pytest.raises(StudyError, match=r"scoring.blends: no evaluation has subsets"):
+        load_study(study)
 
 
 @pytest.mark.parametrize("choice", [{"blends": ["airrep+bm25"]}, {"poolings": {"bm25": ["chosen"]}}])

@@ -7,7 +7,7 @@ import yaml
 
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.study.config import load_study
-from workflow_scripts.study.method_costs import fixed_costs
+from workflow_scripts.study.method_costs import fitting_jobs, fixed_costs, warmup_jobs
 from workflow_scripts.study.plan import StudyPlan
 from workflow_scripts.study.specs import StageSpecs
 
@@ -107,6 +107,45 @@ def test_the_fixed_cost_of_an_encoder_is_its_targets_and_its_training():
     assert fixed_costs(plan, "airrep_mean@mean")[-2:] == ["init_encoder/study.tsv", "train_encoder/study@mean.tsv"]
     assert fixed_costs(plan, "logra_8") == ["warmup_lm/*.tsv", "fit_method/logra_8.tsv"]
     assert fixed_costs(plan, "less") == ["fit_method/less.tsv"]
+
+
+def scored_by(*methods):
+    """The study with these methods, and transfer as its only experiment."""
+    study = changed("scoring", {"methods": list(methods)})
+    del study["curation"]
+    study["experiments"] = {"transfer": study["experiments"]["transfer"]}
+    return StudyPlan(load_study(study))
+
+
+def test_a_blend_costs_what_either_method_needs_once_and_its_weight():
+    plan = scored_by("airrep", "ekfac", "logra_4")
+    weighing = ["predict_held_back/airrep.tsv", "predict_held_back/ekfac.tsv", "weigh_blend/airrep+ekfac.tsv"]
+    jobs = [*fitting_jobs(plan, "airrep"), *fitting_jobs(plan, "ekfac"), *weighing]
+    assert fitting_jobs(plan, "airrep+ekfac") == jobs
+    assert warmup_jobs(plan, "ekfac+logra_4") == ["warmup_lm/*.tsv"]
+
+
+def test_a_choice_is_made_on_folds_that_no_encoder_of_its_methods_is_trained_on():
+    values = changed("encoder_training.validation_folds", 2)
+    values["encoder_variants"]["mean"]["encoder_training"]["validation_folds"] = 1
+    values["scoring"]["blends"] = ["airrep+tfidf", "airrep_mean@mean+tfidf"]
+    specs = StageSpecs(StudyPlan(load_study(values)))
+    folds = {
+        method: specs.spec("predict_targets", {"method": method})["folds"] for method in values["scoring"]["methods"]
+    }
+    assert folds == {"airrep": 2, "airrep_mean@mean": 1, "tfidf": 2}
+    assert [specs.spec("weigh_blend", {"blend": blend})["folds"] for blend in values["scoring"]["blends"]] == [2, 1]
+    assert specs.spec("choose_pooling", {"method": "airrep_mean@mean"})["folds"] == 1
+
+
+@pytest.mark.parametrize(
+    ("methods", "main"),
+    [(["tfidf", "airrep"], "airrep"), (["tfidf", "airrep_mean"], "airrep_mean"), (["bm25", "tfidf"], "bm25")],
+)
+def test_every_other_row_is_compared_with_the_one_that_the_advice_is_about(methods, main):
+    specs = StageSpecs(scored_by(*methods))
+    assert specs.spec("evaluate_lds", {}).get("main", "airrep") == main
+    assert specs.spec("evaluate_transfer", {})["method"] == main
 
 
 @pytest.mark.parametrize(
