@@ -50,8 +50,8 @@ test: lint
 	$(BIN)/pytest -m "not slow" -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder tests/workflow tests/unit tests/models
 	$(BIN)/pytest -m "not slow" tests/faults
 
-# Every method and every experiment through Snakemake, a plan beside what it took, the page in a browser, and what
-# hypothesis sends to the API.
+# Every method and every experiment through Snakemake, plans, DeepSpeed beside the native engine, the largest report, the
+# page in a browser, and what hypothesis sends to the API.
 test-long: $(VENV)/.installed-test
 	$(BIN)/pytest -m slow tests/workflow tests/unit
 

@@ -37,6 +37,7 @@ def test_a_plan_of_a_finished_study_is_measured_and_runs_nothing_again(finished,
     assert not workspace.planned()
 
 
+@pytest.mark.slow
 def test_the_papers_study_is_planned_on_assumptions(fresh, monkeypatch):
     said, plan, pilot = planned(fresh, "paper_flan", "configs/paper_flan.yaml", monkeypatch)
     assumed = {stage["stage"] for stage in plan["stages"] if not stage["measured"]}

@@ -184,7 +184,11 @@ def test_a_step_with_weights_in_bfloat16_is_near_the_one_in_float32(model, token
 
 @pytest.mark.parametrize(
     ("precision", "bfloat16_weights", "tolerance"),
-    [("float32", False, 1e-4), ("bfloat16", False, 0.05), ("bfloat16", True, 0.4)],
+    [
+        ("float32", False, 1e-4),
+        pytest.param("bfloat16", False, 0.05, marks=pytest.mark.slow),
+        pytest.param("bfloat16", True, 0.4, marks=pytest.mark.slow),
+    ],
 )
 def test_compiled_layers_are_the_plain_ones(model, tokens, draw, precision, bfloat16_weights, tolerance, monkeypatch):
     """Traced as `torch.compile` does it, but not made into kernels, which needs a compiler."""

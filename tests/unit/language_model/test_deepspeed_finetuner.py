@@ -21,6 +21,7 @@ from workflow_scripts.study.sections import Finetuning
 from workflow_scripts.targets.collect_targets import collect_targets
 from workflow_scripts.targets.run_cache import FinishedRuns
 
+pytestmark = pytest.mark.slow
 needs_deepspeed = pytest.mark.skipif(
     find_spec("deepspeed") is None, reason="DeepSpeed is not installed: pip install deepspeed==0.19.8"
 )

@@ -252,6 +252,7 @@ def test_text_has_enough_contrast_in_both_schemes(browser, calm, dark):
     assert browser.execute_script(CONTRAST) == []
 
 
+@pytest.mark.slow
 def test_large_report_opens_and_follows_every_click(browser, tmp_path):
     report = _report(tmp_path, tests=1000, train=20_000, examples=50)
     started = time.monotonic()

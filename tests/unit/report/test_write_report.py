@@ -170,6 +170,7 @@ def test_explorer_tells_where_an_example_comes_from(tmp_path):
     assert label == -1 or explorer["labels"][label] in (TOPICS)
 
 
+@pytest.mark.slow
 def test_large_report_stays_below_15_megabytes(tmp_path):
     arguments = make_run(tmp_path, tests=1000, train=20_000, examples=50)
     write_report(**arguments)
