@@ -10,6 +10,7 @@ from workflow_scripts.core.interpreter import require_python_without_spaces
 from workflow_scripts.core.model_contents import RECORDS_VARIABLE
 from workflow_scripts.core.tracking import require_tracker
 from workflow_scripts.study.artifacts import REUSING, are_in_doubt, artifacts
+from workflow_scripts.study.methods import methods_of
 from workflow_scripts.study.plan import DAMAGED_POOL, EXPERIMENT_TABLES, StudyPlan
 from workflow_scripts.study.resources import JobResources
 from workflow_scripts.study.sources import snapshot_name

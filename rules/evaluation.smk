@@ -63,7 +63,7 @@ if study.targets:
             targets=f"{RESULTS}/targets/train.parquet",
             predictions=held_back_predictions,
         output:
-            blend_file=f"{RESULTS}/blends/{{blend}}.parquet",
+            weights=f"{RESULTS}/blends/{{blend}}.parquet",
         log:
             f"{RESULTS}/logs/weigh_blend/{{blend}}.log",
         benchmark:

@@ -173,7 +173,7 @@ def inputs_of_predictions(method, pooling):
 
 
 def held_back_predictions(wildcards):
-    return [f"{RESULTS}/held_back/{method}.parquet" for method in wildcards.blend.split("+")]
+    return [f"{RESULTS}/held_back/{method}.parquet" for method in methods_of(wildcards.blend)]
 
 
 def predicted(folder):

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from workflow_scripts.core.errors import StudyError
-from workflow_scripts.core.parquet import read_table, write_table
+from workflow_scripts.core.parquet import write_table
+from workflow_scripts.scoring.chosen_pooling import read_chosen_row
 from workflow_scripts.targets.labels import standardised_labels
 
 WEIGHT_SCHEMA = pa.schema(
@@ -42,8 +42,8 @@ class Blend:
     weight: weight of the first method, in [0, 1]; the second has the rest.
     """
 
-    methods: tuple[str, str]
-    poolings: tuple[str, str]
+    methods: Sequence[str]
+    poolings: Sequence[str]
     weight: float
 
     def __str__(self) -> str:
@@ -90,8 +90,5 @@ def read_blend(path: Path) -> Blend:
     ------
     StudyError: the file can't be read, or no one row is the chosen one.
     """
-    rows = [row for row in read_table(path).to_pylist() if row["chosen"]]
-    if len(rows) != 1:
-        raise StudyError(f"{path}: {len(rows)} weights are marked as chosen instead of one. Delete it and run again.")
-    (row,) = rows
-    return Blend((row["method_a"], row["method_b"]), (row["pooling_a"], row["pooling_b"]), row["weight"])
+    row = read_chosen_row(path, "weights")
+    return Blend([row["method_a"], row["method_b"]], [row["pooling_a"], row["pooling_b"]], row["weight"])

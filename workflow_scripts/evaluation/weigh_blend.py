@@ -12,6 +12,7 @@ from workflow_scripts.core.stage import run_stage
 from workflow_scripts.core.timing import start_work
 from workflow_scripts.evaluation.blends import Blend, write_blend
 from workflow_scripts.evaluation.held_back import held_back_lds
+from workflow_scripts.study.methods import methods_of
 from workflow_scripts.targets.tables import FoldTargets, read_folds
 
 # Of the first method.
@@ -22,7 +23,7 @@ def weigh_blend(
     subsets: Path,
     targets: Path,
     predictions: list[Path],
-    blend_file: Path,
+    weights: Path,
     *,
     blend: str,
     poolings: Sequence[str],
@@ -38,7 +39,7 @@ def weigh_blend(
     subsets: the subsets of the targets.
     targets: the measured targets.
     predictions: what `predict_targets` wrote for the held-back folds, one file for each of the two methods.
-    blend_file: Parquet file to write, see `evaluation.blends`.
+    weights: Parquet file to write, see `evaluation.blends`.
     blend: names of both methods, e.g. `airrep+ekfac`.
     poolings: which of each method's group scores were predicted.
     folds: number of held-back folds.
@@ -50,12 +51,13 @@ def weigh_blend(
     start_work()
     held_back = read_folds(subsets, targets)[-folds:]
     first, second = (_predicted(subsets, path, held_back) for path in predictions)
-    method_a, method_b = blend.split("+")
-    candidates = [Blend((method_a, method_b), (poolings[0], poolings[1]), weight) for weight in WEIGHTS]
+    methods = methods_of(blend)
+    candidates = [Blend(methods, poolings, weight) for weight in WEIGHTS]
     lds = [held_back_lds(list(map(one.group_scores, first, second)), held_back) for one in candidates]
     chosen = max(range(len(WEIGHTS)), key=lambda place: (lds[place], -abs(WEIGHTS[place] - 0.5)))
-    say(f"weigh_blend: {candidates[chosen]}, LDS {lds[chosen]:.3f}; {method_a} {lds[-1]:.3f}, {method_b} {lds[0]:.3f}")
-    write_blend(blend_file, candidates, lds, chosen)
+    alone = f"{methods[0]} {lds[-1]:.3f}, {methods[1]} {lds[0]:.3f}"
+    say(f"weigh_blend: {candidates[chosen]}, LDS {lds[chosen]:.3f}; alone: {alone}")
+    write_blend(weights, candidates, lds, chosen)
 
 
 def _predicted(subsets: Path, predictions: Path, held_back: Sequence[FoldTargets]) -> list[np.ndarray]:

@@ -15,6 +15,7 @@ from workflow_scripts.core.benchmark_files import read_benchmarks, read_record
 from workflow_scripts.core.frames import read_frame, rows_of
 from workflow_scripts.core.parquet import read_metadata
 from workflow_scripts.study.config import Study
+from workflow_scripts.study.methods import methods_of
 
 METHOD_NAMES = {
     "airrep": "AirRep",
@@ -187,13 +188,13 @@ class FinetuningRuns:
 
 def base_methods(method: str) -> list[str]:
     """Return the methods, without their variants, that a row of the LDS table is of: one, or those of a blend."""
-    return [name.partition("@")[0] for name in method.split("+")]
+    return [name.partition("@")[0] for name in methods_of(method)]
 
 
 def method_name(method: str) -> str:
     """Return a method's name for people, e.g. `TF-IDF` for `tfidf`, or those of a blend's methods."""
-    if "+" in method:
-        return " + ".join(map(method_name, method.split("+")))
+    if len(blended := methods_of(method)) > 1:
+        return " + ".join(map(method_name, blended))
     base, at, variant = method.partition("@")
     name = METHOD_NAMES.get(base, base.replace("_", " "))
     return f"{name}, variant {variant}" if at else name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -49,7 +50,25 @@ def read_chosen_pooling(path: Path) -> ChosenPooling:
     ------
     StudyError: the file can't be read, or no one row is the chosen one.
     """
-    rows = [row for row in read_table(path).to_pylist() if row["chosen"]]
+    row = read_chosen_row(path, "poolings")
+    return ChosenPooling(row["pooling"], 1.0 if row["scale"] is None else row["scale"])
+
+
+def read_chosen_row(path: Path, candidates: str) -> dict[str, Any]:
+    """Return the row of a table of candidates that its column `chosen` marks.
+
+    Parameters
+    ----------
+    path: the Parquet file.
+    candidates: what its rows are, for messages, e.g. `poolings`.
+
+    Raises
+    ------
+    StudyError: the file can't be read, or no one row is the chosen one.
+    """
+    rows: list[dict[str, Any]] = [row for row in read_table(path).to_pylist() if row["chosen"]]
     if len(rows) != 1:
-        raise StudyError(f"{path}: {len(rows)} poolings are marked as chosen instead of one. Delete it and run again.")
-    return ChosenPooling(rows[0]["pooling"], 1.0 if rows[0]["scale"] is None else rows[0]["scale"])
+        raise StudyError(
+            f"{path}: {len(rows)} {candidates} are marked as chosen instead of one. Delete it and run again."
+        )
+    return rows[0]

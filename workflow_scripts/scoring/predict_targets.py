@@ -80,7 +80,7 @@ def predict_targets(
     StudyError: a file can't be read, the files don't belong together, a score is not finite, or the embeddings of a
         fold's validation examples don't fit in memory.
     """
-    evaluated = read_table(validation, ["fold", "example_ids"])[-folds if folds else 0 :]
+    evaluated = read_table(validation, ["fold", "example_ids"]).combine_chunks()[-folds if folds else 0 :]
     score_fold = load_fold_scorer(
         method,
         corpus,
@@ -99,9 +99,9 @@ def predict_targets(
     drawn, choice = read_table(subsets), read_chosen_pooling(chosen) if chosen else None
 
     def tables() -> Iterator[pa.Table]:
-        for fold, tests in zip(*(evaluated[name].to_pylist() for name in ("fold", "example_ids")), strict=True):
+        for fold, tests in zip(evaluated["fold"].to_pylist(), evaluated["example_ids"], strict=True):
             own = drawn.filter(pc.equal(drawn["fold"], fold))
-            ids = np.array(tests, np.int32)
+            ids = tests.values.to_numpy()
             members = [one.values.to_numpy() for one in own["example_ids"]]
             groups = GroupScores(len(ids), Membership(members), [pooling], choice)
             for example_ids, scores in score_fold(ids, np.unique(np.concatenate(members))):

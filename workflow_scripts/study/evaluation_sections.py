@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from workflow_scripts.study.choices import WEIGHING, Pooling
-from workflow_scripts.study.methods import METHODS
+from workflow_scripts.study.methods import METHODS, methods_of
 from workflow_scripts.study.sections import Name, Positive, Section, Share
 
 
@@ -113,13 +113,13 @@ class Scoring(Section):
     @model_validator(mode="after")
     def _blends_are_of_two_methods(self) -> Scoring:
         for blend in self.blends:
-            blended = blend.split("+")
+            blended = methods_of(blend)
             if len(blended) != 2 or len(set(blended)) != 2:
                 raise ValueError(f"blends: {blend!r} is not two methods; write two of them, as in airrep+tfidf")
             if unknown := [name for name in blended if name not in self.methods]:
                 raise ValueError(f"blends: {unknown[0]!r} of {blend!r} is not in methods; add it there")
-        blends = [frozenset(blend.split("+")) for blend in self.blends]
-        if repeated := [blend for blend in self.blends if blends.count(frozenset(blend.split("+"))) > 1]:
+        blends = [frozenset(methods_of(blend)) for blend in self.blends]
+        if repeated := [blend for blend in self.blends if blends.count(frozenset(methods_of(blend))) > 1]:
             raise ValueError(f"blends: the methods of {repeated[0]!r} are blended twice; write it once")
         return self
 

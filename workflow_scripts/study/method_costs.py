@@ -5,6 +5,7 @@ Imported while Snakemake parses, so nothing heavy is imported here.
 
 from __future__ import annotations
 
+from workflow_scripts.study.methods import methods_of
 from workflow_scripts.study.plan import SURROGATE_POOL, TRAIN_POOL, StudyPlan
 
 
@@ -18,8 +19,8 @@ def warmup_jobs(plan: StudyPlan, method: str) -> list[str]:
 
     For a blend, those of both methods.
     """
-    if "+" in method:
-        return list(dict.fromkeys(job for one in method.split("+") for job in warmup_jobs(plan, one)))
+    if len(blended := methods_of(method)) > 1:
+        return list(dict.fromkeys(job for one in blended for job in warmup_jobs(plan, one)))
     own = plan.method(method).own
     return ["warmup_lm/*.tsv"] if own and own.language_model == "warm" else []
 
@@ -30,7 +31,7 @@ def fitting_jobs(plan: StudyPlan, method: str) -> list[str] | None:
     For a trained encoder, they are those of its targets and of its training; None if it was trained elsewhere. For a
     blend, those of both methods and what its weight was chosen by; None if they are unknown for one.
     """
-    if "+" in method:
+    if len(methods_of(method)) > 1:
         return _blending_jobs(plan, method)
     known = plan.method(method)
     choice = [f"choose_pooling/{method}.tsv"] if plan.has_chosen_pooling(method) else []
@@ -63,8 +64,12 @@ def _surrogate_jobs(plan: StudyPlan) -> list[str]:
 
 
 def _blending_jobs(plan: StudyPlan, blend: str) -> list[str] | None:
-    methods = blend.split("+")
-    of_methods = [fitting_jobs(plan, method) for method in methods]
-    weighing = [*(f"predict_held_back/{method}.tsv" for method in methods), f"weigh_blend/{blend}.tsv"]
-    known = [jobs for jobs in of_methods if jobs is not None]
-    return list(dict.fromkeys([*(job for jobs in known for job in jobs), *weighing])) if known == of_methods else None
+    found: list[str] = []
+    weighing = []
+    for method in methods_of(blend):
+        jobs = fitting_jobs(plan, method)
+        if jobs is None:
+            return None
+        found += jobs
+        weighing.append(f"predict_held_back/{method}.tsv")
+    return [*dict.fromkeys(found), *weighing, f"weigh_blend/{blend}.tsv"]

@@ -128,3 +128,8 @@ def find_method(name: str) -> Method:
 def read_encoder_variant(name: str) -> str | None:
     """Return the encoder variant in a method's name; None if there is none."""
     return name.partition("@")[2] or None
+
+
+def methods_of(row: str) -> list[str]:
+    """Return the methods of a row of the LDS table: both of a blend such as `airrep+ekfac`, or the one of any other."""
+    return row.split("+")

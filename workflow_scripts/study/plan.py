@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from workflow_scripts.study.config import Study
-from workflow_scripts.study.methods import METHODS, EmbeddingSpec, Method, find_method, sentence_encoder_method
+from workflow_scripts.study.methods import (
+    METHODS,
+    EmbeddingSpec,
+    Method,
+    find_method,
+    methods_of,
+    sentence_encoder_method,
+)
 from workflow_scripts.study.sections import Encoder, EncoderTraining, LanguageModel, Surrogate, Targets
 from workflow_scripts.study.sources import HubDataset, hub_dataset, is_hub_id, local_files, snapshot_name
 
@@ -272,7 +279,7 @@ class StudyPlan:
 
     def blended_methods(self, *, stored: bool | None = None) -> list[str]:
         """Return the methods whose group scores are part of a blend; `stored` as in `methods_scored`."""
-        methods = dict.fromkeys(method for blend in self.study.scoring.blends for method in blend.split("+"))
+        methods = dict.fromkeys(method for blend in self.study.scoring.blends for method in methods_of(blend))
         return [name for name in methods if stored is None or self.method(name).is_unstored != stored]
 
     def blended_pooling(self, method: str) -> str:

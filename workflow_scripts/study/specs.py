@@ -10,6 +10,7 @@ from typing import Any
 
 from workflow_scripts.study.evaluation_sections import Evaluation
 from workflow_scripts.study.method_costs import fitting_jobs, fixed_costs, warmup_jobs
+from workflow_scripts.study.methods import methods_of
 from workflow_scripts.study.plan import OF_TESTS, StudyPlan
 from workflow_scripts.study.stage_versions import STAGE_VERSIONS
 
@@ -174,7 +175,7 @@ class StageSpecs:
         }
 
     def _weigh_blend(self, blend: str) -> dict[str, Any]:
-        methods = blend.split("+")
+        methods = methods_of(blend)
         poolings = [self.plan.blended_pooling(method) for method in methods]
         return {"blend": blend, "poolings": poolings, "folds": min(map(self.plan.held_back_folds, methods))}
 
@@ -310,7 +311,8 @@ class StageSpecs:
             "benchmarks": f"results/{self.study.run}/benchmarks",
             "warmup": {row: warmup_jobs(self.plan, row) for row in rows},
             "fitting": {row: fitting_jobs(self.plan, row) for row in rows},
-            **({"main": self.plan.main_method()} if "airrep" not in self.study.scoring.methods else {}),
+            # The stage's default is named by no spec, or finished studies would be evaluated again.
+            **({"main": main} if (main := self.plan.main_method()) != "airrep" else {}),
         }
 
     def _evaluate_label_influence(self) -> dict[str, Any]:
@@ -401,7 +403,7 @@ class StageSpecs:
         transfer = self.plan.experiment("transfer")
         trained = self.plan.trained_methods()
         values = {"evaluation": transfer.evaluation, "home": transfer.home}
-        blends = [blend for blend in self.study.scoring.blends if set(blend.split("+")) & set(trained)]
+        blends = [blend for blend in self.study.scoring.blends if set(methods_of(blend)) & set(trained)]
         return {**values, "method": self.plan.main_method(), "trained": [*trained, *blends]}
 
     def _damage_pool(self) -> dict[str, Any]:

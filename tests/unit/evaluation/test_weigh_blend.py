@@ -58,7 +58,7 @@ class Files:
 def test_the_weight_is_found_in_any_unit(tmp_path, share):
     found = read_blend(Files(tmp_path, share).weigh())
     assert found.weight == pytest.approx(share, abs=0.051)
-    assert (found.methods, found.poolings) == (("x", "y"), ("mean", "chosen"))
+    assert (found.methods, found.poolings) == (["x", "y"], ["mean", "chosen"])
 
 
 def test_every_weight_is_told_with_its_lds_and_one_is_chosen(tmp_path):
