@@ -1,6 +1,6 @@
 """Evaluate every method by its LDS, with interval and noise ceiling (paper, section 4.1)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from workflow_scripts.core.benchmark_files import recorded_work
 from workflow_scripts.core.errors import StudyError
-from workflow_scripts.core.frames import rows_of, write_frame
+from workflow_scripts.core.frames import write_frame
 from workflow_scripts.core.parquet import read_metadata
 from workflow_scripts.core.progress import Progress, say
 from workflow_scripts.core.seeds import generator
@@ -100,8 +100,8 @@ def evaluate_lds(
     targets: `targets/<evaluation>.parquet` of every evaluation.
     lds: Parquet file to write, one row per evaluation, method and pooling, in the order of `targets` and by decreasing
         LDS.
-    differences: Parquet file to write, from the same bootstrap draws: the LDS of `main` minus that of every other row,
-        and a blend's LDS minus that of each of its methods.
+    differences: Parquet file to write, from the same bootstrap draws: the LDS of `main`, and of each blend, minus that
+        of every other row.
     poolings: `poolings/<method>.parquet` of the methods whose pooling was chosen on held-back folds; their rows say in
         the column `chosen` what the pooling `chosen` is.
     blends: `blends/<method>+<method>.parquet`, each a further row, whose pooling is `chosen`, too.
@@ -219,16 +219,12 @@ def _best_first(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _difference_rows(
-    rows: pd.DataFrame, draws: np.ndarray, main: str, blends: Mapping[str, Blend], confidence: float
+    rows: pd.DataFrame, draws: np.ndarray, main: str, blends: Collection[str], confidence: float
 ) -> pd.DataFrame:
-    """Return the paired differences of the first row of `main` to all others, and of each blend to its own two."""
-    ours = int((rows["method"] == main).argmax())
-    places = {(row.method, row.pooling): place for place, row in enumerate(rows_of(rows))}
-    pairs = [(ours, other) for other in range(len(rows)) if other != ours] + [
-        (places[name, "chosen"], places[own])
-        for name, blend in blends.items()
-        for own in zip(blend.methods, blend.poolings, strict=True)
-    ]
+    """Return the paired differences of the first row of `main`, and of each blend, to all other rows."""
+    methods = rows["method"].tolist()
+    leading = [methods.index(method) for method in (main, *blends)]
+    pairs = [(one, other) for one in leading for other in range(len(rows)) if other != one]
     a, b = (rows.iloc[[pair[side] for pair in pairs]].reset_index() for side in (0, 1))
     intervals = [paired_difference(draws[first], draws[second], confidence) for first, second in pairs]
     return pd.DataFrame(
