@@ -105,7 +105,7 @@ def evaluate_lds(
     poolings: `poolings/<method>.parquet` of the methods whose pooling was chosen on held-back folds; their rows say in
         the column `chosen` what the pooling `chosen` is.
     blends: `blends/<method>+<method>.parquet`, each a further row, whose pooling is `chosen`, too.
-    main: name of the method that every other row is compared with.
+    main: name of the method that every other row is compared with; the first one, if it is not among them.
     bootstrap: number of bootstrap draws over tests and subsets.
     confidence: coverage of the intervals, in (0, 1).
     seed: seed of the bootstrap.
@@ -223,7 +223,7 @@ def _difference_rows(
 ) -> pd.DataFrame:
     """Return the paired differences of the first row of `main`, and of each blend, to all other rows."""
     methods = rows["method"].tolist()
-    leading = [methods.index(method) for method in (main, *blends)]
+    leading = [methods.index(main) if main in methods else 0, *map(methods.index, blends)]
     pairs = [(one, other) for one in leading for other in range(len(rows)) if other != one]
     a, b = (rows.iloc[[pair[side] for pair in pairs]].reset_index() for side in (0, 1))
     intervals = [paired_difference(draws[first], draws[second], confidence) for first, second in pairs]
