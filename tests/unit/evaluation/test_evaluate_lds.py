@@ -250,3 +250,14 @@ def test_a_blend_is_a_row_that_costs_what_its_methods_cost_and_is_compared_with_
         expected = ours["lds"] - by_name[method, pooling]["lds"]
         assert leads["airrep+ekfac", "chosen", method, pooling] == pytest.approx(expected)
     assert len(leads) == len(differences) == 3 + 3
+
+
+@pytest.mark.parametrize(("main", "leading"), [("ekfac", "ekfac"), ("airrep", "tfidf")])
+def test_every_row_is_compared_with_the_main_method_or_else_with_the_first(tmp_path, effect, main, leading):
+    random = np.random.default_rng(8)
+    _write_targets(tmp_path / "mini.parquet", _noisy_losses(effect))
+    names = ("tfidf", "ekfac", "bm25")
+    written = [_write_scores(tmp_path, name, {"mean": random.standard_normal(effect.shape)}) for name in names]
+    _, differences = _run(tmp_path, written, main=main)
+    assert {row["method_a"] for row in differences} == {leading}
+    assert {row["method_b"] for row in differences} == set(names) - {leading}
