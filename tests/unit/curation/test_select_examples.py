@@ -90,7 +90,11 @@ def test_parts_and_tiles_change_nothing(folder):
     every = vectors(folder / "train_embeddings.parquet")
     halves = [np.r_[0:11, 30:40], np.r_[11:30]]
     files = [write_embeddings(folder / f"part{n}.parquet", every[ids], ids) for n, ids in enumerate(halves)]
-    assert select(folder, rule="mean_score", size=10, train_embeddings=files) == whole
+    parts = select(folder, rule="mean_score", size=10, train_embeddings=files)
+    # Some matrix products round differently with the number of their rows.
+    scores = [[row.pop("score") for row in rows] for rows in (parts, whole)]
+    assert parts == whole
+    np.testing.assert_allclose(*scores, rtol=1e-5)
 
 
 def test_the_most_harmful_have_the_lowest_means(folder):
