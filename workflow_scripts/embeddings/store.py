@@ -28,6 +28,7 @@ from workflow_scripts.core.files import earlier_of
 from workflow_scripts.core.parquet import rows_of_groups, table_writer, write_table
 from workflow_scripts.core.progress import Progress, say
 from workflow_scripts.core.timing import NO_TIME, Seconds, process_seconds, start_work
+from workflow_scripts.embeddings.binary import quantize, stored_bytes
 from workflow_scripts.embeddings.cache import StoredEmbeddings
 from workflow_scripts.models.packing import to_host
 
@@ -84,7 +85,7 @@ def write_embeddings(
     stage: name of the stage, for the progress display.
     rows: number of rows of all blocks.
     dimension: size of an embedding.
-    precision: `float16` or `float32`, that of the numbers on disk.
+    precision: `float16` or `float32`, that of the numbers on disk; or `binary`, see `embeddings.binary`.
     key: hash of everything that decides an embedding but the row itself.
     metadata: further entries of the file's metadata, beside what was measured: `seconds` and `cpu_seconds`, the work of
         a full embedding at the measured rate, and `start_up_seconds` and `start_up_cpu_seconds` of this job
@@ -95,12 +96,13 @@ def write_embeddings(
     stored = StoredEmbeddings([earlier_of(embeddings), embeddings, *sorted(folder.glob("*.parquet"))], key)
     # All processes must see the same files, before the first one writes another.
     barrier()
-    element = {"float16": pa.float16(), "float32": pa.float32()}[precision]
+    element = {"float16": pa.float16(), "float32": pa.float32(), "binary": pa.uint8()}[precision]
+    size = stored_bytes(dimension) if precision == "binary" else dimension
     schema = pa.schema(
         [
             ("example_id", pa.int32()),
             ("hash", pa.string()),
-            ("embedding", pa.list_(element, dimension)),
+            ("embedding", pa.list_(element, size)),
         ]
     )
     title = f"{stage} {embeddings.stem}"
@@ -127,13 +129,13 @@ def write_embeddings(
         nonlocal embedded
         is_new = fetch is not None
         if fetch:
-            work.vectors[work.new] = fetch()
+            work.vectors[work.new] = quantize(fetch()) if precision == "binary" else fetch()
             embedded += len(work.new)
         pass_time(counts=is_new)
         progress.advance(len(work.vectors))
         if not is_rank_zero():
             return
-        column = pa.FixedSizeListArray.from_arrays(pa.array(work.vectors.reshape(-1), element), dimension)
+        column = pa.FixedSizeListArray.from_arrays(pa.array(work.vectors.reshape(-1), element), size)
         table = pa.table([work.block.example_ids, work.block.hashes, column], names=schema.names)
         if fetch:
             write_table(folder / f"{number:06d}.parquet", table.take(work.new), key=key, **measured())
@@ -142,7 +144,7 @@ def write_embeddings(
 
     def started() -> Iterator[_Work]:
         for block in blocks:
-            vectors = np.empty((len(block.hashes), dimension), element.to_pandas_dtype())
+            vectors = np.empty((len(block.hashes), size), element.to_pandas_dtype())
             # Another job may put the file in place meanwhile.
             new = broadcast_from_rank_zero(stored.fill(block.hashes, vectors))
             yield _Work(block, vectors, new, preparing.submit(block.prepare, new) if len(new) else None)

@@ -6,32 +6,56 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from workflow_scripts.core.buffers import scratch
 from workflow_scripts.core.errors import StudyError
-from workflow_scripts.core.parquet import read_batches
+from workflow_scripts.core.parquet import read_batches, read_schema
+from workflow_scripts.embeddings.binary import dequantize, stored_dimension
+
+# Numbers in a tile: 512 MiB in float32.
+MOST_NUMBERS = 2**27
 
 
 def embedding_tiles(path: Path, examples: int) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-    """Yield a file of embeddings in tiles: ids int32 [n], and embeddings float16 or float32 [n, dimension], on the CPU.
+    """Yield a file of embeddings in tiles: ids int32 [n], and embeddings as they are stored, on the CPU.
+
+    Embeddings are float16 or float32 [n, dimension], or uint8 where they are quantized; see `as_float`.
 
     Parameters
     ----------
     path: file of embeddings.
-    examples: most examples in a tile.
+    examples: most examples in a tile; fewer where they have more than 16,384 numbers.
 
     Raises
     ------
     StudyError: the file is damaged, or its ids don't ascend.
     """
     last = -1
-    for batch in read_batches(path, examples, ["example_id", "embedding"]):
+    most = max(min(examples, MOST_NUMBERS // dimension_of(path)), 1)
+    for batch in read_batches(path, most, ["example_id", "embedding"]):
         ids = batch["example_id"].to_numpy()
         if ids[0] <= last or (np.diff(ids) <= 0).any():
             raise StudyError(f"{path}: example_id doesn't ascend. Delete the file and run again.")
         last = ids[-1]
         yield ids, torch.from_dlpack(batch["embedding"].flatten()).reshape(len(ids), -1)
+
+
+def dimension_of(path: Path) -> int:
+    """Return how many numbers the embeddings of a file have.
+
+    Raises
+    ------
+    StudyError: the file is damaged.
+    """
+    stored = read_schema(path)[0].field("embedding").type
+    return stored_dimension(stored.list_size) if pa.types.is_uint8(stored.value_type) else stored.list_size
+
+
+def as_float(tile: torch.Tensor) -> torch.Tensor:
+    """Return embeddings as they are stored as float32 [n, dimension], on their device."""
+    return dequantize(tile) if tile.dtype == torch.uint8 else tile.float()
 
 
 def read_embeddings(paths: Sequence[Path], example_ids: np.ndarray) -> np.ndarray:
@@ -68,7 +92,7 @@ def take_embeddings(
     found: dict[int, np.ndarray] = {}
     for ids, embeddings in tiles:
         for row in np.flatnonzero(np.isin(ids, example_ids)):
-            found[place[int(ids[row])]] = embeddings[row].float().numpy()
+            found[place[int(ids[row])]] = as_float(embeddings[row : row + 1])[0].numpy()
     if missing := [int(example_id) for example_id in example_ids if place[int(example_id)] not in found]:
         raise StudyError(
             f"{path} lacks {len(missing):,} of the test examples, e.g. example_id {missing[0]}: it was made from "
@@ -93,9 +117,12 @@ def inner_products(tests: np.ndarray) -> Callable[[torch.Tensor, slice], np.ndar
     """
 
     def score(tile: torch.Tensor, columns: slice) -> np.ndarray:
-        examples = scratch("examples", tuple(tile.shape), np.float32)
-        # torch converts half precision several times faster than NumPy.
-        torch.from_numpy(examples).copy_(tile)
+        if tile.dtype == torch.uint8:
+            examples = dequantize(tile).numpy()
+        else:
+            examples = scratch("examples", tuple(tile.shape), np.float32)
+            # torch converts half precision several times faster than NumPy.
+            torch.from_numpy(examples).copy_(tile)
         if not np.isfinite(examples.sum()):
             raise StudyError("an embedding is not a finite number: the encoder is damaged. Train it again.")
         chosen = tests[columns]

@@ -65,6 +65,7 @@ def score_harm(
     """
     if train_embeddings:
         load_embedding_libraries()
+        from workflow_scripts.embeddings.tiles import as_float
     test_ids = read_table(validation)["example_ids"][0].values.to_numpy()
     if train_embeddings:
         source = open_embeddings(train_embeddings, test_embeddings, test_ids, tile_examples)
@@ -84,7 +85,7 @@ def score_harm(
                     "same_label": groups.means(scores, ids),
                     "nearest_tests": np.take_along_axis(scores, nearest[ids], axis=1).mean(axis=1),
                     "self_influence": (
-                        tile.float().square().sum(dim=1).numpy() if train_embeddings else pa.nulls(len(ids))
+                        as_float(tile).square().sum(dim=1).numpy() if train_embeddings else pa.nulls(len(ids))
                     ),
                 }
             )

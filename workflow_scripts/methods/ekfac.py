@@ -4,7 +4,8 @@ The Hessian of a layer is approximated by the empirical Fisher matrix, taken as 
 eigenvectors of two second moments, of the layer's inputs and of its output gradients. What stands on that diagonal is
 measured: the mean square of the examples' gradients in this basis, plus a tenth of its mean.
 
-A whitened gradient has as many numbers as the layers have weights. It is used as it is, or as a random sketch.
+A whitened gradient has as many numbers as the layers have weights. It is used as it is, or as a random sketch, which
+may also be rotated for binary quantization.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ from workflow_scripts.methods.projected_gradients import (
     layer_moments,
     principal_projections,
 )
+
+# Rows that are rotated at a time.
+ROWS_AT_ONCE = 64
 
 
 def fit(reader: LanguageModelReader, warmup: WarmupExamples, **_: object) -> Tensors:
@@ -76,7 +80,12 @@ def _mean_squares(
 
 
 def open_embedder(
-    reader: LanguageModelReader, fitted: Tensors, for_tests: bool, *, dimension: int | None = None
+    reader: LanguageModelReader,
+    fitted: Tensors,
+    for_tests: bool,
+    *,
+    dimension: int | None = None,
+    rotated: bool = False,
 ) -> Embedder:
     """Return an embedder of whitened gradients: inner products are EK-FAC's influence scores.
 
@@ -86,6 +95,8 @@ def open_embedder(
     fitted: result of `fit`.
     for_tests: not used: tests are embedded as training examples are.
     dimension: size of the random sketch; None for whitened gradients in full.
+    rotated: whether sketches are rotated, so that a few large entries are spread over all numbers. Inner products stay
+        the same. The dimension must be a power of 2.
     """
     tensors = dict(fitted)
     seed = int(tensors.pop("seed"))
@@ -106,7 +117,35 @@ def open_embedder(
     def sketch(name: str, numbers: torch.Tensor) -> torch.Tensor:
         return numbers.new_zeros(len(numbers), dimension).index_add_(1, buckets[name], numbers)
 
-    return Embedder(dimension, open_gradients(sketch=sketch, dimension=dimension).embed)
+    embed = open_gradients(sketch=sketch, dimension=dimension).embed
+    return Embedder(dimension, (lambda examples: rotate(embed(examples))) if rotated else embed)
+
+
+def rotate(vectors: np.ndarray) -> np.ndarray:
+    """Return the products of vectors with the orthonormal Hadamard matrix, float32 [rows, dimension].
+
+    The entries of a sketch have random signs, so this is a random rotation (the fast Johnson-Lindenstrauss transform of
+    Ailon and Chazelle 2009).
+
+    Parameters
+    ----------
+    vectors: float32 [rows, dimension], whose dimension is a power of 2.
+    """
+    # The matrix is the Kronecker product of two smaller ones.
+    left = 1 << (vectors.shape[1].bit_length() - 1) // 2
+    sides = [_hadamard(size) for size in (left, vectors.shape[1] // left)]
+    rotated = np.empty_like(vectors)
+    for first in range(0, len(vectors), ROWS_AT_ONCE):
+        rows = torch.from_numpy(vectors[first : first + ROWS_AT_ONCE]).unflatten(1, (left, -1))
+        rotated[first : first + ROWS_AT_ONCE] = (sides[0] @ rows @ sides[1]).flatten(1)
+    return rotated
+
+
+def _hadamard(size: int) -> torch.Tensor:
+    matrix = torch.ones(1, 1)
+    while len(matrix) < size:
+        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)]) / 2**0.5
+    return matrix
 
 
 def sketch_buckets(numbers: int, dimension: int, seed: int, name: str) -> tuple[torch.Tensor, torch.Tensor]:

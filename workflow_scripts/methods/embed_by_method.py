@@ -18,6 +18,8 @@ from workflow_scripts.methods.embedder import Embedder, load_embedder
 from workflow_scripts.study.stage_versions import STAGE_VERSIONS
 
 ROWS_AT_ONCE = 16_384
+# In float32, 1 GiB.
+MOST_NUMBERS = 2**28
 TEXTS = ["example_id", "hash", "prompt", "response"]
 TOKENS = ["example_id", "input_ids", "prompt_tokens"]
 
@@ -57,7 +59,7 @@ def embed_by_method(
     prompt_words: number of words of a prompt that are read, for a method of texts.
     batch_tokens: most tokens in one forward pass of the LM.
     precision: `float32` or `bfloat16`, that of its forward passes.
-    embedding_precision: `float16` or `float32`, that of the numbers on disk.
+    embedding_precision: `float16`, `float32` or `binary`, that of the numbers on disk.
     part: (number of the part from 1, number of parts), see `embeddings.store.part_of_rows`.
 
     Raises
@@ -91,7 +93,8 @@ def embed_by_method(
 
     def blocks() -> Iterator[EmbeddingBlock]:
         columns = TOKENS if lm_source else TEXTS
-        for batch in read_batches(examples, ROWS_AT_ONCE, columns, groups):
+        rows_at_once = max(min(ROWS_AT_ONCE, MOST_NUMBERS // embedder.dimension), 1)
+        for batch in read_batches(examples, rows_at_once, columns, groups):
             yield _token_block(batch, embedder) if lm_source else _text_block(batch, embedder, prompt_words)
 
     write_embeddings(

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from workflow_scripts.core.errors import StudyError
+from workflow_scripts.embeddings.tiles import as_float
 from workflow_scripts.models.device import without_tf32
 from workflow_scripts.models.packing import to_device
 from workflow_scripts.scoring.corpus_scores import TESTS_PER_BLOCK, PartScores
@@ -37,8 +38,8 @@ def score_on_device(
 
     Parameters
     ----------
-    tiles: pairs of example ids, int [examples], ascending over all tiles, and embeddings, float of any precision
-        [examples, dimension].
+    tiles: pairs of example ids, int [examples], ascending over all tiles, and embeddings, as they are stored
+        (`embeddings.tiles.embedding_tiles`).
     tests: float32 [tests, dimension], embeddings of the tests.
     top: how many most helpful and most harmful examples to keep for each test.
     membership: the subsets to compute group sums for.
@@ -55,7 +56,7 @@ def score_on_device(
     members = np.zeros(len(membership.sizes), np.int64)
     finite = torch.ones((), dtype=torch.bool, device=device)
     for example_ids, tile in tiles:
-        embeddings = _tile_on(device, tile).float()
+        embeddings = as_float(_tile_on(device, tile))
         finite &= embeddings.sum().isfinite()
         rows = membership.rows(example_ids)
         sizes = np.array([len(own) for own in rows], np.int64)

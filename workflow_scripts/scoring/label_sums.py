@@ -61,7 +61,7 @@ def label_sums_of_embeddings(
     StudyError: a file is damaged, or lacks a test.
     """
     # torch takes seconds to load, and text methods do without.
-    from workflow_scripts.embeddings.tiles import embedding_tiles, read_embeddings
+    from workflow_scripts.embeddings.tiles import as_float, embedding_tiles, read_embeddings
 
     tests = read_embeddings(test, test_ids)
     number = int(groups.max()) + 1
@@ -69,7 +69,7 @@ def label_sums_of_embeddings(
     progress = Progress("sums by label", sum(read_schema(path)[1] for path in train), "examples")
     for path in train:
         for example_ids, tile in embedding_tiles(path, tile_examples):
-            _add(sums, groups[example_ids], tile.float().numpy())
+            _add(sums, groups[example_ids], as_float(tile).numpy())
             counts += np.bincount(groups[example_ids], minlength=number)
             progress.advance(len(example_ids))
     return LabelSums(sums @ tests.T.astype(np.float64), counts)

@@ -119,7 +119,7 @@ def open_embeddings(train: Path, test: Path | Sequence[Path], test_ids: np.ndarr
     StudyError: a file can't be read, or the two have embeddings of different sizes.
     """
     # See `load_embedding_libraries`.
-    from workflow_scripts.embeddings.tiles import embedding_tiles, inner_products, read_embeddings
+    from workflow_scripts.embeddings.tiles import dimension_of, embedding_tiles, inner_products, read_embeddings
     from workflow_scripts.models.device import best_device
     from workflow_scripts.scoring.gpu_scores import score_on_device
 
@@ -127,9 +127,9 @@ def open_embeddings(train: Path, test: Path | Sequence[Path], test_ids: np.ndarr
     tests = read_embeddings(test_files, test_ids)
     schema, examples = read_schema(train)
     embedding = schema.field("embedding").type
-    if embedding.list_size != tests.shape[1]:
+    if (dimension := dimension_of(train)) != tests.shape[1]:
         raise StudyError(
-            f"{train} has embeddings of {embedding.list_size} numbers and {test_files[0]} of {tests.shape[1]}: they "
+            f"{train} has embeddings of {dimension} numbers and {test_files[0]} of {tests.shape[1]}: they "
             "come from two encoders. Delete both and run again."
         )
     tiles, device = embedding_tiles(train, tile_examples), best_device()

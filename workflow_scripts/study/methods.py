@@ -29,6 +29,8 @@ class EmbeddingSpec:
     by_role: whether test examples are embedded differently from training examples.
     fitted_as: the method whose fitted file it reads; None for one of its own.
     stored: whether the embeddings are written to files; if not, each job that scores computes them, by the LM.
+    binary: whether those of training examples are stored as one bit per number, see `embeddings.binary`; those of
+        tests never are.
     """
 
     module: str
@@ -38,6 +40,7 @@ class EmbeddingSpec:
     by_role: bool = False
     fitted_as: str | None = None
     stored: bool = True
+    binary: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,13 @@ def _ekfac(dimension: int) -> Method:
     return Method(("mean",), own=own)
 
 
+def _binary_ekfac(dimension: int) -> Method:
+    spec = _ekfac(dimension).own
+    assert spec is not None
+    settings = {**spec.settings, "rotated": True}
+    return Method(("mean",), own=replace(spec, settings=settings, by_role=True, binary=True))
+
+
 METHODS = {
     "airrep": Method(("attention",), encoder="trained"),
     "airrep_mean": Method(("mean",), encoder="trained"),
@@ -100,6 +110,9 @@ METHODS = {
     "ekfac_8192": _ekfac(8192),
     "ekfac_4096": _ekfac(4096),
     "ekfac_2048": _ekfac(2048),
+    "ekfac_65536_binary": _binary_ekfac(65536),
+    "ekfac_32768_binary": _binary_ekfac(32768),
+    "ekfac_16384_binary": _binary_ekfac(16384),
     "forward": _of_gradients("forward", rank=64, hidden_rank=128),
     "dsdm": _of_gradients("dsdm", rank=16),
     "less": _of_gradients(

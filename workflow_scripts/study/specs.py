@@ -233,17 +233,19 @@ class StageSpecs:
         }
 
     def _embed_by_method(self, embedding: str, corpus: str, part: str) -> dict[str, Any]:
-        own = self.plan.embedding_spec(embedding)
+        own, for_tests = self.plan.embedding_spec(embedding), embedding.endswith(OF_TESTS)
         return {
             **self._part(part),
             "lm_source": self._lm_source() if own.language_model else None,
             "module": own.module,
             "settings": dict(own.settings),
-            "for_tests": embedding.endswith(OF_TESTS),
+            "for_tests": for_tests,
             "prompt_words": self.study.encoder.prompt_words,
             "batch_tokens": self.study.finetuning.step_tokens,
             "precision": self.study.finetuning.precision,
-            "embedding_precision": self.study.scoring.embedding_precision,
+            "embedding_precision": (
+                "binary" if own.binary and not for_tests else self.study.scoring.embedding_precision
+            ),
         }
 
     def _score_pairs(self, method: str, evaluation: str) -> dict[str, Any]:

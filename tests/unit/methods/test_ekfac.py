@@ -102,6 +102,23 @@ def test_inner_products_of_sketches_have_at_most_the_error_of_a_dense_projection
     assert np.std(found) < 1.1 * dense
 
 
+@pytest.mark.parametrize("dimension", [1, 2, 64, 128])
+def test_a_rotation_keeps_inner_products_and_spreads_every_entry(dimension):
+    found = ekfac.rotate(np.eye(dimension, dtype=np.float32))
+    np.testing.assert_allclose(found @ found.T, np.eye(dimension), atol=1e-6)
+    np.testing.assert_allclose(np.abs(found), dimension**-0.5, rtol=1e-6)
+    rows = np.random.default_rng(0).standard_normal((ekfac.ROWS_AT_ONCE + 3, dimension)).astype(np.float32)
+    np.testing.assert_allclose(ekfac.rotate(rows), rows @ found, atol=1e-5)
+
+
+def test_a_rotated_sketch_is_the_sketch_rotated(reader, examples, fitted):
+    plain, rotated = (
+        ekfac.open_embedder(reader, fitted, False, dimension=128, rotated=rotated).embed(examples[:9])
+        for rotated in (False, True)
+    )
+    np.testing.assert_allclose(rotated, ekfac.rotate(plain), rtol=1e-5, atol=1e-6 * np.abs(plain).max())
+
+
 def test_layers_that_no_token_passes_have_no_part(tiny, examples):
     lm = load_language_model(tiny.language_model)
     lm.model.layers[0].mlp.unused = torch.nn.Linear(4, 4)

@@ -1,0 +1,53 @@
+"""Binary quantization of embeddings: one bit per number, its sign, and one scale per row.
+
+The scale of a row x is |x|^2 / |x|_1, as in RaBitQ (Gao and Long 2024): after a random rotation, inner products of the
+quantized row with other vectors are unbiased estimates of those of x.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+SCALE_BYTES = 4
+BITS = 8
+
+
+def stored_bytes(dimension: int) -> int:
+    """Return the bytes of a quantized row of `dimension` numbers, a multiple of 8."""
+    return dimension // BITS + SCALE_BYTES
+
+
+def stored_dimension(size: int) -> int:
+    """Return the numbers of a row that takes `size` bytes, the inverse of `stored_bytes`."""
+    return (size - SCALE_BYTES) * BITS
+
+
+def quantize(vectors: np.ndarray) -> np.ndarray:
+    """Return quantized rows, uint8 [rows, dimension / 8 + 4]: packed signs, most significant bit first, then the scale.
+
+    The scale is float32, little-endian. That of a row with a number that isn't finite isn't finite either.
+
+    Parameters
+    ----------
+    vectors: float32 [rows, dimension], whose dimension is a multiple of 8.
+    """
+    lengths = np.abs(vectors).sum(axis=1)
+    # Numbers that aren't finite are found where rows are scored.
+    with np.errstate(invalid="ignore"):
+        scales = np.divide(np.square(vectors).sum(axis=1), lengths, out=np.zeros_like(lengths), where=lengths != 0)
+    signs = np.packbits(vectors > 0, axis=1)
+    return np.concatenate([signs, scales.astype("<f4")[:, None].view(np.uint8)], axis=1)
+
+
+def dequantize(rows: torch.Tensor) -> torch.Tensor:
+    """Return quantized rows as float32 [rows, dimension], on their device: each sign times the scale.
+
+    Parameters
+    ----------
+    rows: result of `quantize`.
+    """
+    signs = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).astype(np.float32) * 2 - 1
+    packed, scales = rows[:, :-SCALE_BYTES], rows[:, -SCALE_BYTES:].contiguous().view(torch.float32)
+    table = torch.from_numpy(signs).to(rows.device)
+    return torch.nn.functional.embedding(packed.int(), table).flatten(1).mul_(scales)
