@@ -95,6 +95,7 @@ if plan_of_study.lds_evaluations:
             ),
             blends=expand(f"{RESULTS}/blends/{{blend}}.parquet", blend=study.scoring.blends),
         output:
+            **average(),
             lds=f"{RESULTS}/evaluation/lds.parquet",
             differences=f"{RESULTS}/evaluation/differences.parquet",
         log:

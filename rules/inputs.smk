@@ -255,6 +255,11 @@ def judgement(table):
     return f"{RESULTS}/evaluation/{table}.parquet" if plan_of_study.lds_evaluations else []
 
 
+def average():
+    """The mean LDS over several evaluation sets; nothing where there is one."""
+    return {"average": f"{RESULTS}/evaluation/average_lds.parquet"} if plan_of_study.averaged_evaluations else {}
+
+
 def experiment_tables():
     return [f"{RESULTS}/evaluation/{EXPERIMENT_TABLES[name]}.parquet" for name in plan_of_study.experiments()]
 

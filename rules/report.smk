@@ -1,6 +1,7 @@
 rule write_report:
     """Write the report: one HTML file that works offline."""
     input:
+        **average(),
         config=rules.resolve_config.output.config,
         provenance=rules.resolve_config.output.provenance,
         lds=judgement("lds"),

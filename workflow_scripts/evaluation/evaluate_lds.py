@@ -16,6 +16,7 @@ from workflow_scripts.core.progress import Progress, say
 from workflow_scripts.core.seeds import generator
 from workflow_scripts.core.stage import run_stage
 from workflow_scripts.core.timing import Seconds
+from workflow_scripts.evaluation.average import AVERAGE_SCHEMA, EvaluatedSet, average_rows, average_table
 from workflow_scripts.evaluation.blends import Blend, read_blend
 from workflow_scripts.evaluation.group_scores import MeasuredLosses, read_group_scores, read_losses
 from workflow_scripts.evaluation.lds import (
@@ -74,7 +75,9 @@ def evaluate_lds(
     differences: Path,
     poolings: Sequence[Path] = (),
     blends: Sequence[Path] = (),
+    average: Path | None = None,
     *,
+    averaged: Sequence[str] = (),
     main: str = MAIN_METHOD,
     bootstrap: int,
     confidence: float,
@@ -105,6 +108,8 @@ def evaluate_lds(
     poolings: `poolings/<method>.parquet` of the methods whose pooling was chosen on held-back folds; their rows say in
         the column `chosen` what the pooling `chosen` is.
     blends: `blends/<method>+<method>.parquet`, each a further row, whose pooling is `chosen`, too.
+    average: Parquet file to write, the mean LDS over the sets `averaged`, see `evaluation.average`; None without them.
+    averaged: names of these evaluation sets; those on which the LDS is undefined don't count.
     main: name of the method that every other row is compared with; the first one, if it is not among them.
     bootstrap: number of bootstrap draws over tests and subsets.
     confidence: coverage of the intervals, in (0, 1).
@@ -130,6 +135,7 @@ def evaluate_lds(
         name: str(blend) for name, blend in mixed.items()
     }
     lds_frames, difference_frames, undefined = [], [], []
+    sets: dict[str, EvaluatedSet] = {}
     progress = Progress("evaluate_lds", len(targets), "evaluation sets")
     for path in targets:
         evaluation, measured = path.stem, read_losses(path)
@@ -155,11 +161,25 @@ def evaluate_lds(
             continue
         _show(rows, measured, confidence)
         lds_frames.append(_best_first(rows))
+        if evaluation in averaged:
+            sets[evaluation] = EvaluatedSet(rows, draws)
         difference_frames.append(_difference_rows(rows, draws, main, mixed, confidence))
     if not lds_frames:
         raise StudyError("\n".join(undefined))
     write_frame(differences, pd.concat(difference_frames), DIFFERENCE_SCHEMA)
+    if average:
+        _write_average(average, sets, main, confidence, pd.concat(lds_frames))
     write_frame(lds, pd.concat(lds_frames), LDS_SCHEMA)
+
+
+def _write_average(
+    path: Path, sets: Mapping[str, EvaluatedSet], main: str, confidence: float, lds: pd.DataFrame
+) -> None:
+    leading = [_leading_row(of_set.rows, main) for of_set in sets.values()]
+    rows = average_rows(sets, leading[0], confidence) if leading else average_rows({}, ("", ""), confidence)
+    write_frame(path, rows, AVERAGE_SCHEMA)
+    for line in average_table(rows, lds):
+        say(line)
 
 
 @dataclass(frozen=True)
@@ -218,12 +238,19 @@ def _best_first(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.sort_values("lds", ascending=False, kind="stable")
 
 
+def _leading_row(rows: pd.DataFrame, main: str) -> tuple[str, str]:
+    """Return method and pooling of the first row of `main`; if it is not among them, of the first one."""
+    named = rows[rows["method"] == main]
+    first = (named if len(named) else rows).iloc[0]
+    return str(first["method"]), str(first["pooling"])
+
+
 def _difference_rows(
     rows: pd.DataFrame, draws: np.ndarray, main: str, blends: Collection[str], confidence: float
 ) -> pd.DataFrame:
     """Return the paired differences of the first row of `main`, and of each blend, to all other rows."""
     methods = rows["method"].tolist()
-    leading = [methods.index(main) if main in methods else 0, *map(methods.index, blends)]
+    leading = [methods.index(_leading_row(rows, main)[0]), *map(methods.index, blends)]
     pairs = [(one, other) for one in leading for other in range(len(rows)) if other != one]
     a, b = (rows.iloc[[pair[side] for pair in pairs]].reset_index() for side in (0, 1))
     intervals = [paired_difference(draws[first], draws[second], confidence) for first, second in pairs]

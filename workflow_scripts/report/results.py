@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,6 +131,31 @@ class EvaluationResult:
 
 
 @dataclass(frozen=True)
+class AverageRow:
+    """The mean LDS of one method with one pooling over several evaluation sets.
+
+    Parameters
+    ----------
+    lds: the mean.
+    ci_low: lower end of its interval.
+    ci_high: upper end of its interval.
+    lead: the main row's mean minus this one's; None for the main row.
+    by_set: its row on each set, by the set's name.
+    """
+
+    lds: float
+    ci_low: float | None
+    ci_high: float | None
+    lead: Difference | None
+    by_set: Mapping[str, LdsRow]
+
+    @property
+    def row(self) -> LdsRow:
+        """Its row on the first set, which names it."""
+        return next(iter(self.by_set.values()))
+
+
+@dataclass(frozen=True)
 class StageCost:
     """Time and memory of all jobs of one rule.
 
@@ -218,6 +243,29 @@ def gather_results(lds: Path, differences: Path, study: Study) -> list[Evaluatio
         _evaluation(name, by_evaluation[name], leads[leads["evaluation"] == name], study.encoder_training.pooling)
         for name in dict.fromkeys([*study.evaluations, *by_evaluation])
         if name in by_evaluation
+    ]
+
+
+def gather_average(average: Path, results: Sequence[EvaluationResult]) -> list[AverageRow]:
+    """Return the rows of the mean LDS over several evaluation sets, best first.
+
+    Parameters
+    ----------
+    average: table that `evaluate_lds` wrote.
+    results: the results of every evaluation.
+    """
+    of_set = {(result.name, row.method, row.pooling): row for result in results for row in result.rows}
+    return [
+        AverageRow(
+            lds=row.lds,
+            ci_low=_known(row.ci_low),
+            ci_high=_known(row.ci_high),
+            lead=None
+            if math.isnan(row.lead)
+            else Difference(row.lead, _known(row.lead_ci_low), _known(row.lead_ci_high)),
+            by_set={name: of_set[name, row.method, row.pooling] for name in row.evaluations},
+        )
+        for row in rows_of(read_frame(average))
     ]
 
 

@@ -20,6 +20,7 @@ from workflow_scripts.core.frames import read_frame
 from workflow_scripts.core.parquet import read_table
 from workflow_scripts.core.progress import one_line
 from workflow_scripts.corpora.tables import WHERE, row_name
+from workflow_scripts.evaluation.average import average_table
 from workflow_scripts.evaluation.lds_table import lds_table
 from workflow_scripts.study.config import Study
 from workflow_scripts.study.config_files import read_study
@@ -41,11 +42,15 @@ def results_text(results: Path, study: Study) -> str:
     """
     has_lds = any(evaluation.subsets for evaluation in study.evaluations.values())
     rows = read_frame(results / "evaluation" / "lds.parquet") if has_lds else pd.DataFrame()
+    average = results / "evaluation" / "average_lds.parquet"
     lines = [
         line
         for name, evaluation in study.evaluations.items()
         for line in (_lds_table(name, rows) if evaluation.subsets else _best_examples(results, study, name))
     ]
+    # Results of earlier versions don't have it.
+    if average.exists():
+        lines = ["", *average_table(read_frame(average), rows), *lines]
     return "\n".join([*lines, *_near_duplicates(results, study), "", f"Report: {results / 'report.html'}"])
 
 

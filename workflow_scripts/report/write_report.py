@@ -24,7 +24,13 @@ from workflow_scripts.report.corpus_profile import gather_profiles
 from workflow_scripts.report.experiments import gather_experiments
 from workflow_scripts.report.explorer import gather_explorer, json_for_html, visible
 from workflow_scripts.report.label_influence import gather_label_influence
-from workflow_scripts.report.results import gather_costs, gather_results, gather_runs, gather_training
+from workflow_scripts.report.results import (
+    gather_average,
+    gather_costs,
+    gather_results,
+    gather_runs,
+    gather_training,
+)
 from workflow_scripts.study.config import Study, load_study
 
 EXPLORER_BYTES = 14_500_000
@@ -61,6 +67,7 @@ def write_report(
     lds_table: Path,
     training_table: Path,
     costs_table: Path,
+    average: Path | None = None,
     *,
     benchmarks: str,
     plan: str,
@@ -91,6 +98,7 @@ def write_report(
     lds_table: CSV file to write, the content of `lds`.
     training_table: CSV file to write, the validations in `training`.
     costs_table: CSV file to write, what each stage took, beside what the plan expected.
+    average: mean LDS over several evaluation sets, which `evaluate_lds` wrote; None where there is one set.
     benchmarks: folder of Snakemake's benchmark files, one folder per rule; may be absent.
     plan: `plan.json`; may be absent.
     tests: most test examples per evaluation in the explorer.
@@ -123,6 +131,7 @@ def write_report(
         config_text=config.read_text(encoding="utf-8"),
         provenance=_read_json(provenance),
         results=results,
+        average=gather_average(average, results) if average else [],
         undefined=[
             name
             for name, evaluation in study.evaluations.items()

@@ -80,6 +80,7 @@ class StudyPlan:
     Attributes
     ----------
     lds_evaluations: evaluations whose subsets are fine-tuned.
+    averaged_evaluations: those of them with the study's own LM, where there are several: their mean LDS is reported.
     pools: all pools that LMs are fine-tuned on.
     drawn_pools: these, and all others that subsets or tests are drawn for.
     variants: all variants, the study's own encoder first.
@@ -91,6 +92,8 @@ class StudyPlan:
     def __init__(self, study: Study):
         self.study = study
         self.lds_evaluations = [name for name, evaluation in study.evaluations.items() if evaluation.subsets]
+        own = [name for name in self.lds_evaluations if study.evaluations[name].language_model is None]
+        self.averaged_evaluations = own if len(own) > 1 else []
         self.pools = [TRAIN_POOL, *self.lds_evaluations] if study.targets else self.lds_evaluations
         self.drawn_pools = list(dict.fromkeys([*self.pools, *self.predicted_pools(), *study.evaluations]))
         self.variants = ["", *(f"@{name}" for name in study.encoder_variants)]

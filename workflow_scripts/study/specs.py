@@ -315,6 +315,7 @@ class StageSpecs:
             "fitting": {row: fitting_jobs(self.plan, row) for row in rows},
             # The stage's default is named by no spec, or finished studies would be evaluated again.
             **({"main": main} if (main := self.plan.main_method()) != "airrep" else {}),
+            **({"averaged": averaged} if (averaged := self.plan.averaged_evaluations) else {}),
         }
 
     def _evaluate_label_influence(self) -> dict[str, Any]:

@@ -41,13 +41,13 @@ def _write_targets(path, losses, diverged=()):
     write_table(path, pa.table({**columns, "loss": loss, "status": status.ravel().tolist()}))
 
 
-def _write_scores(folder, method, scores_by_pooling):
+def _write_scores(folder, method, scores_by_pooling, evaluation="mini"):
     tables = []
     for pooling, scores in scores_by_pooling.items():
         columns = _long(scores, "test_id", "subset")
         score = pa.array(scores.astype(np.float32).ravel())
         tables.append(pa.table({**columns, "pooling": [pooling] * scores.size, "score": score}))
-    groups, scores = (folder / kind / method / "mini.parquet" for kind in ("groups", "scores"))
+    groups, scores = (folder / kind / method / f"{evaluation}.parquet" for kind in ("groups", "scores"))
     # The order of rows means nothing.
     table = pa.concat_tables(tables)
     write_table(groups, table.take(pa.array(np.random.default_rng(1).permutation(table.num_rows))))
@@ -70,7 +70,8 @@ def _run(folder, written, **changes):
         "fitting": {method: [] for method in methods},
         **changes,
     }
-    evaluate_lds(list(groups), list(scores), [folder / "mini.parquet"], **paths, **values)
+    targets = values.pop("targets", [folder / "mini.parquet"])
+    evaluate_lds(list(groups), list(scores), targets, **paths, **values)
     return [read_table(path).to_pylist() for path in paths.values()]
 
 
@@ -134,6 +135,28 @@ def test_rows_of_the_tables(effect, tmp_path, capsys):
     shown = capsys.readouterr().err
     assert "LDS on mini: 5 tests, 12 subsets, 2 runs of each" in shown
     assert shown.index("airrep ") < shown.index("untrained ")
+
+
+def test_the_mean_over_several_sets_is_written_and_shown(effect, tmp_path, capsys):
+    names = ["mini", "other", "third"]
+    written = []
+    for place, name in enumerate(names):
+        losses = _noisy_losses(effect, noise=0.3 * (place + 1))
+        # On the last set the LDS is undefined.
+        _write_targets(tmp_path / f"{name}.parquet", losses if name != "third" else np.ones_like(losses))
+        for method, scores in {"tfidf": effect**3 - effect, "airrep": effect}.items():
+            written.append(_write_scores(tmp_path, method, {"mean": scores}, name))
+    targets = [tmp_path / f"{name}.parquet" for name in names]
+    rows, _ = _run(tmp_path, written, targets=targets, average=tmp_path / "average.parquet", averaged=names)
+    found = read_table(tmp_path / "average.parquet").to_pylist()
+    of_row = {(row["evaluation"], row["method"]): row["lds"] for row in rows}
+    for row in found:
+        assert row["evaluations"] == ["mini", "other"]
+        assert row["lds"] == pytest.approx(np.mean([of_row[name, row["method"]] for name in row["evaluations"]]))
+        assert row["ci_low"] < row["lds"] < row["ci_high"]
+    assert [row["method"] for row in found] == ["airrep", "tfidf"]
+    assert [row["lead"] for row in found] == [None, pytest.approx(found[0]["lds"] - found[1]["lds"])]
+    assert "Average LDS over mini, other" in capsys.readouterr().err
 
 
 def _job(folder, name, work):

@@ -4,6 +4,7 @@ import pandas as pd
 import pyarrow as pa
 
 from workflow_scripts.core.parquet import write_table
+from workflow_scripts.evaluation.average import AVERAGE_SCHEMA
 from workflow_scripts.evaluation.evaluate_lds import LDS_SCHEMA
 from workflow_scripts.evaluation.lds_table import lds_table
 from workflow_scripts.report.show_results import results_text
@@ -52,6 +53,26 @@ def test_one_table_for_each_evaluation_best_first_and_the_reports_path(tmp_path)
         "",
         f"Report: {tmp_path / 'report.html'}",
     ]
+
+
+def test_the_average_over_evaluations_comes_first(tmp_path):
+    rows = [row("airrep", "a", 0.6), row("airrep", "b", 0.5)]
+    table = pa.Table.from_pylist([dict.fromkeys(LDS_SCHEMA.names) | r for r in rows], schema=LDS_SCHEMA)
+    write_table(tmp_path / "evaluation" / "lds.parquet", table)
+    mean = {
+        "method": "airrep",
+        "pooling": "mean",
+        "lds": 0.55,
+        "ci_low": 0.5,
+        "ci_high": 0.6,
+        "evaluations": ["a", "b"],
+    }
+    table = pa.Table.from_pylist([dict.fromkeys(AVERAGE_SCHEMA.names) | mean], schema=AVERAGE_SCHEMA)
+    write_table(tmp_path / "evaluation" / "average_lds.parquet", table)
+    lines = results_text(tmp_path, study(100, ["a", "b"])).splitlines()
+    assert lines[:2] == ["", "Average LDS over a, b"]
+    assert lines[3].split() == ["airrep", "mean", "0.550", "0.500", "to", "0.600", "0.600", "0.500"]
+    assert lines[5].startswith("LDS on a ")
 
 
 def test_best_examples_where_nothing_was_judged(tmp_path):

@@ -6,14 +6,16 @@ import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import yaml
 from pyarrow.csv import read_csv
 from report_run import HOSTILE, METHOD_LDS, TOPICS, make_run
 
 from workflow_scripts.core.errors import StudyError
-from workflow_scripts.core.parquet import read_table
+from workflow_scripts.core.parquet import read_table, write_table
 from workflow_scripts.core.timing import Seconds, record_of
+from workflow_scripts.evaluation.average import AVERAGE_SCHEMA
 from workflow_scripts.report.charts import cost_bars, linear_axis, training_curves
 from workflow_scripts.report.explorer import json_for_html, visible
 from workflow_scripts.report.formatting import decimal, duration, interval, share, size
@@ -198,6 +200,22 @@ def test_report_without_benchmarks_and_scores_says_so(tmp_path):
     page = written(tmp_path, change={"benchmarks": str(tmp_path / "absent"), "scores": []})
     assert "No benchmark file was found" in page.words
     assert "Pick a test example" not in page.words
+
+
+def test_the_average_over_evaluation_sets_stands_first_and_each_set_beside_it(tmp_path):
+    run = make_run(tmp_path, evaluations=("flan", "alpaca"))
+    names = ["airrep", "tfidf"]
+    mean = {"pooling": ["attention", "mean"], "lds": [0.63, 0.41], "ci_low": [0.6, 0.38], "ci_high": [0.66, 0.44]}
+    lead = {"lead": [None, 0.22], "lead_ci_low": [None, 0.18], "lead_ci_high": [None, 0.26]}
+    values = {"method": names, "chosen": [None, None], **mean, **lead, "evaluations": [["flan", "alpaca"]] * 2}
+    average = tmp_path / "evaluation" / "average_lds.parquet"
+    write_table(average, pa.table({name: values[name] for name in AVERAGE_SCHEMA.names}, AVERAGE_SCHEMA))
+    words = written_with(run | {"average": average}).words
+    assert words.index("Average over 2 evaluation sets") < words.index("30 test examples")
+    assert "Method Mean LDS [interval] AirRep is above by flan alpaca" in words
+    assert "AirRep attention pooling 0.63 [0.60, 0.66] 0.63 0.63" in words
+    assert "TF-IDF mean pooling 0.41 [0.38, 0.44] +0.22 [+0.18, +0.26] 0.41 0.41" in words
+    assert "Average over" not in written_with(run).words
 
 
 def test_a_study_without_lds_shows_its_explorer_and_claims_nothing(tmp_path):
