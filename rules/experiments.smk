@@ -182,6 +182,7 @@ rule evaluate_leave_out:
         runs=rules.draw_leave_out.output.runs,
         measured=measured_of("leave_out"),
         groups=base_scores_of("leave_out"),
+        blends=expand(f"{RESULTS}/blends/{{blend}}.parquet", blend=study.scoring.blends),
     output:
         table=f"{RESULTS}/evaluation/loo.parquet",
     log:

@@ -33,7 +33,7 @@ class Blend:
     """A weighted sum of two methods' group scores.
 
     Scores of two methods have no common unit, and neither do one method's scores for two tests, so both are
-    standardised over the subsets that a test is evaluated on, as labels are (paper, section 3.1).
+    standardised over the subsets (or examples) that a test is evaluated on, as labels are (paper, section 3.1).
 
     Parameters
     ----------
@@ -50,12 +50,12 @@ class Blend:
         parts = zip((self.weight, 1 - self.weight), self.methods, self.poolings, strict=True)
         return " + ".join(f"{weight:.2f} {method} ({pooling})" for weight, method, pooling in parts)
 
-    def group_scores(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        """Return the blended group scores, float64 [subsets, tests].
+    def scores(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        """Return the blended scores of subsets or examples, float64 [subsets, tests] or [examples, tests].
 
         Parameters
         ----------
-        first: group scores of the first method, float [subsets, tests].
+        first: scores of the first method, float [subsets, tests] or [examples, tests].
         second: likewise of the second.
         """
         return self.weight * _standardised(first) + (1 - self.weight) * _standardised(second)

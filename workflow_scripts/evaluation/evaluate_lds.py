@@ -195,7 +195,7 @@ class _Candidate:
 def _blended(name: str, blend: Blend, candidates: Sequence[_Candidate], **once: Seconds) -> _Candidate:
     of_row = {(one.method, one.pooling): one for one in candidates}
     first, second = (of_row[row] for row in zip(blend.methods, blend.poolings, strict=True))
-    scores = blend.group_scores(first.scores.T, second.scores.T).T.astype(np.float32)
+    scores = blend.scores(first.scores.T, second.scores.T).T.astype(np.float32)
     cost = {key: first.cost[key] + second.cost[key] for key in first.cost}
     return _Candidate(name, "chosen", scores, cost | _entries(once))
 

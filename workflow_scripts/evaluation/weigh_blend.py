@@ -53,7 +53,7 @@ def weigh_blend(
     first, second = (_predicted(subsets, path, held_back) for path in predictions)
     methods = methods_of(blend)
     candidates = [Blend(methods, poolings, weight) for weight in WEIGHTS]
-    lds = [held_back_lds(list(map(one.group_scores, first, second)), held_back) for one in candidates]
+    lds = [held_back_lds(list(map(one.scores, first, second)), held_back) for one in candidates]
     chosen = max(range(len(WEIGHTS)), key=lambda place: (lds[place], -abs(WEIGHTS[place] - 0.5)))
     alone = f"{methods[0]} {lds[-1]:.3f}, {methods[1]} {lds[0]:.3f}"
     say(f"weigh_blend: {candidates[chosen]}, LDS {lds[chosen]:.3f}; alone: {alone}")

@@ -12,6 +12,7 @@ from workflow_scripts.core.frames import write_frame
 from workflow_scripts.core.progress import say
 from workflow_scripts.core.seeds import generator
 from workflow_scripts.core.stage import run_stage
+from workflow_scripts.evaluation.blends import Blend, read_blend
 from workflow_scripts.evaluation.lds import (
     Bootstrap,
     bootstrap_lds,
@@ -34,6 +35,7 @@ def evaluate_leave_out(
     measured: Sequence[Path],
     groups: Sequence[Path],
     table: Path,
+    blends: Sequence[Path] = (),
     *,
     evaluation: str,
     bootstrap: int,
@@ -54,7 +56,9 @@ def evaluate_leave_out(
     runs: file that `draw_leave_out` wrote.
     measured: files that `finetune_runs` wrote, of all jobs.
     groups: each method's scores of the base set, `.../<method>/<evaluation>.parquet`.
-    table: Parquet file to write, one row per method and group size; `metric` is `leave_1_out`, `leave_8_out`, ...
+    table: Parquet file to write, one row per method or blend, and group size; `metric` is `leave_1_out`, ...
+    blends: `blends/<method>+<method>.parquet`: with their weights both methods' scores are added, each standardised for
+        each test over the base set.
     evaluation: name of the evaluation.
     bootstrap: number of bootstrap draws.
     confidence: coverage of the intervals, in (0, 1).
@@ -69,6 +73,10 @@ def evaluate_leave_out(
     rises = loss_rises(by_run, by_run["size"] == 0)
     base_ids = read_base(base)
     scores = {path.parent.name: read_base_scores(path, base_ids) for path in groups}
+    for path in blends:
+        blend = read_blend(path)
+        first, second = (scores[method] for method in blend.methods)
+        scores[path.stem] = _blended(blend, first, second)
     tests = next(iter(scores.values())).index
     rows = []
     for size, of_size in rises.groupby("size"):
@@ -110,6 +118,12 @@ def evaluate_leave_out(
             say(f"  {method:<20} {row['value']:>7.3f}   {low:.3f} to {high:.3f}")
             rows.append(row)
     write_frame(table, pd.DataFrame(rows), SCHEMA)
+
+
+def _blended(blend: Blend, first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
+    """Return the blended scores of all examples, with the rows (tests) and columns (examples) of `first`."""
+    values = blend.scores(first.to_numpy().T, second.loc[first.index].to_numpy().T).T
+    return pd.DataFrame(values, first.index, first.columns)
 
 
 if __name__ == "__main__":

@@ -111,6 +111,6 @@ def test_a_file_without_a_choice_is_an_error(tmp_path):
 def test_a_method_whose_scores_of_a_test_are_all_equal_adds_nothing_there():
     random = np.random.default_rng(1)
     scores = random.standard_normal((5, 2))
-    blended = Blend(("x", "y"), ("mean", "mean"), 0.5).group_scores(scores, np.ones((5, 2)))
+    blended = Blend(("x", "y"), ("mean", "mean"), 0.5).scores(scores, np.ones((5, 2)))
     assert np.isfinite(blended).all()
     np.testing.assert_allclose(np.corrcoef(blended[:, 0], scores[:, 0])[0, 1], 1)

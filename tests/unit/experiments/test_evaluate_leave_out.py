@@ -7,6 +7,7 @@ from base_set_scores import TESTS, effect, write_scores
 
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.parquet import read_table, write_table
+from workflow_scripts.evaluation.blends import Blend, write_blend
 from workflow_scripts.experiments.base_set import read_base, read_base_scores
 from workflow_scripts.experiments.draw_base import draw_base
 from workflow_scripts.experiments.draw_leave_out import draw_group, draw_leave_out
@@ -50,7 +51,7 @@ def write_measured(path, runs, effect_of):
     write_table(path, pa.Table.from_pylist(rows, schema=MEASURED_SCHEMA))
 
 
-def evaluated(files, **methods):
+def evaluated(files, blends=(), **methods):
     base = read_base(files / "base.parquet")
     groups = []
     for method, score in methods.items():
@@ -64,6 +65,7 @@ def evaluated(files, **methods):
         [files / "measured.parquet"],
         groups,
         files / "loo.parquet",
+        blends,
         **JUDGING,
     )
     return {(row["method"], row["metric"]): row for row in read_table(files / "loo.parquet").to_pylist()}
@@ -96,6 +98,16 @@ def test_scores_that_are_the_effects_correlate_fully_and_their_negative_inversel
         assert rows["right", metric]["seed_agreement"] == pytest.approx(1)
         assert rows["right", metric]["ceiling"] == pytest.approx(1)
         assert rows["wrong", metric]["ci_low"] <= -1 + 1e-9
+
+
+@pytest.mark.parametrize(("weight", "sign"), [(0.75, 1), (0.25, -1)])
+def test_a_blend_is_the_weighted_sum_of_standardised_scores(files, weight, sign):
+    blend = files / "blends" / "right+wrong.parquet"
+    write_blend(blend, [Blend(["right", "wrong"], ["mean", "mean"], weight)], [0.5], 0)
+    # The unit of a method's scores, and a test's own, don't matter.
+    rows = evaluated(files, [blend], right=effect, wrong=lambda test, example: test - 1000 * effect(test, example))
+    for metric in ("leave_1_out", "leave_2_out"):
+        assert rows["right+wrong", metric]["value"] == pytest.approx(sign)
 
 
 def test_a_value_is_the_mean_over_tests_of_spearmans_correlation(files):
