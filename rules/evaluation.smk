@@ -79,6 +79,31 @@ if study.targets:
         script:
             "../workflow_scripts/evaluation/weigh_blend.py"
 
+    rule score_blend:
+        """Top examples of each test by the sum of two methods' scores, where the blend has top lists."""
+        input:
+            unpack(inputs_of_blend),
+            train=corpus_of("train"),
+            test=corpus_of("test"),
+            validation=f"{RESULTS}/subsets/{{evaluation}}.validation.parquet",
+            weights=rules.weigh_blend.output.weights,
+        output:
+            scores=f"{RESULTS}/scores/{{blend}}/{{evaluation}}.parquet",
+        log:
+            f"{RESULTS}/logs/score_blend/{{blend}}/{{evaluation}}.log",
+        benchmark:
+            f"{RESULTS}/benchmarks/score_blend/{{blend}}/{{evaluation}}.tsv"
+        wildcard_constraints:
+            blend=any_of(map(re.escape, study.listed_blends)),
+        conda:
+            "../envs/airrep.yaml"
+        resources:
+            **resources_for("score_blend"),
+        params:
+            spec=spec("score_blend"),
+        script:
+            "../workflow_scripts/evaluation/score_blend.py"
+
 
 if plan_of_study.lds_evaluations:
 

@@ -238,6 +238,25 @@ def of_every_method(folder, evaluations):
     )
 
 
+def top_lists(evaluations):
+    """Top lists of every method, and of the blends that have them."""
+    return expand(
+        f"{RESULTS}/scores/{{method}}/{{evaluation}}.parquet",
+        method=[*study.scoring.methods, *study.listed_blends],
+        evaluation=evaluations,
+    )
+
+
+def inputs_of_blend(wildcards):
+    """Embeddings of the training rows and the tests by both methods, which stand in one file each."""
+    evaluation = study.evaluations[wildcards.evaluation]
+    files = {}
+    for place, method in zip(("first", "second"), methods_of(wildcards.blend)):
+        files[f"{place}_train"] = embeddings_of(method, evaluation.train, for_tests=False)
+        files[f"{place}_test"] = embeddings_of(method, evaluation.test, for_tests=True)
+    return files
+
+
 def leaks():
     return f"{RESULTS}/evaluation/leaks.parquet" if study.targets else []
 
@@ -343,11 +362,7 @@ def losses_of_damaged_pool(wildcards):
 
 
 def classified_scores(wildcards):
-    return [
-        f"{RESULTS}/scores/{method}/{evaluation}.parquet"
-        for evaluation in plan_of_study.classified()
-        for method in study.scoring.methods
-    ]
+    return top_lists(plan_of_study.classified())
 
 
 def classified_corpora(wildcards):

@@ -10,7 +10,7 @@ rule write_report:
         agreements=rules.evaluate_label_influence.output.agreements,
         training=training_log(),
         targets=expand(f"{RESULTS}/targets/{{pool}}.parquet", pool=plan_of_study.pools),
-        scores=of_every_method("scores", study.evaluations),
+        scores=top_lists(study.evaluations),
         corpora=expand(f"{RESULTS}/corpora/{{corpus}}.parquet", corpus=study.corpora),
         rejected=expand(f"{RESULTS}/corpora/{{corpus}}.rejected.parquet", corpus=study.corpora),
         tokens=expand(f"{RESULTS}/tokens/{{corpus}}.parquet", corpus=plan_of_study.tokenized_corpora()),

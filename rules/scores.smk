@@ -128,4 +128,4 @@ rule merge_scores:
 rule scores:
     """Top helpful and harmful training examples and group scores, for every method and evaluation set."""
     input:
-        of_every_method("scores", study.evaluations),
+        top_lists(study.evaluations),

@@ -53,6 +53,16 @@ def curated_by_gradients() -> None:
     load_study(values, origin="configs/mine.yaml")
 
 
+def curated_by_a_blend(blend: str, rule: str) -> Callable[[], None]:
+    def load() -> None:
+        values = with_value("scoring", {"methods": ["airrep", "tfidf", "ekfac"], "blends": [blend]})
+        values["encoder_training"] |= {"validation_folds": 1}
+        values["curation"]["helpful"] |= {"method": blend, "rule": rule}
+        load_study(values, origin="configs/mine.yaml")
+
+    return load
+
+
 def detected_by_gradients() -> None:
     values = with_value("scoring.methods", ["airrep", "ekfac"])
     values["experiments"] = {"detection": {"evaluation": "heldout", "methods": ["ekfac"]}}
@@ -173,6 +183,8 @@ CONFIG = section_of(
         "a selection by an evaluation that isn't there": config_with("curation.helpful.evaluation", "other"),
         "a selection by a method that doesn't score": config_with("curation.helpful.method", "logra"),
         "a mean over gradients that aren't stored": curated_by_gradients,
+        "a selection by a blend without top lists": curated_by_a_blend("airrep+ekfac", "min_rank"),
+        "a mean over a blend": curated_by_a_blend("airrep+tfidf", "mean_score"),
         "copies of a row that is listed for review": config_with(
             "curation.helpful", {"evaluation": "heldout", "size": 10, "rule": "most_harmful", "near_duplicates": "once"}
         ),

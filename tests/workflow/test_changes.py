@@ -73,7 +73,7 @@ CHANGES = {
     ),
     "a blend": (
         {"scoring__blends": ["airrep+tfidf"]},
-        {"embed_corpus": 1, "predict_held_back": 2, "weigh_blend": 1, "evaluate_lds": 1},
+        {"embed_corpus": 1, "predict_held_back": 2, "weigh_blend": 1, "score_blend": 1, "evaluate_lds": 1},
     ),
     "labels that a method predicts": (
         {

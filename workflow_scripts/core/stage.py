@@ -52,6 +52,7 @@ _MEMORY_KEYS = {
     "evaluate_label_influence": "scoring.tile_examples",
     "predict_targets_by_lm": "finetuning.step_tokens",
     "predict_held_back": "scoring.tile_examples",
+    "score_blend": "scoring.tile_examples",
     "predict_held_back_by_lm": "finetuning.step_tokens",
 }
 

@@ -21,6 +21,9 @@ WEIGHT_SCHEMA = pa.schema(
         ("pooling_b", pa.string()),
         # Of the first method; that of the second is the rest to 1.
         ("weight", pa.float64()),
+        # Root mean square, over the held-back tests, of the spread of a method's group scores over subsets.
+        ("scale_a", pa.float64()),
+        ("scale_b", pa.float64()),
         # Mean over the held-back folds.
         ("lds", pa.float64()),
         ("chosen", pa.bool_()),
@@ -40,14 +43,31 @@ class Blend:
     methods: names of both methods.
     poolings: which of each method's group scores are added.
     weight: weight of the first method, in [0, 1]; the second has the rest.
+    scales: for each method, the usual spread of its group scores over subsets, on the held-back folds.
     """
 
     methods: Sequence[str]
     poolings: Sequence[str]
     weight: float
+    scales: Sequence[float] = (1.0, 1.0)
+
+    @property
+    def factors(self) -> tuple[float, float]:
+        """What scores of single examples are multiplied by, before they are added.
+
+        Unlike `scores` it has one unit for all tests, so that no other example is needed to score one.
+        """
+        first, second = (
+            weight / scale if scale else 0.0 for weight, scale in zip(self._weights, self.scales, strict=True)
+        )
+        return first, second
+
+    @property
+    def _weights(self) -> tuple[float, float]:
+        return self.weight, 1 - self.weight
 
     def __str__(self) -> str:
-        parts = zip((self.weight, 1 - self.weight), self.methods, self.poolings, strict=True)
+        parts = zip(self._weights, self.methods, self.poolings, strict=True)
         return " + ".join(f"{weight:.2f} {method} ({pooling})" for weight, method, pooling in parts)
 
     def scores(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -76,10 +96,10 @@ def write_blend(path: Path, candidates: Sequence[Blend], lds: Sequence[float], c
     chosen: the place of the chosen one.
     """
     rows = [
-        (*one.methods, *one.poolings, one.weight, its_lds, place == chosen)
+        (*one.methods, *one.poolings, one.weight, *one.scales, its_lds, place == chosen)
         for place, (one, its_lds) in enumerate(zip(candidates, lds, strict=True))
     ]
-    names = ("method_a", "method_b", "pooling_a", "pooling_b", "weight", "lds", "chosen")
+    names = ("method_a", "method_b", "pooling_a", "pooling_b", "weight", "scale_a", "scale_b", "lds", "chosen")
     write_table(path, pa.table(dict(zip(names, zip(*rows, strict=True), strict=True)), WEIGHT_SCHEMA))
 
 
@@ -91,4 +111,5 @@ def read_blend(path: Path) -> Blend:
     StudyError: the file can't be read, or no one row is the chosen one.
     """
     row = read_chosen_row(path, "weights")
-    return Blend([row["method_a"], row["method_b"]], [row["pooling_a"], row["pooling_b"]], row["weight"])
+    methods, poolings, scales = ([row[f"{name}_a"], row[f"{name}_b"]] for name in ("method", "pooling", "scale"))
+    return Blend(methods, poolings, row["weight"], scales)

@@ -52,12 +52,18 @@ def weigh_blend(
     held_back = read_folds(subsets, targets)[-folds:]
     first, second = (_predicted(subsets, path, held_back) for path in predictions)
     methods = methods_of(blend)
-    candidates = [Blend(methods, poolings, weight) for weight in WEIGHTS]
+    scales = [_spread(one) for one in (first, second)]
+    candidates = [Blend(methods, poolings, weight, scales) for weight in WEIGHTS]
     lds = [held_back_lds(list(map(one.scores, first, second)), held_back) for one in candidates]
     chosen = max(range(len(WEIGHTS)), key=lambda place: (lds[place], -abs(WEIGHTS[place] - 0.5)))
     alone = f"{methods[0]} {lds[-1]:.3f}, {methods[1]} {lds[0]:.3f}"
     say(f"weigh_blend: {candidates[chosen]}, LDS {lds[chosen]:.3f}; alone: {alone}")
     write_blend(weights, candidates, lds, chosen)
+
+
+def _spread(scores: Sequence[np.ndarray]) -> float:
+    variances = np.concatenate([of_fold.astype(np.float64).var(axis=0) for of_fold in scores])
+    return float(np.sqrt(variances.mean()))
 
 
 def _predicted(subsets: Path, predictions: Path, held_back: Sequence[FoldTargets]) -> list[np.ndarray]:

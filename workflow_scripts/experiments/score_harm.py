@@ -12,7 +12,7 @@ from workflow_scripts.core.progress import Progress
 from workflow_scripts.core.stage import run_stage
 from workflow_scripts.methods.loading import load_text_method
 from workflow_scripts.scoring.same_label import SameLabelTests
-from workflow_scripts.scoring.sources import load_embedding_libraries, open_embeddings, open_texts
+from workflow_scripts.scoring.sources import load_embedding_libraries, open_embeddings, open_texts, read_tests
 
 NEAREST_TESTS = 5
 ROWS_AT_ONCE = 4096
@@ -66,7 +66,7 @@ def score_harm(
     if train_embeddings:
         load_embedding_libraries()
         from workflow_scripts.embeddings.tiles import as_float
-    test_ids = read_table(validation)["example_ids"][0].values.to_numpy()
+    test_ids = read_tests(validation)
     if train_embeddings:
         source = open_embeddings(train_embeddings, test_embeddings, test_ids, tile_examples)
     else:

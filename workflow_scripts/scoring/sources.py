@@ -31,7 +31,12 @@ def read_evaluation(subsets: Path, validation: Path) -> tuple[np.ndarray, np.nda
     """
     table = read_table(subsets, columns=["subset", "example_ids"])
     membership = Membership([ids.values.to_numpy() for ids in table["example_ids"]])
-    return read_table(validation)["example_ids"][0].values.to_numpy(), table["subset"].to_numpy(), membership
+    return read_tests(validation), table["subset"].to_numpy(), membership
+
+
+def read_tests(validation: Path) -> np.ndarray:
+    """Return the ids of an evaluation's test examples, int32 [tests], from the file with them in one row."""
+    return read_table(validation)["example_ids"][0].values.to_numpy()
 
 
 @dataclass(frozen=True)

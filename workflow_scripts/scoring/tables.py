@@ -57,6 +57,11 @@ def write_scores(
         columns = {**_pairs(test_ids, subsets), "pooling": pa.array([pooling] * found.size, pa.string())}
         tables.append(pa.table({**columns, "score": pa.array(found.ravel(), pa.float32())}))
     write_table(groups, pa.concat_tables(tables))
+    write_top(train, test, scores, result, test_ids, costs)
+
+
+def write_top(train: Path, test: Path, scores: Path, result: CorpusScores, test_ids: np.ndarray, costs: Costs) -> None:
+    """Write the top examples of each test, as `write_scores` does."""
     top = _top_table({sign: result.top(sign) for sign in SIGNS}, test_ids)
     for role, corpus, ids in (("test", test, top["test_id"]), ("example", train, top["example_id"])):
         where = take_examples(corpus, ids.to_numpy(), WHERE)

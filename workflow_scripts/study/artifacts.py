@@ -205,6 +205,10 @@ class _StudyArtifacts:
             yield f"held_back/{method}.parquet", "predict_targets", {"method": method}
         for blend in self.plan.study.scoring.blends:
             yield f"blends/{blend}.parquet", "weigh_blend", {"blend": blend}
+        for blend in self.study.listed_blends:
+            for evaluation in self.study.evaluations:
+                path = f"scores/{blend}/{evaluation}.parquet"
+                yield path, "score_blend", {"blend": blend, "evaluation": evaluation}
         split = self.plan.methods_scored(in_parts=True)
         for method in self.methods:
             stage = "merge_scores" if method in split else "score_pairs"

@@ -16,7 +16,7 @@ from workflow_scripts.study.curation_section import Curation
 from workflow_scripts.study.evaluation_sections import Evaluation, Judging, Release, Report, Scoring, Warmup
 from workflow_scripts.study.experiment_sections import CuratedData, Experiments
 from workflow_scripts.study.messages import explain
-from workflow_scripts.study.methods import METHODS, read_encoder_variant
+from workflow_scripts.study.methods import METHODS, methods_of, read_encoder_variant
 from workflow_scripts.study.sections import (
     Corpus,
     Encoder,
@@ -261,7 +261,8 @@ class Study(Section):
                 raise ValueError(
                     f"experiments.{name}: evaluation {no_lds[0]!r} has no LM that is fine-tuned; give it `subsets`"
                 )
-            if missing := [one for one in values.get("methods") or [] if one not in self.scoring.methods]:
+            known = [*self.scoring.methods, *(self.listed_blends if name == "selection" else [])]
+            if missing := [one for one in values.get("methods") or [] if one not in known]:
                 raise ValueError(f"experiments.{name}.methods: {missing[0]!r} is not in scoring.methods; add it there")
         if detection := self.experiments.detection:
             methods = detection.methods or self.scoring.methods
@@ -283,6 +284,14 @@ class Study(Section):
             raise ValueError(f"experiments.transfer: evaluation {transfer.evaluation!r} names no other language_model")
         return self
 
+    @property
+    def listed_blends(self) -> list[str]:
+        """The blends that have top lists: their methods store embeddings, each corpus in one file, or score texts."""
+        if self.scoring.parts > 1:
+            return []
+        unstored = {name for name, method in METHODS.items() if method.is_unstored}
+        return [blend for blend in self.scoring.blends if not unstored & set(methods_of(blend))]
+
     @model_validator(mode="after")
     def _curation_fits(self) -> Study:
         for name, choice in self.curation.items():
@@ -293,10 +302,21 @@ class Study(Section):
                     f"curation.{name}: there is no evaluation {choice.evaluation!r}; write one of "
                     f"{', '.join(self.evaluations)}"
                 )
-            if choice.method not in self.scoring.methods:
+            known = [*self.scoring.methods, *self.listed_blends]
+            if choice.method not in [*known, *self.scoring.blends]:
                 raise ValueError(
                     f"curation.{name}.method: {choice.method!r} is not in scoring.methods; write one of "
-                    f"{', '.join(self.scoring.methods)}, or add it there"
+                    f"{', '.join(known)}, or add it there"
+                )
+            if choice.method not in known:
+                raise ValueError(
+                    f"curation.{name}.method: {choice.method} has no top lists; they need methods that store their "
+                    "embeddings or score texts, and scoring.parts: 1"
+                )
+            if choice.method in self.scoring.blends and not choice.reads_top_lists:
+                raise ValueError(
+                    f"curation.{name}: rule {choice.rule} scores all rows, and the blend {choice.method} has top lists "
+                    "alone; write rule: min_rank, or one of its methods"
                 )
             method = METHODS.get(choice.method)
             if method and method.is_unstored and not choice.reads_top_lists:

@@ -401,6 +401,7 @@ def not_planned(plan: StudyPlan) -> dict[str, list[str]]:
         "predict_targets": [plan.surrogate.method] if plan.surrogate else [],
         "predict_held_back": plan.blended_methods(),
         "weigh_blend": plan.study.scoring.blends,
+        "score_blend": plan.study.listed_blends,
         "check_labels": plan.labelled(),
         "draw_base": with_base,
         "score_base": with_base,

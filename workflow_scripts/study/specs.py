@@ -179,6 +179,15 @@ class StageSpecs:
         poolings = [self.plan.blended_pooling(method) for method in methods]
         return {"blend": blend, "poolings": poolings, "folds": min(map(self.plan.held_back_folds, methods))}
 
+    def _score_blend(self, blend: str, evaluation: str) -> dict[str, Any]:
+        return {
+            "blend": blend,
+            "evaluation": evaluation,
+            "seed": self.study.seed,
+            "top": self.study.scoring.top,
+            "tile_examples": self.study.scoring.tile_examples,
+        }
+
     def _init_encoder(self, variant: str = "") -> dict[str, Any]:
         source = {"lm_source": self._lm_source()} if self.plan.reads_tokens_of_lm(variant) else {}
         return {"settings": self.plan.encoder(variant).spec(), **source, "seed": self.study.seed}

@@ -61,6 +61,16 @@ def test_the_weight_is_found_in_any_unit(tmp_path, share):
     assert (found.methods, found.poolings) == (["x", "y"], ["mean", "chosen"])
 
 
+def test_the_usual_spread_of_each_method_is_kept_and_makes_scores_of_examples_comparable(tmp_path):
+    files = Files(tmp_path, 0.25)
+    found = read_blend(files.weigh())
+    for name, scale in zip("ab", found.scales, strict=True):
+        scores = -read_table(tmp_path / f"{name}.parquet")["loss"].to_numpy().reshape(2, SUBSETS, TESTS)
+        assert scale == pytest.approx(np.sqrt(scores.var(axis=1).mean()), rel=1e-5)
+    assert found.factors == pytest.approx((found.weight / found.scales[0], (1 - found.weight) / found.scales[1]))
+    assert Blend(["x", "y"], ["mean", "mean"], 0.5, (0.0, 2.0)).factors == (0.0, 0.25)
+
+
 def test_every_weight_is_told_with_its_lds_and_one_is_chosen(tmp_path):
     rows = read_table(Files(tmp_path, 0.5, noise=0.5).weigh()).to_pylist()
     assert [row["weight"] for row in rows] == list(WEIGHTS)

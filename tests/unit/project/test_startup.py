@@ -38,6 +38,7 @@ ALLOWED = {
     "evaluation.choose_pooling": TABLES,
     "evaluation.evaluate_label_influence": TABLES,
     "evaluation.evaluate_lds": TABLES,
+    "evaluation.score_blend": TABLES,
     "evaluation.weigh_blend": TABLES,
     "experiments.check_labels": TABLES,
     "experiments.draw_curated_data": TABLES,
