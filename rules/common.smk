@@ -16,14 +16,16 @@ from workflow_scripts.study.resources import JobResources
 from workflow_scripts.study.sources import snapshot_name
 from workflow_scripts.study.specs import StageSpecs
 from workflow_scripts.study.config import load_study
-from workflow_scripts.study.config_files import refuse_repeated_keys
+from workflow_scripts.study.config_files import refuse_repeated_keys, with_nulls
 from snakemake.exceptions import WorkflowError
+from snakemake.utils import update_config
 
 CONFIG_FILE = str((workflow.configfiles or ["config.yaml"])[-1])
 
 try:
     require_python_without_spaces()
     refuse_repeated_keys(map(Path, workflow.configfiles))
+    update_config(config, with_nulls(workflow.config_settings.config))
     study = load_study(config, origin=CONFIG_FILE)
     RESULTS = f"results/{study.run}"
     plan_of_study = StudyPlan(study)

@@ -186,6 +186,12 @@ def test_one_more_evaluation_set_needs_no_training_fold(finished):
     assert blocks == {"other"}
 
 
+def test_null_on_the_command_line_is_what_it_is_in_a_file(finished):
+    done = finished.snakemake("--dry-run", "--config", "evaluations={heldout: {tests: null}}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "rule finetune_shard" in done.stdout
+
+
 def test_two_more_folds_fine_tune_theirs_alone(finished):
     done = finished.snakemake("--dry-run", "--configfile", str(finished.study({"targets__folds": 6})))
     assert re.findall(r"output: results/smoke/targets/(\w+/\w+)\.parquet", done.stdout) == ["train/f0002_s0000"]

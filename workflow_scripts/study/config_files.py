@@ -5,7 +5,7 @@ Read while Snakemake parses, so nothing heavy is imported here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,18 @@ def read_config(path: Path) -> dict[str, Any]:
 def read_study(path: Path) -> Study:
     """Return the study of a config file; raises `StudyError` if it can't be read or a value is wrong."""
     return load_study(read_config(path), origin=str(path))
+
+
+def with_nulls(values: Any) -> Any:
+    """Return values of the command line with None for each `null`: Snakemake leaves whatever is nested as text.
+
+    Numbers and switches need no such help: a study's keys take them as text too.
+    """
+    if isinstance(values, Mapping):
+        return {key: with_nulls(value) for key, value in values.items()}
+    if isinstance(values, list):
+        return [with_nulls(value) for value in values]
+    return None if values in ("null", "~") else values
 
 
 def refuse_repeated_keys(paths: Iterable[Path]) -> None:

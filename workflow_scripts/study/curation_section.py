@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -11,6 +12,9 @@ from workflow_scripts.study.sections import Name, Section
 
 
 def _check_size(size: object) -> object:
+    # On the command line, Snakemake leaves whatever is nested as text.
+    if isinstance(size, str) and re.fullmatch(r"\d+(\.\d+)?", size):
+        size = float(size) if "." in size else int(size)
     if isinstance(size, bool) or not isinstance(size, int | float) or not math.isfinite(size):
         raise ValueError("write a number of rows, e.g. 500, or a share of them, e.g. 0.1")
     if isinstance(size, float) and not 0 < size <= 1:

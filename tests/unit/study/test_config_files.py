@@ -1,9 +1,10 @@
-"""A key that stands twice in a config file is refused: YAML would take the last one without a word."""
+"""Values as a file and the command line have them; keys that stand twice are refused: YAML would take the last one."""
 
 import pytest
 
 from workflow_scripts.core.errors import StudyError
-from workflow_scripts.study.config_files import read_config, refuse_repeated_keys
+from workflow_scripts.study.config_files import read_config, refuse_repeated_keys, with_nulls
+from workflow_scripts.study.curation_section import Curation
 
 TWICE = """\
 run: mine
@@ -43,3 +44,17 @@ def test_files_may_set_one_key_each_and_broken_ones_are_left_to_their_reader(tmp
     for name, text in (("a.yaml", "run: a\n"), ("b.yaml", "run: b\n"), ("c.yaml", "run: [\n")):
         (tmp_path / name).write_text(text)
     refuse_repeated_keys([tmp_path / name for name in ("a.yaml", "b.yaml", "c.yaml", "none.yaml")])
+
+
+def test_null_on_the_command_line_is_none_wherever_it_stands():
+    values = {"track": "null", "evaluations": {"heldout": {"tests": "null", "sizes": ["1", "~", "nullable"]}}}
+    assert with_nulls(values) == {
+        "track": None,
+        "evaluations": {"heldout": {"tests": None, "sizes": ["1", None, "nullable"]}},
+    }
+
+
+@pytest.mark.parametrize(("text", "size"), [("20", 20), ("0.5", 0.5), ("1.0", 1.0)])
+def test_a_size_may_be_text_as_on_the_command_line(text, size):
+    found = Curation(evaluation="heldout", size=text, quotas={"a": text})
+    assert (found.size, type(found.size), found.quotas) == (size, type(size), {"a": size})
