@@ -78,8 +78,8 @@ class Scoring(Section):
     blends: list[str] = Field(
         default_factory=list,
         description="More rows of the LDS table, e.g. `[airrep+ekfac]`: group scores of two of `methods`, added with "
-        "the weight that has the highest LDS on the folds that are held back from the encoder. Where both methods store "
-        "embeddings or score texts, a blend has top lists too.",
+        "the weight that has the highest LDS on the folds that are held back from the encoder. Where both methods "
+        "store embeddings or score texts, a blend has top lists too.",
     )
     top: Positive = Field(50, description="Most helpful and most harmful examples kept per test.")
     tile_examples: Positive = Field(8192, description="Training examples scored at once.")
