@@ -252,7 +252,7 @@ def inputs_of_blend(wildcards):
     evaluation = study.evaluations[wildcards.evaluation]
     files = {}
     for place, method in zip(("first", "second"), methods_of(wildcards.blend)):
-        files[f"{place}_train"] = embeddings_of(method, evaluation.train, for_tests=False)
+        (files[f"{place}_train"],) = embeddings_of(method, evaluation.train, for_tests=False) or [[]]
         files[f"{place}_test"] = embeddings_of(method, evaluation.test, for_tests=True)
     return files
 
