@@ -54,6 +54,10 @@ def test_gradients_that_are_not_stored_are_scored_in_parts_too(judged, tmp_path)
     assert not (judged.results / "embeddings" / "ekfac").exists()
     whole = scores(judged.results, "ekfac")
     assert np.corrcoef(whole, scores(judged.results, "ekfac_16384"))[0, 1] > 0.9
+    for bits in (16384, 65536):
+        assert np.corrcoef(whole, scores(judged.results, f"ekfac_{bits}_binary"))[0, 1] > 0.9
+        metadata = read_metadata(judged.results / "scores" / f"ekfac_{bits}_binary" / "heldout.parquet")
+        assert float(metadata["bytes_per_example"]) == bits / 8 + 4
     parts = judged.copy(tmp_path / "parts")
     done = parts.smoke("results/smoke/groups/ekfac/heldout.parquet", **CHANGES, scoring__parts=2)
     assert done.returncode == 0, done.stdout

@@ -1,7 +1,8 @@
 """Binary quantization of embeddings: one bit per number, its sign, and one scale per row.
 
 The scale of a row x is |x|^2 / |x|_1, as in RaBitQ (Gao and Long 2024): after a random rotation, inner products of the
-quantized row with other vectors are unbiased estimates of those of x.
+quantized row with other vectors are unbiased estimates of those of x. Products of two quantized rows aren't: that of a
+row with itself is about pi/2 times |x|^2.
 """
 
 from __future__ import annotations
@@ -11,10 +12,21 @@ import torch
 
 SCALE_BYTES = 4
 BITS = 8
+# So that the scale of every row of a table begins where a float32 may.
+MULTIPLE = 32
+# Rows that are quantized at a time.
+ROWS_AT_ONCE = 64
 
 
 def stored_bytes(dimension: int) -> int:
-    """Return the bytes of a quantized row of `dimension` numbers, a multiple of 8."""
+    """Return the bytes of a quantized row of `dimension` numbers.
+
+    Raises
+    ------
+    ValueError: the dimension is no multiple of 32.
+    """
+    if dimension % MULTIPLE:
+        raise ValueError(f"binary embeddings have a multiple of {MULTIPLE} numbers, not {dimension}")
     return dimension // BITS + SCALE_BYTES
 
 
@@ -30,14 +42,19 @@ def quantize(vectors: np.ndarray) -> np.ndarray:
 
     Parameters
     ----------
-    vectors: float32 [rows, dimension], whose dimension is a multiple of 8.
+    vectors: float32 [rows, dimension], whose dimension is a multiple of 32.
     """
-    lengths = np.abs(vectors).sum(axis=1)
-    # Numbers that aren't finite are found where rows are scored.
-    with np.errstate(invalid="ignore"):
-        scales = np.divide(np.square(vectors).sum(axis=1), lengths, out=np.zeros_like(lengths), where=lengths != 0)
-    signs = np.packbits(vectors > 0, axis=1)
-    return np.concatenate([signs, scales.astype("<f4")[:, None].view(np.uint8)], axis=1)
+    stored = np.empty((len(vectors), stored_bytes(vectors.shape[1])), np.uint8)
+    for first in range(0, len(vectors), ROWS_AT_ONCE):
+        rows = vectors[first : first + ROWS_AT_ONCE]
+        lengths = np.abs(rows).sum(axis=1)
+        # Numbers that aren't finite are found where rows are scored.
+        with np.errstate(invalid="ignore"):
+            scales = np.divide(np.square(rows).sum(axis=1), lengths, out=np.zeros_like(lengths), where=lengths != 0)
+        written = stored[first : first + ROWS_AT_ONCE]
+        written[:, :-SCALE_BYTES] = np.packbits(rows > 0, axis=1)
+        written[:, -SCALE_BYTES:] = scales.astype("<f4")[:, None].view(np.uint8)
+    return stored
 
 
 def dequantize(rows: torch.Tensor) -> torch.Tensor:

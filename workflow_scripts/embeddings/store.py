@@ -35,7 +35,8 @@ from workflow_scripts.models.packing import to_host
 # Number of blocks that wait between two steps of the work.
 BLOCKS_AHEAD = 2
 # A larger block (of gradients) is written before the next one is begun, so that memory holds one of them.
-MAX_BYTES_WAITING = 1 << 26
+MAX_BYTES_WAITING = 1 << 27
+FLOAT_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,8 @@ def write_embeddings(
             vectors = np.empty((len(block.hashes), size), element.to_pandas_dtype())
             # Another job may put the file in place meanwhile.
             new = broadcast_from_rank_zero(stored.fill(block.hashes, vectors))
-            yield _Work(block, vectors, new, preparing.submit(block.prepare, new) if len(new) else None)
+            prepared = preparing.submit(block.prepare, new) if len(new) else None
+            yield _Work(block, vectors, new, prepared, len(block.hashes) * dimension * FLOAT_BYTES)
 
     writer = table_writer(embeddings, schema, measured, key=key, **metadata) if is_rank_zero() else _writing_nothing()
     with writer as write, _thread() as writing, _thread(cancel=True) as preparing:
@@ -179,11 +181,13 @@ class _Work:
     vectors: np.ndarray
     new: np.ndarray
     prepared: Future[Any] | None
+    # Of the embeddings as they are computed.
+    nbytes: int
 
     @property
     def blocks_beside(self) -> int:
         """How many blocks of this size may wait while another one is embedded."""
-        return BLOCKS_AHEAD if self.vectors.nbytes <= MAX_BYTES_WAITING else 0
+        return BLOCKS_AHEAD if self.nbytes <= MAX_BYTES_WAITING else 0
 
 
 def _ahead(items: Iterator[_Work]) -> Iterator[_Work]:

@@ -76,7 +76,7 @@ def choose_pooling(
         language_model=language_model,
         fitted=fitted,
         unstored=unstored,
-        most_tests=max(len(fold.tests) for fold in held_back),
+        tests_of_folds=[fold.tests for fold in held_back],
         seed=seed,
         tile_examples=tile_examples,
     )

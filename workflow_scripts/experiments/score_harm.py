@@ -45,7 +45,7 @@ def score_harm(
     where no test has it. `nearest_tests` is that over the five tests whose prompts are nearest to the row's, by the
     cosine of their TF-IDF vectors. The lower they are, the more a row harms, for a method that predicts effects; by a
     similarity, it is only less like these tests. `self_influence` is the inner product of a row's embedding with
-    itself, null for a method that scores texts.
+    itself as it is stored, null for a method that scores texts.
 
     Parameters
     ----------

@@ -118,27 +118,32 @@ def open_embedder(
         return numbers.new_zeros(len(numbers), dimension).index_add_(1, buckets[name], numbers)
 
     embed = open_gradients(sketch=sketch, dimension=dimension).embed
-    return Embedder(dimension, (lambda examples: rotate(embed(examples))) if rotated else embed)
+    if not rotated:
+        return Embedder(dimension, embed)
+    between = generator(seed, "rotation").choice(np.array([-1, 1], np.float32), dimension)
+    return Embedder(dimension, lambda examples: rotate(embed(examples), between))
 
 
-def rotate(vectors: np.ndarray) -> np.ndarray:
-    """Return the products of vectors with the orthonormal Hadamard matrix, float32 [rows, dimension].
+def rotate(vectors: np.ndarray, signs: np.ndarray) -> np.ndarray:
+    """Return H D H x for each vector x, with the orthonormal Hadamard matrix H and the diagonal D of `signs`.
 
-    The entries of a sketch have random signs, so this is a random rotation (the fast Johnson-Lindenstrauss transform of
-    Ailon and Chazelle 2009).
+    The entries of a sketch have random signs, so this is close to a random rotation (the fast Johnson-Lindenstrauss
+    transform of Ailon and Chazelle 2009, twice: after once, the signs of all numbers follow an entry that dominates).
 
     Parameters
     ----------
-    vectors: float32 [rows, dimension], whose dimension is a power of 2.
+    vectors: float32 [rows, dimension], whose dimension is a power of 2; they are overwritten by the result.
+    signs: float32 [dimension], random ones.
     """
     # The matrix is the Kronecker product of two smaller ones.
     left = 1 << (vectors.shape[1].bit_length() - 1) // 2
     sides = [_hadamard(size) for size in (left, vectors.shape[1] // left)]
-    rotated = np.empty_like(vectors)
+    between = torch.from_numpy(signs).view(left, -1)
     for first in range(0, len(vectors), ROWS_AT_ONCE):
         rows = torch.from_numpy(vectors[first : first + ROWS_AT_ONCE]).unflatten(1, (left, -1))
-        rotated[first : first + ROWS_AT_ONCE] = (sides[0] @ rows @ sides[1]).flatten(1)
-    return rotated
+        once = sides[0] @ rows @ sides[1]
+        rows.copy_(sides[0] @ (once * between) @ sides[1])
+    return vectors
 
 
 def _hadamard(size: int) -> torch.Tensor:

@@ -26,7 +26,7 @@ def load_fold_scorer(
     language_model: Path | None,
     fitted: Path | None,
     unstored: Mapping[str, Any] | None,
-    most_tests: int,
+    tests_of_folds: Sequence[np.ndarray],
     seed: int,
     tile_examples: int,
 ) -> ScoreFold:
@@ -36,7 +36,8 @@ def load_fold_scorer(
     the examples that occur in its subsets.
     What it yields may hold further examples. The next tile overwrites the scores.
 
-    Stored embeddings are read once and kept in memory, for all folds.
+    Stored embeddings are read once and kept in memory, for all folds; of those of tests, which may stand in files of
+    their own, the ones that are needed.
 
     Parameters
     ----------
@@ -49,7 +50,7 @@ def load_fold_scorer(
     language_model: folder of the LM of such a method.
     fitted: file that `fit_method` wrote for it.
     unstored: how it computes its embeddings, see `scoring.unstored.load_unstored`; None for other methods.
-    most_tests: largest number of tests of a fold.
+    tests_of_folds: for each fold, int [tests], the ids of its tests.
     seed: seed of methods that score at random.
     tile_examples: how many training examples are scored at a time.
 
@@ -62,12 +63,17 @@ def load_fold_scorer(
         from workflow_scripts.scoring.unstored import load_unstored, open_unstored
 
         embedder = load_unstored(
-            unstored, language_model=language_model, fitted=fitted, tests=most_tests, method=method
+            unstored,
+            language_model=language_model,
+            fitted=fitted,
+            tests=max(map(len, tests_of_folds)),
+            method=method,
         )
         return lambda tests, members: _scores(open_unstored(embedder, tokens, tokens, tests, only=members))
     if train_embeddings:
         load_embedding_libraries()
-        return _embedding_scorer(train_embeddings, test_embeddings, tile_examples)
+        tests = np.unique(np.concatenate(tests_of_folds))
+        return _embedding_scorer(train_embeddings, test_embeddings, tests, tile_examples)
     scorer = load_text_method(method)
     return lambda tests, _: _scores(open_texts(scorer, corpus, corpus, tests, seed, tile_examples))
 
@@ -77,21 +83,25 @@ def _scores(source: Source) -> Scores:
         yield example_ids, source.score(tile, slice(None))
 
 
-def _embedding_scorer(train: Sequence[Path], test: Sequence[Path], tile_examples: int) -> ScoreFold:
+def _embedding_scorer(
+    train: Sequence[Path], test: Sequence[Path], test_ids: np.ndarray, tile_examples: int
+) -> ScoreFold:
     # See `load_embedding_libraries`.
     from workflow_scripts.embeddings.tiles import embedding_tiles, inner_products, take_embeddings
 
-    kept: dict[Path, list[Any]] = {}
-
-    def tiles(paths: Sequence[Path]) -> list[Any]:
-        for path in paths:
-            if path not in kept:
-                kept[path] = list(embedding_tiles(path, tile_examples))
-        return [tile for path in paths for tile in kept[path]]
+    examples = [tile for path in train for tile in embedding_tiles(path, tile_examples)]
+    kept = examples
+    if list(test) != list(train):
+        # Those of tests may be much larger.
+        kept = []
+        for path in test:
+            for ids, tile in embedding_tiles(path, tile_examples):
+                rows = np.flatnonzero(np.isin(ids, test_ids))
+                kept.append((ids[rows], tile[rows]))
 
     def score_fold(tests: np.ndarray, members: np.ndarray) -> Scores:
-        score = inner_products(take_embeddings(tiles(test), tests, test[0]))
-        for example_ids, tile in tiles(train):
+        score = inner_products(take_embeddings(kept, tests, test[0]))
+        for example_ids, tile in examples:
             rows = np.flatnonzero(np.isin(example_ids, members))
             if len(rows):
                 yield example_ids[rows], score(tile[rows], slice(None))

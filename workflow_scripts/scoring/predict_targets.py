@@ -90,7 +90,7 @@ def predict_targets(
         language_model=language_model,
         fitted=fitted,
         unstored=unstored,
-        most_tests=pc.max(pc.list_value_length(evaluated["example_ids"])).as_py(),
+        tests_of_folds=[ids.values.to_numpy() for ids in evaluated["example_ids"]],
         seed=seed,
         tile_examples=tile_examples,
     )

@@ -82,13 +82,15 @@ class Scoring(Section):
         "store embeddings or score texts, a blend has top lists too.",
     )
     top: Positive = Field(50, description="Most helpful and most harmful examples kept per test.")
-    tile_examples: Positive = Field(8192, description="Training examples scored at once.")
+    tile_examples: Positive = Field(8192, description="Most training examples scored at once.")
     parts: Positive = Field(
         1,
         description="Jobs that embed an evaluation's training corpus, and as many that score it for each method that "
         "embeds. Results change by rounding only, but another number embeds again.",
     )
-    embedding_precision: Literal["float16", "float32"] = Field("float16", description="Of embeddings on disk.")
+    embedding_precision: Literal["float16", "float32"] = Field(
+        "float16", description="Of embeddings on disk, but for those of one bit per number."
+    )
 
     @model_validator(mode="after")
     def _methods_exist(self) -> Scoring:

@@ -56,9 +56,9 @@ def _surrogate_jobs(plan: StudyPlan) -> list[str]:
     """Return globs of the benchmark files of the jobs that predicted targets need."""
     assert plan.surrogate is not None, "config checks it"
     method, corpus = plan.surrogate.method, plan.targets.corpus
-    embedding = plan.embedding_of(method)
     stage = "embed_by_method" if plan.method(method).own else "embed_corpus"
-    embedded = [f"{stage}/{embedding}/{corpus}*.tsv"] if embedding else []
+    embeddings = dict.fromkeys(plan.embedding_of(method, for_tests) for for_tests in (False, True))
+    embedded = [f"{stage}/{embedding}/{corpus}*.tsv" for embedding in embeddings if embedding]
     stages = [f"sample_subsets/{SURROGATE_POOL}.tsv", f"predict_targets/{SURROGATE_POOL}.tsv"]
     return [*fixed_costs(plan, method), *embedded, *stages]
 

@@ -42,6 +42,10 @@ class EmbeddingSpec:
     stored: bool = True
     binary: bool = False
 
+    def __post_init__(self) -> None:
+        if self.binary and not self.by_role:
+            raise ValueError("binary: tests, which keep their numbers, need embeddings of their own; set by_role")
+
 
 @dataclass(frozen=True)
 class Method:

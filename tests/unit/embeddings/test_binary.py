@@ -14,8 +14,9 @@ from workflow_scripts.scoring.corpus_scores import CorpusScores
 from workflow_scripts.scoring.gpu_scores import score_on_device
 from workflow_scripts.scoring.group_scores import Membership
 from workflow_scripts.scoring.sources import open_embeddings
+from workflow_scripts.study.methods import EmbeddingSpec
 
-ROWS, DIMENSION = 20, 64
+ROWS, DIMENSION = 80, 64
 
 
 def gaussian(rows, dimension, seed=0):
@@ -75,6 +76,14 @@ def test_zero_stays_zero_and_what_is_not_finite_is_not_hidden():
     assert not np.isfinite(found[1]).any()
     with pytest.raises(StudyError, match="not a finite number"):
         inner_products(vectors[2:])(torch.from_numpy(quantize(vectors)), slice(None))
+
+
+@pytest.mark.parametrize("dimension", [8, 40, 100])
+def test_another_number_of_numbers_is_refused(dimension, tmp_path):
+    with pytest.raises(ValueError, match="a multiple of 32"):
+        write(tmp_path / "train.parquet", gaussian(3, dimension), "binary")
+    with pytest.raises(ValueError, match="set by_role"):
+        EmbeddingSpec("ekfac", binary=True)
 
 
 def test_a_file_is_read_as_any_other_and_known_rows_are_kept(tmp_path):

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 from exact_gradients import exact_gradients
+from scipy.linalg import hadamard
 
+from workflow_scripts.embeddings.binary import dequantize, quantize
 from workflow_scripts.language_model.losses import load_language_model, summed_losses
 from workflow_scripts.language_model.tokens import read_examples
 from workflow_scripts.methods import ekfac
@@ -103,12 +105,15 @@ def test_inner_products_of_sketches_have_at_most_the_error_of_a_dense_projection
 
 
 @pytest.mark.parametrize("dimension", [1, 2, 64, 128])
-def test_a_rotation_keeps_inner_products_and_spreads_every_entry(dimension):
-    found = ekfac.rotate(np.eye(dimension, dtype=np.float32))
-    np.testing.assert_allclose(found @ found.T, np.eye(dimension), atol=1e-6)
-    np.testing.assert_allclose(np.abs(found), dimension**-0.5, rtol=1e-6)
-    rows = np.random.default_rng(0).standard_normal((ekfac.ROWS_AT_ONCE + 3, dimension)).astype(np.float32)
-    np.testing.assert_allclose(ekfac.rotate(rows), rows @ found, atol=1e-5)
+def test_a_rotation_is_the_product_with_its_orthonormal_matrix(dimension):
+    random = np.random.default_rng(0)
+    signs = random.choice(np.array([-1, 1], np.float32), dimension)
+    found = ekfac.rotate(np.eye(dimension, dtype=np.float32), signs)
+    np.testing.assert_allclose(found @ found.T, np.eye(dimension), atol=1e-5)
+    matrix = hadamard(dimension) / dimension**0.5
+    np.testing.assert_allclose(found, matrix @ np.diag(signs) @ matrix, atol=1e-5)
+    rows = random.standard_normal((ekfac.ROWS_AT_ONCE + 3, dimension)).astype(np.float32)
+    np.testing.assert_allclose(ekfac.rotate(rows.copy(), signs), rows @ found, atol=1e-4)
 
 
 def test_a_rotated_sketch_is_the_sketch_rotated(reader, examples, fitted):
@@ -116,7 +121,25 @@ def test_a_rotated_sketch_is_the_sketch_rotated(reader, examples, fitted):
         ekfac.open_embedder(reader, fitted, False, dimension=128, rotated=rotated).embed(examples[:9])
         for rotated in (False, True)
     )
-    np.testing.assert_allclose(rotated, ekfac.rotate(plain), rtol=1e-5, atol=1e-6 * np.abs(plain).max())
+    assert not np.allclose(rotated, plain)
+    np.testing.assert_allclose(
+        rotated @ rotated.T, plain @ plain.T, rtol=1e-4, atol=1e-4 * np.square(plain).sum(1).max()
+    )
+
+
+@pytest.mark.parametrize("largest", [0, 1, 3, 10])
+def test_bits_of_a_rotated_sketch_tell_inner_products_even_where_one_entry_dominates(largest):
+    """On average over random signs, those of a count sketch and those of the rotation."""
+    random, dimension = np.random.default_rng(1), 256
+    one, other = random.standard_normal((2, dimension)).astype(np.float32) / dimension**0.5
+    other += one
+    one[0], other[0] = largest, 0
+    found = []
+    for _ in range(2000):
+        first, between = random.choice(np.array([-1, 1], np.float32), (2, dimension))
+        both = ekfac.rotate(np.stack([one, other]) * first, between)
+        found.append(float(dequantize(torch.from_numpy(quantize(both[:1])))[0].numpy() @ both[1]))
+    assert np.mean(found) == pytest.approx(float(one @ other), abs=float(5 * np.std(found) / 2000**0.5) + 0.02)
 
 
 def test_layers_that_no_token_passes_have_no_part(tiny, examples):

@@ -233,22 +233,41 @@ def test_predicted_targets_change_nothing_of_the_measured_ones():
     assert spec(on, "train_encoder", {})["training"]["surrogate_share"] == 0.5
 
 
-def test_an_encoder_that_learns_from_predicted_targets_pays_for_them():
-    surrogate = {"method": "ekfac_2048", "folds": 3, "subsets_per_fold": 50}
-    changes = {"scoring__methods": ["airrep", "airrep@both", "ekfac_2048"], "targets__surrogate": surrogate}
+@pytest.mark.parametrize("precision", ["float16", "float32"])
+def test_bits_are_stored_of_training_rows_alone_and_of_rotated_sketches(precision):
+    binary = [name for name, method in METHODS.items() if method.own and method.own.binary]
+    assert binary
+    plan = StudyPlan(study(scoring__methods=binary, scoring__embedding_precision=precision))
+    for name in binary:
+        train, tests = (
+            spec(plan, "embed_by_method", {"embedding": embedding, "corpus": "pool", "part": ""})
+            for embedding in (plan.embedding_of(name), plan.embedding_of(name, for_tests=True))
+        )
+        assert (train["embedding_precision"], tests["embedding_precision"]) == ("binary", precision)
+        assert train["settings"] == tests["settings"] == {"dimension": train["settings"]["dimension"], "rotated": True}
+        assert str(train["settings"]["dimension"]) in name
+
+
+@pytest.mark.parametrize(
+    ("teacher", "embeddings"),
+    [("ekfac_2048", ["ekfac_2048"]), ("ekfac_16384_binary", ["ekfac_16384_binary", "ekfac_16384_binary-tests"])],
+)
+def test_an_encoder_that_learns_from_predicted_targets_pays_for_them(teacher, embeddings):
+    surrogate = {"method": teacher, "folds": 3, "subsets_per_fold": 50}
+    changes = {"scoring__methods": ["airrep", "airrep@both", teacher], "targets__surrogate": surrogate}
     plan = StudyPlan(study(**changes, encoder_variants={"both": {"encoder_training": {"surrogate_share": 0.5}}}))
     alone, both = (set(fitting_jobs(plan, method)) for method in ("airrep", "airrep@both"))
     assert both - alone == {
         "warmup_lm/*.tsv",
         "fit_method/ekfac.tsv",
-        "embed_by_method/ekfac_2048/train*.tsv",
+        *(f"embed_by_method/{embedding}/train*.tsv" for embedding in embeddings),
         "sample_subsets/surrogate.tsv",
         "predict_targets/surrogate.tsv",
         "train_encoder/study@both.tsv",
     }
     made = {str(one.path): one.spec for one in artifacts(StageSpecs(plan))}
     assert {"results/smoke/targets/surrogate.parquet", "results/smoke/subsets/surrogate.parquet"} <= made.keys()
-    assert "results/smoke/embeddings/ekfac_2048/train.parquet" in made
+    assert {f"results/smoke/embeddings/{embedding}/train.parquet" for embedding in embeddings} <= made.keys()
 
 
 def test_a_spec_is_sorted_and_carries_the_version():
