@@ -23,7 +23,7 @@ EXPERIMENTS = ["leave_out", "removal", "selection", "classification", "amortisat
 STUDIES = {
     "configs/smoke.yaml": {"prepare_corpus": 4, "finetune_shard": 2 + 1, "score_pairs": 7, "embed_corpus": 4},
     "config.yaml": {"prepare_corpus": 4, "finetune_shard": 4 + 2, "score_pairs": 7, "embed_corpus": 4},
-    # Fourteen methods embed pool and tests by themselves, and thirteen of them are fitted, four on one file with one
+    # Seventeen methods embed pool and tests by themselves, and sixteen of them are fitted, seven on one file with one
     # that stores no embeddings; three encoders, one of them with a start of its own; three evaluations with an LM each,
     # and every experiment.
     "configs/methods_mini.yaml": {
@@ -37,8 +37,8 @@ STUDIES = {
         "train_encoder": 3,
         "warmup_lm": 1,
         "fit_method": 10,
-        # All but one of them choose their pooling on the corpus of the targets, which `less` embeds in two ways.
-        "embed_by_method": 14 * 2 + 15,
+        # All but four of them choose their pooling on the corpus of the targets, which `less` embeds in two ways.
+        "embed_by_method": 17 * 2 + 15,
         "choose_pooling": 16,
         "choose_pooling_by_lm": 1,
         # And one of a blend's two methods, whose scores on that corpus are predicted.
@@ -46,11 +46,11 @@ STUDIES = {
         "predict_held_back": 1,
         "predict_held_back_by_lm": 1,
         "weigh_blend": 1,
-        "score_pairs": 25 * 3,
+        "score_pairs": 28 * 3,
         "score_pairs_by_lm": 3,
         "check_labels": 1,
         "draw_base": 2,
-        "score_base": 25 + 7,
+        "score_base": 28 + 7,
         "score_base_by_lm": 1,
         "draw_leave_out": 1,
         "draw_removal": 1,
