@@ -72,9 +72,10 @@ def evaluate_detection(
     confidence: coverage of the intervals, in (0, 1).
     seed: seed of the bootstrap, and of the order of equal rows.
     """
-    rankings = _rankings(harm, losses, generator(seed, "detection", "ties"))
+    # Every row is scored by methods of texts, and none by all if the LM reads none of the last ones.
+    rows = 1 + max(int(read_frame(path, ["example_id"]).max().iloc[0]) for path in (damage, *harm, *losses))
+    rankings = _rankings(harm, losses, rows, generator(seed, "detection", "ties"))
     first = harm[0].stem
-    rows = len(next(iter(rankings.values())))
     kinds = _kinds(damage, rows)
     found = []
     progress = Progress("evaluate_detection", len(kinds), "kinds of damage")
@@ -94,27 +95,28 @@ def evaluate_detection(
 
 
 def _rankings(
-    harm: Sequence[Path], losses: Sequence[Path], rng: np.random.Generator
+    harm: Sequence[Path], losses: Sequence[Path], rows: int, rng: np.random.Generator
 ) -> dict[tuple[str, str], np.ndarray]:
     """Return by method and ranking the ids of the rows, int [rows], the most suspicious first."""
-    suspicion: dict[tuple[str, str], np.ndarray] = {}
+    found: dict[tuple[str, str], pd.Series] = {}
     for path in harm:
-        scores = read_frame(path)
+        scores = read_frame(path).set_index("example_id")
         for ranking in HARM:
-            suspicion[path.stem, ranking] = -scores[ranking].fillna(np.inf).to_numpy()
+            found[path.stem, ranking] = -scores[ranking]
         own = scores[SELF_INFLUENCE].to_numpy(float)
         # Of embeddings of one length it is the same for all rows, and what is left is rounding.
         if np.ptp(own) > ONE_LENGTH * np.abs(own).max():
-            suspicion[path.stem, SELF_INFLUENCE] = own
-    rows = len(next(iter(suspicion.values())))
+            found[path.stem, SELF_INFLUENCE] = scores[SELF_INFLUENCE]
     for path in losses:
-        measured = read_frame(path)
-        # The ids of a corpus are its row numbers.
-        loss = np.full(rows, -np.inf)
-        loss[measured["example_id"].to_numpy(int)] = measured["loss"].to_numpy()
-        suspicion[path.parent.name, LOSS] = loss
+        found[path.parent.name, LOSS] = read_frame(path).set_index("example_id")["loss"]
     by_chance = rng.random(rows)
-    return {key: np.lexsort((by_chance, -values)) for key, values in suspicion.items()}
+    rankings = {}
+    for key, values in found.items():
+        # The ids of a corpus are its row numbers. A method of an LM has no score of a row without a response token.
+        suspicion = np.full(rows, -np.inf)
+        suspicion[values.index.to_numpy(int)] = values.astype(float).fillna(-np.inf)
+        rankings[key] = np.lexsort((by_chance, -suspicion))
+    return rankings
 
 
 def _kinds(damage: Path, rows: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
