@@ -237,7 +237,10 @@ def _scatter(title: str, result: EvaluationResult, cost: str) -> Scatter:
     ]
     # A cost of zero is infinitely far to the left on such an axis, so no line leads there.
     priced = [(point.x, point.y) for point, row in zip(points, rows, strict=True) if getattr(row, cost) > 0]
-    return Scatter(title, ticks, y, points, " ".join(f"{x:g},{y:g}" for x, y in convex_front(priced)))
+    front = convex_front(priced)
+    # Names are placed in this order, while there is room.
+    points.sort(key=lambda point: not point.main and (point.x, point.y) not in front)
+    return Scatter(title, ticks, y, points, " ".join(f"{x:g},{y:g}" for x, y in front))
 
 
 def convex_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

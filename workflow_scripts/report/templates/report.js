@@ -360,7 +360,8 @@
         const sides = [
           [gap, -height / 2],
           [-gap - width, -height / 2],
-          ...[0, 1, 2, 3].flatMap((step) => [[centred, gap + step * height], [centred, -gap - (1 + step) * height]]),
+          [centred, gap],
+          [centred, -gap - height],
         ].map(([right, down]) => ({ right, down, box: { left: x + right, right: x + right + width, top: y + down, bottom: y + down + height } }));
         const free = ({ box }) =>
           box.left >= 0 && box.right <= frame.width && taken.every((other) => box.right <= other.left || other.right <= box.left || box.bottom <= other.top || other.bottom <= box.top);
