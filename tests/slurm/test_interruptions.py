@@ -51,13 +51,21 @@ def assert_same(checkout: Checkout, undisturbed: tuple[Checkout, Driver], *names
         assert checkout.table(name, *measured).equals(reference.table(name, *measured)), f"{name} differs"
 
 
-def hold_shard(cluster: Cluster, checkout: Checkout, shard: str) -> Job:
-    """Wait until a shard has finished a run, hold it, and return its job."""
-    purpose = f"rule_finetune_shard_wildcards_train_{shard}"
-    wait_until(lambda: running_jobs(purpose) and checkout.finished_runs(shard), f"a run of {shard}", 600)
-    (job,) = running_jobs(purpose)
-    assert hold(cluster, job), f"{shard} ended before it could be held"
-    return job
+def hold_shards(cluster: Cluster, checkout: Checkout, *shards: str) -> dict[str, Job]:
+    """Hold each shard as soon as it has finished a run, in whatever order; return their jobs."""
+    held: dict[str, Job] = {}
+
+    def hold_those_that_began() -> bool:
+        for shard in shards:
+            assert shard in held or not (checkout.results / f"targets/train/{shard}.parquet").exists(), f"{shard} ended"
+            jobs = [] if shard in held else running_jobs(f"rule_finetune_shard_wildcards_train_{shard}")
+            if jobs and checkout.finished_runs(shard):
+                (held[shard],) = jobs
+                assert hold(cluster, held[shard]), f"{shard} ended before it could be held"
+        return len(held) == len(shards)
+
+    wait_until(hold_those_that_began, f"a run of each of {', '.join(shards)}", 600)
+    return held
 
 
 def went_on_from(log: str, title: str) -> int:
@@ -94,7 +102,7 @@ def losses(cluster, smoke, undisturbed, tmp_path_factory):
     """The slower study, whose shards and training lose their jobs in every way there is."""
     checkout = smoke.checkout.copy(tmp_path_factory.mktemp("losses") / "clone")
     study = Losses(checkout, checkout.start(*SLOWER, "--", "targets", "lds"))
-    jobs = {shard: hold_shard(cluster, checkout, shard) for shard in SHARDS}
+    jobs = hold_shards(cluster, checkout, *SHARDS)
     study.finished = {shard: checkout.finished_runs(shard) for shard in SHARDS}
 
     on_node1 = [shard for shard in SHARDS if jobs[shard].node == "node1"]
@@ -156,7 +164,7 @@ def test_after_all_losses_the_numbers_are_those_of_an_undisturbed_run(losses, un
 def abandon(cluster: Cluster, checkout: Checkout, *arguments: str) -> Job:
     """Start a driver, kill it while a shard is in mid-work, and return the shard's job, which is held."""
     driver = checkout.start(*arguments)
-    job = hold_shard(cluster, checkout, SHARD)
+    job = hold_shards(cluster, checkout, SHARD)[SHARD]
     driver.kill()
     return job
 
@@ -197,7 +205,7 @@ def test_slurm_starts_a_preempted_shard_again_and_it_goes_on(cluster, smoke, und
     checkout = smoke.checkout.copy(tmp_path / "clone")
     preemptible = {"AIRREP_GPU_PARTITION": "preemptible", "AIRREP_PREEMPTIBLE": "yes"}
     driver = checkout.start(*ONE_SHARD, **preemptible)
-    job = hold_shard(cluster, checkout, SHARD)
+    job = hold_shards(cluster, checkout, SHARD)[SHARD]
     finished = checkout.finished_runs(SHARD)
     urgent = ["--partition=gpu", "--gpus=3", f"--nodelist={job.node}", "--output=/dev/null", "--wrap=sleep 5"]
     output("sbatch", *urgent)
