@@ -25,6 +25,7 @@ from workflow_scripts.curation.ranking import (
 from workflow_scripts.curation.tables import SELECTION_SCHEMA
 from workflow_scripts.scoring.same_label import NO_TEST, SameLabelTests
 from workflow_scripts.study.curation_section import Curation
+from workflow_scripts.targets.tables import read_tests
 
 SHOWN_CHARACTERS = 80
 ROWS_AT_ONCE = 50_000
@@ -66,7 +67,7 @@ def select_examples(
     StudyError: fewer rows than `choice.size` can be selected, a quota is for a label or file that no row has, or a file
         can't be read.
     """
-    test_ids = read_table(validation)["example_ids"][0].values.to_numpy()
+    test_ids = read_tests(validation)
     rows = read_schema(train)[1]
     ranking = _ranking(train, test, test_ids, scores, train_embeddings, test_embeddings, choice, seed, tile_examples)
     ranking, equal_tests = _without_tests(ranking, train, test, test_ids)

@@ -35,7 +35,7 @@ from workflow_scripts.models.packing import to_host
 # Number of blocks that wait between two steps of the work.
 BLOCKS_AHEAD = 2
 # A larger block (of gradients) is written before the next one is begun, so that memory holds one of them.
-MAX_BYTES_WAITING = 1 << 27
+MAX_BYTES_WAITING = 1 << 26
 FLOAT_BYTES = 4
 
 

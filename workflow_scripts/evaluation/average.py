@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,7 +44,12 @@ class EvaluatedSet:
     draws: np.ndarray
 
 
-def average_rows(sets: Mapping[str, EvaluatedSet], main: tuple[str, str], confidence: float) -> pd.DataFrame:
+def leading_place(methods: Sequence[str], main: str) -> int:
+    """Return the place of the first row of `main`, with which others are compared; of the first row without one."""
+    return methods.index(main) if main in methods else 0
+
+
+def average_rows(sets: Mapping[str, EvaluatedSet], main: str, confidence: float) -> pd.DataFrame:
     """Return the mean LDS over evaluation sets, which count alike; no row where there are fewer than two sets.
 
     Tests and subsets of one set are drawn apart from those of the others, so a draw of the mean is the mean of one draw
@@ -53,7 +58,7 @@ def average_rows(sets: Mapping[str, EvaluatedSet], main: tuple[str, str], confid
     Parameters
     ----------
     sets: what was evaluated, by the set's name.
-    main: method and pooling of the row that every other one is compared with: `lead` is its LDS minus theirs.
+    main: the method whose first row every other one is compared with: `lead` is its LDS minus theirs.
     confidence: coverage of the intervals, in (0, 1).
 
     Returns
@@ -67,7 +72,7 @@ def average_rows(sets: Mapping[str, EvaluatedSet], main: tuple[str, str], confid
     means = pd.concat(lds, axis=1).dropna().mean(axis=1)
     drawn = [pd.DataFrame(of_set.draws, index=lds[name].index).loc[means.index] for name, of_set in sets.items()]
     draws = np.mean(drawn, axis=0)
-    leading = means.index.get_loc(main)
+    leading = leading_place(means.index.get_level_values("method").tolist(), main)
     rows = means.rename("lds").reset_index()
     rows[["ci_low", "ci_high"]] = [interval(own, confidence) for own in draws]
     rows["lead"] = means.iloc[leading] - rows["lds"]

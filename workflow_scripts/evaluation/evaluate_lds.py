@@ -16,7 +16,7 @@ from workflow_scripts.core.progress import Progress, say
 from workflow_scripts.core.seeds import generator
 from workflow_scripts.core.stage import run_stage
 from workflow_scripts.core.timing import Seconds
-from workflow_scripts.evaluation.average import AVERAGE_SCHEMA, EvaluatedSet, average_rows, average_table
+from workflow_scripts.evaluation.average import AVERAGE_SCHEMA, EvaluatedSet, average_rows, average_table, leading_place
 from workflow_scripts.evaluation.blends import Blend, read_blend
 from workflow_scripts.evaluation.group_scores import MeasuredLosses, read_group_scores, read_losses
 from workflow_scripts.evaluation.lds import (
@@ -166,20 +166,14 @@ def evaluate_lds(
         difference_frames.append(_difference_rows(rows, draws, main, mixed, confidence))
     if not lds_frames:
         raise StudyError("\n".join(undefined))
-    write_frame(differences, pd.concat(difference_frames), DIFFERENCE_SCHEMA)
+    lds_rows = pd.concat(lds_frames)
     if average:
-        _write_average(average, sets, main, confidence, pd.concat(lds_frames))
-    write_frame(lds, pd.concat(lds_frames), LDS_SCHEMA)
-
-
-def _write_average(
-    path: Path, sets: Mapping[str, EvaluatedSet], main: str, confidence: float, lds: pd.DataFrame
-) -> None:
-    leading = [_leading_row(of_set.rows, main) for of_set in sets.values()]
-    rows = average_rows(sets, leading[0], confidence) if leading else average_rows({}, ("", ""), confidence)
-    write_frame(path, rows, AVERAGE_SCHEMA)
-    for line in average_table(rows, lds):
-        say(line)
+        means = average_rows(sets, main, confidence)
+        write_frame(average, means, AVERAGE_SCHEMA)
+        for line in average_table(means, lds_rows):
+            say(line)
+    write_frame(differences, pd.concat(difference_frames), DIFFERENCE_SCHEMA)
+    write_frame(lds, lds_rows, LDS_SCHEMA)
 
 
 @dataclass(frozen=True)
@@ -238,19 +232,12 @@ def _best_first(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.sort_values("lds", ascending=False, kind="stable")
 
 
-def _leading_row(rows: pd.DataFrame, main: str) -> tuple[str, str]:
-    """Return method and pooling of the first row of `main`; if it is not among them, of the first one."""
-    named = rows[rows["method"] == main]
-    first = (named if len(named) else rows).iloc[0]
-    return str(first["method"]), str(first["pooling"])
-
-
 def _difference_rows(
     rows: pd.DataFrame, draws: np.ndarray, main: str, blends: Collection[str], confidence: float
 ) -> pd.DataFrame:
     """Return the paired differences of the first row of `main`, and of each blend, to all other rows."""
     methods = rows["method"].tolist()
-    leading = [methods.index(_leading_row(rows, main)[0]), *map(methods.index, blends)]
+    leading = [leading_place(methods, main), *map(methods.index, blends)]
     pairs = [(one, other) for one in leading for other in range(len(rows)) if other != one]
     a, b = (rows.iloc[[pair[side] for pair in pairs]].reset_index() for side in (0, 1))
     intervals = [paired_difference(draws[first], draws[second], confidence) for first, second in pairs]

@@ -13,12 +13,13 @@ from workflow_scripts.scoring.sources import (
     load_embedding_libraries,
     open_embeddings,
     open_texts,
-    read_tests,
     score_source,
+    source_costs,
 )
 from workflow_scripts.scoring.summed_source import sum_sources
-from workflow_scripts.scoring.tables import costs, write_top
+from workflow_scripts.scoring.tables import write_top
 from workflow_scripts.study.methods import methods_of
+from workflow_scripts.targets.tables import read_tests
 
 
 def score_blend(
@@ -90,12 +91,7 @@ def score_blend(
         scores,
         result,
         test_ids,
-        lambda: costs(
-            scoring=timer.work(),
-            embedding=source.embedding + source.test_embedding,
-            start_up=timer.start_up + source.start_up + source.test_start_up,
-            bytes_per_example=source.bytes_per_example,
-        ),
+        lambda: source_costs(source, timer),
     )
 
 

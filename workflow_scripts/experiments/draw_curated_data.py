@@ -15,6 +15,7 @@ from workflow_scripts.corpora.row_formats import prompt_key
 from workflow_scripts.experiments.runs import ListedRun, write_runs
 from workflow_scripts.experiments.selection import RANDOM
 from workflow_scripts.targets.sampling import usable_ids
+from workflow_scripts.targets.tables import read_tests
 
 ROWS_AT_ONCE = 10_000
 FIELDS = [("method", pa.string()), ("examples", pa.int32()), ("draw", pa.int32())]
@@ -76,7 +77,7 @@ def draw_curated_data(
 
 def _held_back(train: Path, test: Path, validation: Path, test_tokens: Path) -> np.ndarray:
     """Return the ids of the tests that chose nothing and aren't trained on, int32 [tests]."""
-    used = read_table(validation)["example_ids"][0].values.to_numpy()
+    used = read_tests(validation)
     # The ids of a corpus are its row numbers.
     keys = _prompt_keys(test)
     usable = usable_ids(test_tokens)

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from workflow_scripts.core.parquet import read_table
 from workflow_scripts.core.seeds import generator
 from workflow_scripts.core.stage import run_stage
 from workflow_scripts.experiments.base_set import read_base
 from workflow_scripts.experiments.runs import ListedRun, write_runs
+from workflow_scripts.targets.tables import read_tests
 
 FIELDS = [("size", pa.int32()), ("group", pa.int32())]
 
@@ -33,7 +33,7 @@ def draw_leave_out(
     seeds: number of fine-tuning runs per group.
     """
     base_ids = read_base(base)
-    tests = read_table(validation)["example_ids"][0].values.to_numpy()
+    tests = read_tests(validation)
     rows = [({"size": 0, "group": 0}, ListedRun(base_ids, base_ids[:0], tests))]
     for size in sizes:
         for group in range(groups):

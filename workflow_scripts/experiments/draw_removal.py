@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from workflow_scripts.core.parquet import read_table
 from workflow_scripts.core.seeds import generator
 from workflow_scripts.core.stage import run_stage
 from workflow_scripts.experiments.base_set import read_base, read_base_scores
 from workflow_scripts.experiments.removal import RANDOM, WHOLE, most_helpful
 from workflow_scripts.experiments.runs import ListedRun, write_runs
+from workflow_scripts.targets.tables import read_tests
 
 FIELDS = [("method", pa.string()), ("size", pa.int32()), ("test_id", pa.int32()), ("draw", pa.int32())]
 
@@ -50,7 +50,7 @@ def draw_removal(
     StudyError: scores were made for another base set.
     """
     base_ids = read_base(base)
-    chosen = read_table(validation)["example_ids"][0].values.to_numpy()[:tests]
+    chosen = read_tests(validation)[:tests]
     rows = [({"method": WHOLE, "size": 0, "test_id": None, "draw": 0}, ListedRun(base_ids, base_ids[:0], chosen))]
     for size in sizes:
         for draw in range(random_draws):

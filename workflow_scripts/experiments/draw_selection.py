@@ -14,6 +14,7 @@ from workflow_scripts.core.stage import run_stage
 from workflow_scripts.experiments.runs import ListedRun, write_runs
 from workflow_scripts.experiments.selection import FULL, RANDOM, best_ranked, group_by_task
 from workflow_scripts.targets.sampling import usable_ids
+from workflow_scripts.targets.tables import read_tests
 
 FIELDS = [("method", pa.string()), ("task", pa.string())]
 
@@ -54,7 +55,7 @@ def draw_selection(
     StudyError: the pool has fewer than `examples` usable examples, a method ranks fewer for a task, or no test has a
         label.
     """
-    tests_of = group_by_task(test, read_table(validation)["example_ids"][0].values.to_numpy(), tasks)
+    tests_of = group_by_task(test, read_tests(validation), tasks)
     pool = usable_ids(train_tokens)
     if len(pool) < examples:
         raise StudyError(

@@ -12,7 +12,8 @@ from workflow_scripts.core.progress import Progress
 from workflow_scripts.core.stage import run_stage
 from workflow_scripts.methods.loading import load_text_method
 from workflow_scripts.scoring.same_label import SameLabelTests
-from workflow_scripts.scoring.sources import load_embedding_libraries, open_embeddings, open_texts, read_tests
+from workflow_scripts.scoring.sources import load_embedding_libraries, open_embeddings, open_texts
+from workflow_scripts.targets.tables import read_tests
 
 NEAREST_TESTS = 5
 ROWS_AT_ONCE = 4096

@@ -14,8 +14,9 @@ from workflow_scripts.scoring.sources import (
     open_texts,
     read_evaluation,
     score_source,
+    source_costs,
 )
-from workflow_scripts.scoring.tables import costs, write_scores
+from workflow_scripts.scoring.tables import write_scores
 
 
 def score_pairs(
@@ -101,12 +102,7 @@ def score_pairs(
         poolings,
         test_ids,
         subset_ids,
-        lambda: costs(
-            scoring=timer.work(),
-            embedding=source.embedding + source.test_embedding,
-            start_up=timer.start_up + source.start_up + source.test_start_up,
-            bytes_per_example=source.bytes_per_example,
-        ),
+        lambda: source_costs(source, timer),
     )
 
 

@@ -11,10 +11,12 @@ import numpy as np
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.parquet import read_metadata, read_schema, read_table
 from workflow_scripts.core.progress import Progress
-from workflow_scripts.core.timing import NO_TIME, Seconds, total
+from workflow_scripts.core.timing import NO_TIME, Seconds, WorkTimer, total
 from workflow_scripts.methods.text_scorer import Texts, TextScorer
 from workflow_scripts.scoring.corpus_scores import CorpusScores, PartScores
 from workflow_scripts.scoring.group_scores import ChosenPooling, Membership
+from workflow_scripts.scoring.tables import costs
+from workflow_scripts.targets.tables import read_tests
 
 
 def read_evaluation(subsets: Path, validation: Path) -> tuple[np.ndarray, np.ndarray, Membership]:
@@ -32,11 +34,6 @@ def read_evaluation(subsets: Path, validation: Path) -> tuple[np.ndarray, np.nda
     table = read_table(subsets, columns=["subset", "example_ids"])
     membership = Membership([ids.values.to_numpy() for ids in table["example_ids"]])
     return read_tests(validation), table["subset"].to_numpy(), membership
-
-
-def read_tests(validation: Path) -> np.ndarray:
-    """Return the ids of an evaluation's test examples, int32 [tests], from the file with them in one row."""
-    return read_table(validation)["example_ids"][0].values.to_numpy()
 
 
 @dataclass(frozen=True)
@@ -66,6 +63,16 @@ class Source:
     start_up: Seconds = NO_TIME
     test_start_up: Seconds = NO_TIME
     on_device: Callable[..., PartScores] | None = None
+
+
+def source_costs(source: Source, timer: WorkTimer) -> dict[str, str]:
+    """Return what the scores of a source cost so far, as metadata of their file, see `tables.costs`."""
+    return costs(
+        scoring=timer.work(),
+        embedding=source.embedding + source.test_embedding,
+        start_up=timer.start_up + source.start_up + source.test_start_up,
+        bytes_per_example=source.bytes_per_example,
+    )
 
 
 def score_source(

@@ -30,11 +30,12 @@ def sum_sources(sources: tuple[Source, Source], factors: tuple[float, float]) ->
     first, second = sources
 
     def score(tile: _Tile, columns: slice) -> np.ndarray:
-        # The scores of a source may be overwritten by the next call.
-        total = np.zeros(())
-        for source, own, rows, factor in zip(sources, tile.tiles, tile.rows, factors, strict=True):
-            total = total + np.float32(factor) * source.score(own, columns)[rows]
-        return np.ascontiguousarray(total, np.float32)
+        # Each product is a copy: the next source's scores may overwrite this one's.
+        one, other = (
+            np.float32(factor) * source.score(own, columns)[rows]
+            for source, own, rows, factor in zip(sources, tile.tiles, tile.rows, factors, strict=True)
+        )
+        return one + other
 
     return Source(
         tiles=_common_tiles(first.tiles, second.tiles),

@@ -32,6 +32,11 @@ class FoldTargets:
     labels: np.ndarray
 
 
+def read_tests(validation: Path) -> np.ndarray:
+    """Return the ids of an evaluation's test examples, int32 [tests], from the file with them in one row."""
+    return read_table(validation)["example_ids"][0].values.to_numpy()
+
+
 def read_folds(
     subsets: Path, targets: Path, label_spread: str = "fold", label_clip: float | None = None
 ) -> list[FoldTargets]:
