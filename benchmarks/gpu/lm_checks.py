@@ -185,14 +185,16 @@ def finetuner_memory(case: Case, device: torch.device) -> None:
 @contextmanager
 def _lacking_memory(lm: PreTrainedModel, max_batch_tokens: int) -> Iterator[None]:
     """Refuse every forward pass of more tokens, as a GPU without room does."""
-    forward = lm.forward
+    # The one module that every way to compute an LM calls.
+    embeddings = lm.get_input_embeddings()
+    forward = embeddings.forward
 
-    def limited(*, input_ids: torch.Tensor, **arguments: object) -> object:
-        if input_ids.numel() > max_batch_tokens:
+    def limited(tokens: torch.Tensor) -> torch.Tensor:
+        if tokens.numel() > max_batch_tokens:
             raise torch.OutOfMemoryError("CUDA out of memory (as the check wants it)")
-        return forward(input_ids=input_ids, **arguments)
+        return forward(tokens)
 
-    with patch.object(lm, "forward", limited):
+    with patch.object(embeddings, "forward", limited):
         yield
 
 

@@ -243,7 +243,7 @@ def refused(status: int, headers: dict[str, str] | None = None, token: str = "")
         with (
             patch.dict("os.environ", {"HF_TOKEN": token}),
             patch("time.sleep"),
-            patch("workflow_scripts.models.loading.snapshot_download", side_effect=hub_error(status, headers, token)),
+            patch("huggingface_hub.snapshot_download", side_effect=hub_error(status, headers, token)),
         ):
             load_tokenizer("owner/lm")
 

@@ -181,11 +181,11 @@ def test_out_of_memory_gets_smaller_passes(tiny, block, tmp_path, monkeypatch, c
     expected, failures = read_table(block), []
 
     def narrow(forward):
-        def checked(lm, examples):
+        def checked(lm, examples, logits):
             if sum(len(example.tokens) for example in examples) > 100:
                 failures.append(1)
                 raise error
-            return forward(lm, examples)
+            return forward(lm, examples, logits)
 
         return checked
 
@@ -201,7 +201,7 @@ def test_out_of_memory_gets_smaller_passes(tiny, block, tmp_path, monkeypatch, c
 
 
 def test_one_example_that_no_memory_holds_is_told(tiny, tmp_path, monkeypatch):
-    def full(lm, examples):
+    def full(lm, examples, logits):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr(finetuning, "summed_losses", full)

@@ -168,15 +168,10 @@ class AttributionEncoder(nn.Module):
 
     def _padded_states(self, batch: PackedBatch, precision: str) -> torch.Tensor:
         rows = []
-        for bucket in batch.buckets:
+        for bucket, tokens in batch.by_bucket(batch.tokens[0]):
             forget_lengths(self.transformer)
-            shape = (bucket.examples, bucket.longest)
-            mask = torch.ones(shape, dtype=torch.long, device=self.device)
-            if bucket.mask is not None:
-                mask = bucket.mask[:, 0, 0].long()
-            tokens = batch.tokens[0, bucket.rows].view(shape)
-            states = self._states(precision, input_ids=tokens, attention_mask=mask).flatten(0, 1)
-            rows.append(states if bucket.real is None else states[bucket.real])
+            states = self._states(precision, input_ids=bucket.rectangle(tokens), attention_mask=bucket.attention_mask)
+            rows.append(bucket.row(states))
         return torch.cat(rows)
 
     def use_packing(self, precision: str = "float32", attention: str = ATTENTION) -> bool:

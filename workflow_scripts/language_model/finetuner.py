@@ -13,7 +13,13 @@ from workflow_scripts.core.errors import lacks_memory
 from workflow_scripts.core.progress import say
 from workflow_scripts.core.seeds import generator
 from workflow_scripts.language_model.cuda_graphs import GraphedPasses
-from workflow_scripts.language_model.losses import compile_layers, evaluate, summed_losses
+from workflow_scripts.language_model.losses import (
+    compile_layers,
+    evaluate,
+    fastest_logits,
+    packed_logits,
+    summed_losses,
+)
 from workflow_scripts.language_model.oom_retry import explained_lack_of_memory, with_fewer_tokens
 from workflow_scripts.language_model.tokens import TokenizedExample
 from workflow_scripts.models.device import autocast
@@ -87,6 +93,8 @@ class Finetuner:
         self.autocast_precision = "float32" if copied else precision
         if compile:
             compile_layers(self.working_lm)
+        fast = not compile and self.autocast_precision == "float32"
+        self.logits = fastest_logits(self.working_lm) if fast else packed_logits
         # Deterministic algorithms need buckets, whose shapes differ from batch to batch.
         packed = getattr(lm, "airrep_packed", False) and lm.config._attn_implementation == ATTENTION
         graphed = cuda_graphs and copied and packed and lm.device.type == "cuda"
@@ -166,7 +174,7 @@ class Finetuner:
                 say(f"{type(self.lm).__name__}: passes aren't recorded as CUDA graphs: {str(error).splitlines()[0]}")
                 self.graphs = None
         with autocast(self.lm.device, self.autocast_precision):
-            losses, _ = summed_losses(self.working_lm, examples)
+            losses, _ = summed_losses(self.working_lm, examples, self.logits)
         loss = losses.sum() / response_tokens
         loss.backward()
         return loss.detach()
@@ -201,7 +209,7 @@ class Finetuner:
         """
         lengths = [len(example.tokens) for example in examples]
         losses, self.evaluation_tokens = with_fewer_tokens(
-            lambda tokens: evaluate(self.working_lm, examples, tokens, self.autocast_precision),
+            lambda tokens: evaluate(self.working_lm, examples, tokens, self.autocast_precision, self.logits),
             self.evaluation_tokens,
             lengths,
             "finetuning.evaluation_tokens",

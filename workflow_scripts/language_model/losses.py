@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from workflow_scripts.core.errors import StudyError
+from workflow_scripts.core.progress import say
+from workflow_scripts.language_model.cpu_forward import cpu_logits, has_cpu_forward
 from workflow_scripts.language_model.tokens import TokenizedExample
 from workflow_scripts.models.device import autocast, best_device, without_tf32
 from workflow_scripts.models.loading import load_weights
@@ -23,6 +26,9 @@ from workflow_scripts.models.transformers_import import (
 )
 
 CAUSAL_TOKENS = 12
+
+# A function of an LM, a packed batch and places in its row, int64 [places], to logits, float [places, vocabulary].
+PackedLogits = Callable[[PreTrainedModel, PackedBatch, np.ndarray], torch.Tensor]
 
 
 def load_language_model(
@@ -95,35 +101,83 @@ def use_packing(lm: PreTrainedModel, precision: str = "float32", attention: str 
     return lm.airrep_packed
 
 
-def example_losses(lm: PreTrainedModel, examples: Sequence[TokenizedExample]) -> torch.Tensor:
+def packed_logits(lm: PreTrainedModel, batch: PackedBatch, places: np.ndarray) -> torch.Tensor:
+    """Return the logits at some places of a packed batch, float [places, vocabulary], by the LM's own forward pass.
+
+    Parameters
+    ----------
+    lm: a packed LM.
+    batch: the packed examples.
+    places: int64 [places], indices into the packed row.
+    """
+    return lm(
+        input_ids=batch.tokens,
+        position_ids=batch.positions,
+        logits_to_keep=to_device(places, lm.device),
+        packing=batch,
+        use_cache=False,
+    ).logits[0]
+
+
+def example_losses(
+    lm: PreTrainedModel, examples: Sequence[TokenizedExample], logits: PackedLogits = packed_logits
+) -> torch.Tensor:
     """Return the mean cross-entropy of each example's response tokens, float32 [examples], in nats.
 
-    The LM head runs on the positions that predict response tokens and on no other.
+    The LM head runs on the positions that predict response tokens and on no other. Parameters as in `summed_losses`.
     """
-    losses, counts = summed_losses(lm, examples)
+    losses, counts = summed_losses(lm, examples, logits)
     return losses / counts
 
 
-def summed_losses(lm: PreTrainedModel, examples: Sequence[TokenizedExample]) -> tuple[torch.Tensor, torch.Tensor]:
+def fastest_logits(lm: PreTrainedModel) -> PackedLogits:
+    """Return the fastest function that does what `packed_logits` does with this LM.
+
+    It doesn't call the LM's modules, so hooks see nothing.
+    """
+    if not has_cpu_forward(lm):
+        return packed_logits
+    tokens = np.random.default_rng(0).integers(0, lm.config.vocab_size, 30)
+    # Long and short responses, which are computed apart.
+    batches = [[TokenizedExample(tokens[:n], max(n - few, 1)) for n in (5, 9, 30)] for few in (3, 28)]
+    with torch.no_grad():
+        same = [torch.stack([example_losses(lm, each, way) for way in (packed_logits, cpu_logits)]) for each in batches]
+    if all((own - fast).abs().max() <= TOLERANCE * own.abs().max() for own, fast in same):
+        return cpu_logits
+    say(f"{type(lm).__name__}: no fast forward pass for it as transformers {version('transformers')} computes it.")
+    return packed_logits
+
+
+def summed_losses(
+    lm: PreTrainedModel, examples: Sequence[TokenizedExample], logits: PackedLogits = packed_logits
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return each example's summed cross-entropy of response tokens and their number, float32 [examples].
 
     One forward pass, but for LMs whose numbers would depend on what shares it (`models.sharing`).
+
+    Parameters
+    ----------
+    lm: a causal LM.
+    examples: in any order.
+    logits: `packed_logits`, or what `fastest_logits` returned; not used where the LM reads padded batches.
     """
     lengths = np.fromiter((len(example.tokens) for example in examples), np.int64, len(examples))
     passes = shared_passes(lm, lengths)
     if len(passes) == 1:
-        return _summed_losses(lm, examples)
-    parts = [_summed_losses(lm, [examples[i] for i in chosen]) for chosen in passes]
+        return _summed_losses(lm, examples, logits)
+    parts = [_summed_losses(lm, [examples[i] for i in chosen], logits) for chosen in passes]
     order = to_device(np.argsort(np.concatenate(passes)), lm.device)
     losses, counts = (torch.cat(each).index_select(0, order) for each in zip(*parts, strict=True))
     return losses, counts
 
 
-def _summed_losses(lm: PreTrainedModel, examples: Sequence[TokenizedExample]) -> tuple[torch.Tensor, torch.Tensor]:
+def _summed_losses(
+    lm: PreTrainedModel, examples: Sequence[TokenizedExample], packed: PackedLogits
+) -> tuple[torch.Tensor, torch.Tensor]:
     forget_lengths(lm)
     batch = pack([example.tokens for example in examples], lm.device, apart_from(lm))
     places, owner, counts = response_positions(batch.order, examples)
-    logits = (_packed_logits if lm.airrep_packed else _padded_logits)(lm, batch, places - 1)
+    logits = (packed if lm.airrep_packed else _padded_logits)(lm, batch, places - 1)
     targets = batch.tokens[0, to_device(places, lm.device)]
     losses = torch.zeros(len(examples), device=lm.device)
     each = getattr(lm, "airrep_token_losses", token_losses)(logits, targets)
@@ -173,32 +227,14 @@ def response_positions(order: np.ndarray, examples: Sequence[TokenizedExample]) 
     return places, owner, counts.astype(np.float32)
 
 
-def _packed_logits(lm: PreTrainedModel, batch: PackedBatch, places: np.ndarray) -> torch.Tensor:
-    return lm(
-        input_ids=batch.tokens,
-        position_ids=batch.positions,
-        logits_to_keep=to_device(places, lm.device),
-        packing=batch,
-        use_cache=False,
-    ).logits[0]
-
-
 def _padded_logits(lm: PreTrainedModel, batch: PackedBatch, places: np.ndarray) -> torch.Tensor:
     """For architectures whose attention can't be replaced: a padded forward pass per bucket."""
     logits = []
-    first_example = first_token = 0
-    for bucket in batch.buckets:
-        examples = slice(first_example, first_example + bucket.examples)
-        end = first_token + int(batch.example_lengths[examples].sum())
-        chosen = to_device(places[(first_token <= places) & (places < end)] - first_token, lm.device)
-        first_example, first_token = examples.stop, end
-        shape = (bucket.examples, bucket.longest)
-        tokens = batch.tokens[0, bucket.rows].view(shape)
-        mask = torch.ones(shape, dtype=torch.long, device=tokens.device)
-        if bucket.mask is not None:
-            mask = bucket.mask[:, 0, 0].long()
+    for bucket, tokens in batch.by_bucket(batch.tokens[0]):
+        first, end = bucket.span.start, bucket.span.stop
+        chosen = to_device(places[(first <= places) & (places < end)] - first, lm.device)
         rows = chosen if bucket.real is None else bucket.real[chosen]
-        logits.append(_logits_of_rows(lm, tokens, mask, rows))
+        logits.append(_logits_of_rows(lm, bucket.rectangle(tokens), bucket.attention_mask, rows))
     return torch.cat(logits)
 
 
@@ -233,7 +269,11 @@ def _logits_of_rows(lm: PreTrainedModel, tokens: torch.Tensor, mask: torch.Tenso
 
 @torch.inference_mode()
 def evaluate(
-    lm: PreTrainedModel, examples: Sequence[TokenizedExample], max_batch_tokens: int, precision: str = "float32"
+    lm: PreTrainedModel,
+    examples: Sequence[TokenizedExample],
+    max_batch_tokens: int,
+    precision: str = "float32",
+    logits: PackedLogits = packed_logits,
 ) -> np.ndarray:
     """Return the loss of each example, float32 [examples]: the mean cross-entropy of its response tokens, in nats.
 
@@ -243,10 +283,12 @@ def evaluate(
     examples: in any order; they are batched by length.
     max_batch_tokens: most tokens in one forward pass.
     precision: `float32` or `bfloat16`, that of the forward passes.
+    logits: as in `summed_losses`.
     """
     losses = torch.empty(len(examples), device=lm.device)
     lengths = np.fromiter((len(example.tokens) for example in examples), np.int64, len(examples))
     for chosen in token_budget(lengths, max_batch_tokens):
         with autocast(lm.device, precision):
-            losses[to_device(chosen, lm.device)] = example_losses(lm, [examples[i] for i in chosen]).float()
+            some = [examples[i] for i in chosen]
+            losses[to_device(chosen, lm.device)] = example_losses(lm, some, logits).float()
     return losses.cpu().numpy()

@@ -176,8 +176,9 @@ class ExampleGradients:
         """Return a layer's rows as float32 [examples, longest, width], zero at padding."""
         rows = tensor.flatten(0, -2)
         if self.lm.airrep_packed:
-            rows = rows.index_select(0, bucket.rows)
-        rectangle = rows.float().unflatten(0, (bucket.examples, bucket.longest))
+            rectangle = bucket.rectangle(rows[bucket.span]).float()
+        else:
+            rectangle = rows.float().unflatten(0, (bucket.examples, bucket.longest))
         return rectangle if bucket.mask is None else rectangle * bucket.mask[:, 0, 0, :, None]
 
 

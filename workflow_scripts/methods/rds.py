@@ -54,15 +54,9 @@ def _packed_states(lm: PreTrainedModel, batch: PackedBatch) -> torch.Tensor:
 
 def _padded_states(lm: PreTrainedModel, batch: PackedBatch) -> torch.Tensor:
     rows = []
-    for bucket in batch.buckets:
-        shape = (bucket.examples, bucket.longest)
-        mask = torch.ones(shape, dtype=torch.long, device=lm.device)
-        if bucket.mask is not None:
-            mask = bucket.mask[:, 0, 0].long()
-        states = _decoder(lm)(
-            input_ids=batch.tokens[0, bucket.rows].view(shape), attention_mask=mask, use_cache=False
-        ).last_hidden_state.flatten(0, 1)
-        rows.append(states if bucket.real is None else states[bucket.real])
+    for bucket, tokens in batch.by_bucket(batch.tokens[0]):
+        states = _decoder(lm)(input_ids=bucket.rectangle(tokens), attention_mask=bucket.attention_mask, use_cache=False)
+        rows.append(bucket.row(states.last_hidden_state))
     return torch.cat(rows)
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from huggingface_hub import snapshot_download
+import huggingface_hub
 
 # Of the HTTP library that the hub's client uses, which differs between its versions.
 from huggingface_hub.errors import HTTPError
@@ -227,7 +227,10 @@ def _downloaded(model: str, revision: str | None, weights: bool) -> Path:
     unused = UNUSED_FILES if weights else [*UNUSED_FILES, "*.safetensors"]
 
     def download() -> str:
-        return snapshot_download(model, revision=revision, allow_patterns=MODEL_FILES, ignore_patterns=unused)
+        # Looked up here, because it imports the whole client, which takes longer than some stages that read a folder.
+        return huggingface_hub.snapshot_download(
+            model, revision=revision, allow_patterns=MODEL_FILES, ignore_patterns=unused
+        )
 
     try:
         return Path(patiently(download))

@@ -44,16 +44,38 @@ class Bucket:
     ----------
     examples: number of examples.
     longest: tokens of the longest one.
-    rows: int64 [examples * longest], indices into the packed row that gather the examples' tokens, padding included.
+    span: where its tokens are in the packed row.
+    rows: int64 [examples * longest], indices into the tokens of `span`, padding included; None if all lengths are
+        equal.
     real: int64 [tokens], indices into `rows` of what isn't padding; None if all lengths are equal.
     mask: bool [examples, 1, 1, longest], False for padding; None if all lengths are equal.
+    device: where these tensors are.
     """
 
     examples: int
     longest: int
-    rows: torch.Tensor
+    span: slice
+    rows: torch.Tensor | None
     real: torch.Tensor | None
     mask: torch.Tensor | None
+    device: torch.device | str
+
+    @property
+    def attention_mask(self) -> torch.Tensor:
+        """The mask as models of transformers read it, int64 [examples, longest], 1 for tokens and 0 for padding."""
+        if self.mask is None:
+            return torch.ones((self.examples, self.longest), dtype=torch.long, device=self.device)
+        return self.mask[:, 0, 0].long()
+
+    def rectangle(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the rows of its tokens, [tokens, ...], with padding, [examples, longest, ...]."""
+        padded = rows if self.rows is None else rows.index_select(0, self.rows)
+        return padded.unflatten(0, (self.examples, self.longest))
+
+    def row(self, rectangle: torch.Tensor) -> torch.Tensor:
+        """Return what isn't padding of a rectangle, [tokens, ...]."""
+        padded = rectangle.flatten(0, 1)
+        return padded if self.real is None else padded.index_select(0, self.real)
 
 
 @dataclass(frozen=True)
@@ -89,26 +111,47 @@ class PackedBatch:
     @cached_property
     def buckets(self) -> tuple[Bucket, ...]:
         """The examples in rectangles of similar length, in packed order; computed on first use."""
-        lengths, device = self.example_lengths, self.tokens.device
+        lengths = self.example_lengths
         starts = np.cumsum(lengths) - lengths
-        buckets = []
-        for first, last in _like_lengths(lengths, self.apart_from):
-            longest = int(lengths[last - 1])
-            offsets = np.arange(longest)
-            inside = offsets < lengths[first:last, None]
-            # Padding repeats the example's first token: any finite value will do, the result is never read.
-            rows = starts[first:last, None] + np.where(inside, offsets, 0)
-            equal = bool(inside.all())
-            buckets.append(
-                Bucket(
-                    examples=last - first,
-                    longest=longest,
-                    rows=to_device(rows.reshape(-1), device),
-                    real=None if equal else to_device(np.flatnonzero(inside), device),
-                    mask=None if equal else to_device(inside, device)[:, None, None, :],
-                )
-            )
-        return tuple(buckets)
+        return tuple(
+            bucket_of(lengths[first:last], int(starts[first]), self.tokens.device)
+            for first, last in _like_lengths(lengths, self.apart_from)
+        )
+
+    def by_bucket(self, rows: torch.Tensor) -> Iterator[tuple[Bucket, torch.Tensor]]:
+        """Yield each bucket and its tokens' rows of a tensor [T, ...].
+
+        They are parts of one split, whose gradient is one concatenation; that of a slice is as long as the tensor.
+        """
+        sizes = [bucket.span.stop - bucket.span.start for bucket in self.buckets]
+        return zip(self.buckets, rows.split(sizes), strict=True)
+
+
+def bucket_of(lengths: np.ndarray, start: int, device: torch.device | str) -> Bucket:
+    """Return a bucket of examples that follow each other in a packed row.
+
+    Parameters
+    ----------
+    lengths: int64 [examples], their tokens, not all of them 0.
+    start: where the first one begins.
+    device: where the bucket's tensors are needed.
+    """
+    longest, tokens = int(lengths.max()), int(lengths.sum())
+    offsets = np.arange(longest)
+    inside = offsets < lengths[:, None]
+    equal = bool(inside.all())
+    # Padding repeats the example's first token: any finite value will do, the result is never read.
+    rows = (np.cumsum(lengths) - lengths)[:, None] + np.where(inside, offsets, 0)
+    return Bucket(
+        examples=len(lengths),
+        longest=longest,
+        span=slice(start, start + tokens),
+        # An example without tokens at the end has no first one.
+        rows=None if equal else to_device(rows.reshape(-1).clip(max=tokens - 1), device),
+        real=None if equal else to_device(np.flatnonzero(inside), device),
+        mask=None if equal else to_device(inside, device)[:, None, None, :],
+        device=device,
+    )
 
 
 def pack(
@@ -332,13 +375,11 @@ def _bucketed_attention(
     _refuse_bent_weights(softcap, s_aux)
     causal = _is_causal(module, is_causal)
     # [T, heads, head size]: the rows that buckets gather
-    query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    parts = (packing.by_bucket(tensor[0].transpose(0, 1)) for tensor in (query, key, value))
     outputs = []
-    for bucket in packing.buckets:
-        shape = (bucket.examples, bucket.longest)
-        q, k, v = (
-            tensor.index_select(0, bucket.rows).unflatten(0, shape).transpose(1, 2) for tensor in (query, key, value)
-        )
+    for each in zip(*parts, strict=True):
+        bucket = each[0][0]
+        q, k, v = (bucket.rectangle(rows).transpose(1, 2) for _, rows in each)
         mask = None if causal else bucket.mask
         if sliding_window is not None and bucket.longest > sliding_window:
             mask = _window_mask(bucket.longest, sliding_window, causal, q.device)
@@ -355,8 +396,7 @@ def _bucketed_attention(
             scale=scaling,
             enable_gqa=q.shape[1] != k.shape[1],
         )
-        out = out.transpose(1, 2).flatten(0, 1)
-        outputs.append(out if bucket.real is None else out.index_select(0, bucket.real))
+        outputs.append(bucket.row(out.transpose(1, 2)))
     return torch.cat(outputs)[None], None
 
 
