@@ -23,7 +23,7 @@ from workflow_scripts.models.device import autocast
 from workflow_scripts.models.packing import ATTENTION, PackedBatch, example_means, pack, to_device, token_budget
 from workflow_scripts.models.packing_check import switch_to_packing
 from workflow_scripts.models.sharing import apart_from, forget_lengths
-from workflow_scripts.models.transformers_import import PreTrainedModel
+from workflow_scripts.models.transformers_import import BertModel, PreTrainedModel
 from workflow_scripts.study.choices import View
 
 DENSE_FOLDERS = ("2_Dense", "3_Dense")  # without and with a Normalize module before it
@@ -146,10 +146,28 @@ class AttributionEncoder(nn.Module):
         return self._means(self.pack(examples), "float32")
 
     def _means(self, batch: PackedBatch, precision: str) -> torch.Tensor:
-        hidden = self._packed_states(batch, precision) if self.packed else self._padded_states(batch, precision)
-        means = example_means(hidden, batch)
+        if self._reads_tokens_alone() and not self._casts_weights(precision):
+            means = self._token_means(batch)
+        else:
+            states = self._packed_states(batch, precision) if self.packed else self._padded_states(batch, precision)
+            means = example_means(states, batch)
         means = F.normalize(means, dim=-1) if self.normalized else means
         return means.unflatten(0, (-1, len(self.projections)))
+
+    def _reads_tokens_alone(self) -> bool:
+        """Return whether a state depends on its token and position alone: a BERT without layers; on a CPU.
+
+        A GPU adds the gradients of an embedding bag in any order.
+        """
+        return self.device.type == "cpu" and type(self.transformer) is BertModel and not self.transformer.encoder.layer
+
+    def _token_means(self, batch: PackedBatch) -> torch.Tensor:
+        """Return the means over tokens that are read alone; the state of a token at a position is computed once."""
+        positions = self.transformer.config.max_position_embeddings
+        keys, places = torch.unique(batch.tokens[0] * positions + batch.positions[0], return_inverse=True)
+        states = self.transformer.embeddings(input_ids=keys[None] // positions, position_ids=keys[None] % positions)[0]
+        means = F.embedding_bag(places, states, batch.starts, mode="mean")
+        return means.index_select(0, to_device(np.argsort(batch.order), states.device))
 
     def _autocast(self, precision: str) -> torch.autocast:
         return autocast(self.device, "float32" if self._casts_weights(precision) else precision)

@@ -135,3 +135,32 @@ def test_packing_can_be_tried_in_the_precision_that_will_run(tiny):
     assert model.transformer.config._attn_implementation == BUCKETS
     assert model.use_packing("bfloat16")
     assert model.packed
+
+
+@pytest.mark.parametrize("view", ["joint", "split"])
+def test_without_layers_each_token_at_each_position_is_computed_once(tiny, monkeypatch, view):
+    """And means and gradients are those of all tokens, padding or not."""
+    texts = [*encoder_texts(read_table(tiny.corpus), 256, view)[:40], ("one",) * (1 if view == "joint" else 2)]
+    tokenizer = AutoTokenizer.from_pretrained(tiny.untrained)
+    config = BertConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=0, num_attention_heads=2)
+    transformer = BertModel(config, add_pooling_layer=False)
+    torch.nn.init.normal_(transformer.embeddings.position_embeddings.weight)
+    model = AttributionEncoder(transformer, tokenizer, random_projections(16, 8, view, 0), 64)
+    rows = []
+    transformer.embeddings.register_forward_hook(lambda _, inputs, output: rows.append(output.shape[1]))
+    tokens = model.tokenize(texts)
+    found = []
+    for alone in (True, False):
+        monkeypatch.setattr(AttributionEncoder, "_reads_tokens_alone", lambda self, alone=alone: alone)
+        model.zero_grad()
+        vectors = model(tokens)
+        (vectors * torch.arange(vectors.numel()).view_as(vectors).sin()).sum().backward()
+        found.append([vectors.detach(), *(p.grad for p in model.parameters())])
+    parts = [part for example in tokens for part in example]
+    assert rows == [len({pair for part in parts for pair in enumerate(part.tolist())}), sum(map(len, parts))]
+    for once, plain in zip(*found, strict=True):
+        torch.testing.assert_close(once, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_with_layers_states_depend_on_their_neighbours(tiny):
+    assert not load_encoder(tiny.untrained, 64)._reads_tokens_alone()
