@@ -3,17 +3,20 @@
 Training step: distinct examples encoded once and packed, beside the gradient-cached step that pads each subset
 to its longest row and encodes every subset's examples again. Embedding: beside `SentenceTransformer.encode` of
 the same folder, and beside padded batches in file order. Pages: a step of an encoder without layers, which moves
-memory more than it computes, with and without huge pages for torch's tensors.
+memory more than it computes, with and without huge pages for torch's tensors. Once: such a step on the embedded
+corpus, as it computes the state of each token at each position once, beside the states of all tokens.
 Run: python benchmarks/encoder.py [--model gte-small]  (the large one where a GPU is; else under five minutes)
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -23,7 +26,10 @@ from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
+from workflow_scripts.corpora.builtin import mini_rows
+from workflow_scripts.corpora.templates import EncoderText
 from workflow_scripts.embeddings.embed_corpus import embed_share, tokenize_share
+from workflow_scripts.encoder.init_encoder import small_encoder, wordpiece_tokenizer
 from workflow_scripts.encoder.initialization import random_projections
 from workflow_scripts.encoder.loading import load_encoder
 from workflow_scripts.encoder.model import AttributionEncoder, EncoderTokens, token_counts
@@ -248,6 +254,34 @@ def page_rows(folder: str, step: tuple[int, int, int, int]) -> list[dict[str, An
     return rows
 
 
+def once_rows() -> dict[str, Any]:
+    """Compare a step that computes each token at each position once with one that computes all; the embedded corpus."""
+    rows = list(itertools.islice(mini_rows(), 1200))
+    texts: list[EncoderText] = [(row["prompt"], row["response"]) for row in rows]
+    encoder = small_encoder(wordpiece_tokenizer(texts, 1024), "split", 128, 128, 128, 0, 1)
+    tokens, step = dict(enumerate(encoder.tokenize(texts))), draw(1000, 200, 24, 100)
+    objective = Objective("attention", 0.1, 5.0, learned_scale=False)
+    found: dict[bool, tuple[float, np.ndarray]] = {}
+
+    def run(once: bool) -> None:
+        encoder.zero_grad()
+        with patch.object(AttributionEncoder, "_reads_tokens_alone", lambda _: once):
+            loss = backpropagate_step(encoder, objective, tokens, step, 262_144, precision())
+        gradients = [parameter.grad.reshape(-1) for parameter in encoder.parameters() if parameter.grad is not None]
+        found[once] = loss, torch.cat(gradients).numpy()
+
+    timings = alternate({"once": lambda: run(True), "all": lambda: run(False)}, 10)
+    (loss, gradient), (own_loss, own_gradient) = found[True], found[False]
+    return {
+        "tokens": sum(len(part) for example in tokens.values() for part in example),
+        "once s": timings["once"].seconds,
+        "all s": timings["all"].seconds,
+        **compared(timings["once"], timings["all"]),
+        "relative loss difference": abs(loss / own_loss - 1),
+        "relative gradient difference": float(np.linalg.norm(gradient - own_gradient) / np.linalg.norm(own_gradient)),
+    }
+
+
 def embedding_row(model: str, folder: str, examples: int, rate: float) -> dict[str, Any]:
     """Compare the three ways of embedding."""
     ours, library, plain = (
@@ -274,7 +308,7 @@ def embedding_row(model: str, folder: str, examples: int, rate: float) -> dict[s
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=SHAPES, help="the shape of both (default: one that fits each)")
-    parser.add_argument("--only", choices=["step", "embedding", "pages"], help="one of the benchmarks")
+    parser.add_argument("--only", choices=["step", "embedding", "pages", "once"], help="one of the benchmarks")
     given = parser.parse_args()
     large = given.model == "gte-small"
     # (pool, tests, subsets, their examples): an eighth, a quarter, a half of the default study's step; or the paper's.
@@ -297,6 +331,9 @@ def main() -> None:
         if given.only in (None, "pages"):
             make_encoder("no layers", f"{folder}/pages")
             report("encoder_pages", page_rows(f"{folder}/pages", (1000, 200, 24, 100)), **facts)
+        if given.only in (None, "once"):
+            taken = in_fresh_process(once_rows, OMP_NUM_THREADS="1")
+            report("encoder_once", [{name: value for name, value in taken.items() if name != "peak_mib"}], **facts)
 
 
 def measured_rate() -> dict[str, float]:
