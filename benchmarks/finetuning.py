@@ -2,6 +2,7 @@
 
 Both ways train the same LM on the same batches in the same order, and their losses are compared.
 Run: python benchmarks/finetuning.py [--model qwen2.5-0.5b --examples 1000]  (the large one where a GPU is)
+     python benchmarks/finetuning.py --study results/mini  (its LM and its rows)
 Each choice for GPUs can be timed alone: `--attention packed_buckets`, `--autocast`, `--compile`.
 """
 
@@ -19,12 +20,12 @@ import torch
 import torch.nn.functional as F
 from harness import in_fresh_process, matrix_rate, precision, report
 from lengths import flan_like_examples
-from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from workflow_scripts.core.seeds import generator
 from workflow_scripts.language_model.finetuner import Finetuner
 from workflow_scripts.language_model.losses import load_language_model, packed_logits, use_packing
-from workflow_scripts.language_model.tokens import TokenizedExample
+from workflow_scripts.language_model.tokens import TokenizedExample, read_examples
 from workflow_scripts.models.device import best_device
 from workflow_scripts.models.packing import ATTENTION, BUCKETS
 
@@ -76,9 +77,18 @@ def make_tuner(lm: PreTrainedModel, **choices: bool | None) -> Finetuner:
     )
 
 
+def drawn_examples(folder: str, examples: int) -> tuple[list[TokenizedExample], list[TokenizedExample]]:
+    """Return what is trained on and what is evaluated: rows of the LM's study, or made-up ones of real lengths."""
+    tokens = Path(folder).parent / "tokens" / "train.parquet"
+    if tokens.exists():
+        rows = list(read_examples(tokens).values())
+        return rows[:examples], rows[examples : 2 * examples]
+    vocabulary = AutoConfig.from_pretrained(folder).vocab_size
+    return flan_like_examples(examples, vocabulary, 1), flan_like_examples(examples, vocabulary, 2)
+
+
 def fast(
     folder: str,
-    vocabulary: int,
     examples: int,
     runs: int,
     attention: str,
@@ -89,7 +99,7 @@ def fast(
 
     With `own_forward`, by the LM's own forward pass where the stage has a faster one.
     """
-    train, test = flan_like_examples(examples, vocabulary, 1), flan_like_examples(examples, vocabulary, 2)
+    train, test = drawn_examples(folder, examples)
     lm = load_language_model(folder, precision=precision())
     if attention != ATTENTION:
         use_packing(lm, precision(), attention)
@@ -106,9 +116,9 @@ def fast(
     return {"seconds": min(seconds), "losses": losses}
 
 
-def plain(folder: str, vocabulary: int, examples: int, runs: int) -> dict[str, Any]:
+def plain(folder: str, examples: int, runs: int) -> dict[str, Any]:
     """The plain way: the LM is loaded again, batches are padded, logits are computed for every token."""
-    train, test = flan_like_examples(examples, vocabulary, 1), flan_like_examples(examples, vocabulary, 2)
+    train, test = drawn_examples(folder, examples)
     device = best_device()
     seconds = []
     for _ in range(runs):
@@ -153,17 +163,16 @@ def padded(examples: Sequence[TokenizedExample], device: torch.device) -> dict[s
     return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
 
 
-def operations(name: str, examples: int, vocabulary: int) -> tuple[float, int]:
+def operations(folder: str, examples: int) -> tuple[float, int]:
     """Return the matrix operations that one subset needs, and its tokens; attention and padding left out."""
-    shape = MODELS[name]
-    head = shape["hidden_size"] // shape["num_attention_heads"]
-    width = (2 * shape["num_attention_heads"] + 2 * shape["num_key_value_heads"]) * head
-    layer = shape["hidden_size"] * (width + 3 * shape["intermediate_size"])
-    body = 2 * layer * shape["num_hidden_layers"]
-    output = 2 * shape["hidden_size"] * vocabulary
+    shape = AutoConfig.from_pretrained(folder)
+    head = shape.hidden_size // shape.num_attention_heads
+    width = (2 * shape.num_attention_heads + 2 * shape.num_key_value_heads) * head
+    layer = shape.hidden_size * (width + 3 * shape.intermediate_size)
+    body = 2 * layer * shape.num_hidden_layers
+    output = 2 * shape.hidden_size * shape.vocab_size
     totals = []
-    for seed in (1, 2):
-        drawn = flan_like_examples(examples, vocabulary, seed)
+    for drawn in drawn_examples(folder, examples):
         tokens = sum(len(example.tokens) for example in drawn)
         responses = sum(len(example.tokens) - example.prompt_tokens for example in drawn)
         totals.append((tokens, tokens * body + responses * output))
@@ -174,24 +183,26 @@ def operations(name: str, examples: int, vocabulary: int) -> tuple[float, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=MODELS, default="builtin:tiny")
+    parser.add_argument("--study", type=Path, help="folder of a study that has made its LM and tokens")
     parser.add_argument("--examples", type=int, nargs="+", default=[50, 100, 200])
     parser.add_argument("--runs", type=int, default=4)
     parser.add_argument("--attention", choices=[ATTENTION, BUCKETS], default=ATTENTION)
     parser.add_argument("--autocast", action="store_true", help="in bfloat16, without a copy of the weights")
     parser.add_argument("--compile", action="store_true")
     arguments = parser.parse_args()
-    vocabulary = MODELS[arguments.model]["vocab_size"]
     choices = {"bfloat16_weights": False if arguments.autocast else None, "compile": arguments.compile}
     rows = []
     rate = matrix_rate()
-    with tempfile.TemporaryDirectory() as folder:
-        make_model(arguments.model, folder)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = str(arguments.study / "language_model" if arguments.study else Path(temporary) / "made")
+        if not arguments.study:
+            make_model(arguments.model, folder)
         for examples in arguments.examples:
-            work = (folder, vocabulary, examples, arguments.runs)
+            work = (folder, examples, arguments.runs)
             ours = in_fresh_process(fast, *work, arguments.attention, choices)
             own = in_fresh_process(fast, *work, arguments.attention, choices, True)
             theirs = in_fresh_process(plain, *work)
-            needed, tokens = operations(arguments.model, examples, vocabulary)
+            needed, tokens = operations(folder, examples)
             rows.append(
                 {
                     "examples": examples,
@@ -209,11 +220,11 @@ def main() -> None:
                     ),
                 }
             )
-    suffix = "" if arguments.model == "builtin:tiny" else f"_{Path(arguments.model).name}"
+    model = arguments.study.name if arguments.study else arguments.model
     report(
-        f"finetuning{suffix}",
+        "finetuning" if model == "builtin:tiny" else f"finetuning_{Path(model).name}",
         rows,
-        model=arguments.model,
+        model=model,
         precision=precision(),
         attention=arguments.attention,
         **choices,
