@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from workflow_scripts.language_model import finetuner as engine
 from workflow_scripts.language_model import losses as language_model
-from workflow_scripts.language_model.losses import load_language_model
+from workflow_scripts.language_model.losses import load_language_model, packed_logits
 from workflow_scripts.language_model.tokens import TokenizedExample
 from workflow_scripts.models.device import autocast, best_device
 from workflow_scripts.models.packing import token_budget
@@ -40,7 +40,7 @@ def subsets(examples: int, vocabulary: int, models: int) -> list[list[TokenizedE
 
 
 def one_by_one(folder: str, vocabulary: int, examples: int, models: int, change: str = "none") -> dict[str, Any]:
-    """Fine-tune and evaluate each subset after the other, as the stage does; `change` is what is tried with it."""
+    """Fine-tune and evaluate each subset after the other by the LM's own forward pass; `change` is what is tried."""
     test = flan_like_examples(examples, vocabulary, 2)
     lm = load_language_model(folder)
     if change == "compiled":
@@ -49,6 +49,8 @@ def one_by_one(folder: str, vocabulary: int, examples: int, models: int, change:
         # Training and evaluation name it by a module each.
         engine.summed_losses = language_model.summed_losses = fused_losses
     tuner = make_tuner(lm)
+    # What is tried changes the LM's own forward pass, or takes its place.
+    tuner.logits = packed_logits
 
     def work() -> list[np.ndarray]:
         losses = []
@@ -60,8 +62,10 @@ def one_by_one(folder: str, vocabulary: int, examples: int, models: int, change:
     return timed(work)
 
 
-def fused_losses(lm: PreTrainedModel, examples: Sequence[TokenizedExample]) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `language_model.summed_losses`, with PyTorch's own function for head and cross-entropy."""
+def fused_losses(
+    lm: PreTrainedModel, examples: Sequence[TokenizedExample], logits: object = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `language_model.summed_losses`, with PyTorch's own function for head and cross-entropy instead of `logits`."""
     batch = language_model.pack([example.tokens for example in examples], lm.device)
     responses = language_model.response_positions(batch.order, examples)
     places, owner, counts = (language_model.to_device(array, lm.device) for array in responses)

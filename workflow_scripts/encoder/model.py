@@ -155,17 +155,18 @@ class AttributionEncoder(nn.Module):
         return means.unflatten(0, (-1, len(self.projections)))
 
     def _reads_tokens_alone(self) -> bool:
-        """Return whether a state depends on its token and position alone: a BERT without layers; on a CPU.
+        """Return whether a state depends on its token and position alone: a BERT without layers or dropout; on a CPU.
 
         A GPU adds the gradients of an embedding bag in any order.
         """
-        return self.device.type == "cpu" and type(self.transformer) is BertModel and not self.transformer.encoder.layer
+        without_layers = type(self.transformer) is BertModel and not self.transformer.encoder.layer
+        return without_layers and self.device.type == "cpu" and not self.training
 
     def _token_means(self, batch: PackedBatch) -> torch.Tensor:
         """Return the means over tokens that are read alone; the state of a token at a position is computed once."""
-        positions = self.transformer.config.max_position_embeddings
-        keys, places = torch.unique(batch.tokens[0] * positions + batch.positions[0], return_inverse=True)
-        states = self.transformer.embeddings(input_ids=keys[None] // positions, position_ids=keys[None] % positions)[0]
+        longest = batch.max_length
+        keys, places = torch.unique(batch.tokens[0] * longest + batch.positions[0], return_inverse=True)
+        states = self.transformer.embeddings(input_ids=keys[None] // longest, position_ids=keys[None] % longest)[0]
         means = F.embedding_bag(places, states, batch.starts, mode="mean")
         return means.index_select(0, to_device(np.argsort(batch.order), states.device))
 

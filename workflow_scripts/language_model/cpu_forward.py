@@ -4,6 +4,9 @@ An LM that is small enough for a CPU spends more time there than on matrix produ
 memory instead of five, and its weight is multiplied into the next layer's; rotary positions are one complex product;
 and the last layer computes, besides keys and values, only what is read of it: for a loss, the tokens before those of
 the response.
+
+The weights that a norm is multiplied into are computed anew in each pass, and kept until its gradients are. A pass with
+more tokens than the LM's width gains more than that costs.
 """
 
 from __future__ import annotations
@@ -35,6 +38,7 @@ def has_cpu_forward(lm: PreTrainedModel) -> bool:
         and lm.airrep_packed
         and apart_from(lm) == sys.maxsize
         and lm.config.hidden_act == "silu"
+        and len(_layers(lm)) > 0
         and all(map(_is_plain, _layers(lm)))
     )
 

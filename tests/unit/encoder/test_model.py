@@ -146,6 +146,7 @@ def test_without_layers_each_token_at_each_position_is_computed_once(tiny, monke
     transformer = BertModel(config, add_pooling_layer=False)
     torch.nn.init.normal_(transformer.embeddings.position_embeddings.weight)
     model = AttributionEncoder(transformer, tokenizer, random_projections(16, 8, view, 0), 64)
+    assert model._reads_tokens_alone()
     rows = []
     transformer.embeddings.register_forward_hook(lambda _, inputs, output: rows.append(output.shape[1]))
     tokens = model.tokenize(texts)

@@ -5,9 +5,15 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from workflow_scripts.language_model.cpu_forward import cpu_logits
+from workflow_scripts.language_model.cpu_forward import cpu_logits, has_cpu_forward
 from workflow_scripts.language_model.finetuner import Finetuner
-from workflow_scripts.language_model.losses import fastest_logits, packed_logits, summed_losses, use_packing
+from workflow_scripts.language_model.losses import (
+    cpu_logits_where_they_pay,
+    fastest_logits,
+    packed_logits,
+    summed_losses,
+    use_packing,
+)
 from workflow_scripts.language_model.tokens import TokenizedExample
 
 SIZES = {
@@ -28,6 +34,15 @@ SHAPES = {
         LlamaConfig,
         {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}, "head_dim": 16},
     ),
+}
+OPTIONS = {
+    "learning_rate": 1e-3,
+    "weight_decay": 0.0,
+    "batch_examples": 4,
+    "epochs": 2,
+    "precision": "float32",
+    "step_tokens": 64,
+    "evaluation_tokens": 64,
 }
 
 
@@ -63,7 +78,7 @@ def numbers(lm, examples, logits):
 def test_losses_and_gradients_are_those_of_the_own_forward_pass(shape, responses):
     kind, config, changes = SHAPES[shape]
     lm = made(kind, config, **changes)
-    assert fastest_logits(lm) is cpu_logits
+    assert fastest_logits(lm) is cpu_logits_where_they_pay
     own, own_gradients = numbers(lm, drawn(responses), packed_logits)
     fast, gradients = numbers(lm, drawn(responses), cpu_logits)
     torch.testing.assert_close(fast, own, rtol=1e-5, atol=1e-5)
@@ -91,16 +106,39 @@ def adapted(lm):
     "lm",
     [
         lambda: made(GPT2LMHeadModel, GPT2Config),
-        lambda: made(Qwen2ForCausalLM, Qwen2Config, use_sliding_window=True, sliding_window=8, max_window_layers=1),
+        lambda: made(LlamaForCausalLM, LlamaConfig, num_hidden_layers=0),
+        lambda: made(Qwen2ForCausalLM, Qwen2Config, use_sliding_window=True, sliding_window=40, max_window_layers=1),
         lambda: made(LlamaForCausalLM, LlamaConfig, hidden_act="gelu"),
         lambda: made(LlamaForCausalLM, LlamaConfig).double(),
         lambda: made(LlamaForCausalLM, LlamaConfig).train(),
         lambda: adapted(made(LlamaForCausalLM, LlamaConfig)),
     ],
-    ids=["other architecture", "sliding window", "other activation", "float64", "dropout", "adapter"],
+    ids=["other architecture", "no layers", "sliding window", "other activation", "float64", "dropout", "adapter"],
 )
 def test_other_lms_keep_their_own_forward_pass(lm):
-    assert fastest_logits(lm()) is packed_logits
+    lm = lm()
+    assert not has_cpu_forward(lm)
+    assert fastest_logits(lm) is packed_logits
+
+
+@pytest.mark.parametrize(
+    "change", [{"airrep_packed": False}, {"airrep_apart_from": 4}], ids=["padded", "lengths apart"]
+)
+def test_an_lm_that_is_padded_or_reads_lengths_apart_keeps_it_too(change):
+    lm = made(LlamaForCausalLM, LlamaConfig)
+    assert has_cpu_forward(lm)
+    for name, value in change.items():
+        setattr(lm, name, value)
+    assert not has_cpu_forward(lm)
+
+
+def test_a_pass_of_few_tokens_is_the_own_one():
+    lm = made(LlamaForCausalLM, LlamaConfig)
+    few, many = [drawn([1], [length])[0] for length in (lm.config.hidden_size, lm.config.hidden_size + 1)]
+    for example, way in ((few, packed_logits), (many, cpu_logits)):
+        with torch.no_grad():
+            losses, expected = (summed_losses(lm, [example], each)[0] for each in (cpu_logits_where_they_pay, way))
+        assert (losses == expected).all()
 
 
 def test_a_version_of_transformers_that_computes_otherwise_is_noticed(monkeypatch, capsys):
@@ -112,20 +150,18 @@ def test_a_version_of_transformers_that_computes_otherwise_is_noticed(monkeypatc
     assert "no fast forward pass" in capsys.readouterr().err
 
 
-def test_a_run_ends_with_the_same_losses(tiny):
-    options = {
-        "learning_rate": 1e-3,
-        "weight_decay": 0.0,
-        "batch_examples": 4,
-        "epochs": 2,
-        "precision": "float32",
-        "step_tokens": 64,
-        "evaluation_tokens": 64,
-    }
+def test_a_run_ends_with_the_same_losses():
     found = []
     for logits in (packed_logits, cpu_logits):
-        tuner = Finetuner(made(*SHAPES["qwen2"][:2]), **options)
+        tuner = Finetuner(made(*SHAPES["qwen2"][:2]), **OPTIONS)
+        assert tuner.logits is cpu_logits_where_they_pay
         tuner.logits = logits
         assert tuner.finetune(drawn([2, 1, 3, 2, 4, 1]), 1)
         found.append(tuner.losses(drawn([1, 4, 4, 5, 20, 3])))
     np.testing.assert_allclose(*found, rtol=1e-4)
+
+
+@pytest.mark.parametrize("choice", [{"precision": "bfloat16"}, {"compile": True}])
+def test_a_run_in_bfloat16_or_compiled_is_computed_by_the_own_forward_pass(choice):
+    tuner = Finetuner(made(*SHAPES["qwen2"][:2]), **{**OPTIONS, **choice})
+    assert tuner.logits is packed_logits
