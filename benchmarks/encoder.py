@@ -265,7 +265,7 @@ def once_rows() -> dict[str, Any]:
 
     def run(once: bool) -> None:
         encoder.zero_grad()
-        with patch.object(AttributionEncoder, "_reads_tokens_alone", lambda _: once):
+        with patch.object(AttributionEncoder, "_is_context_free", lambda _: once):
             loss = backpropagate_step(encoder, objective, tokens, step, 262_144, precision())
         gradients = [parameter.grad.reshape(-1) for parameter in encoder.parameters() if parameter.grad is not None]
         found[once] = loss, torch.cat(gradients).numpy()

@@ -146,24 +146,24 @@ class AttributionEncoder(nn.Module):
         return self._means(self.pack(examples), "float32")
 
     def _means(self, batch: PackedBatch, precision: str) -> torch.Tensor:
-        if self._reads_tokens_alone() and not self._casts_weights(precision):
-            means = self._token_means(batch)
+        if self._is_context_free() and not self._casts_weights(precision):
+            means = self._context_free_means(batch)
         else:
             states = self._packed_states(batch, precision) if self.packed else self._padded_states(batch, precision)
             means = example_means(states, batch)
         means = F.normalize(means, dim=-1) if self.normalized else means
         return means.unflatten(0, (-1, len(self.projections)))
 
-    def _reads_tokens_alone(self) -> bool:
-        """Return whether a state depends on its token and position alone: a BERT without layers or dropout; on a CPU.
+    def _is_context_free(self) -> bool:
+        """Return whether hidden states depend on token and position alone: a BERT without layers or dropout, on a CPU.
 
-        A GPU adds the gradients of an embedding bag in any order.
+        On a GPU, the backward pass of an embedding bag isn't deterministic.
         """
         without_layers = type(self.transformer) is BertModel and not self.transformer.encoder.layer
         return without_layers and self.device.type == "cpu" and not self.training
 
-    def _token_means(self, batch: PackedBatch) -> torch.Tensor:
-        """Return the means over tokens that are read alone; the state of a token at a position is computed once."""
+    def _context_free_means(self, batch: PackedBatch) -> torch.Tensor:
+        """Return the means over context-free hidden states; each (token, position) is computed once."""
         longest = batch.max_length
         keys, places = torch.unique(batch.tokens[0] * longest + batch.positions[0], return_inverse=True)
         states = self.transformer.embeddings(input_ids=keys[None] // longest, position_ids=keys[None] % longest)[0]

@@ -1,9 +1,9 @@
 """The forward pass of small Llama-like LMs on a CPU, with less work between the matrix products.
 
-An LM that is small enough for a CPU spends more time there than on matrix products. So a norm is three passes over
-memory instead of five, and its weight is multiplied into the next layer's; rotary positions are one complex product;
-and the last layer computes, besides keys and values, only what is read of it: for a loss, the tokens before those of
-the response.
+An LM that is small enough for a CPU spends more time there than on matrix products. So RMSNorm makes fewer passes over
+memory, and its weight is multiplied into the next layer's; rotary position embeddings are one complex product; and the
+last layer computes, besides keys and values, only what is read of it: for a loss, the positions that predict response
+tokens.
 
 The weights that a norm is multiplied into are computed anew in each pass, and kept until its gradients are. A pass with
 more tokens than the LM's width gains more than that costs.
@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from workflow_scripts.models.packing import PackedBatch, bucket_of
+from workflow_scripts.models.packing import PackedBatch, bucket_of, bucketed_attention
 from workflow_scripts.models.sharing import apart_from
 from workflow_scripts.models.transformers_import import PreTrainedModel
 
@@ -44,7 +44,7 @@ def has_cpu_forward(lm: PreTrainedModel) -> bool:
 
 
 def _is_plain(layer: nn.Module) -> bool:
-    """Return whether a layer attends to all tokens before, and has no adapters in the weights that are read of it."""
+    """Return whether a layer has no sliding window, and no adapters in the weights that are read of it."""
     attention, mlp = layer.self_attn, layer.mlp
     read = (attention.q_proj, attention.k_proj, attention.v_proj, mlp.gate_proj, mlp.up_proj)
     return getattr(attention, "sliding_window", None) is None and all(type(each) is nn.Linear for each in read)
@@ -61,9 +61,9 @@ def cpu_logits(lm: PreTrainedModel, batch: PackedBatch, places: np.ndarray) -> t
     """
     base, last = lm.model, _layers(lm)[-1]
     hidden = base.embed_tokens(batch.tokens[0])
-    turns = _turns(base.rotary_emb, hidden, batch)
+    rotations = _rotations(base.rotary_emb, hidden, batch)
     for layer in _layers(lm):
-        hidden = _layer(layer, hidden, turns, batch, places if layer is last else None)
+        hidden = _layer(layer, hidden, rotations, batch, places if layer is last else None)
     return lm.lm_head(_normed(base.norm, hidden) * base.norm.weight)
 
 
@@ -72,31 +72,31 @@ def _layers(lm: PreTrainedModel) -> nn.ModuleList:
 
 
 def _layer(
-    layer: nn.Module, hidden: torch.Tensor, turns: torch.Tensor, batch: PackedBatch, places: np.ndarray | None
+    layer: nn.Module, hidden: torch.Tensor, rotations: torch.Tensor, batch: PackedBatch, places: np.ndarray | None
 ) -> torch.Tensor:
     """Return the outputs of a layer, float32 [places, hidden], or [T, hidden] without `places`."""
     attention, norm = layer.self_attn, layer.input_layernorm
     normed = _normed(norm, hidden)
-    keys = _turned(attention.k_proj, norm.weight, normed, turns)
+    keys = _rotated(attention.k_proj, norm.weight, normed, rotations)
     values = F.linear(normed, attention.v_proj.weight * norm.weight, attention.v_proj.bias)
     values = values.unflatten(1, (-1, attention.head_dim))
     # Beyond half of the tokens, a mask costs more than the queries that it saves.
     if places is None or not 0 < len(places) <= len(hidden) / 2:
-        queries = _turned(attention.q_proj, norm.weight, normed, turns)
-        mixed = _attend(queries, keys, values, batch, attention.scaling)
+        queries = _rotated(attention.q_proj, norm.weight, normed, rotations)
+        mixed = _causal_attention(attention, queries, keys, values, batch)
         if places is not None:
             mixed, hidden = (tensor.index_select(0, torch.from_numpy(places)) for tensor in (mixed, hidden))
     else:
         read = torch.from_numpy(places)
-        hidden, normed, turns = (tensor.index_select(0, read) for tensor in (hidden, normed, turns))
-        queries = _turned(attention.q_proj, norm.weight, normed, turns)
-        mixed = _attend_from(places, queries, keys, values, batch, attention.scaling)
+        hidden, normed, rotations = (tensor.index_select(0, read) for tensor in (hidden, normed, rotations))
+        queries = _rotated(attention.q_proj, norm.weight, normed, rotations)
+        mixed = _attention_at(places, attention, queries, keys, values, batch)
     hidden = hidden + attention.o_proj(mixed.flatten(1))
     return hidden + _feed_forward(layer, hidden)
 
 
 class _Norm(torch.autograd.Function):
-    """x over its root mean square."""
+    """RMSNorm without its weight."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, epsilon: float) -> torch.Tensor:
@@ -119,76 +119,68 @@ def _normed(norm: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
     return _Norm.apply(hidden, norm.variance_epsilon)
 
 
-def _turns(rotary: nn.Module, hidden: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
-    """Return what turns each token's queries and keys by its position, complex64 [T, 1, head size / 2]."""
+def _rotations(rotary: nn.Module, hidden: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
+    """Return what rotations each token's queries and keys by its position, complex64 [T, 1, head size / 2]."""
     cosines, sines = rotary(hidden, torch.arange(batch.max_length)[None])
     half = cosines.shape[-1] // 2
     return torch.complex(cosines[0, :, :half], sines[0, :, :half]).index_select(0, batch.positions[0])[:, None]
 
 
-def _turned(projection: nn.Linear, weight: torch.Tensor, normed: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
+def _rotated(
+    projection: nn.Linear, weight: torch.Tensor, normed: torch.Tensor, rotations: torch.Tensor
+) -> torch.Tensor:
     """Return rotated queries or keys, float32 [tokens, heads, head size].
 
-    The two numbers that turn together are neighbours, a complex number: the i-th and the one half a head after it.
+    The two numbers that are rotated together, the i-th and the one half a head after it, are adjacent here.
     Queries and keys both have this order, so their inner products are the same.
     """
-    pairs = turns.shape[-1]
+    pairs = rotations.shape[-1]
 
     def paired(rows: torch.Tensor) -> torch.Tensor:
         return rows.unflatten(0, (-1, 2, pairs)).transpose(1, 2).flatten(0, 2)
 
     bias = None if projection.bias is None else paired(projection.bias)
     projected = F.linear(normed, paired(projection.weight) * weight, bias)
-    turned = torch.view_as_complex(projected.view(len(projected), -1, pairs, 2)) * turns
-    return torch.view_as_real(turned).flatten(-2)
+    rotated = torch.view_as_complex(projected.view(len(projected), -1, pairs, 2)) * rotations
+    return torch.view_as_real(rotated).flatten(-2)
 
 
-def _attend(
-    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, batch: PackedBatch, scale: float
+def _causal_attention(
+    attention: nn.Module, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, batch: PackedBatch
 ) -> torch.Tensor:
-    """Return what all tokens attend to, float32 [T, heads, head size]; inputs likewise."""
-    outputs = []
-    for (bucket, q), (_, k), (_, v) in zip(*(batch.by_bucket(rows) for rows in (queries, keys, values)), strict=True):
-        out = _attention(bucket.rectangle(q), bucket.rectangle(k), bucket.rectangle(v), scale, None)
-        outputs.append(bucket.row(out))
-    return torch.cat(outputs)
+    """Return the attention outputs of all tokens, float32 [T, heads, head size]; inputs likewise."""
+    states = (tensor.transpose(0, 1)[None] for tensor in (queries, keys, values))
+    return bucketed_attention(attention, *states, None, packing=batch, scaling=attention.scaling)[0][0]
 
 
-def _attend_from(
+def _attention_at(
     places: np.ndarray,
+    attention: nn.Module,
     queries: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
     batch: PackedBatch,
-    scale: float,
 ) -> torch.Tensor:
-    """Return what the tokens at some places attend to, float32 [places, heads, head size]; queries likewise."""
+    """Return the attention outputs at some places, float32 [places, heads, head size]; queries likewise."""
     ends = np.cumsum(batch.example_lengths)
     owner = np.searchsorted(ends, places, side="right")
     counts = np.bincount(owner, minlength=len(ends))
     positions = torch.from_numpy(places - (ends - batch.example_lengths)[owner])
+    grouped = queries.shape[1] != keys.shape[1]
     outputs, example, first = [], 0, 0
     for (bucket, k), (_, v) in zip(batch.by_bucket(keys), batch.by_bucket(values), strict=True):
         own = counts[example : example + bucket.examples]
         example += bucket.examples
-        if own.any():
-            asking = bucket_of(own, first, "cpu")
-            first = asking.span.stop
-            seen = torch.arange(bucket.longest) <= asking.rectangle(positions[asking.span])[..., None]
-            q = asking.rectangle(queries[asking.span])
-            out = _attention(q, bucket.rectangle(k), bucket.rectangle(v), scale, seen[:, None])
-            outputs.append(asking.row(out))
+        if not own.any():
+            continue
+        queried = bucket_of(own, first, "cpu")
+        first = queried.span.stop
+        mask = torch.arange(bucket.longest) <= queried.rectangle(positions[queried.span])[..., None]
+        rectangles = queried.rectangle(queries[queried.span]), bucket.rectangle(k), bucket.rectangle(v)
+        q, k, v = (rectangle.transpose(1, 2) for rectangle in rectangles)
+        out = F.scaled_dot_product_attention(q, k, v, mask[:, None], scale=attention.scaling, enable_gqa=grouped)
+        outputs.append(queried.row(out.transpose(1, 2)))
     return torch.cat(outputs)
-
-
-def _attention(
-    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float, seen: torch.Tensor | None
-) -> torch.Tensor:
-    """Return attention over float32 [examples, tokens, heads, head size]; causal without `seen`."""
-    q, k, v = (rectangle.transpose(1, 2) for rectangle in (queries, keys, values))
-    grouped = q.shape[1] != k.shape[1]
-    out = F.scaled_dot_product_attention(q, k, v, seen, is_causal=seen is None, scale=scale, enable_gqa=grouped)
-    return out.transpose(1, 2)
 
 
 def _feed_forward(layer: nn.Module, hidden: torch.Tensor) -> torch.Tensor:

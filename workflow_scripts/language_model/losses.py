@@ -143,12 +143,12 @@ def fastest_logits(lm: PreTrainedModel) -> PackedLogits:
     with torch.no_grad():
         same = [torch.stack([example_losses(lm, each, way) for way in (packed_logits, cpu_logits)]) for each in batches]
     if all((own - fast).abs().max() <= TOLERANCE * own.abs().max() for own, fast in same):
-        return cpu_logits_where_they_pay
+        return cpu_or_packed_logits
     say(f"{type(lm).__name__}: no fast forward pass for it as transformers {version('transformers')} computes it.")
     return packed_logits
 
 
-def cpu_logits_where_they_pay(lm: PreTrainedModel, batch: PackedBatch, places: np.ndarray) -> torch.Tensor:
+def cpu_or_packed_logits(lm: PreTrainedModel, batch: PackedBatch, places: np.ndarray) -> torch.Tensor:
     """Return `cpu_logits` for a pass with more tokens than the LM is wide, and `packed_logits` for others."""
     return (cpu_logits if batch.tokens.numel() > lm.config.hidden_size else packed_logits)(lm, batch, places)
 

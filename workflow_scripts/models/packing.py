@@ -306,7 +306,7 @@ def _packed_attention(
     """
     if attention_mask is not None:
         raise NotImplementedError("the model brings a mask of its own, which packed attention can't apply")
-    attend = _varlen_attention if attention_kernel(value, dropout) == "varlen" else _bucketed_attention
+    attend = _varlen_attention if attention_kernel(value, dropout) == "varlen" else bucketed_attention
     return attend(module, query, key, value, attention_mask, dropout=dropout, **arguments)
 
 
@@ -356,7 +356,7 @@ _TAKES_ENABLE_GQA = varlen_attn is not None and "enable_gqa" in inspect.signatur
 
 
 @torch.compiler.disable
-def _bucketed_attention(
+def bucketed_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -372,6 +372,7 @@ def _bucketed_attention(
     s_aux: torch.Tensor | None = None,
     **_: object,
 ) -> tuple[torch.Tensor, None]:
+    """Attention as `_packed_attention`, one call of PyTorch's fused attention per bucket."""
     _refuse_bent_weights(softcap, s_aux)
     causal = _is_causal(module, is_causal)
     # [T, heads, head size]: the rows that buckets gather
@@ -415,4 +416,4 @@ def _window_mask(length: int, window: int, causal: bool, device: torch.device) -
 
 
 AttentionInterface.register(ATTENTION, _packed_attention)
-AttentionInterface.register(BUCKETS, _bucketed_attention)
+AttentionInterface.register(BUCKETS, bucketed_attention)

@@ -146,13 +146,13 @@ def test_without_layers_each_token_at_each_position_is_computed_once(tiny, monke
     transformer = BertModel(config, add_pooling_layer=False)
     torch.nn.init.normal_(transformer.embeddings.position_embeddings.weight)
     model = AttributionEncoder(transformer, tokenizer, random_projections(16, 8, view, 0), 64)
-    assert model._reads_tokens_alone()
+    assert model._is_context_free()
     rows = []
     transformer.embeddings.register_forward_hook(lambda _, inputs, output: rows.append(output.shape[1]))
     tokens = model.tokenize(texts)
     found = []
     for alone in (True, False):
-        monkeypatch.setattr(AttributionEncoder, "_reads_tokens_alone", lambda self, alone=alone: alone)
+        monkeypatch.setattr(AttributionEncoder, "_is_context_free", lambda self, alone=alone: alone)
         model.zero_grad()
         vectors = model(tokens)
         (vectors * torch.arange(vectors.numel()).view_as(vectors).sin()).sum().backward()
@@ -164,4 +164,4 @@ def test_without_layers_each_token_at_each_position_is_computed_once(tiny, monke
 
 
 def test_with_layers_states_depend_on_their_neighbours(tiny):
-    assert not load_encoder(tiny.untrained, 64)._reads_tokens_alone()
+    assert not load_encoder(tiny.untrained, 64)._is_context_free()
