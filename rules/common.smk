@@ -10,6 +10,7 @@ from workflow_scripts.core.interpreter import require_python_without_spaces
 from workflow_scripts.core.model_contents import RECORDS_VARIABLE
 from workflow_scripts.core.tracking import require_tracker
 from workflow_scripts.study.artifacts import REUSING, are_in_doubt, artifacts
+from workflow_scripts.study.job_groups import GROUPED_STAGES, job_group
 from workflow_scripts.study.methods import methods_of
 from workflow_scripts.study.plan import DAMAGED_POOL, EXPERIMENT_TABLES, StudyPlan
 from workflow_scripts.study.resources import JobResources
@@ -118,12 +119,24 @@ def resources_for(stage):
         return int(job_resources.memory_mb(stage) * (1 + 0.5 * (attempt - 1)))
 
     def minutes(wildcards, attempt):
-        return job_resources.runtime_minutes(stage) * attempt
+        is_short = job_group(plan_of_study, stage, dict(wildcards)) is not None
+        return job_resources.runtime_minutes(stage, grouped=is_short) * attempt
 
     gpus = job_resources.gpus(stage)
     # One process for each GPU: where this machine has none, as many on its cores.
     on_gpus = {"gpu": gpus, "processes": gpus} if gpus else {}
-    return {**on_gpus, "mem_mb": mebibytes, "runtime": minutes}
+    # In a group, jobs take turns (`resources` in slurm/config.yaml).
+    turns = {"turn": 1} if stage in GROUPED_STAGES else {}
+    return {**on_gpus, **turns, "mem_mb": mebibytes, "runtime": minutes}
+
+
+def grouped(stage):
+    """The group of a stage's jobs, for a rule's `group`; a job that was sent in a group has none any more."""
+
+    def group(wildcards):
+        return job_group(plan_of_study, stage, dict(wildcards)) if workflow.is_main_process else None
+
+    return group
 
 
 def tracker():

@@ -40,6 +40,8 @@ if study.targets:
             f"{RESULTS}/benchmarks/choose_pooling/{{method}}.tsv"
         wildcard_constraints:
             method=any_of(plan_of_study.methods_with_chosen_pooling(stored=True)),
+        group:
+            grouped("choose_pooling")
         conda:
             "../envs/airrep.yaml"
         resources:

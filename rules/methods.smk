@@ -32,6 +32,8 @@ rule fit_method:
         f"{RESULTS}/benchmarks/fit_method/{{method}}.tsv"
     wildcard_constraints:
         method=any_of(plan_of_study.fitted_methods()),
+    group:
+        grouped("fit_method")
     conda:
         "../envs/airrep.yaml"
     threads: threads_of_gpu_job(1)
@@ -55,6 +57,8 @@ rule embed_by_method:
         f"{RESULTS}/benchmarks/embed_by_method/{{embedding}}/{{corpus}}{{part}}.tsv"
     wildcard_constraints:
         embedding=any_of(plan_of_study.own_embeddings()),
+    group:
+        grouped("embed_by_method")
     conda:
         "../envs/airrep.yaml"
     threads: threads_of_gpu_job(1)

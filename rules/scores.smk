@@ -9,6 +9,8 @@ rule embed_corpus:
         f"{RESULTS}/logs/embed_corpus/{{encoder}}/{{corpus}}{{part}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/embed_corpus/{{encoder}}/{{corpus}}{{part}}.tsv"
+    group:
+        grouped("embed_corpus")
     conda:
         "../envs/airrep.yaml"
     threads: threads_of_gpu_job(plan_of_study.encoder_processes())
@@ -40,6 +42,8 @@ rule score_pairs:
         f"{RESULTS}/benchmarks/score_pairs/{{method}}/{{evaluation}}.tsv"
     wildcard_constraints:
         method=any_of(plan_of_study.methods_scored(in_parts=False, stored=True)),
+    group:
+        grouped("score_pairs")
     conda:
         "../envs/airrep.yaml"
     resources:

@@ -19,6 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from cluster import Cluster, output
 
+from workflow_scripts.study.job_groups import GROUPS
+
 ROOT = Path(__file__).parents[2]
 LEFT_BEHIND = shutil.ignore_patterns(".git", ".venv", ".snakemake", "results", "shared", "__pycache__", ".*_cache")
 GPU_CPUS = 2
@@ -113,12 +115,18 @@ class Driver:
         return self.file.read_text()
 
     def submitted(self) -> list[str]:
-        """Return the rules of the jobs that went to Slurm, one for each submission."""
-        return re.findall(r"submitted with SLURM jobid \d+ \(log: \S*?/rule_(\w+)/", self.screen())
+        """Return the rules of the jobs that went to Slurm, one for each submission: those of a group joined by `_`."""
+        names = re.findall(r"submitted with SLURM jobid \d+ \(log: \S*?/(?:rule|group)_(\w+)/", self.screen())
+        return [without_group(name) for name in names]
 
     def job_numbers(self, purpose: str) -> list[str]:
         """Return the numbers of the jobs sent for e.g. `finetune_shard/train_f0000_s0000`, in their order."""
         return re.findall(rf"submitted with SLURM jobid (\d+) \(log: \S*?/rule_{purpose}/", self.screen())
+
+
+def without_group(name: str) -> str:
+    """Return the rules in the name of a submission, which for a group begins with the group's own name."""
+    return re.sub(rf"^(?:{'|'.join(GROUPS)})_(?=fit_|embed_|choose_|score_)", "", name)
 
 
 @dataclass(frozen=True)

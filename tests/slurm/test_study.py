@@ -7,11 +7,11 @@ import json
 import re
 
 import pytest
-from driving import EDITS, GPU_RULES, SMOKE, finished_jobs
+from driving import EDITS, GPU_RULES, SMOKE, finished_jobs, without_group
 
 
 def rule_of(purpose):
-    return purpose.removeprefix("rule_").partition("_wildcards_")[0]
+    return without_group(purpose.removeprefix("rule_").partition("_wildcards_")[0])
 
 
 def test_the_study_ends_with_its_report_and_no_job_failed(smoke):

@@ -22,7 +22,14 @@ OTHER = {"train": "pool", "test": "tests", "tests": 10, "subsets": 4, "subset_ex
 EXPERIMENTS = ["leave_out", "removal", "selection", "classification", "amortisation", "transfer"]
 STUDIES = {
     "configs/smoke.yaml": {"prepare_corpus": 4, "finetune_shard": 2 + 1, "score_pairs": 7, "embed_corpus": 4},
-    "config.yaml": {"prepare_corpus": 4, "finetune_shard": 4 + 2, "score_pairs": 7, "embed_corpus": 4},
+    # The untrained encoder chooses its pooling on the corpus of the targets.
+    "config.yaml": {
+        "prepare_corpus": 4,
+        "finetune_shard": 4 + 2,
+        "score_pairs": 7,
+        "embed_corpus": 4 + 1,
+        "choose_pooling": 1,
+    },
     # Seventeen methods embed pool and tests by themselves, and sixteen of them are fitted, seven on one file with one
     # that stores no embeddings; three encoders, one of them with a start of its own; three evaluations with an LM each,
     # and every experiment.
@@ -39,10 +46,11 @@ STUDIES = {
         "fit_method": 10,
         # All but four of them choose their pooling on the corpus of the targets, which `less` embeds in two ways.
         "embed_by_method": 17 * 2 + 15,
-        "choose_pooling": 16,
+        # And two encoders before their training.
+        "choose_pooling": 16 + 2,
         "choose_pooling_by_lm": 1,
         # And one of a blend's two methods, whose scores on that corpus are predicted.
-        "embed_corpus": 5 * 2 + 1,
+        "embed_corpus": 5 * 2 + 2 + 1,
         "predict_held_back": 1,
         "predict_held_back_by_lm": 1,
         "weigh_blend": 1,

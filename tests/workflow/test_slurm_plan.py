@@ -22,7 +22,7 @@ AT_A_TIME = int(re.search(r"^jobs: (\d+)$", (SLURM / "config.yaml").read_text(),
 
 @dataclass(frozen=True)
 class Job:
-    """A job of a dry run; its time limit in minutes, its memory in MB."""
+    """A job of a dry run; its time limit in minutes, its memory in MB, the number of its group if it is in one."""
 
     rule: str
     inputs: tuple[str, ...]
@@ -30,18 +30,19 @@ class Job:
     gpus: int
     memory: int
     minutes: int
+    group: int | None = None
 
     @classmethod
-    def of_text(cls, text: str) -> Job:
+    def of_text(cls, text: str, group: int | None) -> Job:
         """Read what Snakemake prints of a job."""
-        lines = dict(re.findall(r"^    (\w+): (.*)$", text, re.MULTILINE))
+        lines = dict(re.findall(r"^ +(\w+): (.*)$", text, re.MULTILINE))
         resources = dict(part.split("=") for part in lines["resources"].split(", "))
         inputs, outputs = (
             tuple(name.removesuffix(" (update)") for name in lines.get(key, "").split(", "))
             for key in ("input", "output")
         )
         numbers = (int(resources.get(name, 0)) for name in ("gpu", "mem_mb", "runtime"))
-        return cls(re.match(r"rule (\w+):", text).group(1), inputs, outputs, *numbers)
+        return cls(re.match(r"rule (\w+):", text).group(1), inputs, outputs, *numbers, group)
 
 
 def planned_jobs(folder: Path, preset: str) -> list[Job]:
@@ -50,9 +51,29 @@ def planned_jobs(folder: Path, preset: str) -> list[Job]:
     edited = {name: value for name, value in os.environ.items() if not name.startswith("AIRREP_")}
     done = run_forked(words, folder, edited)
     assert done.returncode == 0, done.stdout
-    jobs = [Job.of_text(text) for text in re.findall(r"^rule \w+:\n(?:    .*\n)+", done.stdout, re.MULTILINE)]
+    jobs, groups = [], 0
+    # The jobs of a group stand indented below its title.
+    for title, indent, text in re.findall(
+        r"^(?:\[.*\] (Group job) .*|( *)(rule \w+:\n(?: {4,}\w+: .*\n)+))", done.stdout, re.MULTILINE
+    ):
+        if title:
+            groups += 1
+        else:
+            jobs.append(Job.of_text(text, groups if indent else None))
     assert len(jobs) == int(re.search(r"^total +(\d+)$", done.stdout, re.MULTILINE).group(1))
     return [job for job in jobs if job.rule not in NOT_SENT]
+
+
+def submissions(jobs: list[Job]) -> list[Job]:
+    """Return the jobs as Slurm gets them: those of a group are one, which takes as long as all of them."""
+    of_group = {job.group: [other for other in jobs if other.group == job.group] for job in jobs if job.group}
+    together = []
+    for members in of_group.values():
+        outputs = tuple(name for job in members for name in job.outputs)
+        inputs = tuple(name for job in members for name in job.inputs if name not in outputs)
+        rule, gpus, memory = members[0].rule, max(job.gpus for job in members), max(job.memory for job in members)
+        together.append(Job(rule, inputs, outputs, gpus, memory, sum(job.minutes for job in members)))
+    return [job for job in jobs if job.group is None] + together
 
 
 def minutes_at_most(jobs: list[Job], at_a_time: int) -> int:
@@ -92,9 +113,11 @@ def test_the_readme_states_what_the_papers_study_asks_for(paper):
 
 
 def test_the_readme_states_how_long_the_papers_study_takes_at_most(paper):
-    hours = minutes_at_most(paper, AT_A_TIME) / 60
+    sent = submissions(paper)
+    hours = minutes_at_most(sent, AT_A_TIME) / 60
     fine_tuning = minutes_at_most([job for job in paper if job.rule == "finetune_shard"], AT_A_TIME) / 60
-    stated = f"{len(paper)} jobs finish within {hours:g} hours, {fine_tuning:g} of them for the fine-tuning"
+    stated = f"{len(paper)} jobs, sent as {len(sent)}, finish within {hours:.0f} hours"
+    stated += f", {fine_tuning:g} of them for the fine-tuning"
     assert stated in README, f"it should say: {stated}"
 
 
@@ -107,6 +130,12 @@ def test_the_readme_states_what_a_lm_over_several_gpus_asks_for(unrun):
     assert memory > 4 * 4 * 7.6e9 / 2**20
     stated = f"each of its {len(shards)} fine-tuning jobs requests 4 GPUs on one node and {memory:,} MB of memory"
     assert stated in README, f"it should say: {stated}"
+
+
+def test_short_jobs_are_sent_together(unrun):
+    jobs = planned_jobs(unrun.folder, "methods_mini")
+    assert 3 * len(submissions(jobs)) <= len(jobs)
+    assert not {job.rule for job in jobs if job.group} & {"finetune_shard", "train_encoder", "score_pairs_by_lm"}
 
 
 def test_jobs_wait_for_what_they_read_and_for_a_free_place():

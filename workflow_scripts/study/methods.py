@@ -53,7 +53,8 @@ class Method:
 
     Parameters
     ----------
-    poolings: how example scores become group scores; each is a row of the LDS table.
+    poolings: how example scores become group scores; each is a row of the LDS table. `chosen` becomes `attention` in
+        a study that can't choose, see `StudyPlan.poolings_of`.
     encoder: the attribution encoder whose embeddings it reads: `trained` or `untrained`, `trained@<variant>` or
         `untrained@<variant>` for a variant, None for a method that reads none.
     own: how it computes embeddings of its own; None if it doesn't.
@@ -96,7 +97,7 @@ METHODS = {
     "airrep": Method(("attention",), encoder="trained"),
     "airrep_mean": Method(("mean",), encoder="trained"),
     "airrep_signed": Method(("signed",), encoder="trained"),
-    "untrained": Method(("attention", "mean"), encoder="untrained"),
+    "untrained": Method(("mean", "chosen"), encoder="untrained"),
     "tfidf": Method(("mean",)),
     "bm25": Method(("mean",)),
     "length": Method(("mean",)),

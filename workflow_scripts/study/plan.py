@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from workflow_scripts.study.choices import SMALLEST_NUMBER_OF_SUBSETS
 from workflow_scripts.study.config import Study
 from workflow_scripts.study.methods import (
     METHODS,
@@ -263,8 +264,15 @@ class StudyPlan:
         return sentence_encoder_method(encoders[name]) if name in encoders else find_method(name)
 
     def poolings_of(self, method: str) -> list[str]:
-        """Return the poolings by which a method's scores of examples become scores of groups."""
-        return list(self.study.scoring.poolings.get(method, self.method(method).poolings))
+        """Return the poolings by which a method's scores of examples become scores of groups.
+
+        Without held-back folds that could choose, or groups to be scored, attention stands for the chosen one.
+        """
+        if method in self.study.scoring.poolings:
+            return list(self.study.scoring.poolings[method])
+        targets = self.study.targets
+        can_choose = targets and targets.subsets_per_fold >= SMALLEST_NUMBER_OF_SUBSETS and self.lds_evaluations
+        return ["attention" if one == "chosen" and not can_choose else one for one in self.method(method).poolings]
 
     def has_chosen_pooling(self, method: str) -> bool:
         """Return whether held-back folds choose how a method's scores of examples become scores of groups."""

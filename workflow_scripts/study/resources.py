@@ -18,6 +18,7 @@ from workflow_scripts.study.stage_versions import STAGE_VERSIONS
 # A job's time limit over its expected time, and the shortest limit worth asking for.
 RUNTIME_MARGIN = 2.0
 SHORTEST_RUNTIME_MINUTES = 15
+MINUTES_IN_A_GROUP = 5
 # They get no GPU by default, because it rarely pays off, but `--set-resources score_part:gpu=1` gives them one.
 GPU_ON_REQUEST = ("score_pairs", "score_part", "choose_pooling", "predict_targets")
 
@@ -61,14 +62,18 @@ class JobResources:
         """Return how many GPUs a job of `stage` asks for: one for each process, 0 for stages that need none."""
         return self.plan.processes(stage) if stage in COMPUTED_ON_GPUS and stage not in GPU_ON_REQUEST else 0
 
-    def runtime_minutes(self, stage: str) -> int:
+    def runtime_minutes(self, stage: str, *, grouped: bool = False) -> int:
         """Return the minutes that a job of `stage` asks for: twice what the pilot expects of the longest one.
 
-        Without a pilot, or where the pilot only assumed, a limit that suits the paper's study.
+        Without a pilot, or where the pilot only assumed, a limit that suits the paper's study, or a job of a group
+        (`job_groups`), whose minutes add up.
         """
+        shortest = MINUTES_IN_A_GROUP if grouped else SHORTEST_RUNTIME_MINUTES
         if stage in self._expected_seconds:
             minutes = math.ceil(RUNTIME_MARGIN * self._expected_seconds[stage] / 60)
-            return max(minutes, SHORTEST_RUNTIME_MINUTES)
+            return max(minutes, shortest)
+        if grouped:
+            return shortest
         return {
             "finetune_shard": 120,
             "finetune_runs": 120,

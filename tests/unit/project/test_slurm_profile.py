@@ -10,6 +10,8 @@ import pytest
 from snakemake.profiles import ProfileConfigFileParser
 from snakemake.resources import Resources
 
+from workflow_scripts.study.job_groups import GROUPS
+
 PROFILE = Path(__file__).parents[3] / "slurm" / "config.yaml"
 EDITED = ["ACCOUNT", "PARTITION", "GPU_PARTITION", "GPU_MODEL", "GRES", "GPU_CPUS", "PREEMPTIBLE"]
 
@@ -73,6 +75,12 @@ def test_a_job_on_a_gpu_has_several_cpus(read_profile):
     fewer = read_profile(GPU_CPUS="4")
     assert "finetune_shard=4" in fewer["set-threads"]
     assert int(fewer["cores"]) == 4
+
+
+def test_every_group_has_its_number_and_runs_its_jobs_one_at_a_time(read_profile):
+    profile = read_profile()
+    assert [entry.partition("=")[0] for entry in profile["group-components"]] == list(GROUPS)
+    assert (profile["resources"], profile["set-resource-scopes"]) == (["turn=1"], ["turn=local"])
 
 
 def test_only_preemptible_partitions_let_slurm_start_a_job_again(read_profile):

@@ -1,0 +1,47 @@
+"""Which jobs are so short that a cluster runs several of them as one, and in which group.
+
+Imported while Snakemake parses, so nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from workflow_scripts.study.plan import StudyPlan
+
+GROUPED_STAGES = ("fit_method", "embed_by_method", "embed_corpus", "choose_pooling", "score_pairs")
+# Every group that there is, as `group-components` in slurm/config.yaml has them.
+GROUPS = ("fit_method", "embed_by_method", "embed_untrained", "embed_trained", "score", "score_trained")
+
+
+def job_group(plan: StudyPlan, stage: str, wildcards: Mapping[str, str]) -> str | None:
+    """Return the group of a job; a cluster runs several jobs of one group, one after the other, as one of its own.
+
+    Jobs are short if they read stored embeddings or texts, or a model that the workflow makes itself. A study that
+    splits its corpora has large ones, and no short jobs. What comes before the training of an encoder and what comes
+    after it are in different groups, because one with both would wait for itself: the scores of a method may be what
+    the encoder is trained on (`targets.surrogate`).
+
+    Parameters
+    ----------
+    plan: what the study runs.
+    stage: name of the stage.
+    wildcards: those of the job.
+
+    Returns
+    -------
+    One of `GROUPS`; None for a job that may take long.
+    """
+    if plan.study.scoring.parts > 1:
+        return None
+    if stage in ("fit_method", "embed_by_method"):
+        own = plan.embedding_spec(wildcards.get("method") or wildcards["embedding"])
+        return stage if own.stored and own.language_model and plan.has_builtin_lm else None
+    if stage == "embed_corpus":
+        kind, at, variant = wildcards["encoder"].partition("@")
+        return f"embed_{kind}" if plan.encoder(at + variant).model == "builtin:small" else None
+    if stage in ("choose_pooling", "score_pairs"):
+        method = plan.method(wildcards["method"])
+        trained = (method.encoder or "").startswith("trained")
+        return None if method.is_unstored else "score_trained" if trained else "score"
+    return None
