@@ -152,6 +152,17 @@ def threads_of_gpu_job(gpus, on_cpu=None):
     return on_cpu or workflow.cores
 
 
+def threads_of_encoder():
+    """Threads of a job that trains an encoder or embeds with it; one without layers hardly uses a second core."""
+    on_cpu = None if plan_of_study.has_layers else plan_of_study.encoder_processes()
+    return threads_of_gpu_job(plan_of_study.encoder_processes(), on_cpu)
+
+
+def targets_first(wildcards):
+    """Training waits for its targets, and only the LDS table for those of an evaluation."""
+    return int(wildcards.pool == "train")
+
+
 def any_of(methods):
     """A wildcard's constraint: one of these methods, or nothing at all."""
     return "|".join(methods) or "(?!)"

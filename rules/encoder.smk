@@ -36,9 +36,10 @@ if study.targets:
             f"{RESULTS}/logs/train_encoder{{variant}}.log",
         benchmark:
             f"{RESULTS}/benchmarks/train_encoder/study{{variant}}.tsv"
+        priority: 1
         conda:
             "../envs/airrep.yaml"
-        threads: threads_of_gpu_job(plan_of_study.encoder_processes())
+        threads: threads_of_encoder()
         resources:
             **resources_for("train_encoder"),
             **tracker(),

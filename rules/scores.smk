@@ -13,7 +13,7 @@ rule embed_corpus:
         grouped("embed_corpus")
     conda:
         "../envs/airrep.yaml"
-    threads: threads_of_gpu_job(plan_of_study.encoder_processes())
+    threads: threads_of_encoder()
     resources:
         **resources_for("embed_corpus"),
     params:

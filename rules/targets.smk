@@ -35,6 +35,7 @@ rule finetune_shard:
         f"{RESULTS}/logs/finetune_shard/{{pool}}/{{block}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/finetune_shard/{{pool}}/{{block}}.tsv"
+    priority: targets_first
     conda:
         "../envs/airrep.yaml"
     threads: threads_of_gpu_job(plan_of_study.finetuning_processes(), on_cpu=plan_of_study.finetuning_processes())

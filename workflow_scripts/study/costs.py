@@ -20,9 +20,8 @@ Work = Mapping[str, float]  # a unit, as `Pilot.seconds` names it -> how many
 # The units of a job's start-up: a job that starts, and the libraries of a model that it loads.
 START_UP = ("job_start", "model_start")
 
-# These run on a GPU where there is one, else on all cores (fine-tuning: one core for each process).
+# These run on a GPU where there is one.
 GPU_STAGES = ("pretrain_base_lm", "finetune_shard", "train_encoder", "embed_corpus")
-WHOLE_MACHINE_STAGES = ("pretrain_base_lm", "train_encoder", "embed_corpus")
 # Two starts of Snakemake in each Slurm job, and the time until squeue is asked whether it has ended. The wait in
 # the queue can't be predicted.
 SECONDS_OF_A_CLUSTER_JOB = 40.0
@@ -114,22 +113,15 @@ class Concurrency:
     cores: int
     jobs: int | None = None
 
-    def slots(self, stage: str, gpus: int, processes: int) -> int:
-        """Return how many jobs of a stage run at a time.
+    def slots(self, gpus: int, processes: int) -> int:
+        """Return how many jobs run at a time.
 
         Parameters
         ----------
-        stage: name of the stage.
-        gpus: number of GPUs of the machine.
-        processes: number of processes that share one job.
+        gpus: number of GPUs that the jobs share; 0 for jobs on cores.
+        processes: number of processes, each on a GPU or core of its own, that share one job.
         """
-        if self.jobs is not None:
-            return self.jobs
-        if gpus and stage in GPU_STAGES:
-            return max(gpus // processes, 1)
-        if stage in WHOLE_MACHINE_STAGES:
-            return 1
-        return max(self.cores // processes, 1)
+        return self.jobs if self.jobs is not None else max((gpus or self.cores) // processes, 1)
 
 
 @dataclass(frozen=True)
@@ -173,20 +165,21 @@ def estimate(plan: StudyPlan, pilot: Pilot, concurrency: Concurrency) -> list[St
     """
     disk = disk_bytes(plan, pilot)
     return [
-        _stage_estimate(stage, jobs, plan.processes(stage), pilot, concurrency, disk.get(stage, 0.0))
+        _stage_estimate(stage, jobs, plan, pilot, concurrency, disk.get(stage, 0.0))
         for stage, jobs in work(plan, pilot).items()
     ]
 
 
 def _stage_estimate(
-    stage: str, jobs: Sequence[Work], processes: int, pilot: Pilot, concurrency: Concurrency, disk: float
+    stage: str, jobs: Sequence[Work], plan: StudyPlan, pilot: Pilot, concurrency: Concurrency, disk: float
 ) -> StageEstimate:
     seconds = [job_seconds(job, pilot) for job in jobs]
     on_gpu = pilot.on_gpu and stage in GPU_STAGES
-    has_all_cores = stage in WHOLE_MACHINE_STAGES and not on_gpu
-    occupied = concurrency.cores if has_all_cores else processes
+    # As rules/common.smk has it (`threads_of_gpu_job`, `threads_of_encoder`).
+    on_all_cores = stage == "pretrain_base_lm" or (stage in ("train_encoder", "embed_corpus") and plan.has_layers)
+    occupied = concurrency.cores if on_all_cores and not on_gpu else plan.processes(stage)
     overhead = 0.0 if concurrency.jobs is None else SECONDS_OF_A_CLUSTER_JOB
-    slots = concurrency.slots(stage, pilot.gpus, processes)
+    slots = concurrency.slots(pilot.gpus if on_gpu else 0, occupied)
     return StageEstimate(
         stage=stage,
         jobs=len(jobs),
@@ -447,7 +440,7 @@ def good_job_sizes(plan: StudyPlan, pilot: Pilot, concurrency: Concurrency) -> d
 
     Jobs are shorter where ones of half an hour would leave slots empty. Parameters as in `estimate`.
     """
-    slots = concurrency.slots("finetune_shard", pilot.gpus, plan.processes("finetune_shard"))
+    slots = concurrency.slots(pilot.gpus, plan.processes("finetune_shard"))
     sizes = {}
     for pool in plan.pools:
         folds, subsets, _ = plan.runs(pool)

@@ -368,6 +368,12 @@ class StudyPlan:
         """Return how an encoder variant starts."""
         return self.study.encoder_of(variant.removeprefix("@") or None)[0]
 
+    @property
+    def has_layers(self) -> bool:
+        """Whether an encoder of the study reads a token in its context: all do but builtin ones without layers."""
+        encoders = [self.encoder(variant) for variant in self.variants]
+        return any(encoder.model != "builtin:small" or encoder.layers > 0 for encoder in encoders)
+
     def encoder_training(self, variant: str) -> EncoderTraining:
         """Return how an encoder variant is trained."""
         return self.study.encoder_of(variant.removeprefix("@") or None)[1]

@@ -76,8 +76,11 @@ def test_a_machine_without_gpus_limits_nothing_and_gives_all_its_cores(read_work
     workflow = read_workflow(STUDIES[0], cores=8)
     assert "gpu" not in workflow.global_resources
     threads = of_rules(workflow, "_cores")
-    assert (threads["train_encoder"], threads["embed_corpus"], threads["warmup_lm"]) == (8, 8, 8)
+    assert (threads["pretrain_base_lm"], threads["warmup_lm"]) == (8, 8)
     assert (threads["finetune_shard"], threads["init_encoder"]) == (1, 1)
+    # The encoder of this study has no layers.
+    assert (threads["train_encoder"], threads["embed_corpus"]) == (1, 1)
+    assert of_rules(read_workflow("configs/smoke.yaml", cores=8), "_cores")["train_encoder"] == 8
 
 
 def test_all_gpus_of_a_machine_are_used_without_further_words(read_workflow):
