@@ -123,9 +123,11 @@ def inner_products(tests: np.ndarray) -> Callable[[torch.Tensor, slice], np.ndar
             examples = scratch("examples", tuple(tile.shape), np.float32)
             # torch converts half precision several times faster than NumPy.
             torch.from_numpy(examples).copy_(tile)
-        if not np.isfinite(examples.sum()):
-            raise StudyError("an embedding is not a finite number: the encoder is damaged. Train it again.")
         chosen = tests[columns]
-        return np.matmul(examples, chosen.T, out=scratch("scores", (len(examples), len(chosen)), np.float32))
+        scores = np.matmul(examples, chosen.T, out=scratch("scores", (len(examples), len(chosen)), np.float32))
+        # A number that is not finite makes all scores of its example so, even where the test has a 0.
+        if not np.isfinite(scores[:, :1].sum()):
+            raise StudyError("an embedding is not a finite number: the encoder is damaged. Train it again.")
+        return scores
 
     return score

@@ -69,6 +69,31 @@ def test_a_tile_scored_apart_with_the_threshold_so_far_changes_nothing(kind):
     np.testing.assert_array_equal(found.result()[0], _sorted_top(scores, 20, "harmful")[0])
 
 
+@pytest.mark.parametrize("sign", ["helpful", "harmful"])
+@pytest.mark.parametrize("tile", [1, 10, 100])
+def test_what_is_no_number_is_not_found(sign, tile):
+    scores = _scores("normal", examples=100)
+    scores[::3] = np.nan
+    scores[:, 4] = np.nan
+    ids, values = _streamed(scores, 20, sign, tile).result()
+    expected, _ = _sorted_top(scores, 20, sign)
+    others = np.arange(9) != 4
+    np.testing.assert_array_equal(ids[others], expected[others])
+    assert np.isinf(values[4]).all()
+
+
+@pytest.mark.parametrize("kind", ["ties", "constant"])
+def test_many_tiles_scored_apart_merge_in_order_with_ties(kind):
+    scores = _scores(kind)
+    found = TopScores(scores.shape[1], 20, "helpful")
+    for start in range(0, 700, 10):
+        part = found.empty()
+        for row in range(start, start + 10, 5):
+            part.update(np.arange(row, row + 5), scores[row : row + 5])
+        found.merge(part)
+    np.testing.assert_array_equal(found.result()[0], _sorted_top(scores, 20, "helpful")[0])
+
+
 def test_fewer_examples_than_asked_for():
     scores = _scores("normal", examples=5)
     ids, values = _streamed(scores, 20, "helpful", 2).result()
