@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.files import keep_earlier
-from workflow_scripts.core.gpus import limit_gpu_jobs
+from workflow_scripts.core.gpus import limit_gpu_jobs, sends_jobs
 from workflow_scripts.core.interpreter import require_python_without_spaces
 from workflow_scripts.core.model_contents import RECORDS_VARIABLE
 from workflow_scripts.core.tracking import require_tracker
@@ -58,6 +58,14 @@ if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
 
 # How many GPUs the jobs of this machine share; 0 where there are none, and on a cluster, whose scheduler counts them.
 GPUS_HERE = limit_gpu_jobs(workflow)
+
+# Short jobs that a cluster gets as one take turns in it: it has the memory of one of them, and the time of all.
+resource_scopes:
+    turn="local",
+
+
+if sends_jobs(workflow) and workflow.is_main_process:
+    workflow.register_resource("turn", 1)
 
 # Jobs inherit it: they compare local models with what the study was begun with.
 os.environ[RECORDS_VARIABLE] = f"{RESULTS}/models"
@@ -125,18 +133,17 @@ def resources_for(stage):
     gpus = job_resources.gpus(stage)
     # One process for each GPU: where this machine has none, as many on its cores.
     on_gpus = {"gpu": gpus, "processes": gpus} if gpus else {}
-    # In a group, jobs take turns (`resources` in slurm/config.yaml).
     turns = {"turn": 1} if stage in GROUPED_STAGES else {}
     return {**on_gpus, **turns, "mem_mb": mebibytes, "runtime": minutes}
 
 
 def grouped(stage):
-    """The group of a stage's jobs, for a rule's `group`; a job that was sent in a group has none any more."""
+    """The group of a stage's jobs, for a rule's `group`; one machine, and jobs that were sent, have none."""
 
     def group(wildcards):
-        return job_group(plan_of_study, stage, dict(wildcards)) if workflow.is_main_process else None
+        return job_group(plan_of_study, stage, dict(wildcards))
 
-    return group
+    return group if sends_jobs(workflow) and workflow.is_main_process else None
 
 
 def tracker():

@@ -134,7 +134,9 @@ def test_the_readme_states_what_a_lm_over_several_gpus_asks_for(unrun):
 
 def test_short_jobs_are_sent_together(unrun):
     jobs = planned_jobs(unrun.folder, "methods_mini")
-    assert 3 * len(submissions(jobs)) <= len(jobs)
+    sent = submissions(jobs)
+    assert f"{len(jobs)} jobs, sent as {len(sent)} (`configs/methods_mini.yaml`)" in README
+    assert 3 * len(sent) <= len(jobs)
     assert not {job.rule for job in jobs if job.group} & {"finetune_shard", "train_encoder", "score_pairs_by_lm"}
 
 

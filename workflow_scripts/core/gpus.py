@@ -101,6 +101,17 @@ def visible_gpus(environment: Mapping[str, str] = os.environ) -> list[str]:
     return names
 
 
+def sends_jobs(workflow: Any) -> bool:
+    """Return whether the jobs of a workflow go to a cluster.
+
+    Parameters
+    ----------
+    workflow: the `workflow` object of a Snakefile, which learns of its executor only after it was read: only with one
+        of a cluster does it have a number of jobs rather than of cores.
+    """
+    return workflow.nodes is not None
+
+
 def limit_gpu_jobs(workflow: Any) -> int:
     """Let Snakemake start no more GPU jobs than this machine has GPUs, and return that number.
 
@@ -111,8 +122,7 @@ def limit_gpu_jobs(workflow: Any) -> int:
     ----------
     workflow: the `workflow` object of a Snakefile.
     """
-    sends_jobs = workflow.non_local_exec or (workflow.dryrun and workflow.nodes is not None)
-    if sends_jobs or not workflow.is_main_process or not (here := len(visible_gpus())):
+    if sends_jobs(workflow) or not workflow.is_main_process or not (here := len(visible_gpus())):
         return 0
     if "gpu" in workflow.global_resources:
         allowed: int = workflow.global_resources["gpu"].value

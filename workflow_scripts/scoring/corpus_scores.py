@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections import deque
 from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -18,8 +17,6 @@ from workflow_scripts.scoring.top_k import Sign, TopScores
 
 # Tests are scored in blocks of this size, so that memory depends on a tile's examples alone.
 TESTS_PER_BLOCK = 512
-# Scores of so many examples are used while they are in a core's cache.
-PIECE_EXAMPLES = 1024
 
 Tile = TypeVar("Tile")
 
@@ -122,18 +119,11 @@ class CorpusScores:
 
         # One thread per tile scales better than many threads inside each matrix product.
         with threadpool_limits(1), ThreadPoolExecutor(threads) as pool:
-            limit, rows = 0, PIECE_EXAMPLES
             for example_ids, tile in tiles:
-                parts = [pool.submit(_score_tile, block, example_ids, tile, score, rows) for block in self._blocks]
+                parts = [pool.submit(_score_tile, block.empty(), example_ids, tile, score) for block in self._blocks]
                 pending.append((len(example_ids), parts))
-                if len(pending) > limit:
+                if len(pending) > threads:
                     finish_oldest()
-                if not limit:
-                    # The first tile was scored alone: few scores of the others are above its top lists. It decides how
-                    # the others are cut, so that the number of threads does not.
-                    limit = threads
-                    if any(block.groups.has_large_exponents for block in self._blocks):
-                        rows = sys.maxsize
             while pending:
                 finish_oldest()
 
@@ -158,15 +148,10 @@ class _TestBlock:
 
 
 def _score_tile(
-    block: _TestBlock, example_ids: np.ndarray, tile: Any, score: Callable[[Any, slice], np.ndarray], examples: int
+    block: _TestBlock, example_ids: np.ndarray, tile: Tile, score: Callable[[Tile, slice], np.ndarray]
 ) -> _TestBlock:
-    """Return what a tile adds to a block; of an array, so many examples are scored at a time."""
-    part = block.empty()
-    # A text method's tile is a slice, and every call of its `score` takes long.
-    step = examples if hasattr(tile, "shape") else len(example_ids)
-    for start in range(0, len(example_ids), step):
-        piece = slice(start, start + step)
-        scores = score(tile[piece] if hasattr(tile, "shape") else tile, block.tests)
-        for sums in (part.helpful, part.harmful, part.groups):
-            sums.update(example_ids[piece], scores)
-    return part
+    scores = score(tile, block.tests)
+    block.helpful.update(example_ids, scores)
+    block.harmful.update(example_ids, scores)
+    block.groups.update(example_ids, scores)
+    return block

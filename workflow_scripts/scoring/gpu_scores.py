@@ -58,10 +58,12 @@ def score_on_device(
     for example_ids, tile in tiles:
         embeddings = as_float(_tile_on(device, tile))
         finite &= embeddings.sum().isfinite()
-        rows, sizes = membership.find_by_subset(example_ids)
+        rows = membership.rows(example_ids)
+        sizes = np.array([len(own) for own in rows], np.int64)
         members += sizes
-        chosen = to_device(rows, device)
-        owner = to_device(np.repeat(np.arange(len(sizes)), sizes), device)
+        # There may be no subset.
+        chosen = to_device(np.concatenate([np.empty(0, np.int64), *rows]), device)
+        owner = to_device(np.repeat(np.arange(len(rows)), sizes), device)
         low = LARGEST_ID - to_device(example_ids.astype(np.int64), device)
         for block in blocks:
             scores = embeddings @ block.queries.T

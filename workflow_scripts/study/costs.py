@@ -220,8 +220,8 @@ def work(plan: StudyPlan, pilot: Pilot) -> dict[str, list[Work]]:
         **_encoder_work(plan, pilot, sum(tests.values())),
         "embed_corpus": [
             {**model, "embedded_token": pilot.corpora[name].rows * pilot.corpora[name].encoder_tokens / number}
-            for _ in _encoders(plan)
-            for name in _embedded(plan)
+            for encoder in _encoders(plan)
+            for name in _embedded(plan, encoder)
             for number in [len(plan.parts_of(name))]
             for _ in range(number)
         ],
@@ -294,8 +294,12 @@ def _encoders(plan: StudyPlan) -> set[str]:
     return {encoder for method in plan.study.scoring.methods if (encoder := plan.method(method).encoder)}
 
 
-def _embedded(plan: StudyPlan) -> list[str]:
-    return sorted({corpus for one in plan.study.evaluations.values() for corpus in (one.train, one.test)})
+def _embedded(plan: StudyPlan, encoder: str) -> list[str]:
+    """Return the corpora that an encoder embeds: those of the targets too, if a method of it scores them."""
+    corpora = {corpus for one in plan.study.evaluations.values() for corpus in (one.train, one.test)}
+    if any(plan.method(name).encoder == encoder for name in plan.methods_that_score_targets()):
+        corpora.add(plan.targets.corpus)
+    return sorted(corpora)
 
 
 def _bootstrapped_pairs(plan: StudyPlan, tests: Mapping[str, int]) -> int:
@@ -361,7 +365,8 @@ def disk_bytes(plan: StudyPlan, pilot: Pilot) -> dict[str, float]:
         "init_encoder": 4 * pilot.encoder_parameters,
         # While it trains: the best weights, the present ones, and the two moments of AdamW.
         "train_encoder": 5 * 4 * pilot.encoder_parameters,
-        "embed_corpus": len(_encoders(plan)) * vector_bytes * sum(pilot.corpora[name].rows for name in _embedded(plan)),
+        "embed_corpus": vector_bytes
+        * sum(pilot.corpora[name].rows for encoder in _encoders(plan) for name in _embedded(plan, encoder)),
         "score_pairs": _score_bytes(plan, pilot, plan.methods_scored(in_parts=False)),
         "merge_scores": _score_bytes(plan, pilot, plan.methods_scored(in_parts=True)),
         "write_report": FILES_BYTES,

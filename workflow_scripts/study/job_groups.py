@@ -11,16 +11,25 @@ from workflow_scripts.study.plan import StudyPlan
 
 GROUPED_STAGES = ("fit_method", "embed_by_method", "embed_corpus", "choose_pooling", "score_pairs")
 # Every group that there is, as `group-components` in slurm/config.yaml has them.
-GROUPS = ("fit_method", "embed_by_method", "embed_untrained", "embed_trained", "score", "score_trained")
+GROUPS = (
+    "fit_method",
+    "embed_by_method",
+    "embed_untrained",
+    "embed_trained",
+    "score",
+    "score_chosen",
+    "score_trained",
+)
 
 
 def job_group(plan: StudyPlan, stage: str, wildcards: Mapping[str, str]) -> str | None:
     """Return the group of a job; a cluster runs several jobs of one group, one after the other, as one of its own.
 
     Jobs are short if they read stored embeddings or texts, or a model that the workflow makes itself. A study that
-    splits its corpora has large ones, and no short jobs. What comes before the training of an encoder and what comes
-    after it are in different groups, because one with both would wait for itself: the scores of a method may be what
-    the encoder is trained on (`targets.surrogate`).
+    splits its corpora has large ones, and no short jobs. Scores that wait for no fine-tuning, those that wait for the
+    targets that choose their pooling, and those that wait for a trained encoder are in different groups. One with the
+    last two could even wait for itself: what a method scores may be what the encoder is trained on
+    (`targets.surrogate`).
 
     Parameters
     ----------
@@ -35,13 +44,17 @@ def job_group(plan: StudyPlan, stage: str, wildcards: Mapping[str, str]) -> str 
     if plan.study.scoring.parts > 1:
         return None
     if stage in ("fit_method", "embed_by_method"):
-        own = plan.embedding_spec(wildcards.get("method") or wildcards["embedding"])
-        return stage if own.stored and own.language_model and plan.has_builtin_lm else None
+        name = wildcards.get("method") or wildcards.get("embedding")
+        own = plan.embedding_spec(name) if name else None
+        return stage if own and own.stored and own.language_model and plan.has_builtin_lm else None
     if stage == "embed_corpus":
         kind, at, variant = wildcards["encoder"].partition("@")
         return f"embed_{kind}" if plan.encoder(at + variant).model == "builtin:small" else None
     if stage in ("choose_pooling", "score_pairs"):
-        method = plan.method(wildcards["method"])
-        trained = (method.encoder or "").startswith("trained")
-        return None if method.is_unstored else "score_trained" if trained else "score"
+        name = wildcards["method"]
+        if plan.method(name).is_unstored:
+            return None
+        if (plan.method(name).encoder or "").startswith("trained"):
+            return "score_trained"
+        return "score_chosen" if plan.has_chosen_pooling(name) else "score"
     return None

@@ -97,7 +97,7 @@ METHODS = {
     "airrep": Method(("attention",), encoder="trained"),
     "airrep_mean": Method(("mean",), encoder="trained"),
     "airrep_signed": Method(("signed",), encoder="trained"),
-    "untrained": Method(("mean", "chosen"), encoder="untrained"),
+    "untrained": Method(("chosen", "mean"), encoder="untrained"),
     "tfidf": Method(("mean",)),
     "bm25": Method(("mean",)),
     "length": Method(("mean",)),

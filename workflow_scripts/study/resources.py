@@ -18,7 +18,8 @@ from workflow_scripts.study.stage_versions import STAGE_VERSIONS
 # A job's time limit over its expected time, and the shortest limit worth asking for.
 RUNTIME_MARGIN = 2.0
 SHORTEST_RUNTIME_MINUTES = 15
-MINUTES_IN_A_GROUP = 5
+# Of scoring in a group, where the limits of all its jobs add up.
+SHORTEST_SCORING_MINUTES = 5
 # They get no GPU by default, because it rarely pays off, but `--set-resources score_part:gpu=1` gives them one.
 GPU_ON_REQUEST = ("score_pairs", "score_part", "choose_pooling", "predict_targets")
 
@@ -65,10 +66,11 @@ class JobResources:
     def runtime_minutes(self, stage: str, *, grouped: bool = False) -> int:
         """Return the minutes that a job of `stage` asks for: twice what the pilot expects of the longest one.
 
-        Without a pilot, or where the pilot only assumed, a limit that suits the paper's study, or a job of a group
-        (`job_groups`), whose minutes add up.
+        Without a pilot, or where the pilot only assumed, a limit that suits the paper's study, or a short job that is
+        sent in a group (`job_groups`).
         """
-        shortest = MINUTES_IN_A_GROUP if grouped else SHORTEST_RUNTIME_MINUTES
+        is_scoring = stage in ("choose_pooling", "score_pairs")
+        shortest = SHORTEST_SCORING_MINUTES if grouped and is_scoring else SHORTEST_RUNTIME_MINUTES
         if stage in self._expected_seconds:
             minutes = math.ceil(RUNTIME_MARGIN * self._expected_seconds[stage] / 60)
             return max(minutes, shortest)

@@ -116,7 +116,7 @@ def test_gpus_are_counted_without_torch():
 
 
 def workflow(**changes):
-    values = {"non_local_exec": False, "dryrun": False, "nodes": None, "is_main_process": True, "global_resources": {}}
+    values = {"nodes": None, "is_main_process": True, "global_resources": {}}
     made = SimpleNamespace(**{**values, **changes})
     made.register_resource = made.global_resources.__setitem__
     return made
@@ -133,9 +133,7 @@ def test_jobs_on_gpus_are_as_many_as_the_machine_has(machine):
     assert asked.global_resources["gpu"].value == 2
 
 
-@pytest.mark.parametrize(
-    "elsewhere", [{"non_local_exec": True}, {"dryrun": True, "nodes": 200}, {"is_main_process": False}]
-)
+@pytest.mark.parametrize("elsewhere", [{"nodes": 200}, {"is_main_process": False}])
 def test_on_a_cluster_the_gpus_of_the_login_node_limit_nothing(machine, elsewhere):
     machine(TWO_AND_A_SPLIT_ONE)
     assert limit_gpu_jobs(driver := workflow(**elsewhere)) == 0

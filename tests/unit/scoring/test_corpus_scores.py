@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from workflow_scripts.scoring import corpus_scores
 from workflow_scripts.scoring.corpus_scores import TESTS_PER_BLOCK, CorpusScores
 from workflow_scripts.scoring.group_scores import Membership
 
@@ -61,39 +60,6 @@ def test_threads_change_not_one_bit(monkeypatch):
         monkeypatch.setenv("OMP_NUM_THREADS", threads)
         results.append(_score(embeddings, queries, membership, 100).groups("attention"))
     np.testing.assert_array_equal(*results)
-
-
-@pytest.mark.parametrize("factor", [1, 30])
-def test_pieces_change_nothing_and_threads_not_one_bit(factor, monkeypatch):
-    embeddings, queries, membership, _ = _study(20)
-    # By a factor of 30, exponents are in the hundreds.
-    expected = _score(embeddings, queries * factor, membership, 300)
-    monkeypatch.setattr(corpus_scores, "PIECE_EXAMPLES", 7)
-    results = []
-    for threads in ("1", "4"):
-        monkeypatch.setenv("OMP_NUM_THREADS", threads)
-        results.append(_score(embeddings, queries * factor, membership, 100))
-    for found in results:
-        for sign in ("helpful", "harmful"):
-            np.testing.assert_array_equal(found.top(sign)[0], expected.top(sign)[0])
-        np.testing.assert_allclose(found.groups("attention"), expected.groups("attention"), rtol=1e-5, atol=1e-5)
-    np.testing.assert_array_equal(*(found.groups("attention") for found in results))
-
-
-def test_a_tile_that_is_no_array_is_scored_whole(monkeypatch):
-    embeddings, queries, membership, _ = _study(3)
-    monkeypatch.setattr(corpus_scores, "PIECE_EXAMPLES", 7)
-    seen = []
-
-    def score(tile, columns):
-        seen.append(tile)
-        return embeddings[tile] @ queries[columns].T
-
-    scores = CorpusScores(3, TOP, membership, ("mean",))
-    scores.add_tiles([(np.arange(450), slice(0, 450)), (np.arange(450, 900), slice(450, 900))], score)
-    assert seen == [slice(0, 450), slice(450, 900)]
-    expected = _score(embeddings, queries, membership, 900)
-    np.testing.assert_array_equal(scores.top("helpful")[0], expected.top("helpful")[0])
 
 
 def test_parts_of_a_corpus_merge():

@@ -71,33 +71,6 @@ def test_a_subset_far_below_the_largest_score_keeps_its_weights(tile):
     assert found[3, 0] == 1
 
 
-@pytest.mark.parametrize("sign", [1, -1])
-@pytest.mark.parametrize("pooling", ["attention", "signed"])
-def test_tiles_with_large_exponents_and_without_add_up(sign, pooling):
-    scores = sign * np.array([[1], [39], [41], [-2], [200], [-300], [199]], np.float32)
-    subsets = [np.array([0, 1, 3]), np.array([1, 2]), np.arange(7), np.array([5]), np.array([4, 6])]
-    groups = GroupScores(1, Membership(subsets), [pooling])
-    for start in range(0, 7, 2):
-        tile = groups.empty()
-        tile.update(np.arange(start, min(start + 2, 7)), scores[start : start + 2])
-        groups.merge(tile)
-    assert groups.has_large_exponents
-    exponents = (np.abs(scores) if pooling == "attention" else scores)[:, 0].astype(np.float64)
-    for found, subset in zip(groups.result(pooling)[:, 0], subsets, strict=True):
-        weights = np.exp(exponents[subset] - exponents[subset].max())
-        np.testing.assert_allclose(found, (weights * scores[subset, 0]).sum() / weights.sum(), rtol=1e-6)
-
-
-def test_members_are_found_by_example_and_by_subset():
-    membership = Membership([np.array([7, 3]), np.array([], np.int32), np.array([3, 20])])
-    rows, owner = membership.find(np.array([1, 3, 7, 9]))
-    assert (rows.tolist(), owner.tolist()) == ([1, 1, 2], [0, 2, 0])
-    rows, sizes = membership.find_by_subset(np.array([1, 3, 7, 9]))
-    assert (rows.tolist(), sizes.tolist()) == ([1, 2, 1], [2, 0, 1])
-    # Not every member between two examples is among them.
-    assert membership.find(np.array([5, 8]))[0].tolist() == []
-
-
 def test_all_zero_scores():
     scores = np.zeros((4, 2), np.float32)
     found = _streamed(scores, Membership([np.array([0, 3])]), 2)

@@ -37,7 +37,7 @@ def test_short_jobs_of_a_study_with_models_of_its_own_have_groups(plan):
         "fit_method": "fit_method",
         "embed_by_method": "embed_by_method",
         "embed_corpus": "embed_trained",
-        "choose_pooling": "score",
+        "choose_pooling": "score_chosen",
         "score_pairs": "score_trained",
     }
     assert set(groups.values()) <= set(GROUPS)
@@ -67,6 +67,8 @@ def test_a_study_that_splits_its_corpora_has_no_short_jobs(plan):
 def test_a_method_that_stores_no_embeddings_is_long(plan):
     for stage in ("choose_pooling", "score_pairs", "embed_by_method"):
         assert job_group(plan(), stage, {"method": "ekfac", "evaluation": "heldout"}) is None
+    # It predicts targets for a pool, with the resources of what embeds.
+    assert job_group(plan(), "embed_by_method", {"pool": "surrogate"}) is None
 
 
 def test_what_an_encoder_is_trained_on_and_what_reads_it_are_never_in_one_group(plan):
@@ -75,6 +77,10 @@ def test_what_an_encoder_is_trained_on_and_what_reads_it_are_never_in_one_group(
     methods = ("airrep", "untrained", "airrep@joint", "untrained@joint", "tfidf")
     scored = {one: job_group(plan(), "score_pairs", {"method": one}) for one in methods}
     for groups in (embedded, scored):
-        after = {group for name, group in groups.items() if name.startswith(("trained", "airrep"))}
-        assert not after & (set(groups.values()) - after)
-        assert len(set(groups.values())) == 2
+        after = {name for name in groups if name.startswith(("trained", "airrep"))}
+        assert not {groups[name] for name in after} & {groups[name] for name in groups.keys() - after}
+
+
+def test_what_waits_for_no_fine_tuning_has_a_group_of_its_own(plan):
+    assert job_group(plan(), "score_pairs", {"method": "random"}) == "score"
+    assert job_group(plan(), "score_pairs", {"method": "tfidf"}) == "score_chosen"
