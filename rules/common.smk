@@ -59,6 +59,7 @@ if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
 # How many GPUs the jobs of this machine share; 0 where there are none, and on a cluster, whose scheduler counts them.
 GPUS_HERE = limit_gpu_jobs(workflow)
 
+
 # Short jobs that a cluster gets as one take turns in it: it has the memory of one of them, and the time of all.
 resource_scopes:
     turn="local",

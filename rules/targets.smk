@@ -59,6 +59,7 @@ rule collect_targets:
         f"{RESULTS}/benchmarks/collect_targets/{{pool}}.tsv"
     wildcard_constraints:
         pool=any_of(plan_of_study.pools),
+    priority: targets_first
     conda:
         "../envs/airrep.yaml"
     resources:
