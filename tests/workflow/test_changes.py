@@ -76,7 +76,7 @@ CHANGES = {
     "top": ({"scoring__top": 3}, {"score_pairs": 7, **EVALUATED}),
     "methods": ({"scoring__methods": ["airrep", "tfidf"]}, EVALUATED),
     "a pooling to be chosen": (
-        {"scoring__poolings": {"tfidf": ["mean", "chosen"]}},
+        {"scoring__poolings": {"untrained": ["attention", "mean"], "tfidf": ["mean", "chosen"]}},
         {"choose_pooling": 1, "score_pairs": 1, **EVALUATED},
     ),
     "a blend": (
