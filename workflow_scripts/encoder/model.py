@@ -214,12 +214,6 @@ class AttributionEncoder(nn.Module):
         self.packed = switch_to_packing(self.transformer, means, precision, attention)
         return self.packed
 
-    def freeze_embeddings(self) -> None:
-        """Keep word and position embeddings as they are; layers and projections still learn."""
-        # Some models have word embeddings alone, under a name of their own.
-        embeddings = getattr(self.transformer, "embeddings", None) or self.transformer.get_input_embeddings()
-        embeddings.requires_grad_(False)
-
     def compile_layers(self) -> None:
         """Compile each layer with `torch.compile`, for batches of any length."""
         compile_layers(self.transformer)

@@ -102,8 +102,6 @@ def train_encoder(
     )
     model = load_encoder(untrained, max_tokens, precision=training.precision)
     start_work()
-    if training.freeze_embeddings:
-        model.freeze_embeddings()
     if training.compile:
         model.compile_layers()
     objective = Objective(

@@ -306,7 +306,7 @@ class EncoderTraining(Section):
     """How the encoder learns to rank subsets (paper, sections 3.3 and 4.1)."""
 
     NOT_IN_SPEC = frozenset({"processes"})
-    NOT_IN_SPEC_AT_DEFAULT = frozenset({"compile", "freeze_embeddings", "surrogate_share"})
+    NOT_IN_SPEC_AT_DEFAULT = frozenset({"compile", "surrogate_share"})
 
     pooling: Literal["attention", "mean"] = Field("attention", description="How scores of a group are pooled.")
     steps: Positive = Field(2000, description="Optimiser steps.")
@@ -332,12 +332,6 @@ class EncoderTraining(Section):
         False,
         description="Learn the scale of the scores, which is the pooling's temperature; it is folded into the "
         "projection when the encoder is saved.",
-    )
-    freeze_embeddings: bool = Field(
-        False,
-        description="Keep the encoder's word and position embeddings as they start, and train what reads them: layers "
-        "and projections. An encoder without layers then learns less of which examples help, and more that carries "
-        "over to new ones.",
     )
     surrogate_share: Share = Field(
         0.0,

@@ -53,14 +53,6 @@ def folder(request, tiny, tmp_path):
     return tmp_path / kind
 
 
-def test_frozen_embeddings_learn_nothing_and_projections_do(folder):
-    encoder = load_encoder(folder, 512, dimension=8)
-    encoder.freeze_embeddings()
-    encoder(encoder.tokenize([(text,) for text in TEXTS])).square().sum().backward()
-    assert encoder.transformer.get_input_embeddings().weight.grad is None
-    assert encoder.projections[0].weight.grad is not None
-
-
 def test_vectors_are_those_of_each_text_alone_however_long(folder):
     encoder = load_encoder(folder, 512, dimension=8)
     limits = {"XLNet": 512}

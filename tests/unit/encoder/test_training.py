@@ -385,17 +385,6 @@ def test_a_loss_that_is_no_number_stops_the_training(tiny, files, tmp_path, monk
     assert not (tmp_path / "encoder").exists()
 
 
-def test_frozen_embeddings_stay_as_they_were_and_the_projection_learns(tiny, files, tmp_path):
-    paths = [files["corpus"], tiny.untrained, files["subsets"], files["targets"]]
-    stage.train_encoder(
-        *paths, tmp_path / "encoder", tmp_path / "log.parquet", **training_values(freeze_embeddings=True)
-    )
-    before, after = (load_encoder(folder, 64) for folder in (tiny.untrained, tmp_path / "encoder"))
-    assert not torch.equal(before.projections[0].weight, after.projections[0].weight)
-    kept = before.transformer.embeddings.state_dict()
-    assert all(torch.equal(kept[name], value) for name, value in after.transformer.embeddings.state_dict().items())
-
-
 def test_an_encoder_learns_from_predicted_targets_alone(tiny, files, tmp_path):
     """All measured folds are held back; what is learned are the labels that were predicted."""
     given = {"surrogate_subsets": files["subsets"], "surrogate_targets": files["targets"]}
