@@ -26,6 +26,7 @@ SYSTEM_FOLDER = Path("/etc/slurm")
 
 # CPUs and memory are made up, so that several jobs share the machine. Slurm hands out GPUs by device file, and
 # only a character device counts. A preempted job waits for as long as a credential lives before it runs again.
+# CPU jobs go to the least loaded node: one node has room for all of a small study.
 SLURM_CONF = """\
 ClusterName={name}
 SlurmctldHost={host}(127.0.0.1)
@@ -67,7 +68,7 @@ GresTypes=gpu
 NodeName=node1 NodeHostname={host} NodeAddr=127.0.0.1 Port=17001 CPUs=8 RealMemory=32000 Gres=gpu:h100:3
 NodeName=node2 NodeHostname={host} NodeAddr=127.0.0.1 Port=17002 CPUs=8 RealMemory=32000 Gres=gpu:h100:3
 NodeName=node3 NodeHostname={host} NodeAddr=127.0.0.1 Port=17003 CPUs=8 RealMemory=32000
-PartitionName=cpu Nodes=node[1-3] Default=YES MaxTime=1-0 DefaultTime=30 PriorityTier=10 PreemptMode=OFF
+PartitionName=cpu Nodes=node[1-3] Default=YES MaxTime=1-0 DefaultTime=30 PriorityTier=10 PreemptMode=OFF LLN=YES
 PartitionName=gpu Nodes=node[1-2] MaxTime=1-0 DefaultTime=30 PriorityTier=10 PreemptMode=OFF
 PartitionName=preemptible Nodes=node[1-2] MaxTime=1-0 DefaultTime=30 PriorityTier=1 PreemptMode=REQUEUE
 """
