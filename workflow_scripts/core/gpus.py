@@ -106,8 +106,8 @@ def sends_jobs(workflow: Any) -> bool:
 
     Parameters
     ----------
-    workflow: the `workflow` object of a Snakefile, which learns of its executor only after it was read: only with one
-        of a cluster does it have a number of jobs rather than of cores.
+    workflow: the `workflow` object of a Snakefile, which learns of its executor only after it was read. With that of
+        a cluster it has a number of jobs; on one machine `--jobs` is the number of cores, unless both are given.
     """
     return workflow.nodes is not None
 

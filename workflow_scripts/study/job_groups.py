@@ -9,7 +9,8 @@ from collections.abc import Mapping
 
 from workflow_scripts.study.plan import StudyPlan
 
-GROUPED_STAGES = ("fit_method", "embed_by_method", "embed_corpus", "choose_pooling", "score_pairs")
+SCORING_STAGES = ("choose_pooling", "score_pairs")
+GROUPED_STAGES = ("fit_method", "embed_by_method", "embed_corpus", *SCORING_STAGES)
 # Every group that there is, as `group-components` in slurm/config.yaml has them.
 GROUPS = (
     "fit_method",
@@ -50,7 +51,7 @@ def job_group(plan: StudyPlan, stage: str, wildcards: Mapping[str, str]) -> str 
     if stage == "embed_corpus":
         kind, at, variant = wildcards["encoder"].partition("@")
         return f"embed_{kind}" if plan.encoder(at + variant).model == "builtin:small" else None
-    if stage in ("choose_pooling", "score_pairs"):
+    if stage in SCORING_STAGES:
         name = wildcards["method"]
         if plan.method(name).is_unstored:
             return None

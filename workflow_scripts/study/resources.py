@@ -10,6 +10,7 @@ import math
 from functools import cached_property
 
 from workflow_scripts.study.costs import Concurrency, Pilot, estimate, parameters_in_name
+from workflow_scripts.study.job_groups import SCORING_STAGES
 from workflow_scripts.study.plan import StudyPlan
 from workflow_scripts.study.sources import FILE_NAME
 from workflow_scripts.study.specs import COMPUTED_ON_GPUS, StageSpecs
@@ -69,8 +70,8 @@ class JobResources:
         Without a pilot, or where the pilot only assumed, a limit that suits the paper's study, or a short job that is
         sent in a group (`job_groups`).
         """
-        is_scoring = stage in ("choose_pooling", "score_pairs")
-        shortest = SHORTEST_SCORING_MINUTES if grouped and is_scoring else SHORTEST_RUNTIME_MINUTES
+        is_short = grouped and stage in SCORING_STAGES
+        shortest = SHORTEST_SCORING_MINUTES if is_short else SHORTEST_RUNTIME_MINUTES
         if stage in self._expected_seconds:
             minutes = math.ceil(RUNTIME_MARGIN * self._expected_seconds[stage] / 60)
             return max(minutes, shortest)

@@ -71,7 +71,7 @@ def test_a_tile_scored_apart_with_the_threshold_so_far_changes_nothing(kind):
 
 @pytest.mark.parametrize("sign", ["helpful", "harmful"])
 @pytest.mark.parametrize("tile", [1, 10, 100])
-def test_what_is_no_number_is_not_found(sign, tile):
+def test_nan_scores_are_never_kept(sign, tile):
     scores = _scores("normal", examples=100)
     scores[::3] = np.nan
     scores[:, 4] = np.nan
