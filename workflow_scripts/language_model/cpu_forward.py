@@ -120,7 +120,7 @@ def _normed(norm: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
 
 
 def _rotations(rotary: nn.Module, hidden: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
-    """Return what rotations each token's queries and keys by its position, complex64 [T, 1, head size / 2]."""
+    """Return the rotation of each token's queries and keys by its position, complex64 [T, 1, head size / 2]."""
     cosines, sines = rotary(hidden, torch.arange(batch.max_length)[None])
     half = cosines.shape[-1] // 2
     return torch.complex(cosines[0, :, :half], sines[0, :, :half]).index_select(0, batch.positions[0])[:, None]

@@ -95,6 +95,8 @@ class TopScores:
         else:
             np.less(scores, -self._threshold, out=better)
         found = np.flatnonzero(better)
+        if not len(found):
+            return
         # Faster than `divmod`.
         rows = found // scores.shape[1]
         columns = found - rows * scores.shape[1]

@@ -94,6 +94,17 @@ def test_many_tiles_scored_apart_merge_in_order_with_ties(kind):
     np.testing.assert_array_equal(found.result()[0], _sorted_top(scores, 20, "helpful")[0])
 
 
+def test_tiles_without_a_better_score_take_no_memory():
+    found = TopScores(1, 1, "helpful")
+    found.update(np.array([0]), np.ones((1, 1), np.float32))
+    for row in range(1, 50):
+        part = found.empty()
+        part.update(np.array([row]), np.zeros((1, 1), np.float32))
+        found.merge(part)
+    assert not found._found
+    assert found.result()[0].tolist() == [[0]]
+
+
 def test_fewer_examples_than_asked_for():
     scores = _scores("normal", examples=5)
     ids, values = _streamed(scores, 20, "helpful", 2).result()
