@@ -72,9 +72,16 @@ if sends_jobs(workflow) and workflow.is_main_process:
 os.environ[RECORDS_VARIABLE] = f"{RESULTS}/models"
 
 
-# Snakemake's `update` would keep them too, but it restores the file of a job that fails and records it as what that job
-# made: the next run would take it for finished.
 onstart:
+    # The executor is known only now. Given both, Snakemake lifts the limit of cores too, as it does for a cluster.
+    if sends_jobs(workflow) and workflow.is_main_process and workflow.local_exec and not workflow.touch:
+        raise WorkflowError(
+            f"--cores {workflow.cores} and --jobs {workflow.nodes} were both given, and no executor that sends jobs to "
+            f"a cluster: neither the cores nor the GPUs of this machine would limit how many jobs run at a time. Write "
+            "--cores alone."
+        )
+    # Snakemake's `update` would keep them too, but it restores the file of a job that fails and records it as what that
+    # job made: the next run would take it for finished.
     for job in workflow.dag.needrun_jobs() if workflow.is_main_process else []:
         if job.rule.name in REUSING:
             for path in job.output:

@@ -286,6 +286,14 @@ def test_a_wrong_config_is_one_clear_message(fresh, changes, message):
     assert "Traceback" not in done.stdout
 
 
+def test_cores_and_jobs_together_are_refused_on_one_machine(fresh):
+    done = fresh.smoke("--jobs", "3")
+    assert done.returncode != 0
+    assert "--cores 2 and --jobs 3 were both given" in done.stdout
+    assert "Finished jobid" not in done.stdout
+    assert not fresh.results.exists()
+
+
 def test_a_corpus_that_is_too_small_stops_with_a_clear_message(finished, tmp_path):
     workspace = finished.copy(tmp_path / "copy")
     done = workspace.smoke("results/smoke/subsets/heldout.parquet", evaluations__heldout__tests=4000)

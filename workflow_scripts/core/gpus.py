@@ -107,7 +107,7 @@ def sends_jobs(workflow: Any) -> bool:
     Parameters
     ----------
     workflow: the `workflow` object of a Snakefile, which learns of its executor only after it was read. With that of
-        a cluster it has a number of jobs; on one machine `--jobs` is the number of cores, unless both are given.
+        a cluster it has a number of jobs; on one machine `--jobs` is the number of cores, and both are refused.
     """
     return workflow.nodes is not None
 

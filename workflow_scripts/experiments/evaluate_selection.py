@@ -35,8 +35,10 @@ def evaluate_selection(
 ) -> None:
     """Write each method's unigram F1 of answer and response, and its response loss: means over tasks.
 
-    A task's value is the mean over its tests, of the mean over seeds. `f1_over_random` is the difference from random
-    examples. Intervals are of the bootstrap over tasks and over the tests of each, with the same draws for all rows.
+    A task's value is the mean over its tests, of the mean over seeds. The differences are paired by test and positive
+    where the method is better: `f1_over_random` and `loss_below_random` than random examples, `f1_over_first` and
+    `loss_below_first` than the first method. Intervals are of the bootstrap over tasks and over the tests of each, with
+    the same draws for all rows.
 
     Parameters
     ----------
@@ -59,19 +61,23 @@ def evaluate_selection(
     pairs = zip(answers["answer"], responses, strict=True)
     answers["f1"] = [np.nan if pd.isna(answer) else unigram_f1(answer, response) for answer, response in pairs]
     by_test = answers.groupby(["method", "test_id"], sort=False)[["f1", "loss"]].mean()
-    by_test["f1_over_random"] = by_test["f1"].sub(by_test["f1"].xs(RANDOM), level="test_id")
     tests_of = group_by_task(test, answers["test_id"].drop_duplicates().to_numpy(), None)
     means = TaskMeans(list(tests_of.values()), bootstrap, generator(seed, "bootstrap", "selection"))
+    of_method = {str(method): values.droplevel("method") for method, values in by_test.groupby("method", sort=False)}
+    baselines = {"random": RANDOM, "first": next(iter(of_method))}
     rows = []
-    for method, values in by_test.groupby("method", sort=False):
-        for metric in ("f1", "f1_over_random", "loss"):
-            if metric == "f1_over_random" and method == RANDOM:
-                continue
-            value, draws = means(values.loc[str(method)][metric])
+    for method, own in of_method.items():
+        metrics = {"f1": own["f1"], "loss": own["loss"]}
+        for name, baseline in baselines.items():
+            if baseline != method:
+                metrics[f"f1_over_{name}"] = own["f1"] - of_method[baseline]["f1"]
+                metrics[f"loss_below_{name}"] = of_method[baseline]["loss"] - own["loss"]
+        for metric, by_test_id in metrics.items():
+            value, draws = means(by_test_id)
             low, high = interval(draws, confidence)
             row = {"method": method, "evaluation": evaluation, "metric": metric}
             rows.append({**row, "value": value, "ci_low": low, "ci_high": high})
-            say(f"  {method:<20} {metric:<15} {value:>7.3f}   {low:.3f} to {high:.3f}")
+            say(f"  {method:<20} {metric:<17} {value:>7.3f}   {low:.3f} to {high:.3f}")
     write_frame(table, pd.DataFrame(rows), SCHEMA)
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 
 from workflow_scripts.core.frames import read_frame, rows_of
 from workflow_scripts.report.charts import Axis, Tick, linear_axis
-from workflow_scripts.report.formatting import count, decimal, duration
+from workflow_scripts.report.formatting import count, decimal, duration, interval
 from workflow_scripts.report.results import MAIN_METHOD, method_name
 
 RANDOM_NAMES = {
@@ -174,23 +174,44 @@ def _removal(rows: pd.DataFrame) -> Experiment:
 
 def _selection(rows: pd.DataFrame) -> Experiment:
     f1, losses = (rows[rows["metric"] == metric] for metric in ("f1", "loss"))
-    over = rows[rows["metric"] == "f1_over_random"].set_index("method")[["value", "ci_low", "ci_high"]]
+    first = _name(rows["method"].iloc[0])
 
-    def note(row: Any) -> str:
-        if row.method not in over.index:
-            return ""
-        value, low, high = (decimal(number, signed=True) for number in over.loc[row.method])
-        return f"{value} [{low}, {high}] against random"
+    def against(difference: str) -> Callable[[Any], str]:
+        found = {
+            baseline: rows[rows["metric"] == f"{difference}_{key}"].set_index("method")
+            for key, baseline in (("random", "random"), ("first", first))
+        }
+
+        def note(row: Any) -> str:
+            return "; ".join(
+                f"{_signed(table.loc[row.method])} against {baseline}"
+                for baseline, table in found.items()
+                if row.method in table.index
+            )
+
+        return note
 
     question = (
         "For each task, fine-tune on the examples that a method ranks first, and let the language model answer the "
-        "task's tests. Unigram F1 of answer and response: mean over a task's tests, then over tasks."
+        "task's tests. Unigram F1 of answer and response: mean over a task's tests, then over tasks. Differences are "
+        "paired by test, and positive where a row is better."
     )
     tables = [
-        _table(f"F1 on “{f1['evaluation'].iloc[0]}”", "F1", f1, note=note),
-        _table("Loss of the tests' responses (lower is better)", "Loss", losses, digits=3, lowest_first=True),
+        _table(f"F1 on “{f1['evaluation'].iloc[0]}”", "F1", f1, digits=3, note=against("f1_over")),
+        _table(
+            "Loss of the tests' responses (lower is better)",
+            "Loss",
+            losses,
+            digits=3,
+            lowest_first=True,
+            note=against("loss_below"),
+        ),
     ]
     return Experiment("Data selection", question, tables=tables)
+
+
+def _signed(row: Any) -> str:
+    return f"{decimal(row['value'], 3, signed=True)} {interval(row['ci_low'], row['ci_high'], 3, signed=True)}"
 
 
 def _classification(rows: pd.DataFrame) -> Experiment:

@@ -18,11 +18,11 @@ def decimal(value: float | None, digits: int = 2, signed: bool = False) -> str:
     return f"{value:{'+' if signed else ''}.{digits}f}".replace("-", "−")
 
 
-def interval(low: float | None, high: float | None, signed: bool = False) -> str:
+def interval(low: float | None, high: float | None, digits: int = 2, signed: bool = False) -> str:
     """Return `[low, high]`, or an empty text if no interval is known."""
     if low is None or high is None or math.isnan(low) or math.isnan(high):
         return ""
-    return f"[{decimal(low, signed=signed)}, {decimal(high, signed=signed)}]"
+    return f"[{decimal(low, digits, signed)}, {decimal(high, digits, signed)}]"
 
 
 def count(value: int) -> str:

@@ -39,7 +39,7 @@ STAGE_VERSIONS = {
     "finetune_runs": 1,
     "evaluate_leave_out": 1,
     "evaluate_removal": 1,
-    "evaluate_selection": 1,
+    "evaluate_selection": 2,
     "evaluate_classification": 1,
     "evaluate_amortisation": 2,
     "evaluate_transfer": 1,

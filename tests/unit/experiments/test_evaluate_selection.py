@@ -93,7 +93,16 @@ def test_f1_is_the_mean_over_tasks_of_the_mean_over_tests(files):
     assert found["mine", "f1_over_random"]["value"] == pytest.approx(by_hand)
     assert found[RANDOM, "f1"]["value"] == 0
     assert found[FULL, "loss"]["value"] == 0.5
-    assert (RANDOM, "f1_over_random") not in found
+    assert {metric for method, metric in found if method == RANDOM} == {
+        "f1",
+        "loss",
+        "f1_over_first",
+        "loss_below_first",
+    }
+    assert found["mine", "loss_below_random"]["value"] == 1.0
+    assert found[FULL, "loss_below_first"]["value"] == 0.5
+    assert found[FULL, "f1_over_first"]["value"] == pytest.approx(-by_hand)
+    assert found[RANDOM, "f1_over_first"] == {**found[FULL, "f1_over_first"], "method": RANDOM}  # the same draws
     assert found["mine", "f1"]["ci_low"] <= by_hand <= found["mine", "f1"]["ci_high"]
 
 

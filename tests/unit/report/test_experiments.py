@@ -37,7 +37,10 @@ TABLES = {
         value("airrep", "f1_over_random", 0.2),
         value("airrep", "loss", 1.0),
         value("full_data", "f1", 0.7),
+        value("full_data", "f1_over_random", 0.3),
+        value("full_data", "f1_over_first", 0.1),
         value("full_data", "loss", 0.9),
+        value("full_data", "loss_below_first", 0.1),
         value("random_selection", "f1", 0.4),
     ],
     "classification": [value("airrep", "accuracy", 0.8, n_tests=200)],
@@ -99,8 +102,13 @@ def test_rows_stand_best_first_and_variants_and_random_ones_have_names(experimen
     assert (first.ceiling, second.ceiling) == (0.5, 0.9)
     f1, loss = experiments["Data selection"].tables
     assert [row.name for row in f1.rows] == ["All data", "AirRep", "Random examples"]
-    assert f1.rows[1].note == "+0.20 [+0.10, +0.30] against random"
+    assert [row.note for row in f1.rows] == [
+        "+0.300 [+0.200, +0.400] against random; +0.100 [+0.000, +0.200] against AirRep",
+        "+0.200 [+0.100, +0.300] against random",
+        "",
+    ]
     assert [row.name for row in loss.rows] == ["All data", "AirRep"]
+    assert loss.rows[0].note == "+0.100 [+0.000, +0.200] against AirRep"
 
 
 def test_removal_lines_begin_at_nothing_removed(experiments):
