@@ -29,6 +29,9 @@ if plan_of_study.labelled():
 rule draw_base:
     """Draw the examples that an experiment fine-tunes on before it leaves some out."""
     input:
+        train=corpus_of_experiment("train"),
+        test=corpus_of_experiment("test"),
+        validation=validation_of(),
         train_tokens=train_tokens_of_experiment,
     output:
         base=f"{RESULTS}/experiments/{{experiment}}/base.parquet",
@@ -128,7 +131,8 @@ rule draw_selection:
     input:
         # Not read: there is nothing to select for where no test has a label.
         labels(),
-        test=corpus_of_experiment("selection", "test"),
+        train=corpus_of_experiment("train", "selection"),
+        test=corpus_of_experiment("test", "selection"),
         validation=validation_of("selection"),
         train_tokens=selection_pool_tokens,
         scores=scores_of("selection"),
@@ -226,7 +230,7 @@ rule evaluate_selection:
     input:
         leaks(),
         runs=rules.draw_selection.output.runs,
-        test=corpus_of_experiment("selection", "test"),
+        test=corpus_of_experiment("test", "selection"),
         measured=measured_of("selection"),
     output:
         table=f"{RESULTS}/evaluation/selection.parquet",
@@ -271,7 +275,7 @@ rule evaluate_amortisation:
     """Find the corpus size from which on an encoder has paid for its training."""
     input:
         scores=scores_of("amortisation"),
-        train=corpus_of_experiment("amortisation", "train"),
+        train=corpus_of_experiment("train", "amortisation"),
     output:
         table=f"{RESULTS}/evaluation/amortisation.parquet",
     log:
@@ -292,8 +296,8 @@ rule draw_curated_data:
     """List the runs on curated data and on random rows."""
     input:
         selections=measured_selections,
-        train=corpus_of_experiment("curated_data", "train"),
-        test=corpus_of_experiment("curated_data", "test"),
+        train=corpus_of_experiment("train", "curated_data"),
+        test=corpus_of_experiment("test", "curated_data"),
         validation=validation_of("curated_data"),
         train_tokens=curated_data_tokens(0),
         test_tokens=curated_data_tokens(1),
@@ -338,7 +342,7 @@ rule evaluate_curated_data:
 rule damage_pool:
     """Damage some rows of a pool on purpose."""
     input:
-        train=corpus_of_experiment("detection", "train"),
+        train=corpus_of_experiment("train", "detection"),
     output:
         damaged=f"{RESULTS}/corpora/{DAMAGED_POOL}.parquet",
         damage=f"{RESULTS}/experiments/detection/damage.parquet",
@@ -362,7 +366,7 @@ rule score_harm:
     """Score the rows of a damaged pool by what they do to trusted tests."""
     input:
         train=rules.damage_pool.output.damaged,
-        test=corpus_of_experiment("detection", "test"),
+        test=corpus_of_experiment("test", "detection"),
         validation=validation_of("detection"),
         train_embeddings=embeddings_of_damaged_pool,
         test_embeddings=trusted_test_embeddings,

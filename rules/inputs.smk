@@ -300,16 +300,21 @@ def language_model_of_experiment(wildcards):
     return language_model_folder(plan_of_study.language_model_of(evaluation))
 
 
-def validation_of(experiment):
+def validation_of(experiment=None):
+    """The tests of an experiment; without its name, of the wildcard's."""
+
     def validation(wildcards):
-        return f"{RESULTS}/subsets/{plan_of_study.experiment(experiment).evaluation}.validation.parquet"
+        evaluation = plan_of_study.experiment(experiment or wildcards.experiment).evaluation
+        return f"{RESULTS}/subsets/{evaluation}.validation.parquet"
 
     return validation
 
 
-def corpus_of_experiment(experiment, role):
+def corpus_of_experiment(role, experiment=None):
+    """The corpus that an experiment's evaluation has as `train` or `test`; without its name, of the wildcard's."""
+
     def corpus(wildcards):
-        evaluation = study.evaluations[plan_of_study.experiment(experiment).evaluation]
+        evaluation = study.evaluations[plan_of_study.experiment(experiment or wildcards.experiment).evaluation]
         return f"{RESULTS}/corpora/{getattr(evaluation, role)}.parquet"
 
     return corpus

@@ -68,7 +68,7 @@ def run_job(smk: Any, stage: Callable[..., object]) -> None:
 
     A rule's empty list of files means that the file is absent: a parameter annotated `Path | None` gets None for it,
     and a `list[Path]` stays empty. For a parameter annotated with a section of the config, the section is built from
-    its values in the spec.
+    its values in the spec. The spec's `version` and `roles` are there for comparison alone.
 
     If the job's resources have `processes`, the stage runs in that many processes (`core.distributed`). It sees only
     the GPUs that its resources ask for; if its spec has `deterministic`, torch uses deterministic algorithms only.
@@ -94,6 +94,7 @@ def run_job(smk: Any, stage: Callable[..., object]) -> None:
     """
     spec = dict(smk.params.spec)
     spec.pop("version")
+    spec.pop("roles", None)
     deterministic = spec.pop("deterministic", False)
     gpus = gpus_asked_for(smk.resources)
     types = get_type_hints(stage)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from workflow_scripts.core.parquet import read_batches
 
@@ -42,6 +43,22 @@ def take_examples(corpus: Path, example_ids: np.ndarray, columns: list[str]) -> 
             found.append(batch.take(pa.array(wanted[first:last] - start)))
         start += batch.num_rows
     return pa.Table.from_batches(found).take(pa.array(place.ravel()))
+
+
+def equals_a_test(train: Path, test: Path, test_ids: np.ndarray) -> np.ndarray:
+    """Return of each row whether its prompt and response are those of one of the tests, bool [rows].
+
+    Such a row ranks first for its test, and what is trained on it can't be judged by that test.
+
+    Parameters
+    ----------
+    train: `corpora/` file of the rows.
+    test: `corpora/` file of the tests; it may be the same.
+    test_ids: int [tests], ids of the tests.
+    """
+    hashes = take_examples(test, test_ids, ["hash"])["hash"].combine_chunks()
+    batches = read_batches(train, ROWS_AT_ONCE, ["hash"])
+    return np.concatenate([pc.is_in(batch["hash"], hashes).to_numpy(zero_copy_only=False) for batch in batches])
 
 
 def row_name(file: str, row: int, several_files: bool) -> str:

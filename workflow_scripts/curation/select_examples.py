@@ -7,13 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from workflow_scripts.core.errors import StudyError
-from workflow_scripts.core.parquet import read_schema, read_table, write_batches
+from workflow_scripts.core.parquet import read_schema, write_batches
 from workflow_scripts.core.progress import one_line, say
 from workflow_scripts.core.stage import run_stage
-from workflow_scripts.corpora.tables import WHERE, row_name, take_examples
+from workflow_scripts.corpora.tables import WHERE, equals_a_test, row_name, take_examples
 from workflow_scripts.curation.choosing import choose, number_of_rows
 from workflow_scripts.curation.ranking import (
     Ranking,
@@ -152,13 +151,8 @@ def _ranking(
 
 
 def _without_tests(ranking: Ranking, train: Path, test: Path, test_ids: np.ndarray) -> tuple[Ranking, int]:
-    """Return a ranking without rows that equal one of the tests, and how many these are.
-
-    A row ranks first for a test that it equals, and a model that is trained on it can't be judged by that test.
-    """
-    hashes = read_table(test, ["hash"])["hash"].take(pa.array(test_ids))
-    # The ids of a corpus are its row numbers.
-    is_test = pc.is_in(read_table(train, ["hash"])["hash"], hashes.combine_chunks()).to_numpy()
+    """Return a ranking without rows that equal one of the tests, and how many these are."""
+    is_test = equals_a_test(train, test, test_ids)
     kept = ~is_test[ranking.example_ids]
     ranking = replace(ranking, example_ids=ranking.example_ids[kept], scores=ranking.scores[kept])
     return ranking, int(is_test.sum())

@@ -11,15 +11,15 @@ from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.parquet import read_table
 from workflow_scripts.core.seeds import generator
 from workflow_scripts.core.stage import run_stage
-from workflow_scripts.experiments.runs import ListedRun, write_runs
+from workflow_scripts.experiments.runs import ListedRun, trainable_ids, write_runs
 from workflow_scripts.experiments.selection import FULL, RANDOM, best_ranked, group_by_task
-from workflow_scripts.targets.sampling import usable_ids
 from workflow_scripts.targets.tables import read_tests
 
 FIELDS = [("method", pa.string()), ("task", pa.string())]
 
 
 def draw_selection(
+    train: Path,
     test: Path,
     validation: Path,
     train_tokens: Path,
@@ -35,10 +35,12 @@ def draw_selection(
     """Write the runs of the experiment: for each task and method the training examples of best rank.
 
     An example's rank for a task is its best one for any of the task's tests; ties go to the lower id. Random examples
-    are drawn separately for each task; all data is one run for the tests of all tasks (`task` is null).
+    are drawn separately for each task; all data is one run for the tests of all tasks (`task` is null). Rows that equal
+    one of the tests are never trained on: they would rank first, and the LM would be judged by what it was shown.
 
     Parameters
     ----------
+    train: `corpora/` file of the pool.
     test: `corpora/` file of the tests, whose class labels are the tasks; `check_labels` ensures that there are some.
     validation: file with the ids of the test examples, in one row.
     train_tokens: `tokens/` file of the pool.
@@ -52,15 +54,16 @@ def draw_selection(
 
     Raises
     ------
-    StudyError: the pool has fewer than `examples` usable examples, a method ranks fewer for a task, or no test has a
-        label.
+    StudyError: the pool has fewer than `examples` usable examples that aren't tests, a method ranks fewer for a task,
+        or no test has a label.
     """
-    tests_of = group_by_task(test, read_tests(validation), tasks)
-    pool = usable_ids(train_tokens)
+    test_ids = read_tests(validation)
+    tests_of = group_by_task(test, test_ids, tasks)
+    pool = trainable_ids(train, train_tokens, test, test_ids)
     if len(pool) < examples:
         raise StudyError(
             f"experiments.selection.examples is {examples:,}, but {train_tokens} has only {len(pool):,} usable "
-            "examples. Lower it, or use a larger part of the corpus."
+            "examples that aren't tests. Lower it, or use a larger part of the corpus."
         )
     nothing = pool[:0]
     rows: list[tuple[dict[str, str | None], ListedRun]] = []
@@ -69,9 +72,9 @@ def draw_selection(
         table = table.filter(pc.equal(table["sign"], "helpful"))
         columns = [table[name].to_numpy() for name in ("test_id", "rank", "example_id")]
         usable = np.isin(columns[2], pool)
-        test_ids, ranks, example_ids = (column[usable] for column in columns)
+        ranked_for, ranks, example_ids = (column[usable] for column in columns)
         for task, tests in tests_of.items():
-            own = np.isin(test_ids, tests)
+            own = np.isin(ranked_for, tests)
             chosen = best_ranked(example_ids[own], ranks[own])[:examples]
             if len(chosen) < examples:
                 raise StudyError(

@@ -14,6 +14,7 @@ from workflow_scripts.core.frames import write_frame
 from workflow_scripts.core.parquet import read_table
 from workflow_scripts.core.progress import say
 from workflow_scripts.core.stage import run_stage
+from workflow_scripts.corpora.tables import equals_a_test
 from workflow_scripts.experiments.tables import KEYS, VALUES
 
 SCHEMA = pa.schema([*KEYS, *VALUES, ("n_tests", pa.int32())])
@@ -59,6 +60,8 @@ def evaluate_classification(
 def top_example_has_label(scores: Path, train: Path, test: Path) -> np.ndarray:
     """Return for each test with a class label whether its most helpful example has the same, bool [tests].
 
+    Rows that equal one of the tests are passed over. A test whose list has no other counts as missed.
+
     Parameters
     ----------
     scores: `scores/<method>/<evaluation>.parquet`.
@@ -70,9 +73,16 @@ def top_example_has_label(scores: Path, train: Path, test: Path) -> np.ndarray:
     StudyError: no test has a label.
     """
     table = read_table(scores, ["test_id", "sign", "rank", "example_id"])
-    table = table.filter(pc.and_(pc.equal(table["sign"], "helpful"), pc.equal(table["rank"], 1)))
-    test_labels = read_table(test, ["label"])["label"].take(table["test_id"])
-    train_labels = read_table(train, ["label"])["label"].take(table["example_id"])
+    table = table.filter(pc.equal(table["sign"], "helpful"))
+    ranked = pd.DataFrame({name: table[name].to_numpy() for name in ("test_id", "rank", "example_id")})
+    test_ids = ranked["test_id"].unique()
+    is_test = equals_a_test(train, test, test_ids)[ranked["example_id"]]
+    others = ranked[~is_test].sort_values("rank", kind="stable").drop_duplicates("test_id").set_index("test_id")
+    if passed_over := np.count_nonzero(is_test & (ranked["rank"] == 1)):
+        say(f"  {scores.parent.name}: {passed_over:,} first-ranked rows equal a test, and are passed over")
+    top = pa.array(others["example_id"].reindex(test_ids), pa.int64(), from_pandas=True)
+    test_labels = read_table(test, ["label"])["label"].take(pa.array(test_ids))
+    train_labels = read_table(train, ["label"])["label"].take(top)
     hits = pc.fill_null(pc.equal(test_labels, train_labels), False).filter(pc.is_valid(test_labels))
     if not len(hits):
         raise StudyError(

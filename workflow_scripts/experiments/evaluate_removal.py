@@ -7,13 +7,14 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.frames import write_frame
 from workflow_scripts.core.progress import say
 from workflow_scripts.core.seeds import generator
 from workflow_scripts.core.stage import run_stage
 from workflow_scripts.evaluation.lds import interval
 from workflow_scripts.experiments.removal import RANDOM, WHOLE
-from workflow_scripts.experiments.runs import loss_rises, read_measured
+from workflow_scripts.experiments.runs import known_in_all, loss_rises, read_measured
 from workflow_scripts.experiments.tables import KEYS, VALUES
 
 SCHEMA = pa.schema([*KEYS, ("removed", pa.int32()), *VALUES])
@@ -34,7 +35,7 @@ def evaluate_removal(
 
     `loss_rise` is the loss (nats per response token) without the examples minus the loss with them, mean over seeds
     and tests; `loss_rise_over_random` is the difference from random removals of as many. Intervals are of the bootstrap
-    over tests, with the same draws for all rows.
+    over tests, with the same draws for all rows. A test for which a run diverged is left out of all rows.
 
     Parameters
     ----------
@@ -49,12 +50,19 @@ def evaluate_removal(
 
     Raises
     ------
-    StudyError: too many runs diverged, or a run wasn't measured.
+    StudyError: too many runs diverged, all those on the whole base set, or a run wasn't measured.
     """
     losses = read_measured(runs, ["method", "size"], measured, max_diverged_share)
     whole = losses["method"] == WHOLE
+    if losses.loc[whole, "loss"].isna().all():
+        raise StudyError(
+            f"{measured[0].parent}: the fine-tuning runs on the whole base set diverged, so there is nothing to "
+            "compare with. Raise experiments.removal.seeds, or lower finetuning.learning_rate."
+        )
     tests = losses.loc[whole, "test_id"].unique()
     rises = loss_rises(losses, whole).groupby(["method", "size", "test_id"])["rise"].mean().unstack()[tests]
+    rises = known_in_all(rises)
+    tests = rises.columns
     by_test: dict[tuple[str, int], np.ndarray] = dict(zip(rises.index, rises.to_numpy(), strict=True))
     counts = generator(seed, "bootstrap", "removal").multinomial(
         len(tests), np.full(len(tests), 1 / len(tests)), size=bootstrap

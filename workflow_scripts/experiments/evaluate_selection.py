@@ -13,7 +13,7 @@ from workflow_scripts.core.progress import say
 from workflow_scripts.core.seeds import generator
 from workflow_scripts.core.stage import run_stage
 from workflow_scripts.evaluation.lds import interval
-from workflow_scripts.experiments.runs import read_measured
+from workflow_scripts.experiments.runs import known_in_all, read_measured
 from workflow_scripts.experiments.selection import RANDOM, group_by_task
 from workflow_scripts.experiments.tables import KEYS, VALUES
 from workflow_scripts.experiments.unigram_f1 import unigram_f1
@@ -38,7 +38,7 @@ def evaluate_selection(
     A task's value is the mean over its tests, of the mean over seeds. The differences are paired by test and positive
     where the method is better: `f1_over_random` and `loss_below_random` than random examples, `f1_over_first` and
     `loss_below_first` than the first method. Intervals are of the bootstrap over tasks and over the tests of each, with
-    the same draws for all rows.
+    the same draws for all rows. A test for which a method's runs diverged is left out of all rows.
 
     Parameters
     ----------
@@ -61,7 +61,8 @@ def evaluate_selection(
     pairs = zip(answers["answer"], responses, strict=True)
     answers["f1"] = [np.nan if pd.isna(answer) else unigram_f1(answer, response) for answer, response in pairs]
     by_test = answers.groupby(["method", "test_id"], sort=False)[["f1", "loss"]].mean()
-    tests_of = group_by_task(test, answers["test_id"].drop_duplicates().to_numpy(), None)
+    test_ids = known_in_all(by_test["loss"].unstack()).columns
+    tests_of = group_by_task(test, test_ids.to_numpy(), None)
     means = TaskMeans(list(tests_of.values()), bootstrap, generator(seed, "bootstrap", "selection"))
     of_method = {str(method): values.droplevel("method") for method, values in by_test.groupby("method", sort=False)}
     baselines = {"random": RANDOM, "first": next(iter(of_method))}

@@ -320,7 +320,9 @@ def _detection(rows: pd.DataFrame) -> Experiment:
 
 def _figure(title: str, x_title: str, lines: dict[str, list[tuple[float, float]]], logarithmic: bool = False) -> Figure:
     """Return a figure of lines through (x, y) points; both axes logarithmic, or both linear and from zero."""
-    points = [point for line in lines.values() for point in line]
+    # All runs of a point may have diverged.
+    lines = {method: [point for point in line if math.isfinite(point[1])] for method, line in lines.items()}
+    points = [point for line in lines.values() for point in line] or [(1.0, 1.0)]
     if logarithmic:
         x_place, x_ticks = _log_scale([x for x, _ in points])
         y_place, y_ticks = _log_scale([y for _, y in points if y > 0])

@@ -34,6 +34,18 @@ COMPUTED_ON_GPUS = (
 )
 
 
+# Stages that read the training corpus and the tests of an evaluation, and the one that a stage's experiment has.
+_READS_EVALUATION = ("sample_subsets", "finetune_shard", "score_pairs", "score_part", "score_blend")
+_EXPERIMENT_OF = {
+    "draw_selection": "selection",
+    "draw_curated_data": "curated_data",
+    "damage_pool": "detection",
+    "evaluate_detection": "detection",
+}
+# Those whose tables have differences from the first of the experiment's methods.
+_COMPARES_WITH_FIRST = ("draw_selection", "evaluate_detection")
+
+
 class StageSpecs:
     """The specs of a study's jobs.
 
@@ -46,7 +58,7 @@ class StageSpecs:
         self.plan, self.study = plan, plan.study
 
     def spec(self, stage: str, wildcards: Mapping[str, str]) -> dict[str, Any]:
-        """Return the values that a job's stage is called with, and its `version`, sorted by name.
+        """Return the values that a job's stage is called with, its `version` and its inputs' `roles`, sorted by name.
 
         They are all that decides its result besides its input files, so a changed value reruns only this job and those
         that depend on it.
@@ -59,6 +71,8 @@ class StageSpecs:
         values = getattr(self, f"_{stage}")(**wildcards)
         if self.study.deterministic and stage in COMPUTED_ON_GPUS:
             values = {**values, "deterministic": True}
+        if roles := self._roles(stage, wildcards):
+            values = {**values, "roles": roles}
         return dict(sorted({"version": STAGE_VERSIONS[stage], **values}.items()))
 
     def base_spec(self, wildcards: Mapping[str, str]) -> dict[str, Any]:
@@ -69,6 +83,26 @@ class StageSpecs:
         wildcards: has `method` and `evaluation`; others are ignored.
         """
         return self.spec("score_pairs", {name: wildcards[name] for name in ("method", "evaluation")})
+
+    def _roles(self, stage: str, wildcards: Mapping[str, str]) -> dict[str, Any]:
+        """Return which input of a job is which, where two could change places.
+
+        Snakemake compares the inputs of two runs as a sorted list, so a change of their roles alone reruns nothing.
+        """
+        experiment = _EXPERIMENT_OF.get(stage) or wildcards.get("experiment")
+        if stage in _READS_EVALUATION:
+            evaluation = wildcards.get("evaluation") or wildcards.get("pool")
+        elif stage == "select_examples":
+            evaluation = self.study.curation[wildcards["curation"]].evaluation
+        elif experiment and stage in (*_EXPERIMENT_OF, "draw_base", "finetune_runs"):
+            evaluation = self.plan.experiment(experiment).evaluation
+        else:
+            return {}
+        if evaluation not in self.study.evaluations:
+            return {}  # the folds of an encoder, which have one corpus
+        corpora = list(self.plan.corpora_of(evaluation))
+        methods = self.plan.experiment_methods(experiment) if stage in _COMPARES_WITH_FIRST else []
+        return {"corpora": corpora, **({"methods": methods} if methods else {})}
 
     def _sampling(self, pool: str) -> dict[str, Any]:
         from_targets = self.plan.draws_from_targets(pool)

@@ -10,8 +10,8 @@ from workflow_scripts.experiments.evaluate_classification import evaluate_classi
 
 @pytest.fixture
 def files(tmp_path):
-    write_table(tmp_path / "train.parquet", pa.table({"label": ["a", "b", None, "a"]}))
-    write_table(tmp_path / "test.parquet", pa.table({"label": ["a", "a", None, "b", "b"]}))
+    write_table(tmp_path / "train.parquet", pa.table({"label": ["a", "b", None, "a"], "hash": list("pqrs")}))
+    write_table(tmp_path / "test.parquet", pa.table({"label": ["a", "a", None, "b", "b"], "hash": list("tuvwx")}))
     top = {0: 3, 1: 1, 2: 0, 3: 1, 4: 2}
     rows = [
         {"test_id": test, "sign": sign, "rank": rank, "example_id": example if sign == "helpful" and rank == 1 else 0}
@@ -42,7 +42,14 @@ def test_accuracy_counts_tests_with_a_label(files):
     assert (row["ci_low"], row["ci_high"]) == pytest.approx((0.150, 0.850), abs=1e-3)
 
 
+def test_a_row_that_equals_a_test_is_passed_over(files):
+    hashes = [*"tuv", "q", "x"]  # test 3 is row 1, which ranks first for it and for test 1
+    write_table(files / "test.parquet", pa.table({"label": ["a", "a", None, "b", "b"], "hash": hashes}))
+    (row,) = classify(files)
+    assert (row["value"], row["n_tests"]) == (0.5, 4)  # the next, row 0, is right for 1 and wrong for 3; 0 stays right
+
+
 def test_chosen_tests_without_a_label_are_told(files):
-    write_table(files / "test.parquet", pa.table({"label": pa.nulls(5, pa.string())}))
+    write_table(files / "test.parquet", pa.table({"label": pa.nulls(5, pa.string()), "hash": list("tuvwx")}))
     with pytest.raises(StudyError, match="none of the chosen tests of heldout has a label"):
         classify(files)

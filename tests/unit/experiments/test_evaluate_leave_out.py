@@ -13,6 +13,7 @@ from workflow_scripts.experiments.draw_base import draw_base
 from workflow_scripts.experiments.draw_leave_out import draw_group, draw_leave_out
 from workflow_scripts.experiments.evaluate_leave_out import evaluate_leave_out
 from workflow_scripts.experiments.runs import MEASURED_SCHEMA
+from workflow_scripts.targets.sampling import usable_ids
 
 JUDGING = {"evaluation": "heldout", "bootstrap": 50, "confidence": 0.95, "seed": 1, "max_diverged_share": 0.1}
 
@@ -20,9 +21,10 @@ JUDGING = {"evaluation": "heldout", "bootstrap": 50, "confidence": 0.95, "seed":
 @pytest.fixture
 def files(tiny, tmp_path):
     """A base set of 12 examples, the tests, and the runs without one or two of it."""
-    draw_base(tiny.tokens, tmp_path / "base.parquet", seed=1, experiment="leave_out", base_examples=12)
     schema = pa.schema([("fold", pa.int32()), ("example_ids", pa.list_(pa.int32()))])
     write_table(tmp_path / "validation.parquet", pa.table({"fold": [0], "example_ids": [TESTS]}, schema=schema))
+    corpora = [tiny.corpus, tiny.corpus, tmp_path / "validation.parquet", tiny.tokens]
+    draw_base(*corpora, tmp_path / "base.parquet", seed=1, experiment="leave_out", base_examples=12)
     draw_leave_out(
         tmp_path / "base.parquet",
         tmp_path / "validation.parquet",
@@ -132,6 +134,16 @@ def test_scores_of_another_base_set_are_refused(files):
         read_base_scores(files / "groups.parquet", base)
 
 
-def test_a_base_set_larger_than_the_pool_is_told(tiny, tmp_path):
+def test_a_base_set_has_no_test(files, tiny):
+    usable = usable_ids(tiny.tokens)
+    everything = len(np.setdiff1d(usable, TESTS))
+    inputs = [tiny.corpus, tiny.corpus, files / "validation.parquet", tiny.tokens, files / "all.parquet"]
+    draw_base(*inputs, seed=1, experiment="leave_out", base_examples=everything)
+    assert len(np.intersect1d(usable, TESTS)) == len(usable) - everything > 0
+    assert sorted(read_base(files / "all.parquet")) == sorted(np.setdiff1d(usable, TESTS))
+
+
+def test_a_base_set_larger_than_the_pool_is_told(files, tiny):
+    inputs = [tiny.corpus, tiny.corpus, files / "validation.parquet", tiny.tokens, files / "all.parquet"]
     with pytest.raises(StudyError, match=r"leave_out.base_examples is 1,000, but .* has only \d+ usable"):
-        draw_base(tiny.tokens, tmp_path / "base.parquet", seed=1, experiment="leave_out", base_examples=1000)
+        draw_base(*inputs, seed=1, experiment="leave_out", base_examples=1000)

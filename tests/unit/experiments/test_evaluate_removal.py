@@ -16,9 +16,10 @@ from workflow_scripts.experiments.runs import MEASURED_SCHEMA
 
 @pytest.fixture
 def files(tiny, tmp_path):
-    draw_base(tiny.tokens, tmp_path / "base.parquet", seed=1, experiment="removal", base_examples=12)
     schema = pa.schema([("fold", pa.int32()), ("example_ids", pa.list_(pa.int32()))])
     write_table(tmp_path / "validation.parquet", pa.table({"fold": [0], "example_ids": [TESTS]}, schema=schema))
+    corpora = [tiny.corpus, tiny.corpus, tmp_path / "validation.parquet", tiny.tokens]
+    draw_base(*corpora, tmp_path / "base.parquet", seed=1, experiment="removal", base_examples=12)
     base = read_base(tmp_path / "base.parquet")
     scores = [[effect(test, example) for example in base.tolist()] for test in TESTS]
     write_scores(tmp_path / "groups" / "right" / "heldout.parquet", base, scores)

@@ -20,8 +20,9 @@ JUDGING = {"evaluation": "heldout", "bootstrap": 50, "confidence": 0.95, "seed":
 @pytest.fixture
 def files(tmp_path):
     """Seven tests of three tasks, a pool of ten examples of which 0 can't be used, and one method's ranks."""
-    corpus = {"example_id": range(len(LABELS)), "label": LABELS, "response": RESPONSES}
+    corpus = {"example_id": range(len(LABELS)), "label": LABELS, "response": RESPONSES, "hash": list("0123456")}
     write_table(tmp_path / "test.parquet", pa.table(corpus))
+    write_table(tmp_path / "train.parquet", pa.table({"hash": list("abcdefghij")}))
     schema = pa.schema([("fold", pa.int32()), ("example_ids", pa.list_(pa.int32()))])
     tests = {"fold": [0], "example_ids": [[6, 5, 4, 3, 2, 1, 0]]}
     write_table(tmp_path / "validation.parquet", pa.table(tests, schema=schema))
@@ -41,6 +42,7 @@ def files(tmp_path):
 def select(files, **changes):
     values = {"seed": 1, "examples": 2, "tasks": 2, "full_data": True, "seeds": 1, **changes}
     draw_selection(
+        files / "train.parquet",
         files / "test.parquet",
         files / "validation.parquet",
         files / "tokens.parquet",
@@ -60,6 +62,14 @@ def test_each_task_gets_its_best_ranked_usable_examples(files):
     assert sorted(rows[FULL, None]["test_ids"]) == [0, 1, 3, 4, 5]
     assert len(set(rows[RANDOM, "a"]["example_ids"])) == 2
     assert (FULL, None) not in {(row["method"], row["task"]) for row in select(files, full_data=False)}
+
+
+def test_a_row_that_equals_a_test_is_never_trained_on(files):
+    write_table(files / "train.parquet", pa.table({"hash": list("ab5defghij")}))  # 2 is test 5
+    rows = {(row["method"], row["task"]): row for row in select(files)}
+    assert rows["mine", "b"]["example_ids"] == [5, 8]
+    assert rows[FULL, None]["example_ids"] == [1, *range(3, 10)]
+    assert 2 not in {example for row in rows.values() for example in row["example_ids"]}
 
 
 def test_too_few_ranks_are_told(files):
@@ -104,6 +114,28 @@ def test_f1_is_the_mean_over_tasks_of_the_mean_over_tests(files):
     assert found[FULL, "f1_over_first"]["value"] == pytest.approx(-by_hand)
     assert found[RANDOM, "f1_over_first"] == {**found[FULL, "f1_over_first"], "method": RANDOM}  # the same draws
     assert found["mine", "f1"]["ci_low"] <= by_hand <= found["mine", "f1"]["ci_high"]
+
+
+def test_a_test_whose_run_diverged_is_left_out_of_all_rows(files):
+    rows = [row for row in select(files) if row["method"] != FULL]
+    measured = [
+        {
+            "run": row["run"],
+            "seed": 0,
+            "test_id": test,
+            "loss": None if (row["method"], row["task"]) == ("mine", "b") else {"a": 1.0, "b": 9.0}[row["task"]],
+            "answer": "red",
+            "status": "diverged" if (row["method"], row["task"]) == ("mine", "b") else "ok",
+        }
+        for row in rows
+        for test in row["test_ids"]
+    ]
+    write_table(files / "measured.parquet", pa.Table.from_pylist(measured, schema=MEASURED_SCHEMA))
+    write_table(files / "runs.parquet", read_table(files / "runs.parquet").slice(0, len(rows)))
+    paths = [files / "runs.parquet", files / "test.parquet", [files / "measured.parquet"], files / "table.parquet"]
+    evaluate_selection(*paths, **{**JUDGING, "max_diverged_share": 0.5})
+    found = {(row["method"], row["metric"]): row["value"] for row in read_table(files / "table.parquet").to_pylist()}
+    assert found["mine", "loss"] == found[RANDOM, "loss"] == 1.0
 
 
 def test_a_test_that_is_not_known_is_left_out():

@@ -282,6 +282,38 @@ def test_swapped_values_are_another_spec():
     assert repr(spec(one, "train_encoder", {})) != repr(spec(two, "train_encoder", {}))
 
 
+def test_an_evaluation_whose_corpora_change_places_is_computed_again():
+    methods, experiments = ["airrep", "tfidf"], {"detection": {"evaluation": "heldout"}}
+    experiments["selection"] = {"evaluation": "heldout", "examples": 2, "methods": methods}
+    experiments["leave_out"] = {"evaluation": "heldout", "base_examples": 8, "sizes": [1], "groups": 4}
+    one, other = (
+        StudyPlan(study(evaluations__heldout__train=train, evaluations__heldout__test=test, experiments=experiments))
+        for train, test in (("pool", "tests"), ("tests", "pool"))
+    )
+    of_evaluation = {"evaluation": "heldout", "method": "airrep"}
+    for stage, wildcards in {
+        "sample_subsets": {"pool": "heldout"},
+        "finetune_shard": {"pool": "heldout", "block": "f0_i0"},
+        "score_pairs": of_evaluation,
+        "score_part": {**of_evaluation, "part": ".1of2"},
+        "draw_base": {"experiment": "leave_out"},
+        "draw_selection": {},
+        "finetune_runs": {"experiment": "selection", "job": "0"},
+        "damage_pool": {},
+    }.items():
+        assert spec(one, stage, wildcards) != spec(other, stage, wildcards), stage
+    assert "roles" not in spec(one, "sample_subsets", {"pool": "train"})
+
+
+def test_other_differences_follow_another_first_method():
+    def plan(*methods):
+        experiments = {"selection": {"evaluation": "heldout", "examples": 2, "methods": list(methods)}}
+        return StudyPlan(study(experiments=experiments))
+
+    one, other = plan("airrep", "tfidf"), plan("tfidf", "airrep")
+    assert spec(one, "draw_selection", {}) != spec(other, "draw_selection", {})
+
+
 def test_memory_follows_the_size_in_the_models_name():
     small, large = (
         JobResources(StudyPlan(study(language_model__model=name))).memory_mb("finetune_shard")
