@@ -5,7 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from workflow_scripts.study.costs import Concurrency, Pilot, finetuning_work, work, work_seconds
+from workflow_scripts.study.costs import (
+    Concurrency,
+    Pilot,
+    finetuning_work,
+    occupied_processors,
+    work,
+    work_seconds,
+)
 from workflow_scripts.study.plan import StudyPlan
 
 
@@ -62,19 +69,19 @@ def break_even(plan: StudyPlan, pilot: Pilot, concurrency: Concurrency) -> Break
     """
     if not plan.study.targets:
         return None
-    cores = 1 if pilot.on_gpu else concurrency.cores
     jobs = work(plan, pilot)
-    labels = plan.processes("finetune_shard") * sum(
-        work_seconds(job, pilot) for job in finetuning_work(plan, pilot, "train")
-    )
-    # GPU jobs occupy one GPU for each process.
-    training = plan.processes("train_encoder") if pilot.on_gpu else concurrency.cores
-    setup = (
-        labels + work_seconds(jobs["init_encoder"][0], pilot) + training * work_seconds(jobs["train_encoder"][0], pilot)
-    )
+
+    def processor_seconds(stage: str, seconds: float) -> float:
+        return seconds * occupied_processors(stage, plan, pilot, concurrency) / plan.processes(stage)
+
+    # What several processes share costs as many processor seconds as in one.
+    labels = sum(work_seconds(job, pilot) for job in finetuning_work(plan, pilot, "train"))
+    training = processor_seconds("train_encoder", work_seconds(jobs["train_encoder"][0], pilot))
+    setup = labels + work_seconds(jobs["init_encoder"][0], pilot) + training
     pools = [pilot.corpora[one.train] for one in plan.study.evaluations.values()]
     gradient = pilot.seconds["gradient_token"] * sum(pool.lm_tokens for pool in pools) / len(pools)
-    embedding = cores * pilot.seconds["embedded_token"] * sum(pool.encoder_tokens for pool in pools) / len(pools)
+    token = processor_seconds("embed_corpus", pilot.seconds["embedded_token"])
+    embedding = token * sum(pool.encoder_tokens for pool in pools) / len(pools)
     examples = crossover(Cost(setup, embedding), Cost(0.0, gradient))
     return BreakEven(
         processor="GPU" if pilot.on_gpu else "core",

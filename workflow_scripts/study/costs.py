@@ -173,11 +173,10 @@ def estimate(plan: StudyPlan, pilot: Pilot, concurrency: Concurrency) -> list[St
 def _stage_estimate(
     stage: str, jobs: Sequence[Work], plan: StudyPlan, pilot: Pilot, concurrency: Concurrency, disk: float
 ) -> StageEstimate:
-    seconds = [job_seconds(job, pilot) for job in jobs]
+    processes = plan.processes(stage)
+    seconds = [job_seconds(job, pilot, processes) for job in jobs]
     on_gpu = pilot.on_gpu and stage in GPU_STAGES
-    # As rules/common.smk has it (`threads_of_gpu_job`, `threads_of_encoder`).
-    on_all_cores = stage == "pretrain_base_lm" or (stage in ("train_encoder", "embed_corpus") and plan.has_layers)
-    occupied = concurrency.cores if on_all_cores and not on_gpu else plan.processes(stage)
+    occupied = occupied_processors(stage, plan, pilot, concurrency)
     overhead = 0.0 if concurrency.jobs is None else SECONDS_OF_A_CLUSTER_JOB
     slots = concurrency.slots(pilot.gpus if on_gpu else 0, occupied)
     return StageEstimate(
@@ -188,10 +187,18 @@ def _stage_estimate(
         seconds=sum(seconds),
         longest_seconds=max(seconds),
         wall_seconds=makespan([one + overhead for one in seconds], slots),
-        start_up_seconds=sum(seconds) - sum(work_seconds(job, pilot) for job in jobs),
+        start_up_seconds=sum(seconds) - sum(work_seconds(job, pilot, processes) for job in jobs),
         disk_bytes=disk,
         measured=not any(unit in pilot.assumed_units for job in jobs for unit in job),
     )
+
+
+def occupied_processors(stage: str, plan: StudyPlan, pilot: Pilot, concurrency: Concurrency) -> int:
+    """Return how many GPUs or cores a job of `stage` occupies; parameters as in `estimate`."""
+    # As rules/common.smk has it (`threads_of_gpu_job`, `threads_of_encoder`).
+    on_all_cores = stage == "pretrain_base_lm" or (stage in ("train_encoder", "embed_corpus") and plan.has_layers)
+    on_gpu = pilot.on_gpu and stage in GPU_STAGES
+    return concurrency.cores if on_all_cores and not on_gpu else plan.processes(stage)
 
 
 def makespan(seconds: Sequence[float], slots: int) -> float:
@@ -427,17 +434,23 @@ def counted_alike(plan: StudyPlan) -> list[str]:
             "are not counted."
             for name in study.language_models
         ),
+        *(
+            f"{number} processes that share a job of {stage} are taken to be {number} times as fast as one."
+            for stage in ("finetune_shard", "train_encoder")
+            if (number := plan.processes(stage)) > 1
+        ),
     ]
 
 
-def job_seconds(job: Work, pilot: Pilot) -> float:
-    """Return the seconds that a job is expected to take."""
-    return sum(pilot.seconds[unit] * number for unit, number in job.items())
+def job_seconds(job: Work, pilot: Pilot, processes: int = 1) -> float:
+    """Return the seconds that a job is expected to take, its work evenly shared by `processes`."""
+    start_up = sum(pilot.seconds[unit] * number for unit, number in job.items() if unit in START_UP)
+    return start_up + work_seconds(job, pilot, processes)
 
 
-def work_seconds(job: Work, pilot: Pilot) -> float:
+def work_seconds(job: Work, pilot: Pilot, processes: int = 1) -> float:
     """Return the seconds that a job's work is expected to take, without its start-up (`core.timing`)."""
-    return job_seconds({unit: number for unit, number in job.items() if unit not in START_UP}, pilot)
+    return sum(pilot.seconds[unit] * number for unit, number in job.items() if unit not in START_UP) / processes
 
 
 def good_job_sizes(plan: StudyPlan, pilot: Pilot, concurrency: Concurrency) -> dict[str, dict[str, int]]:
@@ -450,7 +463,7 @@ def good_job_sizes(plan: StudyPlan, pilot: Pilot, concurrency: Concurrency) -> d
     for pool in plan.pools:
         folds, subsets, _ = plan.runs(pool)
         jobs = finetuning_work(plan, pilot, pool)
-        whole = sum(work_seconds(job, pilot) for job in jobs)
+        whole = sum(work_seconds(job, pilot, plan.processes("finetune_shard")) for job in jobs)
         of_subset = whole / (folds * subsets)
         chosen = max(min(GOOD_JOB_SECONDS, whole / slots) / of_subset, 1.0)
         in_folds = max(min(round(chosen / subsets), folds), 1)

@@ -34,7 +34,8 @@ def fitting_jobs(plan: StudyPlan, method: str) -> list[str] | None:
     if len(methods_of(method)) > 1:
         return _blending_jobs(plan, method)
     known = plan.method(method)
-    choice = [f"choose_pooling/{method}.tsv"] if plan.has_chosen_pooling(method) else []
+    chosen = plan.has_chosen_pooling(method)
+    choice = [*_embedding_of_targets(plan, method), f"choose_pooling/{method}.tsv"] if chosen else []
     if known.own:
         fit = plan.fit_of(method)
         return [f"fit_method/{fit}.tsv", *choice] if fit else choice
@@ -49,18 +50,29 @@ def fitting_jobs(plan: StudyPlan, method: str) -> list[str] | None:
         return [start, *choice]
     targets = [f"{stage}/{TRAIN_POOL}.tsv" for stage in ("sample_subsets", "collect_targets")]
     targets += _surrogate_jobs(plan) if plan.learns_from_surrogate(at + name) else []
-    return [*targets, f"finetune_shard/{TRAIN_POOL}/*.tsv", start, f"train_encoder/study{at}{name}.tsv", *choice]
+    # Files of other blocks stay where jobs once had other sizes.
+    targets += [f"finetune_shard/{TRAIN_POOL}/{block}.tsv" for block in plan.blocks(TRAIN_POOL)]
+    return [*targets, start, f"train_encoder/study{at}{name}.tsv", *choice]
 
 
 def _surrogate_jobs(plan: StudyPlan) -> list[str]:
     """Return globs of the benchmark files of the jobs that predicted targets need."""
     assert plan.surrogate is not None, "config checks it"
-    method, corpus = plan.surrogate.method, plan.targets.corpus
-    stage = "embed_by_method" if plan.method(method).own else "embed_corpus"
-    embeddings = dict.fromkeys(plan.embedding_of(method, for_tests) for for_tests in (False, True))
-    embedded = [f"{stage}/{embedding}/{corpus}*.tsv" for embedding in embeddings if embedding]
+    method = plan.surrogate.method
     stages = [f"sample_subsets/{SURROGATE_POOL}.tsv", f"predict_targets/{SURROGATE_POOL}.tsv"]
-    return [*fixed_costs(plan, method), *embedded, *stages]
+    return [*fixed_costs(plan, method), *_embedding_of_targets(plan, method), *stages]
+
+
+def _embedding_of_targets(plan: StudyPlan, method: str) -> list[str]:
+    """Return globs of the benchmark files of the jobs that embed the targets' corpus; none if nothing is stored."""
+    stage, corpus = "embed_by_method" if plan.method(method).own else "embed_corpus", plan.targets.corpus
+    embeddings = dict.fromkeys(plan.embedding_of(method, for_tests) for for_tests in (False, True))
+    return [
+        f"{stage}/{embedding}/{corpus}{part}.tsv"
+        for embedding in embeddings
+        if embedding
+        for part in plan.parts_of(corpus)
+    ]
 
 
 def _blending_jobs(plan: StudyPlan, blend: str) -> list[str] | None:
@@ -70,6 +82,6 @@ def _blending_jobs(plan: StudyPlan, blend: str) -> list[str] | None:
         jobs = fitting_jobs(plan, method)
         if jobs is None:
             return None
-        found += jobs
+        found += [*jobs, *_embedding_of_targets(plan, method)]
         weighing.append(f"predict_held_back/{method}.tsv")
     return [*dict.fromkeys(found), *weighing, f"weigh_blend/{blend}.tsv"]

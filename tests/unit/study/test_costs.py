@@ -285,6 +285,26 @@ def test_break_even_is_where_both_ways_cost_the_same():
     assert break_even(plan, cheap, COST).examples is None
 
 
+def test_an_encoder_on_one_core_costs_the_same_on_a_machine_of_many():
+    values = yaml.safe_load((ROOT / "configs/smoke.yaml").read_text(encoding="utf-8"))
+    plan = changed(encoder={**values["encoder"], "layers": 0})
+    two, many = (break_even(plan, pilot(plan), Concurrency(cores=cores)) for cores in (2, 16))
+    assert two == many
+    assert two.examples < break_even(smoke(), pilot(smoke()), COST).examples
+
+
+def test_processes_that_share_a_job_share_its_work():
+    values = yaml.safe_load((ROOT / "configs/smoke.yaml").read_text(encoding="utf-8"))
+    plan = changed(encoder_training={**values["encoder_training"], "processes": 4})
+    free_start = {**UNITS, "job_start": 0, "model_start": 0}
+    one, four = (pilot(each, seconds=free_start, gpus=8) for each in (smoke(), plan))
+    alone, shared = by_stage(smoke(), one)["train_encoder"], by_stage(plan, four)["train_encoder"]
+    assert shared.hours == pytest.approx(alone.hours)
+    assert shared.wall_seconds == pytest.approx(alone.wall_seconds / 4)
+    assert break_even(plan, four, COST) == break_even(smoke(), one, COST)
+    assert "4 processes that share a job of train_encoder" in counted_alike(plan)[0]
+
+
 def test_good_job_sizes_take_half_an_hour_or_fill_the_slots():
     plan = smoke(folds=1000, subsets_per_fold=100)
     found = pilot(plan)

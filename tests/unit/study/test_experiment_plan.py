@@ -103,10 +103,20 @@ def test_another_lm_differs_in_its_keys_alone():
 def test_the_fixed_cost_of_an_encoder_is_its_targets_and_its_training():
     plan = StudyPlan(load_study(VALUES))
     assert fixed_costs(plan, "tfidf") == []
-    assert "finetune_shard/train/*.tsv" in fixed_costs(plan, "airrep")
+    tuned = [job for job in fixed_costs(plan, "airrep") if job.startswith("finetune_shard/")]
+    assert tuned == [f"finetune_shard/train/{block}.tsv" for block in plan.blocks("train")]  # none of earlier sizes
     assert fixed_costs(plan, "airrep_mean@mean")[-2:] == ["init_encoder/study.tsv", "train_encoder/study@mean.tsv"]
     assert fixed_costs(plan, "logra_8") == ["warmup_lm/*.tsv", "fit_method/logra_8.tsv"]
     assert fixed_costs(plan, "less") == ["fit_method/less.tsv"]
+
+
+def test_a_pooling_that_is_chosen_costs_the_embeddings_that_choose_it():
+    scoring = {"methods": ["logra_8", "tfidf"], "poolings": {"logra_8": ["mean", "chosen"], "tfidf": ["chosen"]}}
+    study = changed("scoring", scoring)
+    del study["curation"], study["experiments"]
+    plan = StudyPlan(load_study(study))
+    assert fitting_jobs(plan, "logra_8")[1:] == ["embed_by_method/logra_8/train.tsv", "choose_pooling/logra_8.tsv"]
+    assert fitting_jobs(plan, "tfidf") == ["choose_pooling/tfidf.tsv"]
 
 
 def scored_by(*methods):
@@ -120,7 +130,8 @@ def scored_by(*methods):
 def test_a_blend_costs_what_either_method_needs_once_and_its_weight():
     plan = scored_by("airrep", "ekfac", "logra_4")
     weighing = ["predict_held_back/airrep.tsv", "predict_held_back/ekfac.tsv", "weigh_blend/airrep+ekfac.tsv"]
-    jobs = [*fitting_jobs(plan, "airrep"), *fitting_jobs(plan, "ekfac"), *weighing]
+    embedding = ["embed_corpus/trained/train.tsv"]
+    jobs = [*fitting_jobs(plan, "airrep"), *embedding, *fitting_jobs(plan, "ekfac"), *weighing]
     assert fitting_jobs(plan, "airrep+ekfac") == jobs
     assert warmup_jobs(plan, "ekfac+logra_4") == ["warmup_lm/*.tsv"]
 
