@@ -298,6 +298,7 @@ rule draw_curated_data:
         selections=measured_selections,
         train=corpus_of_experiment("train", "curated_data"),
         test=corpus_of_experiment("test", "curated_data"),
+        trained_on=f"{RESULTS}/corpora/{study.targets.corpus}.parquet" if study.targets else [],
         validation=validation_of("curated_data"),
         train_tokens=curated_data_tokens(0),
         test_tokens=curated_data_tokens(1),
@@ -343,6 +344,7 @@ rule damage_pool:
     """Damage some rows of a pool on purpose."""
     input:
         train=corpus_of_experiment("train", "detection"),
+        trained_on=expand(f"{RESULTS}/corpora/{{corpus}}.parquet", corpus=plan_of_study.corpora_trained_on()),
     output:
         damaged=f"{RESULTS}/corpora/{DAMAGED_POOL}.parquet",
         damage=f"{RESULTS}/experiments/detection/damage.parquet",

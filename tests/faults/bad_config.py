@@ -208,6 +208,12 @@ CONFIG = section_of(
         "a kind of damage that is listed twice": config_with(
             "experiments.detection", {"evaluation": "heldout", "damages": ["trigger", "trigger"]}
         ),
+        "a number of left-out rows that is listed twice": config_with(
+            "experiments.leave_out", {"evaluation": "heldout", "base_examples": 20, "groups": 3, "sizes": [1, 1]}
+        ),
+        "more single rows left out than there are": config_with(
+            "experiments.leave_out", {"evaluation": "heldout", "base_examples": 20, "groups": 60}
+        ),
         "detection by gradients that aren't stored": detected_by_gradients,
         "tests of a label by a rule without a mean": config_with("curation.helpful.tests", "same_label"),
         "DeepSpeed's keys without DeepSpeed": config_with("finetuning.zero_stage", 2),

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.parquet import read_batches, read_table, write_batches, write_table
@@ -27,10 +28,20 @@ SCHEMA = pa.schema(
     ]
 )
 ROWS_AT_ONCE = 10_000
+# Of the pool's rows; chance duplicates are below, and decide nothing.
+MAX_SEEN_SHARE = 0.01
 
 
 def damage_pool(
-    train: Path, damaged: Path, damage: Path, *, seed: int, share: float, damages: Sequence[Damage], trigger: str
+    train: Path,
+    trained_on: Sequence[Path],
+    damaged: Path,
+    damage: Path,
+    *,
+    seed: int,
+    share: float,
+    damages: Sequence[Damage],
+    trigger: str,
 ) -> None:
     """Write a pool with some rows damaged, and a table that says which rows, how, and what stood there before.
 
@@ -42,6 +53,7 @@ def damage_pool(
     Parameters
     ----------
     train: `corpora/` file of the pool.
+    trained_on: `corpora/` files that the study's encoder and LMs are trained on.
     damaged: `corpora/` file to write, with the pool's rows in their order.
     damage: Parquet file to write, one row per damaged row; `response_of` is the id of the row whose answer it has now.
     seed: the study's seed.
@@ -51,8 +63,9 @@ def damage_pool(
 
     Raises
     ------
-    StudyError: too few rows can be damaged in one of the ways.
+    StudyError: too few rows can be damaged in one of the ways, or a model is trained on rows of the pool.
     """
+    _refuse_seen_rows(train, trained_on)
     table = read_table(train, ["label", "response"])
     draw = _Draw(table["label"].to_pylist(), table["response"].to_pylist(), generator(seed, "detection", "damage"))
     number = max(round(share * table.num_rows), 2)
@@ -89,6 +102,22 @@ def damage_pool(
     }
     write_table(damage, pa.table(columns, schema=SCHEMA))
     say(f"damage_pool: {len(ids):,} of {table.num_rows:,} rows are damaged")
+
+
+def _refuse_seen_rows(train: Path, trained_on: Sequence[Path]) -> None:
+    """Refuse a pool whose rows a model has read undamaged: it would know them by heart, as it wouldn't real errors."""
+    rows = read_table(train, ["hash"])["hash"]
+    for corpus in trained_on:
+        seen = int(pc.sum(pc.is_in(rows, read_table(corpus, ["hash"])["hash"].combine_chunks())).as_py() or 0)
+        if seen > MAX_SEEN_SHARE * len(rows):
+            raise StudyError(
+                f"experiments.detection: {seen:,} of the {len(rows):,} rows of {train} stand in {corpus} too, which "
+                "the encoder or an LM is trained on. A model that has learned a row's own answer finds another one "
+                "easily, and would learn real errors like anything else. Name an evaluation with another pool, or "
+                "another corpus (targets.corpus, warmup.corpus, language_model.pretraining.corpus)."
+            )
+        if seen:
+            say(f"damage_pool: {seen:,} rows stand in {corpus.stem} too, which a model is trained on")
 
 
 _NEEDS: Mapping[Damage, str] = {

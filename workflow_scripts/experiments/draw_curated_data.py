@@ -25,6 +25,7 @@ def draw_curated_data(
     selections: Sequence[Path],
     train: Path,
     test: Path,
+    trained_on: Path | None,
     validation: Path,
     train_tokens: Path,
     test_tokens: Path,
@@ -37,13 +38,14 @@ def draw_curated_data(
     """Write the runs of the experiment: each selection, and random rows of the corpus, as many as each has.
 
     They are measured on the held-back tests: those of the test corpus that chose no selection, and whose prompt,
-    normalised, is neither that of a test that did nor that of a row of the corpus.
+    normalised, is neither that of a test that did nor that of a row of the corpus or of the encoder's targets.
 
     Parameters
     ----------
     selections: `curation/<name>/selection.parquet` of each selection.
     train: `corpora/` file that was selected from.
     test: `corpora/` file of the tests.
+    trained_on: `corpora/` file that the encoder's targets are drawn from; None if it was trained elsewhere.
     validation: file with the ids of the tests that the selections were made by, in one row.
     train_tokens: `tokens/` file of the corpus that was selected from.
     test_tokens: `tokens/` file of the tests.
@@ -56,7 +58,8 @@ def draw_curated_data(
     ------
     StudyError: no test is held back, or a selection has no row that the LM can be fine-tuned on.
     """
-    pool, tests = usable_ids(train_tokens), _held_back(train, test, validation, test_tokens)
+    pool = usable_ids(train_tokens)
+    tests = _held_back([train, *filter(None, [trained_on])], test, validation, test_tokens)
     nothing = pool[:0]
     rows: list[tuple[dict[str, object], ListedRun]] = []
     sizes: dict[int, None] = {}
@@ -75,20 +78,24 @@ def draw_curated_data(
     write_runs(runs, rows, FIELDS, seeds)
 
 
-def _held_back(train: Path, test: Path, validation: Path, test_tokens: Path) -> np.ndarray:
+def _held_back(corpora: Sequence[Path], test: Path, validation: Path, test_tokens: Path) -> np.ndarray:
     """Return the ids of the tests that chose nothing and aren't trained on, int32 [tests]."""
     used = read_tests(validation)
     # The ids of a corpus are its row numbers.
     keys = _prompt_keys(test)
     usable = usable_ids(test_tokens)
     unused = usable[~np.isin(keys[usable], keys[used])]
-    held_back = unused[~np.isin(keys[unused], _prompt_keys(train))]
-    if trained_on := len(unused) - len(held_back):
-        say(f"draw_curated_data: {trained_on:,} tests are left out, whose prompts are among the rows of {train}")
+    held_back = unused
+    for corpus in corpora:
+        others = held_back[~np.isin(keys[held_back], _prompt_keys(corpus))]
+        if trained_on := len(held_back) - len(others):
+            say(f"draw_curated_data: {trained_on:,} tests are left out, whose prompts are among the rows of {corpus}")
+        held_back = others
     if not len(held_back):
         raise StudyError(
             f"experiments.curated_data: all usable tests of {test} choose rows, or share a prompt with one that does "
-            f"or with a row of {train}, so none is held back. Lower the evaluation's `tests`, or use other tests."
+            f"or with a row of {' or '.join(map(str, corpora))}, so none is held back. Lower the evaluation's "
+            "`tests`, or use other tests."
         )
     return held_back
 

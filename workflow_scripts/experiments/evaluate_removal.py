@@ -62,10 +62,9 @@ def evaluate_removal(
     tests = losses.loc[whole, "test_id"].unique()
     rises = loss_rises(losses, whole).groupby(["method", "size", "test_id"])["rise"].mean().unstack()[tests]
     rises = known_in_all(rises)
-    tests = rises.columns
     by_test: dict[tuple[str, int], np.ndarray] = dict(zip(rises.index, rises.to_numpy(), strict=True))
     counts = generator(seed, "bootstrap", "removal").multinomial(
-        len(tests), np.full(len(tests), 1 / len(tests)), size=bootstrap
+        rises.shape[1], np.full(rises.shape[1], 1 / rises.shape[1]), size=bootstrap
     )
     rows = []
     for method, size in sorted(by_test, key=lambda key: (key[0] == RANDOM, key)):
@@ -73,7 +72,7 @@ def evaluate_removal(
         if method != RANDOM:
             measures["loss_rise_over_random"] = by_test[method, size] - by_test[RANDOM, size]
         for metric, values in measures.items():
-            low, high = interval(counts @ values / len(tests), confidence)
+            low, high = interval(counts @ values / len(values), confidence)
             rows.append(
                 {
                     "method": method,

@@ -11,6 +11,8 @@ from workflow_scripts.study.sections import Name, Positive, Section
 
 
 def _something_stays(section: LeaveOut | Removal) -> LeaveOut | Removal:
+    if len(set(section.sizes)) < len(section.sizes):
+        raise ValueError("sizes: a size is listed twice; write each once")
     if max(section.sizes) >= section.base_examples:
         raise ValueError("sizes: must be less than base_examples, or nothing would be left to fine-tune on")
     return section
@@ -27,6 +29,15 @@ class LeaveOut(Section):
     jobs: Positive = Field(1, description="Jobs that the runs are dealt to.")
 
     _stays = model_validator(mode="after")(_something_stays)
+
+    @model_validator(mode="after")
+    def _groups_differ(self) -> LeaveOut:
+        if 1 in self.sizes and self.groups > self.base_examples:
+            raise ValueError(
+                f"groups: {self.groups:,} groups of one example would repeat some of the {self.base_examples:,} "
+                "base_examples; write no more groups than these"
+            )
+        return self
 
 
 class Removal(Section):

@@ -416,6 +416,12 @@ class StudyPlan:
         """Return the names of the LMs by whose losses the experiment `detection` ranks rows too."""
         return ["base_lm", "warm_lm"] if self.experiment("detection") and self.study.uses_lm else []
 
+    def corpora_trained_on(self) -> list[str]:
+        """Return the names of the corpora that the study's encoder and LMs are trained on, sorted."""
+        of_lm = [self.warmup_corpus()] if self.study.uses_lm else []
+        of_lm += [self.study.language_model.pretraining.corpus] if self.has_builtin_lm else []
+        return sorted({*of_lm, *([self.study.targets.corpus] if self.study.targets else [])})
+
     def classified(self) -> list[str]:
         """Return the names of the evaluations whose tests are classified."""
         if self.study.experiments.classification is None:

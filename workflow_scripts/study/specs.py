@@ -34,16 +34,17 @@ COMPUTED_ON_GPUS = (
 )
 
 
-# Stages that read the training corpus and the tests of an evaluation, and the one that a stage's experiment has.
-_READS_EVALUATION = ("sample_subsets", "finetune_shard", "score_pairs", "score_part", "score_blend")
-_EXPERIMENT_OF = {
+# Stages that read the training corpus and the tests of an evaluation, which a wildcard names, or an experiment, whose
+# name is a wildcard where it isn't here.
+_OF_EVALUATION = ("sample_subsets", "finetune_shard", "score_pairs", "score_part", "score_blend")
+_OF_EXPERIMENT = {
+    "draw_base": "",
+    "finetune_runs": "",
     "draw_selection": "selection",
     "draw_curated_data": "curated_data",
     "damage_pool": "detection",
     "evaluate_detection": "detection",
 }
-# Those whose tables have differences from the first of the experiment's methods.
-_COMPARES_WITH_FIRST = ("draw_selection", "evaluate_detection")
 
 
 class StageSpecs:
@@ -89,20 +90,21 @@ class StageSpecs:
 
         Snakemake compares the inputs of two runs as a sorted list, so a change of their roles alone reruns nothing.
         """
-        experiment = _EXPERIMENT_OF.get(stage) or wildcards.get("experiment")
-        if stage in _READS_EVALUATION:
-            evaluation = wildcards.get("evaluation") or wildcards.get("pool")
+        if stage in _OF_EVALUATION:
+            evaluation = wildcards.get("evaluation") or wildcards["pool"]
+        elif stage in _OF_EXPERIMENT:
+            evaluation = self.plan.experiment(_OF_EXPERIMENT[stage] or wildcards["experiment"]).evaluation
         elif stage == "select_examples":
             evaluation = self.study.curation[wildcards["curation"]].evaluation
-        elif experiment and stage in (*_EXPERIMENT_OF, "draw_base", "finetune_runs"):
-            evaluation = self.plan.experiment(experiment).evaluation
         else:
             return {}
         if evaluation not in self.study.evaluations:
             return {}  # the folds of an encoder, which have one corpus
-        corpora = list(self.plan.corpora_of(evaluation))
-        methods = self.plan.experiment_methods(experiment) if stage in _COMPARES_WITH_FIRST else []
-        return {"corpora": corpora, **({"methods": methods} if methods else {})}
+        roles: dict[str, Any] = {"corpora": list(self.plan.corpora_of(evaluation))}
+        if stage in ("draw_selection", "evaluate_detection"):
+            # Their tables have differences from the first method.
+            roles["methods"] = self.plan.experiment_methods(_OF_EXPERIMENT[stage])
+        return roles
 
     def _sampling(self, pool: str) -> dict[str, Any]:
         from_targets = self.plan.draws_from_targets(pool)

@@ -19,11 +19,12 @@ def rows(number=60, labels=("a", "b", None), answers=7):
     ]
 
 
-def damage(folder, listed, damages=KINDS, share=0.1, seed=1):
+def damage(folder, listed, damages=KINDS, share=0.1, seed=1, trained_on=()):
     source = str(write_lines(folder / "rows.jsonl", listed))
     corpus = read_corpus(source, folder / "pool.parquet")
     damage_pool(
         corpus,
+        trained_on,
         folder / "damaged.parquet",
         folder / "damage.parquet",
         seed=seed,
@@ -107,3 +108,14 @@ def test_rows_that_cannot_be_damaged_are_an_error(tmp_path, listed, kind, reason
         damage(tmp_path, listed, [kind])
     with pytest.raises(StudyError, match=reason):
         damage(tmp_path, listed, [kind])
+
+
+def test_a_pool_that_a_model_is_trained_on_is_refused(tmp_path, capsys):
+    def corpus(name, listed):
+        return read_corpus(str(write_lines(tmp_path / f"{name}.jsonl", listed)), tmp_path / f"{name}.parquet")
+
+    half = corpus("half", rows()[30:] + rows(70)[67:])
+    with pytest.raises(StudyError, match=r"30 of the 60 rows .* stand in .*half.parquet too"):
+        damage(tmp_path, rows(), trained_on=[half])
+    damage(tmp_path, rows(200), trained_on=[corpus("one", rows(200)[:1])])
+    assert "1 rows stand in one too" in capsys.readouterr().err

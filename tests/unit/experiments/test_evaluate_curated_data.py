@@ -15,7 +15,7 @@ POOL, TESTS, USED = list(range(0, 60, 2)), 12, [1, 4]
 CHOSEN = [10, 4, 4 + 1, 20]  # 5 is no row that the LM can learn
 
 
-def draw(folder, used=USED, chosen=CHOSEN, of_rows=()):
+def draw(folder, used=USED, chosen=CHOSEN, of_rows=(), trained_on=None):
     ids = {"train": POOL, "test": [n for n in range(TESTS) if n != 7]}
     for name, some in ids.items():
         write_table(folder / f"{name}_tokens.parquet", pa.table({"example_id": pa.array(some, pa.int32())}))
@@ -31,6 +31,7 @@ def draw(folder, used=USED, chosen=CHOSEN, of_rows=()):
         [folder / "best/selection.parquet"],
         folder / "train.parquet",
         folder / "test.parquet",
+        trained_on,
         folder / "validation.parquet",
         folder / "train_tokens.parquet",
         folder / "test_tokens.parquet",
@@ -40,6 +41,12 @@ def draw(folder, used=USED, chosen=CHOSEN, of_rows=()):
         seeds=2,
     )
     return read_table(folder / "runs.parquet").to_pylist()
+
+
+def test_a_test_that_the_encoder_learned_from_is_not_held_back(tmp_path):
+    write_table(tmp_path / "targets.parquet", pa.table({"prompt": ["Question 8!", "Another?"]}))
+    free, held_back = draw(tmp_path), draw(tmp_path, trained_on=tmp_path / "targets.parquet")
+    assert set(free[0]["test_ids"]) - set(held_back[0]["test_ids"]) == {8}
 
 
 def test_random_draws_have_the_size_of_the_selection_and_only_held_back_tests_are_measured(tmp_path):
