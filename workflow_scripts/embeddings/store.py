@@ -94,7 +94,10 @@ def write_embeddings(
     """
     start_up = start_work().start_up
     folder = embeddings.with_name(f".{embeddings.stem}.{key}.blocks")
-    stored = StoredEmbeddings([earlier_of(embeddings), embeddings, *sorted(folder.glob("*.parquet"))], key)
+    of_interrupted_run = sorted(folder.glob("*.parquet"))
+    stored = StoredEmbeddings([earlier_of(embeddings), embeddings, *of_interrupted_run], key)
+    # Of a corpus that has changed since, a block of another number may be read after this run has written its own.
+    first_number = int(of_interrupted_run[-1].stem) + 1 if of_interrupted_run else 0
     # All processes must see the same files, before the first one writes another.
     barrier()
     element = {"float16": pa.float16(), "float32": pa.float32(), "binary": pa.uint8()}[precision]
@@ -139,7 +142,7 @@ def write_embeddings(
         column = pa.FixedSizeListArray.from_arrays(pa.array(work.vectors.reshape(-1), element), size)
         table = pa.table([work.block.example_ids, work.block.hashes, column], names=schema.names)
         if fetch:
-            write_table(folder / f"{number:06d}.parquet", table.take(work.new), key=key, **measured())
+            write_table(folder / f"{first_number + number:06d}.parquet", table.take(work.new), key=key, **measured())
         write(table)
         pass_time(counts=is_new)
 

@@ -161,6 +161,21 @@ def test_a_stopped_run_goes_on_from_its_last_block(tiny, tmp_path, monkeypatch, 
     assert sorted(file.name for file in tmp_path.iterdir()) == ["e.parquet", "straight.parquet"]
 
 
+def test_a_stopped_run_of_a_corpus_that_grew_in_front_keeps_what_is_whose(tiny, tmp_path, monkeypatch, embedded):
+    monkeypatch.setattr(stage, "ROWS_AT_ONCE", 10)
+    straight, whole = embed(tiny, tiny.corpus, tmp_path / "straight.parquet")
+    write_table(tmp_path / "last.parquet", read_table(tiny.corpus).slice(55))
+    with monkeypatch.context() as patch:
+        stop_after(patch, 6)
+        with pytest.raises(KeyboardInterrupt):
+            embed(tiny, tmp_path / "last.parquet", tmp_path / "e.parquet")
+    embedded.clear()
+    after, table = embed(tiny, tiny.corpus, tmp_path / "e.parquet")
+    assert table["hash"].to_pylist() == whole["hash"].to_pylist()
+    np.testing.assert_allclose(after, straight, atol=1e-5)
+    assert sum(embedded) == 60
+
+
 def test_blocks_of_other_settings_or_cut_off_are_not_taken(tiny, tmp_path, monkeypatch, embedded):
     monkeypatch.setattr(stage, "ROWS_AT_ONCE", 50)
     path = tmp_path / "e.parquet"
