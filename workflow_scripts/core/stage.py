@@ -33,10 +33,12 @@ _STORAGE_TROUBLES = {
     errno.EROFS: _RIGHTS,
     errno.EACCES: _RIGHTS,
 }
-# What bounds a stage's memory; jobs that fine-tune take smaller passes by themselves (`language_model.oom_retry`).
+# What bounds a stage's memory; fine-tuning and losses take smaller passes by themselves (`language_model.oom_retry`),
+# answers don't.
 _MEMORY_KEYS = {
     "pretrain_base_lm": "language_model.pretraining.batch_tokens",
     "train_encoder": "encoder_training.chunk_tokens, and where that is not enough encoder_training.examples_per_step",
+    "finetune_runs": "finetuning.evaluation_tokens",
     "embed_corpus": "encoder_training.chunk_tokens",
     "fit_method": "finetuning.step_tokens",
     "embed_by_method": "finetuning.step_tokens",

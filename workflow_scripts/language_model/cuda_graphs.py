@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, NoReturn, TypeVar
 
 import numpy as np
 import torch
@@ -80,6 +80,10 @@ class PaddedBatch:
     cu_seqlens: torch.Tensor
     max_length: int
 
+    def by_bucket(self, rows: torch.Tensor) -> NoReturn:
+        """Refuse attention by buckets, which takes over where this GPU or a layer's head size has no other."""
+        raise NotImplementedError("attention of variable length doesn't run here")
+
 
 def padded_inputs(examples: Sequence[TokenizedExample], weight: float) -> tuple[Shape, Inputs[np.ndarray]]:
     """Return a batch padded to one of few shapes.
@@ -98,6 +102,8 @@ def padded_inputs(examples: Sequence[TokenizedExample], weight: float) -> tuple[
     tokens = np.concatenate([*(example.tokens for example in examples), np.zeros(filler, np.int64)]).astype(np.int64)
     ends = np.cumsum(lengths)
     positions = np.arange(len(tokens)) - np.repeat(ends - lengths, lengths)
+    # The filler is longer than the LM's last position may be.
+    positions[-filler:] = 0
     responses = _round_up(max(len(places), 1))
     missing = responses - len(places)
     inputs = Inputs(

@@ -153,6 +153,8 @@ class Finetuner:
         """Overwrite the gradients with those of the batch's loss; return the loss, a scalar."""
         # On a GPU, filling zeros and adding to them is slower; on a CPU, allocating new memory is.
         self.optimizer.zero_grad(set_to_none=self.lm.device.type == "cuda" or self.working_lm is not self.lm)
+        # A pass that ran out of memory leaves some behind.
+        self._drop_copied_gradients()
         lengths = np.fromiter((len(example.tokens) for example in batch), np.int64, len(batch))
         # Examples without a response token have no loss; a batch of them only has a gradient of zero.
         response_tokens = max(sum(len(example.tokens) - example.prompt_tokens for example in batch), 1)
@@ -194,7 +196,11 @@ class Finetuner:
                 put([total for _, _, total in some], [gradient for _, gradient, _ in some])
         for parameter, _, total in parts:
             parameter.grad = total
-        if self.graphs is None:
+        self._drop_copied_gradients()
+
+    def _drop_copied_gradients(self) -> None:
+        # Graphs overwrite theirs, in the memory that they were recorded with.
+        if self.working_lm is not self.lm and self.graphs is None:
             for working in self.working_parameters:
                 working.grad = None
 
@@ -207,12 +213,19 @@ class Finetuner:
         ------
         StudyError: memory runs out even for one example.
         """
+
+        def evaluated(max_batch_tokens: int) -> np.ndarray:
+            try:
+                return evaluate(self.working_lm, examples, max_batch_tokens, self.autocast_precision, self.logits)
+            except (MemoryError, RuntimeError) as error:
+                if self.graphs is not None and lacks_memory(error):
+                    # What they hold is of no use to another pass.
+                    self.graphs.clear()
+                raise
+
         lengths = [len(example.tokens) for example in examples]
         losses, self.evaluation_tokens = with_fewer_tokens(
-            lambda tokens: evaluate(self.working_lm, examples, tokens, self.autocast_precision, self.logits),
-            self.evaluation_tokens,
-            lengths,
-            "finetuning.evaluation_tokens",
+            evaluated, self.evaluation_tokens, lengths, "finetuning.evaluation_tokens"
         )
         return losses
 

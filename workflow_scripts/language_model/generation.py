@@ -41,8 +41,8 @@ def greedy_answers(
     For each prompt, in the order given, int64 [length] token ids without the end-of-text token.
     """
     attention = lm.config._attn_implementation
-    # The packed attention has no cache of the tokens before.
-    lm.set_attn_implementation("sdpa")
+    # The packed attention has no cache of the tokens before, and not every LM has PyTorch's fused one.
+    lm.set_attn_implementation(getattr(lm, "airrep_plain_attention", attention))
     lm.generation_config = GenerationConfig(
         do_sample=False, max_new_tokens=new_tokens, eos_token_id=end_token, pad_token_id=end_token, use_cache=True
     )

@@ -57,6 +57,18 @@ def test_batches_of_near_sizes_have_one_shape():
     assert [array.shape[-1] for array in inputs] == [1536, 1536, 6, 1024, 1024, 1024]
 
 
+def test_no_position_is_beyond_the_longest_example():
+    _, inputs = padded_inputs(examples((9, 30, 2, 17)), 1.0)
+    assert inputs.positions.max() == 29
+
+
+def test_attention_by_buckets_is_refused_as_what_can_not_be_recorded(lm):
+    assert use_packing(lm)  # on a CPU, by buckets
+    _, arrays = padded_inputs(examples(), 1.0)
+    with pytest.raises(RuntimeError, match="attention of variable length doesn't run here"):
+        weighted_loss(lm, Inputs(*(to_device(array, lm.device) for array in arrays)), 512)
+
+
 def test_a_full_row_of_tokens_still_has_a_filler():
     shape, inputs = padded_inputs(examples((256, 256)), 1.0)
     assert shape.tokens == 1024

@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from workflow_scripts.core.errors import StudyError, lacks_memory
 from workflow_scripts.core.seeds import generator
+from workflow_scripts.language_model.cuda_graphs import GraphedPasses
 from workflow_scripts.language_model.finetuner import Finetuner, bfloat16_copy
 from workflow_scripts.language_model.losses import load_language_model, summed_losses
 from workflow_scripts.language_model.tokens import read_examples
@@ -203,6 +204,37 @@ def test_a_step_that_runs_out_of_memory_is_done_again_in_smaller_passes(tiny, po
     found = run(engine, pool[:10], pool[50:60], 1)
     assert engine.step_tokens < FINETUNING["step_tokens"]
     np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def test_a_pass_in_bfloat16_that_runs_out_of_memory_leaves_no_gradient_behind(tiny, pool, monkeypatch):
+    in_bfloat16 = {"precision": "bfloat16", "bfloat16_weights": True}
+    expected = run(tuner(tiny, **in_bfloat16, step_tokens=1), pool[:10], pool[50:60], 1)
+    engine = tuner(tiny, **in_bfloat16)
+
+    def tight(lm, examples, logits):
+        losses, counts = summed_losses(lm, examples, logits)
+        if torch.is_grad_enabled() and len(examples) > 1:
+            losses.sum().backward()
+            raise RuntimeError("CUDA error: out of memory")
+        return losses, counts
+
+    monkeypatch.setattr("workflow_scripts.language_model.finetuner.summed_losses", tight)
+    np.testing.assert_array_equal(run(engine, pool[:10], pool[50:60], 1), expected)
+    assert engine.step_tokens < FINETUNING["step_tokens"]
+
+
+def test_losses_get_the_memory_of_recorded_passes_before_they_are_given_up(tiny, pool, monkeypatch):
+    engine = tuner(tiny)
+    engine.graphs = GraphedPasses(engine.working_lm)
+    engine.graphs.graphs["a shape"] = None
+
+    def tight(lm, examples, tokens, *_):
+        if engine.graphs.graphs:
+            raise RuntimeError("CUDA error: out of memory")
+        return np.zeros(len(examples), np.float32)
+
+    monkeypatch.setattr("workflow_scripts.language_model.finetuner.evaluate", tight)
+    assert engine.losses(pool[:3]).tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize(

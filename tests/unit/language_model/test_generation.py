@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
+from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from workflow_scripts.language_model.generation import greedy_answers
-from workflow_scripts.language_model.losses import load_language_model
+from workflow_scripts.language_model.losses import load_language_model, use_packing
 from workflow_scripts.language_model.pretrain_base_lm import new_language_model
 from workflow_scripts.models.loading import save_folder
 
@@ -32,8 +34,6 @@ def test_padding_and_batches_change_no_answer(lm, prompts):
 
 
 def test_an_answer_is_the_likeliest_token_after_token(lm, prompts):
-    import torch
-
     tokens = list(prompts[1])
     for _ in range(4):
         with torch.inference_mode():
@@ -62,4 +62,22 @@ def test_a_models_own_decoding_defaults_are_not_used(lm, prompts):
 def test_the_lm_is_packed_again_afterwards(lm, prompts):
     before = lm.config._attn_implementation
     greedy_answers(lm, prompts[:2], 0, 2, 1000)
+    assert lm.config._attn_implementation == before
+
+
+def test_a_lm_without_fused_attention_answers(prompts):
+    torch.manual_seed(0)
+    config = Gemma2Config(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+    )
+    lm = Gemma2ForCausalLM(config).eval()
+    use_packing(lm)
+    before = lm.config._attn_implementation
+    assert len(greedy_answers(lm, [prompt % 64 for prompt in prompts], 0, 3, 64)) == len(prompts)
     assert lm.config._attn_implementation == before
