@@ -90,6 +90,19 @@ def test_embeddings_of_another_encoder_or_corpus_are_refused(folder, tmp_path):
         _ask(folder, folder / "corpus.parquet")
 
 
+def test_some_rows_of_a_prepared_corpus_are_read_as_a_corpus_of_their_own(folder, tmp_path, capsys):
+    some = pq.read_table(folder / "corpus.parquet").slice(1).to_pandas()
+    some.to_parquet(tmp_path / "some.parquet")
+    (tmp_path / "read").mkdir()
+    read = prepared_corpus(str(tmp_path / "some.parquet"), tmp_path / "read")
+    assert read != tmp_path / "some.parquet"
+    found = pq.read_table(read)
+    assert found["example_id"].to_pylist() == list(range(len(some)))
+    assert found["prompt"].to_pylist() == some["prompt"].tolist()
+    assert "is read as one of your own" in capsys.readouterr().err
+    assert prepared_corpus(str(folder / "corpus.parquet"), tmp_path / "read") == folder / "corpus.parquet"
+
+
 def test_a_disk_that_has_no_room_for_temporary_files_is_a_message(folder, tmp_path):
     command = ["bash", "-c", 'ulimit -f 1 && exec "$@"', "-", sys.executable, "-m", "workflow_scripts.attribute"]
     environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}

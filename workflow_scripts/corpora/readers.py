@@ -6,7 +6,7 @@ import csv
 import glob
 import io
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,7 +73,17 @@ def read_rows(
     dataset = hub_dataset(source, revision, data_files)
     if dataset is not None:
         return _read_hub(dataset, commit, config_name, split, data_files)
-    return (row for file in _local_files(source) for row in _read_file(file, file.name))
+    files = _local_files(source)
+    return (row for file, name in zip(files, _names(files), strict=True) for row in _read_file(file, name))
+
+
+def _names(files: Sequence[Path]) -> list[str]:
+    """Return what rows call their files: base names, or paths below the common folder where a base name repeats."""
+    names = [file.name for file in files]
+    if len(set(names)) == len(names):
+        return names
+    common = os.path.commonpath([file.parent for file in files])
+    return [file.relative_to(common).as_posix() for file in files]
 
 
 def _read_builtin(source: str) -> Generator[SourceRow, None, None]:

@@ -70,7 +70,11 @@ class Example:
 
 
 def prompt_key(prompt: str) -> int:
-    """Return a 64-bit hash, the same for prompts that differ only in case, spaces and punctuation."""
+    """Return a 64-bit hash, the same for prompts that differ only in case, spaces, punctuation and combining marks.
+
+    Marks are vowels and tones in some scripts, so a few different prompts there are taken for the same, and none that
+    are the same for different ones.
+    """
     letters = re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", prompt).casefold())
     return int.from_bytes(hashlib.sha256(letters.encode()).digest()[:8], "big")
 

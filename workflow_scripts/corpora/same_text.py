@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
@@ -62,4 +63,8 @@ def _similar(left: AbstractSet[Any], right: AbstractSet[Any]) -> bool:
 
 
 def _words(text: str) -> tuple[str, ...]:
-    return tuple(_WORD.findall(text[:COMPARED_CHARACTERS].casefold()))
+    text = text[:COMPARED_CHARACTERS].casefold()
+    if not text.isascii():
+        # Vowel signs and tones of many scripts are no word characters for `re`, and tell words apart.
+        text = "".join(f"{ord(one):x}" if unicodedata.category(one)[0] == "M" else one for one in text)
+    return tuple(_WORD.findall(text))

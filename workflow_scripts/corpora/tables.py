@@ -25,6 +25,8 @@ CORPUS_SCHEMA = pa.schema(
 REJECTED_SCHEMA = pa.schema([("source_row", pa.int64()), ("source_file", pa.string()), ("reason", pa.string())])
 WHERE = ["source_file", "source_row"]
 ROWS_AT_ONCE = 100_000
+# A row with its text may be a chat of 30 kB.
+TEXTS_AT_ONCE = 5_000
 
 
 def take_examples(corpus: Path, example_ids: np.ndarray, columns: list[str]) -> pa.Table:
@@ -35,7 +37,7 @@ def take_examples(corpus: Path, example_ids: np.ndarray, columns: list[str]) -> 
     wanted, place = np.unique(example_ids, return_inverse=True)
     found: list[pa.RecordBatch] = []
     start = 0
-    for batch in read_batches(corpus, ROWS_AT_ONCE, columns):
+    for batch in read_batches(corpus, TEXTS_AT_ONCE, columns):
         # The ids of a corpus are the places of its rows.
         first, last = np.searchsorted(wanted, [start, start + batch.num_rows])
         # Without ids too there is a table, of no row.

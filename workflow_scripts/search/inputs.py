@@ -6,16 +6,17 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from workflow_scripts.core.errors import StudyError, UnusableRowError
-from workflow_scripts.core.parquet import read_table
+from workflow_scripts.core.parquet import read_batches, read_table
 from workflow_scripts.core.progress import say
 from workflow_scripts.corpora.prepare_corpus import TooManyRejectedError, prepare_corpus
 from workflow_scripts.corpora.readers import read_rows
 from workflow_scripts.corpora.row_formats import read_example
-from workflow_scripts.corpora.tables import CORPUS_SCHEMA, WHERE
+from workflow_scripts.corpora.tables import CORPUS_SCHEMA, ROWS_AT_ONCE, WHERE
 from workflow_scripts.search.query import Query
 from workflow_scripts.study.sections import COLUMN_MEANINGS, Corpus
 
@@ -32,7 +33,7 @@ def prepared_corpus(source: str, folder: Path, **reading: Any) -> Path:
     StudyError: the source can't be read, or too many of its rows can't be used; the message names them.
     """
     path = Path(source)
-    if path.suffix == ".parquet" and path.exists() and set(CORPUS_SCHEMA.names) <= set(_columns(path)):
+    if path.suffix == ".parquet" and path.exists() and _is_prepared(path):
         return path
     corpus = folder / f"{len(list(folder.iterdir()))}.parquet"
     rejected = corpus.with_suffix(".rejected.parquet")
@@ -47,6 +48,19 @@ def prepared_corpus(source: str, folder: Path, **reading: Any) -> Path:
     for row in read_table(rejected).slice(0, REJECTED_SHOWN).to_pylist():
         say(f"{source}: row {row['source_row']} of {row['source_file']} is left out: {row['reason']}")
     return corpus
+
+
+def _is_prepared(path: Path) -> bool:
+    """Return whether a Parquet file is a `corpora/` file, whose ids are its row numbers, and not some rows of one."""
+    if not set(CORPUS_SCHEMA.names) <= set(_columns(path)):
+        return False
+    start = 0
+    for batch in read_batches(path, ROWS_AT_ONCE, ["example_id"]):
+        if not np.array_equal(batch["example_id"].to_numpy(zero_copy_only=False), start + np.arange(len(batch))):
+            say(f"{path} has rows of a prepared corpus, but not all in their order, so it is read as one of your own.")
+            return False
+        start += len(batch)
+    return True
 
 
 def columns_given(text: str) -> dict[str, str | list[str]]:

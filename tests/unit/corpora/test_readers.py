@@ -89,6 +89,16 @@ def test_a_glob_reads_files_in_order_of_their_paths_and_counts_rows_in_each(tmp_
     ]
 
 
+def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path):
+    for name in ("en/train.jsonl", "de/train.jsonl", "de/more/extra.jsonl"):
+        path = tmp_path / "data" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(_as_json_lines(ROWS[:1]))
+    every = [row.file for row in read_rows(f"{tmp_path}/data/**/*.jsonl")]
+    assert sorted(every) == ["de/more/extra.jsonl", "de/train.jsonl", "en/train.jsonl"]
+    assert [row.file for row in read_rows(f"{tmp_path}/data/de/**/*.jsonl")] == ["extra.jsonl", "train.jsonl"]
+
+
 def test_a_name_with_glob_characters_is_a_file_if_there_is_one(tmp_path):
     assert _cells(_write(tmp_path / "rows[1].jsonl", _as_json_lines(ROWS))) == ROWS
 

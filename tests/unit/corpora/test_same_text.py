@@ -42,3 +42,9 @@ def test_rows_of_a_few_words_are_the_same_if_all_of_them_are():
 def test_what_is_beyond_the_first_characters_is_not_compared():
     text = "word " * COMPARED_CHARACTERS
     assert first_of_same([("", text + "one"), ("", text + "another")]) == [0, 0]
+
+
+def test_vowel_signs_and_tones_tell_answers_apart():
+    days = ("कब आना है?", "सोमवार का दिन अच्छा है")
+    gifts = ("कब आना है?", "सोमवार का दान अच्छा है")
+    assert first_of_same([days, gifts, days]) == [0, 1, 0]
