@@ -8,7 +8,7 @@ from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.parquet import write_table
 from workflow_scripts.core.seeds import generator
 from workflow_scripts.core.stage import run_stage
-from workflow_scripts.experiments.runs import trainable_ids
+from workflow_scripts.targets.sampling import trainable_ids
 from workflow_scripts.targets.tables import read_tests
 
 SCHEMA = pa.schema([("fold", pa.int32()), ("subset", pa.int32()), ("example_ids", pa.list_(pa.int32()))])

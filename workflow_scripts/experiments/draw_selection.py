@@ -11,8 +11,9 @@ from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.parquet import read_table
 from workflow_scripts.core.seeds import generator
 from workflow_scripts.core.stage import run_stage
-from workflow_scripts.experiments.runs import ListedRun, trainable_ids, write_runs
+from workflow_scripts.experiments.runs import ListedRun, write_runs
 from workflow_scripts.experiments.selection import FULL, RANDOM, best_ranked, group_by_task
+from workflow_scripts.targets.sampling import trainable_ids
 from workflow_scripts.targets.tables import read_tests
 
 FIELDS = [("method", pa.string()), ("task", pa.string())]

@@ -15,8 +15,6 @@ from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.frames import read_frame, write_frame
 from workflow_scripts.core.parquet import read_table, spec_hash
 from workflow_scripts.core.progress import say
-from workflow_scripts.corpora.tables import equals_a_test
-from workflow_scripts.targets.sampling import usable_ids
 
 RUN_FIELDS = [
     ("run", pa.string()),
@@ -57,23 +55,6 @@ class ListedRun:
     def name(self) -> str:
         """16 hex digits: a hash of the three lists, by which the same run, listed twice, is done once."""
         return spec_hash({"run": [part.tolist() for part in (self.example_ids, self.left_out, self.test_ids)]})
-
-
-def trainable_ids(train: Path, train_tokens: Path, test: Path, test_ids: np.ndarray) -> np.ndarray:
-    """Return the ids of the usable examples that equal none of the tests, int32 [examples], ascending.
-
-    Parameters
-    ----------
-    train: `corpora/` file of the pool.
-    train_tokens: `tokens/` file of the pool.
-    test: `corpora/` file of the tests.
-    test_ids: int [tests], ids of the tests.
-    """
-    usable = usable_ids(train_tokens)
-    is_test = equals_a_test(train, test, test_ids)[usable]
-    if tests := np.count_nonzero(is_test):
-        say(f"left out: {tests:,} rows of {train} that equal a test")
-    return usable[~is_test]
 
 
 def write_runs(

@@ -9,7 +9,9 @@ import numpy as np
 
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.parquet import read_table
+from workflow_scripts.core.progress import say
 from workflow_scripts.core.seeds import generator
+from workflow_scripts.corpora.tables import equals_a_test
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,23 @@ def _shuffled(example_ids: np.ndarray, *seed: int | str) -> np.ndarray:
 def usable_ids(tokens: Path) -> np.ndarray:
     """Return the ids of all examples in a `tokens/` or `corpora/` file, int32 [examples]."""
     return read_table(tokens, ["example_id"])["example_id"].to_numpy().astype(np.int32)
+
+
+def trainable_ids(train: Path, train_tokens: Path, test: Path, test_ids: np.ndarray) -> np.ndarray:
+    """Return the ids of the usable examples that equal none of the tests, int32 [examples], ascending.
+
+    Parameters
+    ----------
+    train: `corpora/` file of the pool.
+    train_tokens: `tokens/` file of the pool.
+    test: `corpora/` file of the tests.
+    test_ids: int [tests], ids of the tests.
+    """
+    usable = usable_ids(train_tokens)
+    is_test = equals_a_test(train, test, test_ids)[usable]
+    if tests := np.count_nonzero(is_test):
+        say(f"left out: {tests:,} rows of {train} that equal a test")
+    return usable[~is_test]
 
 
 def corpus_ids(train_tokens: Path, test_tokens: Path) -> tuple[np.ndarray, np.ndarray | None]:
