@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.files import keep_earlier
-from workflow_scripts.core.gpus import limit_gpu_jobs, sends_jobs
+from workflow_scripts.core.gpus import limit_gpu_jobs, refuse_cores_and_jobs, sends_jobs
 from workflow_scripts.core.interpreter import require_python_without_spaces
 from workflow_scripts.core.model_contents import RECORDS_VARIABLE
 from workflow_scripts.core.tracking import require_tracker
@@ -73,13 +73,10 @@ os.environ[RECORDS_VARIABLE] = f"{RESULTS}/models"
 
 
 onstart:
-    # The executor is known only now. Given both, Snakemake lifts the limit of cores too, as it does for a cluster.
-    if sends_jobs(workflow) and workflow.is_main_process and workflow.local_exec and not workflow.touch:
-        raise WorkflowError(
-            f"--cores {workflow.cores} and --jobs {workflow.nodes} were both given, and no executor that sends jobs to "
-            f"a cluster: neither the cores nor the GPUs of this machine would limit how many jobs run at a time. Write "
-            "--cores alone."
-        )
+    try:
+        refuse_cores_and_jobs(workflow)
+    except StudyError as error:
+        raise WorkflowError(str(error)) from None
     # Snakemake's `update` would keep them too, but it restores the file of a job that fails and records it as what that
     # job made: the next run would take it for finished.
     for job in workflow.dag.needrun_jobs() if workflow.is_main_process else []:

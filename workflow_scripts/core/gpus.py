@@ -112,6 +112,25 @@ def sends_jobs(workflow: Any) -> bool:
     return workflow.nodes is not None
 
 
+def refuse_cores_and_jobs(workflow: Any) -> None:
+    """Refuse `--cores` with `--jobs` on one machine, where Snakemake would lift the limit of cores as for a cluster.
+
+    Parameters
+    ----------
+    workflow: the `workflow` object of a Snakefile, once its executor is known.
+
+    Raises
+    ------
+    StudyError: both were given, and no executor that sends jobs to a cluster.
+    """
+    if sends_jobs(workflow) and workflow.is_main_process and workflow.local_exec and not workflow.touch:
+        raise StudyError(
+            f"--cores {workflow.cores} and --jobs {workflow.nodes} were both given, and no executor that sends jobs to "
+            "a cluster: neither the cores nor the GPUs of this machine would limit how many jobs run at a time. Write "
+            "--cores alone."
+        )
+
+
 def limit_gpu_jobs(workflow: Any) -> int:
     """Let Snakemake start no more GPU jobs than this machine has GPUs, and return that number.
 
