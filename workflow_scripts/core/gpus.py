@@ -368,3 +368,13 @@ def use_deterministic_algorithms() -> None:
 
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
+
+
+def determinism() -> dict[str, bool]:
+    """Return what tells results of deterministic algorithms from others, for the keys by which results are reused.
+
+    Empty without them, so that keys of before stay as they are.
+    """
+    import torch
+
+    return {"deterministic": True} if torch.are_deterministic_algorithms_enabled() else {}

@@ -10,6 +10,7 @@ import torch
 
 from workflow_scripts.core.distributed import gather_rows, in_group, shard_indices
 from workflow_scripts.core.files import folder_hash
+from workflow_scripts.core.gpus import determinism
 from workflow_scripts.core.parquet import read_batches, spec_hash
 from workflow_scripts.core.stage import run_stage
 from workflow_scripts.corpora.templates import EncoderText, encoder_texts
@@ -68,6 +69,7 @@ def embed_corpus(
             "max_tokens": max_tokens,
             "embedding_precision": embedding_precision,
             "precision": precision,
+            **determinism(),
         }
     )
     model = load_encoder(encoder, max_tokens, precision=precision)

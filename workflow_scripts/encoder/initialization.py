@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from workflow_scripts.core.progress import say
 from workflow_scripts.encoder.model import SPLIT_FOLDERS, AttributionEncoder, EncoderTokens, token_counts
 from workflow_scripts.models.packing import token_budget
 from workflow_scripts.study.choices import View
@@ -34,6 +35,10 @@ def random_projections(hidden: int, dimension: int, view: View, seed: int) -> li
     return layers
 
 
+# Of the mean square length: variances below are rounding.
+SAME = 1e-10
+
+
 @torch.no_grad()
 def start_at_principal_axes(
     encoder: AttributionEncoder,
@@ -45,7 +50,8 @@ def start_at_principal_axes(
 
     Means over the tokens of real text differ most along a few directions (frequent words, length), which say
     little and drown all others in an inner product. Each axis is scaled by (its variance + a hundredth of the
-    mean variance) ** -1/4, half of the way to equal variances.
+    mean variance) ** -1/4, half of the way to equal variances. Where all texts of a part are the same, its projection
+    is zero.
 
     Parameters
     ----------
@@ -65,6 +71,12 @@ def start_at_principal_axes(
         values = means[:, part]
         center = values.mean(0)
         variances, axes = torch.linalg.eigh((values - center).T @ (values - center) / len(values))
+        if variances[-1] <= SAME * values.square().sum(1).mean():
+            kind = "texts" if encoder.view == "joint" else f"{SPLIT_FOLDERS[part]}s"
+            say(f"init_encoder: all {kind} are the same as far as they are read, so they count for nothing")
+            for parameter in layer.parameters():
+                parameter.zero_()
+            continue
         floor = variances.mean() / 100
         # Largest variance first.
         variances, axes = variances.flip(0)[: layer.out_features], axes.flip(1)[:, : layer.out_features]
@@ -76,7 +88,7 @@ def start_at_principal_axes(
             layer(means[:, part].float()).square().sum(1).mean().sqrt()
             for part, layer in enumerate(encoder.projections)
         )
-        for parameter in encoder.projections[0].parameters():
+        for parameter in encoder.projections[0].parameters() if prompts > 0 else ():
             parameter.mul_(prompt_scale * responses / prompts)
 
 

@@ -12,6 +12,7 @@ import torch
 from workflow_scripts.core.distributed import broadcast_from_rank_zero, is_rank_zero
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.files import file_hash, folder_hash
+from workflow_scripts.core.gpus import determinism
 from workflow_scripts.core.parquet import read_table, spec_hash, write_table
 from workflow_scripts.core.progress import Progress, say
 from workflow_scripts.core.seeds import generator
@@ -98,6 +99,7 @@ def train_encoder(
             "training": training.spec(),
             "text": [prompt_words, max_tokens],
             "seed": seed,
+            **determinism(),
         }
     )
     model = load_encoder(untrained, max_tokens, precision=training.precision)

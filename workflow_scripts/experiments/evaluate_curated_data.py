@@ -63,6 +63,10 @@ def evaluate_curated_data(
         # A draw of random rows is one thing that could have come out differently, a selection's seed another.
         unit = "draw" if method == RANDOM else "seed"
         by_run = own.groupby([unit, "test_id"])["loss"].mean().unstack()[tests].dropna().to_numpy()
+        if not len(by_run):
+            # All runs diverged.
+            found[method, examples] = (np.nan, np.full(bootstrap, np.nan))
+            continue
         resampled = _counts(rng, len(by_run), bootstrap) @ by_run
         found[method, examples] = (float(by_run.mean()), (counts * resampled).sum(axis=1))
     rows = []

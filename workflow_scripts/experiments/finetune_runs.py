@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from workflow_scripts.core.distributed import broadcast_from_rank_zero
 from workflow_scripts.core.files import file_hash, folder_hash
+from workflow_scripts.core.gpus import determinism
 from workflow_scripts.core.parquet import spec_hash
 from workflow_scripts.core.progress import Progress
 from workflow_scripts.core.stage import run_stage
@@ -77,6 +78,7 @@ def finetune_runs(
             "seed": [seed, experiment],
             "new_tokens": new_tokens,
             "finetuning": finetuning.spec(),
+            **determinism(),
         }
     )
     finished = FinishedRuns(measured, key, MEASURED_SCHEMA.names[:2])

@@ -163,11 +163,25 @@ def known_in_all(values: pd.DataFrame) -> pd.DataFrame:
 def loss_rises(measured: pd.DataFrame, whole: pd.Series) -> pd.DataFrame:
     """Return the rows that aren't `whole`, with `rise`: the loss minus that of `whole` for the same seed and test.
 
+    Where the run on the whole set diverged, the mean of the other seeds stands for it, the same for all groups.
+
     Parameters
     ----------
     measured: result of `read_measured`.
     whole: bool, marks the rows of the run that leaves nothing out.
+
+    Raises
+    ------
+    StudyError: all runs on the whole set diverged.
     """
     keys = ["seed", "test_id"]
-    rises = measured[~whole].merge(measured.loc[whole, [*keys, "loss"]], "left", keys, suffixes=("", "_whole"))
+    of_whole = measured.loc[whole, [*keys, "loss"]]
+    if of_whole["loss"].isna().all():
+        raise StudyError(
+            "the fine-tuning runs on the whole base set diverged, so there is nothing to compare with. Lower "
+            "finetuning.learning_rate, or raise the experiment's `seeds`."
+        )
+    means = of_whole.groupby("test_id")["loss"].transform("mean")
+    of_whole = of_whole.assign(loss=of_whole["loss"].fillna(means))
+    rises = measured[~whole].merge(of_whole, "left", keys, suffixes=("", "_whole"))
     return rises.assign(rise=rises["loss"] - rises["loss_whole"])

@@ -215,17 +215,23 @@ class Finetuner:
         """
 
         def evaluated(max_batch_tokens: int) -> np.ndarray:
+            return evaluate(self.working_lm, examples, max_batch_tokens, self.autocast_precision, self.logits)
+
+        def evaluated_with_room(max_batch_tokens: int) -> np.ndarray:
             try:
-                return evaluate(self.working_lm, examples, max_batch_tokens, self.autocast_precision, self.logits)
+                return evaluated(max_batch_tokens)
             except (MemoryError, RuntimeError) as error:
-                if self.graphs is not None and lacks_memory(error):
-                    # What they hold is of no use to another pass.
-                    self.graphs.clear()
-                raise
+                if self.graphs is None or not lacks_memory(error):
+                    raise
+            # What recorded passes hold is of no use to another one. Only here are the failed attempt's tensors freed.
+            self.graphs.clear()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            return evaluated(max_batch_tokens)
 
         lengths = [len(example.tokens) for example in examples]
         losses, self.evaluation_tokens = with_fewer_tokens(
-            evaluated, self.evaluation_tokens, lengths, "finetuning.evaluation_tokens"
+            evaluated_with_room, self.evaluation_tokens, lengths, "finetuning.evaluation_tokens"
         )
         return losses
 

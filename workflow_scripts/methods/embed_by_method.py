@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from workflow_scripts.core.files import file_hash, folder_hash
+from workflow_scripts.core.gpus import determinism
 from workflow_scripts.core.parquet import read_batches, spec_hash
 from workflow_scripts.core.stage import run_stage
 from workflow_scripts.corpora.templates import encoder_texts
@@ -87,6 +88,7 @@ def embed_by_method(
             "prompt_words": prompt_words,
             "precision": precision,
             "embedding_precision": embedding_precision,
+            **determinism(),
         }
     )
     groups, rows = part_of_rows(examples, part)

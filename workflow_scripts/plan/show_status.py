@@ -88,13 +88,13 @@ def pool_status(plan: StudyPlan, pool: str, now: float) -> PoolStatus:
     rate = 0.0
     for block in plan.blocks(pool):
         whole = folder / f"{block}.parquet"
-        singles = sorted(folder.glob(f".{block}.*.runs/*.parquet"), key=lambda path: path.stat().st_mtime)
-        if whole.exists() and not singles:
+        if whole.exists():
             # `tests: null`: how many there are is known from the first losses on.
             measured = measured or len(pc.unique(read_table(whole, ["example_id"])["example_id"]))
             finished += pq.read_metadata(whole).num_rows // measured
             diverged += pc.sum(pc.equal(read_table(whole, ["status"])["status"], "diverged")).as_py() // measured
             continue
+        singles = sorted(folder.glob(f".{block}.*.runs/*.parquet"), key=lambda path: path.stat().st_mtime)
         finished += len(singles)
         if singles and now - singles[-1].stat().st_mtime < RECENT_SECONDS:
             at_work += 1

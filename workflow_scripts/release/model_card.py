@@ -21,7 +21,9 @@ encoder = SentenceTransformer("{folder}")
 
 
 def text(prompt, response):
-    prompt = " ".join(prompt.split()[:{prompt_words}])
+    words = prompt.split(maxsplit={prompt_words})
+    if len(words) > {prompt_words}:
+        prompt = prompt[: len(prompt) - len(words[-1])].rstrip()
     return f{template}
 
 
@@ -35,9 +37,13 @@ from sentence_transformers import SentenceTransformer
 of_prompts, of_responses = SentenceTransformer("{folder}/prompt"), SentenceTransformer("{folder}/response")
 
 
+def beginning(prompt):
+    words = prompt.split(maxsplit={prompt_words})
+    return prompt if len(words) <= {prompt_words} else prompt[: len(prompt) - len(words[-1])].rstrip()
+
+
 def embed(prompts, responses):
-    prompts = [" ".join(prompt.split()[:{prompt_words}]) for prompt in prompts]
-    return np.hstack([of_prompts.encode(prompts), of_responses.encode(responses)])
+    return np.hstack([of_prompts.encode([beginning(prompt) for prompt in prompts]), of_responses.encode(responses)])
 
 
 answer = embed(["Why is the sky blue?"], ["Because air scatters blue light most."])
@@ -79,8 +85,12 @@ def model_card(
             "",
             "Inner products of its vectors predict how fine-tuning a language model on one example changes the loss of "
             "another: positive where it helps, negative where it harms. Scores compare examples for one answer; their "
-            "size has no unit. The method is [AirRep](https://arxiv.org/abs/2505.18513); the language model is "
-            f"`{study.language_model.model}`.",
+            "size has no unit. The method is [AirRep](https://arxiv.org/abs/2505.18513); "
+            + (
+                f"the language model is `{study.language_model.model}`."
+                if study.targets
+                else f"the encoder is that of `{base}`, and this study only scored with it."
+            ),
             "",
             "## Use",
             "",
@@ -137,7 +147,9 @@ def _metrics(lds: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _origin(study: Study, provenance: Mapping[str, Any]) -> list[str]:
-    roles = {study.targets.corpus: "training of the encoder"} if study.targets else {}
+    if study.targets is None:
+        return [f"It was taken from `{study.encoder.model}`, whose makers know what it is made from."]
+    roles = {study.targets.corpus: "training of the encoder"}
     versions = ", ".join(f"{name} {version}" for name, version in provenance["versions"].items())
     return [
         "| corpus | source | hash | used for |",

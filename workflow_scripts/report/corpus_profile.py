@@ -15,6 +15,8 @@ from workflow_scripts.core.parquet import read_table
 from workflow_scripts.corpora.tables import WHERE, row_name
 from workflow_scripts.language_model.tokens import NO_RESPONSE
 from workflow_scripts.study.config import Study
+from workflow_scripts.study.method_costs import warmup_jobs
+from workflow_scripts.study.plan import StudyPlan
 
 LENGTH_BINS = 24
 LABELS_SHOWN = 10
@@ -124,13 +126,14 @@ def _corpus(path: Path) -> str:
 
 
 def _roles(study: Study, corpus: str) -> list[str]:
+    plan = StudyPlan(study)
     roles = []
-    if (
-        study.fine_tunes
-        and study.language_model.model == "builtin:tiny"
-        and study.language_model.pretraining.corpus == corpus
-    ):
+    lms = [plan.language_model(lm) for lm in plan.language_models] if study.uses_lm else []
+    if any(lm.model == "builtin:tiny" and lm.pretraining.corpus == corpus for lm in lms):
         roles.append("pre-training of the base LM")
+    warms_up = plan.detection_losses() or any(warmup_jobs(plan, method) for method in study.scoring.methods)
+    if warms_up and plan.warmup_corpus() == corpus:
+        roles.append("warm-up of the LM")
     if study.targets and study.targets.corpus == corpus:
         roles.append("training of the encoder")
     for name, evaluation in study.evaluations.items():
@@ -138,6 +141,7 @@ def _roles(study: Study, corpus: str) -> list[str]:
             roles.append(f"training pool of {name}")
         if evaluation.test == corpus:
             roles.append(f"test examples of {name}")
+    roles += [f"left out of {name}" for name, one in study.corpora.items() if corpus in one.without]
     return roles
 
 

@@ -107,7 +107,7 @@ def _against(main: LdsRow, rival: LdsRow) -> str:
     lead = rival.lead or Difference(main.lds - rival.lds, None, None)
     distance = decimal(abs(lead.difference))
     if lead.ci_low is None or lead.ci_high is None:
-        return f"{distance} {'above' if lead.difference >= 0 else 'below'} {name}"
+        return f"beside {decimal(rival.lds)} of {name}, with no interval of the difference"
     if lead.ci_low > 0:
         return f"{distance} above {name}, the next best method"
     if lead.ci_high < 0:

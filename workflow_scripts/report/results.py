@@ -270,8 +270,7 @@ def gather_average(average: Path, results: Sequence[EvaluationResult]) -> list[A
 
 
 def _evaluation(name: str, rows: pd.DataFrame, differences: pd.DataFrame, pooling: str) -> EvaluationResult:
-    ours = rows.loc[rows["method"] == MAIN_METHOD, "pooling"].tolist()
-    main = (MAIN_METHOD, pooling if pooling in ours else ours[0]) if ours else None
+    main = _main_row(rows, differences, pooling)
     leads = _leads(differences, main)
     rows = rows.assign(tell_pooling=rows.duplicated("method", keep=False))
     made = [_row(row, leads) for row in rows.sort_values("lds", ascending=False, kind="stable").itertuples()]
@@ -284,6 +283,14 @@ def _evaluation(name: str, rows: pd.DataFrame, differences: pd.DataFrame, poolin
         rows=made,
         main=next((row for row in made if (row.method, row.pooling) == main), None),
     )
+
+
+def _main_row(rows: pd.DataFrame, differences: pd.DataFrame, pooling: str) -> tuple[str, str] | None:
+    """Return AirRep's row that the differences are taken from; where there are none, that of `pooling`, or another."""
+    ours = rows.loc[rows["method"] == MAIN_METHOD, "pooling"].tolist()
+    leading = differences.loc[differences["method_a"] == MAIN_METHOD, "pooling_a"].tolist()
+    poolings = [*leading, *(one for one in ours if one == pooling), *ours]
+    return (MAIN_METHOD, poolings[0]) if ours else None
 
 
 def _leads(differences: pd.DataFrame, main: tuple[str, str] | None) -> dict[tuple[str, str], Difference]:

@@ -102,8 +102,11 @@ def _near_duplicates(results: Path, study: Study) -> Iterator[str]:
 
 def _lds_table(evaluation: str, rows: pd.DataFrame) -> Iterator[str]:
     rows = rows[rows["evaluation"] == evaluation]
-    first = rows.iloc[0]
     yield ""
+    if rows.empty:
+        yield f"LDS on {evaluation}: it can't be computed there; the report says why"
+        return
+    first = rows.iloc[0]
     yield (
         f"LDS on {evaluation} ({first['n_tests']:,} tests, {first['n_subsets']:,} subsets, "
         f"noise ceiling {first['ceiling']:.3f})"

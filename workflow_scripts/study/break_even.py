@@ -10,6 +10,7 @@ from workflow_scripts.study.costs import (
     Pilot,
     finetuning_work,
     occupied_processors,
+    sharing_processes,
     work,
     work_seconds,
 )
@@ -72,7 +73,8 @@ def break_even(plan: StudyPlan, pilot: Pilot, concurrency: Concurrency) -> Break
     jobs = work(plan, pilot)
 
     def processor_seconds(stage: str, seconds: float) -> float:
-        return seconds * occupied_processors(stage, plan, pilot, concurrency) / plan.processes(stage)
+        occupied = occupied_processors(stage, plan, pilot, concurrency)
+        return seconds * occupied / sharing_processes(stage, plan, pilot)
 
     # What several processes share costs as many processor seconds as in one.
     labels = sum(work_seconds(job, pilot) for job in finetuning_work(plan, pilot, "train"))

@@ -173,7 +173,7 @@ def estimate(plan: StudyPlan, pilot: Pilot, concurrency: Concurrency) -> list[St
 def _stage_estimate(
     stage: str, jobs: Sequence[Work], plan: StudyPlan, pilot: Pilot, concurrency: Concurrency, disk: float
 ) -> StageEstimate:
-    processes = plan.processes(stage)
+    processes = sharing_processes(stage, plan, pilot)
     seconds = [job_seconds(job, pilot, processes) for job in jobs]
     on_gpu = pilot.on_gpu and stage in GPU_STAGES
     occupied = occupied_processors(stage, plan, pilot, concurrency)
@@ -195,10 +195,21 @@ def _stage_estimate(
 
 def occupied_processors(stage: str, plan: StudyPlan, pilot: Pilot, concurrency: Concurrency) -> int:
     """Return how many GPUs or cores a job of `stage` occupies; parameters as in `estimate`."""
+    return concurrency.cores if _is_on_all_cores(stage, plan, pilot) else plan.processes(stage)
+
+
+def sharing_processes(stage: str, plan: StudyPlan, pilot: Pilot) -> int:
+    """Return how many times as much as the pilot's one process a job of `stage` has to compute with.
+
+    Processes on the cores of one job share what the pilot had, too. Parameters as in `estimate`.
+    """
+    return 1 if _is_on_all_cores(stage, plan, pilot) else plan.processes(stage)
+
+
+def _is_on_all_cores(stage: str, plan: StudyPlan, pilot: Pilot) -> bool:
     # As rules/common.smk has it (`threads_of_gpu_job`, `threads_of_encoder`).
     on_all_cores = stage == "pretrain_base_lm" or (stage in ("train_encoder", "embed_corpus") and plan.has_layers)
-    on_gpu = pilot.on_gpu and stage in GPU_STAGES
-    return concurrency.cores if on_all_cores and not on_gpu else plan.processes(stage)
+    return on_all_cores and not (pilot.on_gpu and stage in GPU_STAGES)
 
 
 def makespan(seconds: Sequence[float], slots: int) -> float:
@@ -435,7 +446,7 @@ def counted_alike(plan: StudyPlan) -> list[str]:
             for name in study.language_models
         ),
         *(
-            f"{number} processes that share a job of {stage} are taken to be {number} times as fast as one."
+            f"{number} processes that share a job of {stage} on GPUs are taken to be {number} times as fast as one."
             for stage in ("finetune_shard", "train_encoder")
             if (number := plan.processes(stage)) > 1
         ),

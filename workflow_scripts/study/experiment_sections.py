@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated
 
 from pydantic import Field, model_validator
@@ -32,11 +33,12 @@ class LeaveOut(Section):
 
     @model_validator(mode="after")
     def _groups_differ(self) -> LeaveOut:
-        if 1 in self.sizes and self.groups > self.base_examples:
-            raise ValueError(
-                f"groups: {self.groups:,} groups of one example would repeat some of the {self.base_examples:,} "
-                "base_examples; write no more groups than these"
-            )
+        for size in self.sizes:
+            if self.groups > (most := math.comb(self.base_examples, size)):
+                raise ValueError(
+                    f"groups: there are only {most:,} groups of {size:,} among {self.base_examples:,} base_examples; "
+                    "write no more than these"
+                )
         return self
 
 

@@ -9,7 +9,7 @@ import json
 import math
 from functools import cached_property
 
-from workflow_scripts.study.costs import Concurrency, Pilot, estimate, parameters_in_name
+from workflow_scripts.study.costs import Concurrency, Pilot, estimate, parameters_in_name, sharing_processes
 from workflow_scripts.study.job_groups import SCORING_STAGES
 from workflow_scripts.study.plan import StudyPlan
 from workflow_scripts.study.sources import FILE_NAME
@@ -107,7 +107,12 @@ class JobResources:
             return {}
         # How many jobs run side by side doesn't change how long one takes.
         costs = estimate(self.plan, self.pilot, Concurrency(cores=1))
-        return {one.stage: one.longest_seconds for one in costs if one.measured}
+        # Nor are several processes sure to be as many times as fast.
+        return {
+            one.stage: one.longest_seconds * sharing_processes(one.stage, self.plan, self.pilot)
+            for one in costs
+            if one.measured
+        }
 
     def corpora_at_hand(self) -> list[str]:
         """Return the names of the corpora that a pilot reads: local ones, and hub ones that were already prepared."""

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from workflow_scripts.core.distributed import broadcast_from_rank_zero
 from workflow_scripts.core.files import file_hash, folder_hash
+from workflow_scripts.core.gpus import determinism
 from workflow_scripts.core.parquet import spec_hash
 from workflow_scripts.core.progress import Progress
 from workflow_scripts.core.stage import run_stage
@@ -83,6 +84,7 @@ def finetune_shard(
             "tokens": file_hash(train_tokens, test_tokens),
             "sampling": sampling,
             "finetuning": finetuning.spec(),
+            **determinism(),
         }
     )
     finished = FinishedRuns(losses, key, SCHEMA.names[:3])

@@ -5,6 +5,7 @@ import threading
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.files import earlier_of
@@ -103,6 +104,16 @@ def test_rows_that_moved_or_went_keep_what_is_theirs(tiny, tmp_path, embedded):
 def test_other_settings_embed_everything_anew(tiny, tmp_path, embedded, changes):
     embed(tiny, tiny.corpus, tmp_path / "e.parquet")
     embed(tiny, tiny.corpus, tmp_path / "e.parquet", **changes)
+    assert embedded == [120, 120]
+
+
+def test_deterministic_algorithms_embed_everything_anew(tiny, tmp_path, embedded):
+    embed(tiny, tiny.corpus, tmp_path / "e.parquet")
+    torch.use_deterministic_algorithms(True)
+    try:
+        embed(tiny, tiny.corpus, tmp_path / "e.parquet")
+    finally:
+        torch.use_deterministic_algorithms(False)
     assert embedded == [120, 120]
 
 

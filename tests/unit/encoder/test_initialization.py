@@ -44,6 +44,20 @@ def test_words_that_occur_in_the_same_texts_start_alike(tmp_path):
     assert likeness[same].min() > likeness[~same].max() + 0.3
 
 
+def test_prompts_that_are_all_the_same_count_for_nothing(tmp_path, capsys):
+    rows = [{"prompt": "Classify this.", "response": f"kind {n % 7} of {n % 5}"} for n in range(60)]
+    write_table(tmp_path / "corpus.parquet", pa.Table.from_pylist(rows))
+    spec = encoder_values(view="split", layers=0, projection="principal", prompt_scale=0.6, vocabulary=100)
+    init_encoder(tmp_path / "corpus.parquet", tmp_path / "encoder", **spec)
+    model = load_encoder(tmp_path / "encoder", 64)
+    vectors = model.encode(model.tokenize([(row["prompt"], row["response"]) for row in rows]), 500)
+    prompts, responses = np.split(vectors, 2, axis=1)
+    assert not prompts.any()
+    assert np.isfinite(responses).all()
+    assert responses.any()
+    assert "all prompts are the same as far as they are read" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("prompt_scale", [0.5, 2.0])
 def test_prompts_start_at_their_share_of_the_responses(tiny, tmp_path, prompt_scale):
     spec = encoder_values(view="split", projection="principal", prompt_scale=prompt_scale)

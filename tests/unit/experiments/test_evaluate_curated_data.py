@@ -77,7 +77,7 @@ def test_without_a_held_back_test_or_a_row_to_learn_there_is_no_experiment(tmp_p
         draw(tmp_path, chosen=[5])
 
 
-def evaluate(folder, gain, noise):
+def evaluate(folder, gain, noise, diverged=None, max_diverged_share=0.0):
     rng = np.random.default_rng(0)
     rows = []
     for one in draw(folder):
@@ -85,10 +85,13 @@ def evaluate(folder, gain, noise):
         run = rng.normal(0, noise)
         for test in one["test_ids"]:
             loss = 2 + test / 10 - lower + run
-            rows.append({"run": one["run"], "seed": one["seed"], "test_id": test, "loss": loss, "status": "ok"})
+            ok = one["method"] != diverged
+            measured = {"loss": loss if ok else None, "status": "ok" if ok else "diverged"}
+            rows.append({"run": one["run"], "seed": one["seed"], "test_id": test, **measured})
     write_table(folder / "measured.parquet", pa.Table.from_pylist(rows, MEASURED_SCHEMA))
     paths = [folder / "runs.parquet", [folder / "measured.parquet"], folder / "table.parquet"]
-    evaluate_curated_data(*paths, evaluation="heldout", bootstrap=400, confidence=0.95, seed=1, max_diverged_share=0.0)
+    judging = {"evaluation": "heldout", "bootstrap": 400, "confidence": 0.95, "seed": 1}
+    evaluate_curated_data(*paths, **judging, max_diverged_share=max_diverged_share)
     rows = read_table(folder / "table.parquet").to_pylist()
     return {(row["method"], row["metric"]): (row["value"], row["ci_low"], row["ci_high"]) for row in rows}
 
@@ -106,3 +109,10 @@ def test_the_gain_is_paired_by_test(tmp_path):
 def test_the_interval_knows_that_runs_come_out_differently(tmp_path):
     _, low, high = evaluate(tmp_path, gain=0.0, noise=0.3)["best", "loss_below_random"]
     assert high - low > 0.1
+
+
+@pytest.mark.filterwarnings("ignore:All-NaN")
+def test_a_selection_whose_runs_all_diverged_is_not_known(tmp_path):
+    found = evaluate(tmp_path, gain=0.5, noise=0.0, diverged="best", max_diverged_share=0.9)
+    assert np.isnan(found["best", "loss"][0] or np.nan)
+    assert found[RANDOM, "loss"][0] > 0

@@ -10,7 +10,15 @@ from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.frames import write_frame
 from workflow_scripts.core.parquet import read_table
 from workflow_scripts.experiments.finetune_runs import finetune_runs
-from workflow_scripts.experiments.runs import MEASURED_SCHEMA, ListedRun, read_measured, read_share, write_runs
+from workflow_scripts.experiments.runs import (
+    MEASURED_SCHEMA,
+    ListedRun,
+    known_in_all,
+    loss_rises,
+    read_measured,
+    read_share,
+    write_runs,
+)
 from workflow_scripts.language_model.finetuner import Finetuner
 from workflow_scripts.language_model.losses import load_language_model
 from workflow_scripts.language_model.tokens import TokenizedExample, read_examples
@@ -160,3 +168,22 @@ def test_runs_that_diverge_are_told_or_stop_the_study(tmp_path):
     write_frame(path, measured[:1], MEASURED_SCHEMA)
     with pytest.raises(StudyError, match=r"1 of the 3 losses that .*runs\.parquet asks for are missing"):
         read_measured(runs, [], [path], 0.5)
+
+
+def test_the_other_seeds_stand_for_a_whole_run_that_diverged():
+    losses = pd.DataFrame(
+        [("w", 0, 7, 1.0), ("w", 1, 7, np.nan), ("w", 2, 7, 2.0), ("a", 1, 7, 4.0), ("b", 1, 7, 3.0)],
+        columns=["run", "seed", "test_id", "loss"],
+    )
+    rises = loss_rises(losses, losses["run"] == "w").set_index("run")["rise"]
+    assert rises.to_dict() == {"a": 2.5, "b": 1.5}
+    losses.loc[losses["run"] == "w", "loss"] = np.nan
+    with pytest.raises(StudyError, match="the whole base set diverged"):
+        loss_rises(losses, losses["run"] == "w")
+
+
+def test_what_is_known_in_all_rows_is_kept():
+    values = pd.DataFrame([[1.0, np.nan, 3.0], [1.0, 2.0, 3.0], [np.nan] * 3], columns=[5, 6, 7])
+    assert known_in_all(values).columns.tolist() == [5, 7]
+    with pytest.raises(StudyError, match="for each test a run diverged"):
+        known_in_all(pd.DataFrame([[1.0, np.nan], [np.nan, 2.0]]))

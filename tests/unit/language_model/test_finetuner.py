@@ -234,7 +234,9 @@ def test_losses_get_the_memory_of_recorded_passes_before_they_are_given_up(tiny,
         return np.zeros(len(examples), np.float32)
 
     monkeypatch.setattr("workflow_scripts.language_model.finetuner.evaluate", tight)
+    before = engine.evaluation_tokens
     assert engine.losses(pool[:3]).tolist() == [0, 0, 0]
+    assert engine.evaluation_tokens == before
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,8 @@ def test_runs_of_finished_and_unfinished_jobs_are_counted(plan):
     for run in range(3):
         losses(targets / "train" / ".f0001_s0000.key.runs" / f"2_{run}_0.parquet", 1, 10, written=NOW - 100 + 20 * run)
     losses(targets / "heldout" / "f0000_s0000.parquet", 16, 20)
+    # A run of earlier settings, which was killed.
+    losses(targets / "heldout" / ".f0000_s0000.earlier.runs" / "0_0_0.parquet", 1, 20)
     shown = words(status_text(plan, NOW))
     # 2 runs in 40 s, so the other 9 take 180 s.
     assert "train 15 of 24 150 of 240 1 1 0:03:00" in shown

@@ -63,6 +63,9 @@ def test_the_code_of_the_card_gives_the_scores_of_the_workflow(tiny, packaged, t
     model = load_encoder(release, 64)
     vectors = model.encode(model.tokenize([encoder_text(*text, 256, view) for text in TEXTS]), 1024)
     np.testing.assert_allclose(names["scores"], vectors[:1] @ vectors[1:].T, rtol=1e-4)
+    for prompt in ("One line\n\nand  another", "Lines\n\n" + "and words " * 200):
+        read = names["beginning"](prompt) if view == "split" else names["text"](prompt, "Yes.")
+        assert read == encoder_text(prompt, "Yes.", 256, view)[0]
 
 
 def test_an_encoder_that_was_not_judged_claims_nothing(tiny, packaged):
@@ -80,6 +83,18 @@ def test_the_published_layout_is_read_again(tiny, packaged, tmp_path):
     cosine = (one * other).sum(1) / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1)
     assert cosine.min() > 1 - 1e-4  # bfloat16
     assert "library_name: transformers" in card
+
+
+def test_an_encoder_from_elsewhere_claims_no_language_model(tiny, packaged):
+    run = yaml.safe_load(Path(packaged(tiny.untrained)[0].parent / "run" / "config.resolved.yaml").read_text())
+    taken = {"run": "taken", "corpora": run["corpora"], "evaluations": {}}
+    taken["evaluations"]["all"] = {"train": "train", "test": "test", "tests": None, "subsets": 0}
+    study = load_study({**taken, "encoder": {"model": "owner/encoder"}, "scoring": {"methods": ["airrep"]}})
+    provenance = {"data": {"pool": "0123"}, "versions": {}, "created": "", "git_commit": None}
+    card = model_card(study, "", provenance, [], "joint", "sentence-transformers")
+    assert "the encoder is that of `owner/encoder`, and this study only scored with it." in card
+    assert "builtin:tiny" not in card
+    assert "0123" not in card
 
 
 def test_a_hub_model_is_named_as_the_base(tiny, packaged):

@@ -55,6 +55,14 @@ def test_one_table_for_each_evaluation_best_first_and_the_reports_path(tmp_path)
     ]
 
 
+def test_an_evaluation_without_lds_ends_nothing(tmp_path):
+    table = pa.Table.from_pylist([dict.fromkeys(LDS_SCHEMA.names) | row("tfidf", "a", 0.3)], schema=LDS_SCHEMA)
+    write_table(tmp_path / "evaluation" / "lds.parquet", table)
+    shown = results_text(tmp_path, study(100, ["a", "b"]))
+    assert "LDS on b: it can't be computed there; the report says why" in shown
+    assert shown.splitlines()[-1] == f"Report: {tmp_path / 'report.html'}"
+
+
 def test_the_average_over_evaluations_comes_first(tmp_path):
     rows = [row("airrep", "a", 0.6), row("airrep", "b", 0.5)]
     table = pa.Table.from_pylist([dict.fromkeys(LDS_SCHEMA.names) | r for r in rows], schema=LDS_SCHEMA)

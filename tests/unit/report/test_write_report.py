@@ -6,6 +6,7 @@ import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pandas as pd
 import pyarrow as pa
 import pytest
 import yaml
@@ -16,12 +17,15 @@ from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.parquet import read_table, write_table
 from workflow_scripts.core.timing import Seconds, record_of
 from workflow_scripts.evaluation.average import AVERAGE_SCHEMA
+from workflow_scripts.report import results
 from workflow_scripts.report.charts import cost_bars, linear_axis, training_curves
+from workflow_scripts.report.corpus_profile import _roles
 from workflow_scripts.report.explorer import json_for_html, visible
 from workflow_scripts.report.formatting import decimal, duration, interval, share, size
 from workflow_scripts.report.results import gather_results, method_name
 from workflow_scripts.report.write_report import write_report
 from workflow_scripts.study.config import load_study
+from workflow_scripts.study.document_config import ROOT
 
 
 class Page(HTMLParser):
@@ -375,3 +379,30 @@ def test_axis_holds_its_values_between_round_marks():
 def test_every_method_of_the_table_is_drawn(tmp_path):
     words = written(tmp_path).words
     assert all(f"{value:.2f}".replace("-", "−") in words for value in METHOD_LDS.values())
+
+
+def test_the_main_row_is_the_one_that_differences_are_taken_from(tmp_path):
+    """The other pooling of AirRep may be the better one, or the one that it was trained with."""
+    frame = pd.DataFrame({"method": ["airrep", "airrep", "tfidf"], "pooling": ["attention", "mean", "mean"]})
+    known = {"lds": [0.30, 0.31, 0.29], "ci_low": 0.2, "ci_high": 0.4, "evaluation": "a", "ceiling": 0.9}
+    frame = frame.assign(**known)
+    pairs = {"method_a": ["airrep"] * 2, "pooling_a": ["attention"] * 2, "pooling_b": ["mean"] * 2}
+    differences = pd.DataFrame({**pairs, "method_b": ["airrep", "tfidf"], "difference": [-0.01, 0.01]})
+    leads = results._leads(differences.assign(ci_low=-0.05, ci_high=0.06), ("airrep", "attention"))
+    main = results._main_row(frame, differences, pooling="mean")
+    assert main == ("airrep", "attention")
+    assert leads["tfidf", "mean"].ci_low == -0.05
+    assert results._main_row(frame, differences.iloc[:0], pooling="mean") == ("airrep", "mean")
+    assert results._main_row(frame.iloc[2:], differences.iloc[:0], pooling="mean") is None
+
+
+def test_a_corpus_that_an_lm_learns_from_is_used(tmp_path):
+    values = yaml.safe_load((ROOT / "configs/smoke.yaml").read_text(encoding="utf-8"))
+    values["corpora"]["general"] = {"source": "builtin:mini", "without": ["tests"]}
+    values |= {"warmup": {"corpus": "general", "examples": 10}, "scoring": {"methods": ["tfidf"]}}
+    assert _roles(load_study(values), "general") == []
+    values["scoring"]["methods"] = ["logra_4"]
+    study = load_study(values)
+    assert _roles(study, "general") == ["warm-up of the LM"]
+    assert "left out of general" in _roles(study, "tests")
+    assert "pre-training of the base LM" in _roles(study, study.language_model.pretraining.corpus)

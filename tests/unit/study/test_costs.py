@@ -303,6 +303,11 @@ def test_processes_that_share_a_job_share_its_work():
     assert shared.wall_seconds == pytest.approx(alone.wall_seconds / 4)
     assert break_even(plan, four, COST) == break_even(smoke(), one, COST)
     assert "4 processes that share a job of train_encoder" in counted_alike(plan)[0]
+    # On the cores of one job they share what one process had.
+    cores = [pilot(each, seconds=free_start) for each in (smoke(), plan)]
+    alone, shared = (by_stage(each, found)["train_encoder"] for each, found in zip((smoke(), plan), cores, strict=True))
+    assert (shared.hours, shared.wall_seconds) == (alone.hours, alone.wall_seconds)
+    assert break_even(plan, cores[1], COST) == break_even(smoke(), cores[0], COST)
 
 
 def test_good_job_sizes_take_half_an_hour_or_fill_the_slots():
