@@ -58,9 +58,15 @@ def equals_a_test(train: Path, test: Path, test_ids: np.ndarray) -> np.ndarray:
     test: `corpora/` file of the tests; it may be the same.
     test_ids: int [tests], ids of the tests.
     """
-    hashes = take_examples(test, test_ids, ["hash"])["hash"].combine_chunks()
-    batches = read_batches(train, ROWS_AT_ONCE, ["hash"])
-    return np.concatenate([pc.is_in(batch["hash"], hashes).to_numpy(zero_copy_only=False) for batch in batches])
+    return stands_among(train, take_examples(test, test_ids, ["hash"])["hash"])
+
+
+def stands_among(corpus: Path, hashes: pa.ChunkedArray) -> np.ndarray:
+    """Return of each row of a `corpora/` file whether its hash is one of `hashes`, bool [rows]."""
+    wanted = hashes.combine_chunks()
+    batches = read_batches(corpus, ROWS_AT_ONCE, ["hash"])
+    found = [pc.is_in(batch["hash"], wanted).to_numpy(zero_copy_only=False) for batch in batches]
+    return np.concatenate([np.empty(0, bool), *found])
 
 
 def row_name(file: str, row: int, several_files: bool) -> str:

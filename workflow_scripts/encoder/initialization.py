@@ -14,6 +14,9 @@ from workflow_scripts.encoder.model import SPLIT_FOLDERS, AttributionEncoder, En
 from workflow_scripts.models.packing import token_budget
 from workflow_scripts.study.choices import View
 
+# Of the mean square length: smaller variances are rounding.
+NO_VARIANCE = 1e-10
+
 
 def random_projections(hidden: int, dimension: int, view: View, seed: int) -> list[nn.Linear]:
     """Return randomly initialized linear layers, one for each part of an example (paper, section 3.2); biases are 0.
@@ -33,10 +36,6 @@ def random_projections(hidden: int, dimension: int, view: View, seed: int) -> li
             layer.weight.normal_(std=dimension**-0.5, generator=rng)
             layer.bias.zero_()
     return layers
-
-
-# Of the mean square length: variances below are rounding.
-SAME = 1e-10
 
 
 @torch.no_grad()
@@ -71,7 +70,7 @@ def start_at_principal_axes(
         values = means[:, part]
         center = values.mean(0)
         variances, axes = torch.linalg.eigh((values - center).T @ (values - center) / len(values))
-        if variances[-1] <= SAME * values.square().sum(1).mean():
+        if variances[-1] <= NO_VARIANCE * values.square().sum(1).mean():
             kind = "texts" if encoder.view == "joint" else f"{SPLIT_FOLDERS[part]}s"
             say(f"init_encoder: all {kind} are the same as far as they are read, so they count for nothing")
             for parameter in layer.parameters():
@@ -88,8 +87,9 @@ def start_at_principal_axes(
             layer(means[:, part].float()).square().sum(1).mean().sqrt()
             for part, layer in enumerate(encoder.projections)
         )
-        for parameter in encoder.projections[0].parameters() if prompts > 0 else ():
-            parameter.mul_(prompt_scale * responses / prompts)
+        factor = prompt_scale * responses / prompts if prompts > 0 else 0.0
+        for parameter in encoder.projections[0].parameters():
+            parameter.mul_(factor)
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from workflow_scripts.core.parquet import read_table
 from workflow_scripts.core.progress import say
 from workflow_scripts.core.seeds import generator
 from workflow_scripts.core.stage import run_stage
+from workflow_scripts.corpora.tables import equals_a_test
 from workflow_scripts.evaluation.group_scores import read_losses
 from workflow_scripts.evaluation.label_influence import (
     LabelGroups,
@@ -185,6 +186,7 @@ class _Matrices:
     def __init__(self, files: _Files, rows: LabelGroups, bootstrap: int, confidence: float, rng: np.random.Generator):
         self.rows, self.confidence = rows, confidence
         self.test_ids = np.sort(read_table(files.validation)["example_ids"].combine_chunks().values.to_numpy())
+        self.equal_tests = equals_a_test(files.train, files.test, self.test_ids)
         labels = read_table(files.test, ["label"])["label"].take(pa.array(self.test_ids))
         self.tests = LabelGroups.of(labels.combine_chunks(), MOST_TEST_LABELS)
         self.subsets = 0
@@ -224,6 +226,8 @@ class _Matrices:
             predictions["mean_score"] = advantages
         listed = read_table(scores, ["test_id", "sign", "example_id"])
         listed = listed.filter(pc.equal(listed["sign"], "helpful"))
+        # A test's own row, of its own label, is in no subset that was fine-tuned on.
+        listed = listed.filter(pa.array(~self.equal_tests[listed["example_id"].to_numpy()]))
         shown = top_shares(
             self.test_ids, listed["test_id"].to_numpy(), self.rows.codes[listed["example_id"].to_numpy()], groups
         )

@@ -94,7 +94,7 @@ def bootstrap_cells(values: np.ndarray, tests: LabelGroups, resamples: Resamples
 
 
 def top_shares(test_ids: np.ndarray, listed_tests: np.ndarray, listed: np.ndarray, groups: int) -> np.ndarray:
-    """Return each group's share of each test's list of most helpful rows, float64 [groups, tests].
+    """Return each group's share of each test's list of most helpful rows, float64 [groups, tests]; 0 of an empty list.
 
     Parameters
     ----------
@@ -105,7 +105,7 @@ def top_shares(test_ids: np.ndarray, listed_tests: np.ndarray, listed: np.ndarra
     """
     counts = np.zeros((groups + 1, len(test_ids)))
     np.add.at(counts, (listed, np.searchsorted(test_ids, listed_tests)), 1)
-    return counts[:groups] / counts.sum(axis=0)
+    return counts[:groups] / np.maximum(counts.sum(axis=0), 1)
 
 
 def shares_of_subsets(subsets: Sequence[np.ndarray], groups: LabelGroups) -> np.ndarray:

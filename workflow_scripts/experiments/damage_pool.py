@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.parquet import read_batches, read_table, write_batches, write_table
@@ -15,7 +14,7 @@ from workflow_scripts.core.progress import say
 from workflow_scripts.core.seeds import generator
 from workflow_scripts.core.stage import run_stage
 from workflow_scripts.corpora.row_formats import Example
-from workflow_scripts.corpora.tables import CORPUS_SCHEMA
+from workflow_scripts.corpora.tables import CORPUS_SCHEMA, stands_among
 from workflow_scripts.study.damages import Damage
 
 SCHEMA = pa.schema(
@@ -106,12 +105,12 @@ def damage_pool(
 
 def _refuse_seen_rows(train: Path, trained_on: Sequence[Path]) -> None:
     """Refuse a pool whose rows a model has read undamaged: it would know them by heart, as it wouldn't real errors."""
-    rows = read_table(train, ["hash"])["hash"]
     for corpus in trained_on:
-        seen = int(pc.sum(pc.is_in(rows, read_table(corpus, ["hash"])["hash"].combine_chunks())).as_py() or 0)
-        if seen > MAX_SEEN_SHARE * len(rows):
+        is_seen = stands_among(train, read_table(corpus, ["hash"])["hash"])
+        seen = int(is_seen.sum())
+        if seen > MAX_SEEN_SHARE * len(is_seen):
             raise StudyError(
-                f"experiments.detection: {seen:,} of the {len(rows):,} rows of {train} stand in {corpus} too, which "
+                f"experiments.detection: {seen:,} of the {len(is_seen):,} rows of {train} stand in {corpus} too, which "
                 "the encoder or an LM is trained on. A model that has learned a row's own answer finds another one "
                 "easily, and would learn real errors like anything else. Name an evaluation with another pool, or "
                 "another corpus (targets.corpus, warmup.corpus, language_model.pretraining.corpus)."

@@ -45,9 +45,14 @@ def evaluate_classification(
     """
     corpus = {path.stem: path for path in corpora}
     rows = []
+    equal_tests: dict[str, np.ndarray] = {}
     for path in scores:
         train, test = (corpus[name] for name in evaluations[path.stem])
-        hits = top_example_has_label(path, train, test)
+        if path.stem not in equal_tests:
+            # All methods rank for the same tests.
+            test_ids = read_table(path, ["test_id"])["test_id"].unique().to_numpy()
+            equal_tests[path.stem] = equals_a_test(train, test, test_ids)
+        hits = top_example_has_label(path, train, test, equal_tests[path.stem])
         right, tests = int(hits.sum()), len(hits)
         wilson = binomtest(right, tests).proportion_ci(confidence, method="wilson")
         method, evaluation = path.parent.name, path.stem
@@ -57,7 +62,7 @@ def evaluate_classification(
     write_frame(table, pd.DataFrame(rows), SCHEMA)
 
 
-def top_example_has_label(scores: Path, train: Path, test: Path) -> np.ndarray:
+def top_example_has_label(scores: Path, train: Path, test: Path, equal_tests: np.ndarray) -> np.ndarray:
     """Return for each test with a class label whether its most helpful example has the same, bool [tests].
 
     Rows that equal one of the tests are passed over. A test whose list has no other counts as missed.
@@ -67,6 +72,7 @@ def top_example_has_label(scores: Path, train: Path, test: Path) -> np.ndarray:
     scores: `scores/<method>/<evaluation>.parquet`.
     train: `corpora/` file of the training examples.
     test: `corpora/` file of the tests.
+    equal_tests: bool [rows], which training examples equal a test (`corpora.tables.equals_a_test`).
 
     Raises
     ------
@@ -76,7 +82,7 @@ def top_example_has_label(scores: Path, train: Path, test: Path) -> np.ndarray:
     table = table.filter(pc.equal(table["sign"], "helpful"))
     ranked = pd.DataFrame({name: table[name].to_numpy() for name in ("test_id", "rank", "example_id")})
     test_ids = ranked["test_id"].unique()
-    is_test = equals_a_test(train, test, test_ids)[ranked["example_id"]]
+    is_test = equal_tests[ranked["example_id"]]
     others = ranked[~is_test].sort_values("rank", kind="stable").drop_duplicates("test_id").set_index("test_id")
     if passed_over := np.count_nonzero(is_test & (ranked["rank"] == 1)):
         say(f"  {scores.parent.name}: {passed_over:,} first-ranked rows equal a test, and are passed over")

@@ -130,6 +130,7 @@ def write_study(folder, train_labels, test_labels):
             "prompt": [f"{names.get(label, label)} {row}" for row, label in enumerate(labels)],
             "response": [f"answer {row}" for row in range(len(labels))],
             "label": pa.array(labels, pa.string()),
+            "hash": [f"{corpus} {row}" for row in range(len(labels))],
         }
         write_table(folder / "corpora" / f"{corpus}.parquet", pa.table(columns))
         vectors = rng.normal(size=(len(labels), DIMENSION)).astype(np.float32)
@@ -232,6 +233,14 @@ def test_means_are_those_of_every_pair_of_row_and_test(files):
         assert row.advantage == pytest.approx(difference, rel=1e-5)
         assert row.advantage_low <= row.advantage <= row.advantage_high
         assert row.top_share == (1.0 if row.train_label == "sums" else 0.0)
+
+
+def test_a_listed_row_that_equals_a_test_says_nothing_of_its_label(files):
+    pool = read_table(files["corpora"][1])
+    place = pool.column_names.index("hash")
+    hashes = ["asked 1", *pool["hash"].to_pylist()[1:]]  # the one row that is listed
+    write_table(files["corpora"][1], pool.set_column(place, "hash", pa.array(hashes)))
+    assert (influence(files)["top_share"] == 0).all()
 
 
 def none(label):
