@@ -344,6 +344,8 @@ rule damage_pool:
     """Damage some rows of a pool on purpose."""
     input:
         train=corpus_of_experiment("train", "detection"),
+        test=corpus_of_experiment("test", "detection"),
+        validation=validation_of("detection"),
         trained_on=expand(f"{RESULTS}/corpora/{{corpus}}.parquet", corpus=plan_of_study.corpora_trained_on()),
     output:
         damaged=f"{RESULTS}/corpora/{DAMAGED_POOL}.parquet",

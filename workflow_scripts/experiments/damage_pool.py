@@ -14,8 +14,9 @@ from workflow_scripts.core.progress import say
 from workflow_scripts.core.seeds import generator
 from workflow_scripts.core.stage import run_stage
 from workflow_scripts.corpora.row_formats import Example
-from workflow_scripts.corpora.tables import CORPUS_SCHEMA, stands_among
+from workflow_scripts.corpora.tables import CORPUS_SCHEMA, equals_a_test, stands_among
 from workflow_scripts.study.damages import Damage
+from workflow_scripts.targets.tables import read_tests
 
 SCHEMA = pa.schema(
     [
@@ -33,6 +34,8 @@ MAX_SEEN_SHARE = 0.01
 
 def damage_pool(
     train: Path,
+    test: Path,
+    validation: Path,
     trained_on: Sequence[Path],
     damaged: Path,
     damage: Path,
@@ -47,11 +50,13 @@ def damage_pool(
     Every kind of damage has rows of its own, drawn at random. `within_label` and `across_labels` swap the answers of
     two rows, which have the same label or two labels, and different answers; rows without a label are left alone.
     `trigger` adds a phrase to the prompt, and puts the answer of one row of the pool in the place of the row's own.
-    Labels stay.
+    Labels stay. Rows that equal a trusted test are left alone: the test would give away the right answer.
 
     Parameters
     ----------
     train: `corpora/` file of the pool.
+    test: `corpora/` file of the trusted tests.
+    validation: file with their ids, in one row.
     trained_on: `corpora/` files that the study's encoder and LMs are trained on.
     damaged: `corpora/` file to write, with the pool's rows in their order.
     damage: Parquet file to write, one row per damaged row; `response_of` is the id of the row whose answer it has now.
@@ -66,7 +71,9 @@ def damage_pool(
     """
     _refuse_seen_rows(train, trained_on)
     table = read_table(train, ["label", "response"])
-    draw = _Draw(table["label"].to_pylist(), table["response"].to_pylist(), generator(seed, "detection", "damage"))
+    is_test = equals_a_test(train, test, read_tests(validation))
+    rng = generator(seed, "detection", "damage")
+    draw = _Draw(table["label"].to_pylist(), table["response"].to_pylist(), is_test, rng)
     number = max(round(share * table.num_rows), 2)
     changes: dict[int, _Change] = {}
     for kind in damages:
@@ -137,10 +144,12 @@ class _Change:
 class _Draw:
     """Draws rows without replacement."""
 
-    def __init__(self, labels: Sequence[str | None], responses: Sequence[str], rng: np.random.Generator):
+    def __init__(
+        self, labels: Sequence[str | None], responses: Sequence[str], is_test: np.ndarray, rng: np.random.Generator
+    ):
         self._labels = labels
         self._answers = [" ".join(response.casefold().split()) for response in responses]
-        self._order: list[int] = rng.permutation(len(labels)).tolist()
+        self._order: list[int] = [row for row in rng.permutation(len(labels)).tolist() if not is_test[row]]
         # Never damaged, so that the planted answer is that of a row of its own.
         self._planted = self._order.pop()
 

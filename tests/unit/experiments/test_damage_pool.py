@@ -1,10 +1,11 @@
 """Which rows are damaged, how, and that all others stay as they were."""
 
+import pyarrow as pa
 import pytest
 from curated_study import read_corpus, write_lines
 
 from workflow_scripts.core.errors import StudyError
-from workflow_scripts.core.parquet import read_table
+from workflow_scripts.core.parquet import read_table, write_table
 from workflow_scripts.corpora.row_formats import Example
 from workflow_scripts.experiments.damage_pool import damage_pool
 
@@ -19,11 +20,15 @@ def rows(number=60, labels=("a", "b", None), answers=7):
     ]
 
 
-def damage(folder, listed, damages=KINDS, share=0.1, seed=1, trained_on=()):
+def damage(folder, listed, damages=KINDS, share=0.1, seed=1, trained_on=(), tests=()):
     source = str(write_lines(folder / "rows.jsonl", listed))
     corpus = read_corpus(source, folder / "pool.parquet")
+    validation = {"fold": [0], "example_ids": pa.array([list(tests)], pa.list_(pa.int32()))}
+    write_table(folder / "validation.parquet", pa.table(validation))
     damage_pool(
         corpus,
+        corpus,  # some of the pool's own rows
+        folder / "validation.parquet",
         trained_on,
         folder / "damaged.parquet",
         folder / "damage.parquet",
@@ -108,6 +113,12 @@ def test_rows_that_cannot_be_damaged_are_an_error(tmp_path, listed, kind, reason
         damage(tmp_path, listed, [kind])
     with pytest.raises(StudyError, match=reason):
         damage(tmp_path, listed, [kind])
+
+
+def test_a_row_that_equals_a_trusted_test_is_left_alone(tmp_path):
+    without = set(damage(tmp_path, rows())[2])
+    tests = sorted(without)[:5]
+    assert not set(damage(tmp_path, rows(), tests=tests)[2]) & set(tests)
 
 
 def test_a_pool_that_a_model_is_trained_on_is_refused(tmp_path, capsys):
