@@ -19,6 +19,7 @@ RESULTS = Path(__file__).parent / "results"
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 # As the workflow's jobs wait and take memory (rules/common.smk).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 

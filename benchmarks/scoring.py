@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from harness import Timing, alternate, in_fresh_process, report
 
 from workflow_scripts.core.parquet import read_table, write_batches, write_table
@@ -49,18 +48,18 @@ def random_subsets(examples: int) -> list[np.ndarray]:
     return [generator.choice(examples, SUBSET_EXAMPLES, replace=False) for _ in range(SUBSETS)]
 
 
-def score(tests: np.ndarray, tiles: Iterator[tuple[np.ndarray, torch.Tensor]], membership: Membership) -> CorpusScores:
+def score(tests: np.ndarray, tiles: Iterator[tuple[np.ndarray, np.ndarray]], membership: Membership) -> CorpusScores:
     """Return top lists and group scores, the fast way."""
     scores = CorpusScores(len(tests), TOP, membership, ("attention",))
     scores.add_tiles(tiles, inner_products(tests))
     return scores
 
 
-def tiles_in_memory(examples: np.ndarray) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+def tiles_in_memory(examples: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield tiles of float16 embeddings that are in memory already."""
     for start in range(0, len(examples), TILE):
         tile = examples[start : start + TILE]
-        yield np.arange(start, start + len(tile)), torch.from_numpy(tile)
+        yield np.arange(start, start + len(tile)), tile
 
 
 def dense_matrix_and_loop(tests: np.ndarray, examples: np.ndarray, subsets: list[np.ndarray]) -> list[Any]:

@@ -28,7 +28,7 @@ from workflow_scripts.language_model import finetuner as engine
 from workflow_scripts.language_model import losses as language_model
 from workflow_scripts.language_model.losses import load_language_model, packed_logits
 from workflow_scripts.language_model.tokens import TokenizedExample
-from workflow_scripts.models.device import autocast, best_device
+from workflow_scripts.models.device import autocast, best_device, to_device
 from workflow_scripts.models.packing import token_budget
 
 # Rows of a stacked batch that are padded to one length: a batch is cut into so many, by length.
@@ -68,7 +68,7 @@ def fused_losses(
     """As `language_model.summed_losses`, with PyTorch's own function for head and cross-entropy instead of `logits`."""
     batch = language_model.pack([example.tokens for example in examples], lm.device)
     responses = language_model.response_positions(batch.order, examples)
-    places, owner, counts = (language_model.to_device(array, lm.device) for array in responses)
+    places, owner, counts = (to_device(array, lm.device) for array in responses)
     states = lm.model(input_ids=batch.tokens, position_ids=batch.positions, packing=batch, use_cache=False)
     hidden = states.last_hidden_state[0, places - 1]
     token_losses = F.linear_cross_entropy(hidden, lm.lm_head.weight, batch.tokens[0, places], reduction="none")

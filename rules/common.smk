@@ -48,8 +48,10 @@ except StudyError as error:
     raise WorkflowError(str(error)) from None
 
 # Jobs inherit it. Threads that spin while they wait for each other slow a job many times over as soon as another
-# process wants the same core.
+# process wants the same core; those that spin for some microseconds (GNU's OpenMP, which torch uses on Linux) hardly
+# do, and save most waits that there are in a small model.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 # torch asks for huge pages then: most of a step's time on a CPU is the first touch of its new memory otherwise.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 # Each step has other lengths, and memory in fixed blocks is soon in pieces that fit none of them.
@@ -170,9 +172,9 @@ def threads_of_encoder():
     return threads_of_gpu_job(plan_of_study.encoder_processes(), on_cpu)
 
 
-def targets_first(wildcards):
-    """Training waits for its targets, and only the LDS table for those of an evaluation."""
-    return int(wildcards.pool == "train")
+def finetuning_first(wildcards):
+    """Training waits for its targets, and only the LDS table for those of an evaluation; but these take longest."""
+    return 2 if wildcards.pool == "train" else 1
 
 
 def any_of(methods):

@@ -10,7 +10,7 @@ if study.targets:
             f"{RESULTS}/logs/init_encoder{{variant}}.log",
         benchmark:
             f"{RESULTS}/benchmarks/init_encoder/study{{variant}}.tsv"
-        priority: 1
+        priority: 2
         conda:
             "../envs/airrep.yaml"
         threads: threads_of_gpu_job(1, on_cpu=1)
@@ -37,7 +37,7 @@ if study.targets:
             f"{RESULTS}/logs/train_encoder{{variant}}.log",
         benchmark:
             f"{RESULTS}/benchmarks/train_encoder/study{{variant}}.tsv"
-        priority: 1
+        priority: 2
         conda:
             "../envs/airrep.yaml"
         threads: threads_of_encoder()

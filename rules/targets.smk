@@ -35,7 +35,7 @@ rule finetune_shard:
         f"{RESULTS}/logs/finetune_shard/{{pool}}/{{block}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/finetune_shard/{{pool}}/{{block}}.tsv"
-    priority: targets_first
+    priority: finetuning_first
     conda:
         "../envs/airrep.yaml"
     threads: threads_of_gpu_job(plan_of_study.finetuning_processes(), on_cpu=plan_of_study.finetuning_processes())
@@ -59,7 +59,7 @@ rule collect_targets:
         f"{RESULTS}/benchmarks/collect_targets/{{pool}}.tsv"
     wildcard_constraints:
         pool=any_of(plan_of_study.pools),
-    priority: targets_first
+    priority: finetuning_first
     conda:
         "../envs/airrep.yaml"
     resources:

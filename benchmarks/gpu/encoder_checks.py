@@ -156,7 +156,7 @@ def scores(case: Case, device: torch.device) -> None:
     queries = random.standard_normal((tests, dimension), np.float32) / 8
     membership = Membership([random.permutation(examples)[:100].astype(np.int32) for _ in range(30)])
     ids = np.arange(examples, dtype=np.int32)
-    tiles = [(ids[part], torch.from_numpy(embeddings[part]).half()) for part in np.array_split(ids, 7)]
+    tiles = [(ids[part], embeddings[part].astype(np.float16)) for part in np.array_split(ids, 7)]
     for pooling in ("attention", "signed", "mean"):
         here, there = (CorpusScores(tests, top, membership, [pooling]) for _ in range(2))
         there.add_tiles(tiles, inner_products(queries))

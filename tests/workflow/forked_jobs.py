@@ -46,7 +46,7 @@ IGNORED = (
 )
 IGNORED_PREFIXES = ("AIRREP_", "PYTEST_")
 # What rules/common.smk gives to all jobs.
-SET_BY_RULES = {"OMP_WAIT_POLICY": "PASSIVE", "THP_MEM_ALLOC_ENABLE": "1"}
+SET_BY_RULES = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "2000", "THP_MEM_ALLOC_ENABLE": "1"}
 NEEDS_NEW_PROCESS = b"new process"
 # Not what a test has changed by the time it needs the server.
 AT_FIRST = dict(os.environ)

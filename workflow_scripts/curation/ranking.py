@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from workflow_scripts.core.parquet import read_schema, read_table
 from workflow_scripts.core.progress import Progress
+from workflow_scripts.embeddings.tiles import embedding_tiles, inner_products, read_embeddings
 from workflow_scripts.experiments.selection import best_ranked
 from workflow_scripts.methods.loading import load_text_method
 from workflow_scripts.methods.text_scorer import Texts
@@ -119,9 +120,6 @@ def means_of_embeddings(
     ------
     StudyError: a file is damaged, lacks a test, or has an embedding that is not finite.
     """
-    # torch takes seconds to load, and text methods do without.
-    from workflow_scripts.embeddings.tiles import embedding_tiles, inner_products, read_embeddings
-
     tests = read_embeddings(test, test_ids)
     if groups:
         centers = groups.weights @ tests

@@ -8,7 +8,6 @@ row with itself is about pi/2 times |x|^2.
 from __future__ import annotations
 
 import numpy as np
-import torch
 
 SCALE_BYTES = 4
 BITS = 8
@@ -57,14 +56,19 @@ def quantize(vectors: np.ndarray) -> np.ndarray:
     return stored
 
 
-def dequantize(rows: torch.Tensor) -> torch.Tensor:
-    """Return quantized rows as float32 [rows, dimension], on their device: each sign times the scale.
+def sign_table() -> np.ndarray:
+    """Return the signs that each byte of a quantized row stands for, float32 [256, 8] of -1 and 1."""
+    return np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).astype(np.float32) * 2 - 1
+
+
+def dequantize(rows: np.ndarray) -> np.ndarray:
+    """Return quantized rows as float32 [rows, dimension]: each sign times the scale.
 
     Parameters
     ----------
     rows: result of `quantize`.
     """
-    signs = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).astype(np.float32) * 2 - 1
-    packed, scales = rows[:, :-SCALE_BYTES], rows[:, -SCALE_BYTES:].contiguous().view(torch.float32)
-    table = torch.from_numpy(signs).to(rows.device)
-    return torch.nn.functional.embedding(packed.int(), table).flatten(1).mul_(scales)
+    packed, scales = rows[:, :-SCALE_BYTES], np.ascontiguousarray(rows[:, -SCALE_BYTES:]).view("<f4")
+    vectors = np.take(sign_table(), packed, axis=0).reshape(len(rows), packed.shape[1] * BITS)
+    vectors *= scales
+    return vectors

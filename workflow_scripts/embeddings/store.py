@@ -30,7 +30,7 @@ from workflow_scripts.core.progress import Progress, say
 from workflow_scripts.core.timing import NO_TIME, Seconds, process_seconds, start_work
 from workflow_scripts.embeddings.binary import quantize, stored_bytes
 from workflow_scripts.embeddings.cache import StoredEmbeddings
-from workflow_scripts.models.packing import to_host
+from workflow_scripts.models.device import to_host
 
 # Number of blocks that wait between two steps of the work.
 BLOCKS_AHEAD = 2

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from workflow_scripts.core.buffers import scratch
 from workflow_scripts.core.errors import StudyError
@@ -18,8 +17,8 @@ from workflow_scripts.embeddings.binary import dequantize, stored_dimension
 MOST_NUMBERS = 2**27
 
 
-def embedding_tiles(path: Path, examples: int) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-    """Yield a file of embeddings in tiles: ids int32 [n], and embeddings as they are stored, on the CPU.
+def embedding_tiles(path: Path, examples: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield a file of embeddings in tiles: ids int32 [n], and embeddings as they are stored.
 
     Embeddings are float16 or float32 [n, dimension], or uint8 where they are quantized; see `as_float`.
 
@@ -39,7 +38,7 @@ def embedding_tiles(path: Path, examples: int) -> Iterator[tuple[np.ndarray, tor
         if ids[0] <= last or (np.diff(ids) <= 0).any():
             raise StudyError(f"{path}: example_id doesn't ascend. Delete the file and run again.")
         last = ids[-1]
-        yield ids, torch.from_dlpack(batch["embedding"].flatten()).reshape(len(ids), -1)
+        yield ids, batch["embedding"].flatten().to_numpy().reshape(len(ids), -1)
 
 
 def dimension_of(path: Path) -> int:
@@ -53,9 +52,9 @@ def dimension_of(path: Path) -> int:
     return stored_dimension(stored.list_size) if pa.types.is_uint8(stored.value_type) else stored.list_size
 
 
-def as_float(tile: torch.Tensor) -> torch.Tensor:
-    """Return embeddings as they are stored as float32 [n, dimension], on their device."""
-    return dequantize(tile) if tile.dtype == torch.uint8 else tile.float()
+def as_float(tile: np.ndarray) -> np.ndarray:
+    """Return embeddings as they are stored as float32 [n, dimension]; those of float32 themselves, not a copy."""
+    return dequantize(tile) if tile.dtype == np.uint8 else tile.astype(np.float32, copy=False)
 
 
 def read_embeddings(paths: Sequence[Path], example_ids: np.ndarray) -> np.ndarray:
@@ -73,9 +72,7 @@ def read_embeddings(paths: Sequence[Path], example_ids: np.ndarray) -> np.ndarra
     return take_embeddings((tile for path in paths for tile in embedding_tiles(path, 8192)), example_ids, paths[0])
 
 
-def take_embeddings(
-    tiles: Iterable[tuple[np.ndarray, torch.Tensor]], example_ids: np.ndarray, path: Path
-) -> np.ndarray:
+def take_embeddings(tiles: Iterable[tuple[np.ndarray, np.ndarray]], example_ids: np.ndarray, path: Path) -> np.ndarray:
     """Return the embeddings of some examples, float32 [examples, dimension], in the order given.
 
     Parameters
@@ -92,7 +89,7 @@ def take_embeddings(
     found: dict[int, np.ndarray] = {}
     for ids, embeddings in tiles:
         for row in np.flatnonzero(np.isin(ids, example_ids)):
-            found[place[int(ids[row])]] = as_float(embeddings[row : row + 1])[0].numpy()
+            found[place[int(ids[row])]] = as_float(embeddings[row : row + 1])[0].copy()
     if missing := [int(example_id) for example_id in example_ids if place[int(example_id)] not in found]:
         raise StudyError(
             f"{path} lacks {len(missing):,} of the test examples, e.g. example_id {missing[0]}: it was made from "
@@ -101,7 +98,7 @@ def take_embeddings(
     return np.stack([found[row] for row in range(len(example_ids))])
 
 
-def inner_products(tests: np.ndarray) -> Callable[[torch.Tensor, slice], np.ndarray]:
+def inner_products(tests: np.ndarray) -> Callable[[np.ndarray, slice], np.ndarray]:
     """Return a function that scores a tile of embeddings for a slice of the tests, see `CorpusScores.add_tiles`.
 
     Scores are computed and summed in float32, whatever the precision of the stored embeddings. The same thread's next
@@ -116,13 +113,12 @@ def inner_products(tests: np.ndarray) -> Callable[[torch.Tensor, slice], np.ndar
     StudyError: raised by the function that is returned, if an embedding is not finite.
     """
 
-    def score(tile: torch.Tensor, columns: slice) -> np.ndarray:
-        if tile.dtype == torch.uint8:
-            examples = dequantize(tile).numpy()
+    def score(tile: np.ndarray, columns: slice) -> np.ndarray:
+        if tile.dtype == np.float16:
+            examples = scratch("examples", tile.shape, np.float32)
+            np.copyto(examples, tile)
         else:
-            examples = scratch("examples", tuple(tile.shape), np.float32)
-            # torch converts half precision several times faster than NumPy.
-            torch.from_numpy(examples).copy_(tile)
+            examples = as_float(tile)
         chosen = tests[columns]
         scores = np.matmul(examples, chosen.T, out=scratch("scores", (len(examples), len(chosen)), np.float32))
         # A number that is not finite makes all scores of its example so, even where the test has a 0.

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from tokenizers import BertWordPieceTokenizer, Tokenizer
 from tokenizers.processors import TemplateProcessing
-from transformers import BertTokenizerFast, PreTrainedTokenizerFast
 
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.parquet import read_table
@@ -25,7 +24,12 @@ from workflow_scripts.encoder.initialization import (
 from workflow_scripts.encoder.loading import load_encoder, model_parts, stored_projection
 from workflow_scripts.encoder.model import AttributionEncoder
 from workflow_scripts.models.loading import load_tokenizer, model_folder
-from workflow_scripts.models.transformers_import import BertConfig, BertModel
+from workflow_scripts.models.transformers_import import (
+    BertConfig,
+    BertModel,
+    BertTokenizerFast,
+    PreTrainedTokenizerFast,
+)
 from workflow_scripts.study.choices import View
 from workflow_scripts.study.sections import Encoder
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from workflow_scripts.core.errors import StudyError, lacks_memory
 from workflow_scripts.core.files import file_hash
@@ -28,7 +27,13 @@ from workflow_scripts.models.loading import (
     model_folder,
     open_weights,
 )
-from workflow_scripts.models.transformers_import import AutoModel, BertModel, PreTrainedModel
+from workflow_scripts.models.transformers_import import (
+    AutoConfig,
+    AutoModel,
+    BertModel,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from workflow_scripts.study.choices import View
 
 KINDS = (

@@ -14,16 +14,15 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 from torch.func import functional_call
-from transformers import PreTrainedTokenizerBase
 
 from workflow_scripts.core.files import atomic_folder
 from workflow_scripts.corpora.templates import EncoderText
 from workflow_scripts.language_model.losses import compile_layers
-from workflow_scripts.models.device import autocast
-from workflow_scripts.models.packing import ATTENTION, PackedBatch, example_means, pack, to_device, token_budget
+from workflow_scripts.models.device import autocast, to_device
+from workflow_scripts.models.packing import ATTENTION, PackedBatch, example_means, pack, token_budget
 from workflow_scripts.models.packing_check import switch_to_packing
 from workflow_scripts.models.sharing import apart_from, forget_lengths
-from workflow_scripts.models.transformers_import import BertModel, PreTrainedModel
+from workflow_scripts.models.transformers_import import BertModel, PreTrainedModel, PreTrainedTokenizerBase
 from workflow_scripts.study.choices import View
 
 DENSE_FOLDERS = ("2_Dense", "3_Dense")  # without and with a Normalize module before it

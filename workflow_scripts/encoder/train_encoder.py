@@ -26,7 +26,7 @@ from workflow_scripts.encoder.model import AttributionEncoder, EncoderTokens
 from workflow_scripts.encoder.objective import Objective
 from workflow_scripts.encoder.tracked_curves import TrackedCurves
 from workflow_scripts.encoder.training import backpropagate_step, draw_step, encode_together, validation_lds
-from workflow_scripts.models.packing import to_device
+from workflow_scripts.models.device import to_device
 from workflow_scripts.study.sections import EncoderTraining
 from workflow_scripts.study.stage_versions import STAGE_VERSIONS
 from workflow_scripts.targets.tables import FoldTargets, read_folds

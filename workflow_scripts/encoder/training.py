@@ -13,7 +13,8 @@ from workflow_scripts.core.seeds import generator
 from workflow_scripts.core.statistics import spearman_by_column
 from workflow_scripts.encoder.model import CHUNK_TOKENS, AttributionEncoder, EncoderTokens, token_counts
 from workflow_scripts.encoder.objective import Objective
-from workflow_scripts.models.packing import to_device, token_budget
+from workflow_scripts.models.device import to_device
+from workflow_scripts.models.packing import token_budget
 from workflow_scripts.targets.tables import FoldTargets
 
 

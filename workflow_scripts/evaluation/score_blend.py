@@ -10,7 +10,7 @@ from workflow_scripts.methods.loading import load_text_method
 from workflow_scripts.scoring.group_scores import Membership
 from workflow_scripts.scoring.sources import (
     Source,
-    load_embedding_libraries,
+    load_gpu_libraries,
     open_embeddings,
     open_texts,
     score_source,
@@ -67,7 +67,7 @@ def score_blend(
     """
     pairs: Sequence[tuple[Path | None, list[Path]]] = [(first_train, first_test), (second_train, second_test)]
     if any(embeddings for embeddings, _ in pairs):
-        load_embedding_libraries()
+        load_gpu_libraries()
     scorers = {
         method: load_text_method(method)
         for method, (embeddings, _) in zip(methods_of(blend), pairs, strict=True)

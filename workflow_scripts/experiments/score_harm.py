@@ -10,9 +10,10 @@ import pyarrow as pa
 from workflow_scripts.core.parquet import read_table, write_batches
 from workflow_scripts.core.progress import Progress
 from workflow_scripts.core.stage import run_stage
+from workflow_scripts.embeddings.tiles import as_float
 from workflow_scripts.methods.loading import load_text_method
 from workflow_scripts.scoring.same_label import SameLabelTests
-from workflow_scripts.scoring.sources import load_embedding_libraries, open_embeddings, open_texts
+from workflow_scripts.scoring.sources import load_gpu_libraries, open_embeddings, open_texts
 from workflow_scripts.targets.tables import read_tests
 
 NEAREST_TESTS = 5
@@ -65,8 +66,7 @@ def score_harm(
     StudyError: a file can't be read, the files don't belong together, or an embedding is not finite.
     """
     if train_embeddings:
-        load_embedding_libraries()
-        from workflow_scripts.embeddings.tiles import as_float
+        load_gpu_libraries()
     test_ids = read_tests(validation)
     if train_embeddings:
         source = open_embeddings(train_embeddings, test_embeddings, test_ids, tile_examples)
@@ -86,7 +86,7 @@ def score_harm(
                     "same_label": groups.means(scores, ids),
                     "nearest_tests": np.take_along_axis(scores, nearest[ids], axis=1).mean(axis=1),
                     "self_influence": (
-                        as_float(tile).square().sum(dim=1).numpy() if train_embeddings else pa.nulls(len(ids))
+                        np.square(as_float(tile)).sum(axis=1) if train_embeddings else pa.nulls(len(ids))
                     ),
                 }
             )

@@ -17,7 +17,7 @@ import torch
 
 from workflow_scripts.language_model.losses import response_positions, token_losses
 from workflow_scripts.language_model.tokens import TokenizedExample
-from workflow_scripts.models.packing import to_device
+from workflow_scripts.models.device import to_device
 from workflow_scripts.models.transformers_import import PreTrainedModel
 
 TOKENS_MULTIPLE = 512

@@ -14,9 +14,9 @@ from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.progress import say
 from workflow_scripts.language_model.cpu_forward import cpu_logits, has_cpu_forward
 from workflow_scripts.language_model.tokens import TokenizedExample
-from workflow_scripts.models.device import autocast, best_device, without_tf32
+from workflow_scripts.models.device import autocast, best_device, to_device, without_tf32
 from workflow_scripts.models.loading import load_weights
-from workflow_scripts.models.packing import ATTENTION, PackedBatch, pack, to_device, token_budget
+from workflow_scripts.models.packing import ATTENTION, PackedBatch, pack, token_budget
 from workflow_scripts.models.packing_check import switch_to_packing
 from workflow_scripts.models.sharing import TOLERANCE, apart_from, forget_lengths, shared_passes
 from workflow_scripts.models.transformers_import import (

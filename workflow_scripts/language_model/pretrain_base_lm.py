@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
 
 from workflow_scripts.core.parquet import read_table
 from workflow_scripts.core.progress import Progress
@@ -22,6 +21,7 @@ from workflow_scripts.models.transformers_import import (
     GPT2Config,
     GPT2LMHeadModel,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
 )

@@ -17,8 +17,8 @@ from torch import nn
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.language_model.losses import summed_losses
 from workflow_scripts.language_model.tokens import TokenizedExample
-from workflow_scripts.models.device import autocast
-from workflow_scripts.models.packing import Bucket, pack, to_device
+from workflow_scripts.models.device import autocast, to_device
+from workflow_scripts.models.packing import Bucket, pack
 from workflow_scripts.models.sharing import apart_from, shared_passes
 from workflow_scripts.models.transformers_import import Conv1D, PreTrainedModel
 

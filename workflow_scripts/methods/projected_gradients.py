@@ -21,7 +21,8 @@ from torch import nn
 from workflow_scripts.core.seeds import derive_seed
 from workflow_scripts.language_model.tokens import TokenizedExample
 from workflow_scripts.methods.example_gradients import ExampleGradients, outer_sums
-from workflow_scripts.models.packing import to_host, token_budget
+from workflow_scripts.models.device import to_host
+from workflow_scripts.models.packing import token_budget
 from workflow_scripts.models.transformers_import import Conv1D, PreTrainedModel
 
 Tensors = dict[str, torch.Tensor]

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
-from transformers import PreTrainedTokenizerBase
 
 from workflow_scripts.methods.embedder import Embedder, unit_length
 from workflow_scripts.models.device import best_device
@@ -19,6 +18,7 @@ from workflow_scripts.models.loading import (
     require_whole_files,
     require_words,
 )
+from workflow_scripts.models.transformers_import import PreTrainedTokenizerBase
 
 
 def open_embedder(reader: None, fitted: dict[str, torch.Tensor], for_tests: bool, *, model: str) -> Embedder:

@@ -16,6 +16,7 @@ from huggingface_hub.errors import HTTPError
 from huggingface_hub.utils import filter_repo_objects
 from safetensors import SafetensorError, safe_open
 
+import workflow_scripts.models.transformers_scan  # noqa: F401  # before transformers is imported
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.files import atomic_folder
 from workflow_scripts.core.hub import HUB_ERRORS, hub_trouble, patiently, short_reason

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from workflow_scripts.models.device import to_device
 from workflow_scripts.models.transformers_import import AttentionInterface
 
 varlen_attn: Callable[..., Any] | None = None
@@ -177,28 +178,6 @@ def pack(
         example_lengths=lengths,
         apart_from=apart_from,
     )
-
-
-def to_device(array: np.ndarray, device: torch.device | str) -> torch.Tensor:
-    """Return `array` as a tensor on `device`, without waiting for pending work of a GPU."""
-    tensor = torch.from_numpy(array)
-    return tensor if torch.device(device).type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
-
-
-def to_host(tensor: torch.Tensor) -> Callable[[], np.ndarray]:
-    """Start to copy a tensor to the CPU; return a function that waits for this copy only and returns it as an array."""
-    if not tensor.is_cuda:
-        return tensor.numpy
-    copied = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    copied.copy_(tensor, non_blocking=True)
-    done = torch.cuda.Event()
-    done.record()
-
-    def wait() -> np.ndarray:
-        done.synchronize()
-        return copied.numpy()
-
-    return wait
 
 
 def _like_lengths(lengths: np.ndarray, apart_from: int) -> Iterator[tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""The names of transformers' modelling code that the project uses, imported without what none of its stages needs.
+"""The names of transformers that the project uses where it has models, imported without what none of its stages needs.
 
 `transformers.modeling_utils` imports the compiler of torch, DTensor, FSDP, SciPy and accelerate: about two fifths of
 the processor time that a job needs to start (docs/results/speed.md). The compiler is loaded once something is compiled.
@@ -22,11 +22,14 @@ from typing import Any, TypeAlias
 
 import torch
 
+import workflow_scripts.models.transformers_scan  # noqa: F401  # before transformers is imported
+
 Function: TypeAlias = Callable[..., Any]
 
 # What modules of transformers ask before they import a library that costs time.
 _AVAILABILITY = (
     "is_accelerate_available",
+    "is_psutil_available",
     "is_scipy_available",
     "is_torch_distributed_available",
     "is_torch_flex_attn_available",
@@ -142,14 +145,18 @@ with _without_unused_libraries():
     from transformers import (
         AttentionInterface,
         AttentionMaskInterface,
+        AutoConfig,
         AutoModel,
         AutoModelForCausalLM,
         BertConfig,
         BertModel,
+        BertTokenizerFast,
         GenerationConfig,
         GPT2Config,
         GPT2LMHeadModel,
         PreTrainedModel,
+        PreTrainedTokenizerBase,
+        PreTrainedTokenizerFast,
         Qwen2Config,
         Qwen2ForCausalLM,
     )
@@ -159,16 +166,20 @@ with _without_unused_libraries():
 __all__ = [
     "AttentionInterface",
     "AttentionMaskInterface",
+    "AutoConfig",
     "AutoModel",
     "AutoModelForCausalLM",
     "BertConfig",
     "BertModel",
+    "BertTokenizerFast",
     "Conv1D",
     "GPT2Config",
     "GPT2LMHeadModel",
     "GenerationConfig",
     "GradientCheckpointingLayer",
     "PreTrainedModel",
+    "PreTrainedTokenizerBase",
+    "PreTrainedTokenizerFast",
     "Qwen2Config",
     "Qwen2ForCausalLM",
 ]

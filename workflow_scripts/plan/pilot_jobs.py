@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from workflow_scripts.core.gpus import use_deterministic_algorithms
 from workflow_scripts.core.parquet import read_table, write_table
@@ -154,7 +153,7 @@ def time_scores(dimension: int) -> dict[str, float]:
     """
     rng = np.random.default_rng(0)
     tests = rng.standard_normal((SCORED_TESTS, dimension), np.float32)
-    tile = torch.from_numpy(rng.standard_normal((SCORED_EXAMPLES, dimension), np.float32)).half()
+    tile = rng.standard_normal((SCORED_EXAMPLES, dimension), np.float32).astype(np.float16)
     members = [rng.choice(SCORED_EXAMPLES, 100, replace=False) for _ in range(SCORED_SUBSETS)]
 
     def score() -> None:

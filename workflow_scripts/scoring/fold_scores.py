@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from workflow_scripts.embeddings.tiles import embedding_tiles, inner_products, take_embeddings
 from workflow_scripts.methods.loading import load_text_method
-from workflow_scripts.scoring.sources import Source, load_embedding_libraries, open_texts
+from workflow_scripts.scoring.sources import Source, open_texts
 
 # Of a tile: ids of its examples, int [examples], and their scores, float32 [examples, tests].
 Scores = Iterator[tuple[np.ndarray, np.ndarray]]
@@ -59,7 +60,7 @@ def load_fold_scorer(
     StudyError: a model or file can't be read, or the tests don't fit in memory.
     """
     if tokens and unstored:
-        # See `load_embedding_libraries`.
+        # It loads torch and transformers.
         from workflow_scripts.scoring.unstored import load_unstored, open_unstored
 
         embedder = load_unstored(
@@ -71,7 +72,6 @@ def load_fold_scorer(
         )
         return lambda tests, members: _scores(open_unstored(embedder, tokens, tokens, tests, only=members))
     if train_embeddings:
-        load_embedding_libraries()
         tests = np.unique(np.concatenate(tests_of_folds))
         return _embedding_scorer(train_embeddings, test_embeddings, tests, tile_examples)
     scorer = load_text_method(method)
@@ -86,9 +86,6 @@ def _scores(source: Source) -> Scores:
 def _embedding_scorer(
     train: Sequence[Path], test: Sequence[Path], test_ids: np.ndarray, tile_examples: int
 ) -> ScoreFold:
-    # See `load_embedding_libraries`.
-    from workflow_scripts.embeddings.tiles import embedding_tiles, inner_products, take_embeddings
-
     examples = [tile for path in train for tile in embedding_tiles(path, tile_examples)]
     kept = examples
     if list(test) != list(train):

@@ -8,9 +8,8 @@ import numpy as np
 import torch
 
 from workflow_scripts.core.errors import StudyError
-from workflow_scripts.embeddings.tiles import as_float
-from workflow_scripts.models.device import without_tf32
-from workflow_scripts.models.packing import to_device
+from workflow_scripts.embeddings.binary import SCALE_BYTES, sign_table
+from workflow_scripts.models.device import to_device, without_tf32
 from workflow_scripts.scoring.corpus_scores import TESTS_PER_BLOCK, PartScores
 from workflow_scripts.scoring.group_scores import GroupSums, Membership, Weighting
 
@@ -22,7 +21,7 @@ LARGEST_ID = 2**32 - 1
 @torch.inference_mode()
 @without_tf32()
 def score_on_device(
-    tiles: Iterable[tuple[np.ndarray, torch.Tensor]],
+    tiles: Iterable[tuple[np.ndarray, np.ndarray]],
     tests: np.ndarray,
     top: int,
     membership: Membership,
@@ -56,7 +55,7 @@ def score_on_device(
     members = np.zeros(len(membership.sizes), np.int64)
     finite = torch.ones((), dtype=torch.bool, device=device)
     for example_ids, tile in tiles:
-        embeddings = as_float(_tile_on(device, tile))
+        embeddings = _as_float(_tile_on(device, tile))
         finite &= embeddings.sum().isfinite()
         rows = membership.rows(example_ids)
         sizes = np.array([len(own) for own in rows], np.int64)
@@ -142,9 +141,21 @@ def _by_subset(reduction: str, values: torch.Tensor, sizes: torch.Tensor) -> tor
     return torch.segment_reduce(values, reduction, lengths=sizes, initial=initial, unsafe=True)
 
 
-def _tile_on(device: torch.device, tile: torch.Tensor) -> torch.Tensor:
-    # A tile is in Arrow's pageable memory, from which no copy is asynchronous.
-    return tile if device.type == "cpu" else tile.pin_memory().to(device, non_blocking=True)
+def _tile_on(device: torch.device, tile: np.ndarray) -> torch.Tensor:
+    # A tile is in Arrow's memory, which is read-only and pageable: no copy from there is asynchronous.
+    dtype = torch.from_numpy(np.empty(0, tile.dtype)).dtype
+    staged = torch.empty(tile.shape, dtype=dtype, pin_memory=device.type != "cpu")
+    np.copyto(staged.numpy(), tile)
+    return staged.to(device, non_blocking=True)
+
+
+def _as_float(tile: torch.Tensor) -> torch.Tensor:
+    """Return embeddings as they are stored as float32 [n, dimension], as `embeddings.tiles.as_float` does on a CPU."""
+    if tile.dtype != torch.uint8:
+        return tile.float()
+    packed, scales = tile[:, :-SCALE_BYTES], tile[:, -SCALE_BYTES:].contiguous().view(torch.float32)
+    signs = to_device(sign_table(), tile.device)
+    return torch.nn.functional.embedding(packed.int(), signs).flatten(1).mul_(scales)
 
 
 def _order_or_bits(integers: torch.Tensor) -> torch.Tensor:

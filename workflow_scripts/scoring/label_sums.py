@@ -10,6 +10,7 @@ import numpy as np
 
 from workflow_scripts.core.parquet import read_schema
 from workflow_scripts.core.progress import Progress
+from workflow_scripts.embeddings.tiles import as_float, embedding_tiles, read_embeddings
 from workflow_scripts.methods.loading import load_text_method
 from workflow_scripts.scoring.corpus_scores import TESTS_PER_BLOCK
 from workflow_scripts.scoring.sources import open_texts
@@ -60,16 +61,13 @@ def label_sums_of_embeddings(
     ------
     StudyError: a file is damaged, or lacks a test.
     """
-    # torch takes seconds to load, and text methods do without.
-    from workflow_scripts.embeddings.tiles import as_float, embedding_tiles, read_embeddings
-
     tests = read_embeddings(test, test_ids)
     number = int(groups.max()) + 1
     sums, counts = np.zeros((number, tests.shape[1])), np.zeros(number, np.int64)
     progress = Progress("sums by label", sum(read_schema(path)[1] for path in train), "examples")
     for path in train:
         for example_ids, tile in embedding_tiles(path, tile_examples):
-            _add(sums, groups[example_ids], as_float(tile).numpy())
+            _add(sums, groups[example_ids], as_float(tile))
             counts += np.bincount(groups[example_ids], minlength=number)
             progress.advance(len(example_ids))
     return LabelSums(sums @ tests.T.astype(np.float64), counts)

@@ -9,7 +9,7 @@ from workflow_scripts.core.timing import start_work
 from workflow_scripts.methods.loading import load_text_method
 from workflow_scripts.scoring.chosen_pooling import read_chosen_pooling
 from workflow_scripts.scoring.sources import (
-    load_embedding_libraries,
+    load_gpu_libraries,
     open_embeddings,
     open_texts,
     read_evaluation,
@@ -79,7 +79,7 @@ def score_pairs(
         tests = len(read_evaluation(subsets, validation)[0])
         embedder = load_unstored(unstored, language_model=language_model, fitted=fitted, tests=tests, method=method)
     elif train_embeddings:
-        load_embedding_libraries()
+        load_gpu_libraries()
     else:
         open_scorer = load_text_method(method)
     timer = start_work()

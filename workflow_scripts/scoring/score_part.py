@@ -7,7 +7,7 @@ from typing import Any
 from workflow_scripts.core.stage import run_stage
 from workflow_scripts.core.timing import start_work
 from workflow_scripts.scoring.chosen_pooling import read_chosen_pooling
-from workflow_scripts.scoring.sources import load_embedding_libraries, open_embeddings, read_evaluation, score_source
+from workflow_scripts.scoring.sources import load_gpu_libraries, open_embeddings, read_evaluation, score_source
 from workflow_scripts.scoring.tables import costs, write_part
 
 
@@ -66,7 +66,7 @@ def score_part(
 
         tests = len(read_evaluation(subsets, validation)[0])
         embedder = load_unstored(unstored, language_model=language_model, fitted=fitted, tests=tests, method=method)
-    load_embedding_libraries()
+    load_gpu_libraries()
     timer = start_work()
     test_ids, subset_ids, membership = read_evaluation(subsets, validation)
     if train_tokens and test_tokens:

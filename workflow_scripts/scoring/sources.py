@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 
 from workflow_scripts.core.errors import StudyError
+from workflow_scripts.core.gpus import is_promised
 from workflow_scripts.core.parquet import read_metadata, read_schema, read_table
 from workflow_scripts.core.progress import Progress
 from workflow_scripts.core.timing import NO_TIME, Seconds, WorkTimer, total
+from workflow_scripts.embeddings.tiles import dimension_of, embedding_tiles, inner_products, read_embeddings
 from workflow_scripts.methods.text_scorer import Texts, TextScorer
 from workflow_scripts.scoring.corpus_scores import CorpusScores, PartScores
 from workflow_scripts.scoring.group_scores import ChosenPooling, Membership
@@ -106,14 +108,13 @@ def score_source(
     return result
 
 
-def load_embedding_libraries() -> None:
-    """Import what `open_embeddings` needs and methods that score texts don't: torch takes seconds to load.
+def load_gpu_libraries() -> None:
+    """Import what `open_embeddings` needs where there may be a GPU: torch takes seconds to load.
 
     To be called before the work is timed.
     """
-    import workflow_scripts.embeddings.tiles
-    import workflow_scripts.models.device
-    import workflow_scripts.scoring.gpu_scores  # noqa: F401
+    if is_promised():
+        import workflow_scripts.scoring.gpu_scores  # noqa: F401
 
 
 def open_embeddings(train: Path, test: Path | Sequence[Path], test_ids: np.ndarray, tile_examples: int) -> Source:
@@ -130,11 +131,6 @@ def open_embeddings(train: Path, test: Path | Sequence[Path], test_ids: np.ndarr
     ------
     StudyError: a file can't be read, or the two have embeddings of different sizes.
     """
-    # See `load_embedding_libraries`.
-    from workflow_scripts.embeddings.tiles import dimension_of, embedding_tiles, inner_products, read_embeddings
-    from workflow_scripts.models.device import best_device
-    from workflow_scripts.scoring.gpu_scores import score_on_device
-
     test_files = [test] if isinstance(test, Path) else test
     tests = read_embeddings(test_files, test_ids)
     schema, examples = read_schema(train)
@@ -144,7 +140,7 @@ def open_embeddings(train: Path, test: Path | Sequence[Path], test_ids: np.ndarr
             f"{train} has embeddings of {dimension} numbers and {test_files[0]} of {tests.shape[1]}: they "
             "come from two encoders. Delete both and run again."
         )
-    tiles, device = embedding_tiles(train, tile_examples), best_device()
+    tiles = embedding_tiles(train, tile_examples)
     return Source(
         tiles=tiles,
         score=inner_products(tests),
@@ -154,8 +150,21 @@ def open_embeddings(train: Path, test: Path | Sequence[Path], test_ids: np.ndarr
         test_embedding=total(Seconds.read(read_metadata(path)) for path in test_files),
         start_up=Seconds.read(read_metadata(train), "start_up"),
         test_start_up=total(Seconds.read(read_metadata(path), "start_up") for path in test_files),
-        on_device=None if device.type == "cpu" else partial(score_on_device, tiles, tests, device=device),
+        on_device=_score_on_gpu(tiles, tests),
     )
+
+
+def _score_on_gpu(
+    tiles: Iterable[tuple[np.ndarray, np.ndarray]], tests: np.ndarray
+) -> Callable[..., PartScores] | None:
+    if not is_promised():
+        return None
+    # See `load_gpu_libraries`.
+    from workflow_scripts.models.device import best_device
+    from workflow_scripts.scoring.gpu_scores import score_on_device
+
+    device = best_device()
+    return None if device.type == "cpu" else partial(score_on_device, tiles, tests, device=device)
 
 
 def open_texts(

@@ -152,7 +152,7 @@ def open_unstored(
 
 def _tiles(
     embedder: Embedder, tokens: Path, groups: Sequence[int] | None, examples: int, only: np.ndarray | None
-) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     for batch in read_batches(tokens, examples, ["example_id", "input_ids", "prompt_tokens"], groups):
         if only is not None:
             batch = batch.filter(pa.array(np.isin(batch["example_id"].to_numpy(), only)))
@@ -161,7 +161,7 @@ def _tiles(
         ids = batch["example_id"].to_numpy()
         rows = zip(batch["input_ids"], batch["prompt_tokens"].to_pylist(), strict=True)
         read = [TokenizedExample(one.values.to_numpy(), prompt_tokens) for one, prompt_tokens in rows]
-        yield ids, torch.from_numpy(_embedded(embedder, read, ids))
+        yield ids, _embedded(embedder, read, ids)
 
 
 def _embedded(embedder: Embedder, examples: Sequence[TokenizedExample], ids: np.ndarray) -> np.ndarray:

@@ -43,7 +43,7 @@ def test_a_row_keeps_its_signs_and_the_inner_product_with_itself():
     stored = quantize(vectors)
     assert (stored.shape, stored.dtype) == ((ROWS, stored_bytes(DIMENSION)), np.uint8)
     assert stored_dimension(stored.shape[1]) == DIMENSION
-    found = dequantize(torch.from_numpy(stored)).numpy()
+    found = dequantize(stored)
     np.testing.assert_array_equal(found > 0, vectors > 0)
     assert (np.abs(found) == np.abs(found[:, :1])).all()
     np.testing.assert_allclose((found * vectors).sum(1), np.square(vectors).sum(1), rtol=1e-5)
@@ -54,7 +54,7 @@ def test_the_layout_is_that_of_the_docs():
     stored = quantize(vectors)
     signs = np.unpackbits(stored[:, :-4], axis=1).astype(np.float32) * 2 - 1
     scales = np.ascontiguousarray(stored[:, -4:]).view("<f4")
-    np.testing.assert_array_equal(dequantize(torch.from_numpy(stored)).numpy(), signs * scales)
+    np.testing.assert_array_equal(dequantize(stored), signs * scales)
 
 
 def test_inner_products_are_unbiased():
@@ -64,18 +64,18 @@ def test_inner_products_are_unbiased():
     found = []
     for seed in range(3000):
         rotation = np.linalg.qr(gaussian(DIMENSION, DIMENSION, seed))[0]
-        found.append(dequantize(torch.from_numpy(quantize(one @ rotation))).numpy() @ (other @ rotation)[0])
+        found.append(dequantize(quantize(one @ rotation)) @ (other @ rotation)[0])
     assert np.mean(found) == pytest.approx((one @ other.T).item(), abs=float(4 * np.std(found) / 3000**0.5))
 
 
 def test_zero_stays_zero_and_what_is_not_finite_is_not_hidden():
     vectors = gaussian(3, DIMENSION)
     vectors[0], vectors[1, 5] = 0, np.inf
-    found = dequantize(torch.from_numpy(quantize(vectors))).numpy()
+    found = dequantize(quantize(vectors))
     assert (found[0] == 0).all()
     assert not np.isfinite(found[1]).any()
     with pytest.raises(StudyError, match="not a finite number"):
-        inner_products(vectors[2:])(torch.from_numpy(quantize(vectors)), slice(None))
+        inner_products(vectors[2:])(quantize(vectors), slice(None))
 
 
 @pytest.mark.parametrize("dimension", [8, 40, 100])
@@ -89,10 +89,10 @@ def test_another_number_of_numbers_is_refused(dimension, tmp_path):
 def test_a_file_is_read_as_any_other_and_known_rows_are_kept(tmp_path):
     path, vectors = tmp_path / "train.parquet", gaussian(ROWS, DIMENSION)
     assert write(path, vectors, "binary") == ROWS
-    expected = dequantize(torch.from_numpy(quantize(vectors))).numpy()
+    expected = dequantize(quantize(vectors))
     assert dimension_of(path) == DIMENSION
     np.testing.assert_array_equal(read_embeddings([path], np.array([7, 2])), expected[[7, 2]])
-    tiles = [as_float(tile).numpy() for _, tile in embedding_tiles(path, 6)]
+    tiles = [as_float(tile) for _, tile in embedding_tiles(path, 6)]
     np.testing.assert_array_equal(np.concatenate(tiles), expected)
     assert read_table(path)["embedding"].type == pa.list_(pa.uint8(), stored_bytes(DIMENSION))
     assert write(path, np.concatenate([vectors, gaussian(2, DIMENSION, 9)]), "binary") == 2
@@ -106,7 +106,7 @@ def test_tests_in_full_score_quantized_rows(tmp_path):
     write(test, tests, "float32")
     source = open_embeddings(train, test, np.arange(4), 6)
     assert source.bytes_per_example == DIMENSION / 8 + 4
-    expected = dequantize(torch.from_numpy(quantize(vectors))).numpy() @ tests.T
+    expected = dequantize(quantize(vectors)) @ tests.T
     found = np.concatenate([source.score(tile, slice(None)).copy() for _, tile in source.tiles])
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
     membership = Membership([np.array([1, 2, 3]), np.array([4, 19])])

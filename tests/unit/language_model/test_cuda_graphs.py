@@ -11,7 +11,7 @@ from workflow_scripts.language_model.cuda_graphs import Inputs, padded_inputs, w
 from workflow_scripts.language_model.finetuner import Finetuner
 from workflow_scripts.language_model.losses import load_language_model, summed_losses, use_packing
 from workflow_scripts.language_model.tokens import TokenizedExample, read_examples
-from workflow_scripts.models.packing import to_device
+from workflow_scripts.models.device import to_device
 
 VOCABULARY = 50
 

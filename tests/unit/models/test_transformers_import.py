@@ -1,4 +1,4 @@
-"""Torch's compiler is loaded when something is compiled, and knows then what was marked for it before."""
+"""What transformers is imported without comes when it is used, and it finds all of its names in one reading."""
 
 import subprocess
 import sys
@@ -75,3 +75,31 @@ assert add_adapters(lm, rank=2, alpha=4, seed=1)
 
 def test_adapters_are_added_in_a_process_of_their_own():
     subprocess.run([sys.executable, "-c", ADAPTERS], check=True, cwd=ROOT)
+
+
+SCAN = """
+import json, sys
+from pathlib import Path
+if sys.argv[1:]:
+    import workflow_scripts.models.transformers_scan
+import transformers.models
+import transformers.utils.import_utils as scanner
+
+folder = Path(transformers.__file__).parent / "models"
+names = scanner.define_import_structure(folder, prefix="models")
+listed = {str(sorted(needs)): {key: sorted(own) for key, own in of.items()} for needs, of in names.items()}
+print(json.dumps(listed, sort_keys=True))
+if sys.argv[1:]:
+    reads = scanner.create_import_structure_from_path.cache_info()
+    assert reads.currsize == reads.misses > 500, reads
+"""
+
+
+def test_transformers_finds_the_same_names_in_one_reading_of_its_files():
+    command = [sys.executable, "-c", SCAN]
+    once, as_it_is = (
+        subprocess.run([*command, *arguments], check=True, capture_output=True, text=True, cwd=ROOT).stdout
+        for arguments in (["once"], [])
+    )
+    assert once == as_it_is
+    assert "Qwen2ForCausalLM" in once

@@ -1,5 +1,11 @@
 """The stage's files against a dense computation on a small corpus."""
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -14,6 +20,7 @@ from workflow_scripts.study.methods import METHODS
 
 EXAMPLES, TESTS, DIMENSION, TOP = 60, 8, 6, 5
 TEST_IDS = [6, 1, 4]
+ROOT = Path(__file__).parents[3]
 SUBSETS = {0: [3, 50, 7, 22], 1: [9, 3, 59, 0], 2: [30, 31, 32, 33]}
 
 
@@ -301,3 +308,28 @@ def test_without_subsets_the_same_scores_and_no_groups(files, tmp_path, method):
     assert scores.equals(with_subsets)
     assert none.num_rows == 0
     assert none.schema.equals(groups.schema)
+
+
+LOADS_TORCH = """
+import json, sys
+from pathlib import Path
+from workflow_scripts.scoring.score_pairs import score_pairs
+
+paths, values = json.loads(sys.argv[1])
+paths = {name: [Path(one) for one in path] if isinstance(path, list) else Path(path) for name, path in paths.items()}
+score_pairs(**paths, **values)
+print("torch" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize("visible", ["", "0"])
+def test_stored_embeddings_are_scored_without_torch_unless_there_may_be_a_gpu(visible, files, tmp_path):
+    paths = files | {name: tmp_path / f"{name}.parquet" for name in ("train_embeddings", "test_embeddings")}
+    _embeddings(paths["train_embeddings"], EXAMPLES, 1, 2.5)
+    _embeddings(paths["test_embeddings"], TESTS, 2, 0.25)
+    values = {"method": "airrep", "poolings": ["attention"], "evaluation": "mini", "seed": 0, "top": TOP}
+    arguments = json.dumps([_as_given(paths), values | {"tile_examples": 16}], default=str)
+    command = [sys.executable, "-c", LOADS_TORCH, arguments]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": visible}
+    found = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert found.stdout.split()[-1] == str(bool(visible))

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 
 from workflow_scripts.core.timing import Seconds
 from workflow_scripts.embeddings.tiles import inner_products
@@ -17,7 +16,7 @@ def of_embeddings(dimension, size, ids=None, seed=0):
     random = np.random.default_rng(seed)
     ids = np.arange(ROWS) if ids is None else np.asarray(ids)
     vectors, tests = (random.standard_normal((rows, dimension)).astype(np.float32) for rows in (ROWS, TESTS))
-    tiles = [(own, torch.from_numpy(vectors[own])) for own in np.split(ids, range(size, len(ids), size))]
+    tiles = [(own, vectors[own]) for own in np.split(ids, range(size, len(ids), size))]
     source = Source(
         tiles=tiles,
         score=inner_products(tests),
