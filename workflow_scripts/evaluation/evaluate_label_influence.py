@@ -85,7 +85,7 @@ def evaluate_label_influence(
     """Write a matrix of training labels x test labels for every method and evaluation, and how well each is confirmed.
 
     An evaluation whose training corpus has fewer than two labels (or one, and rows without) has no rows. The largest
-    labels are kept; rows of the others count among "all other rows".
+    labels are kept; rows of the others count among "all other rows". Rows that equal a test don't count.
 
     Intervals are by the bootstrap. Tests are resampled within their label. Where fine-tuning was measured, subsets are
     resampled too, the same for all methods. Training rows are not resampled: the matrix is that of this corpus, all of
@@ -126,17 +126,20 @@ def evaluate_label_influence(
             targets=_of(targets, evaluation) if any(path.stem == evaluation for path in targets) else None,
         )
         rows = LabelGroups.of(read_table(files.train, ["label"])["label"].combine_chunks(), MOST_TRAIN_LABELS)
+        test_ids = np.sort(read_table(files.validation)["example_ids"].combine_chunks().values.to_numpy())
+        # A test's own row, of its own label, would score highest, and is in no subset that was fine-tuned on.
+        rows = rows.without(equals_a_test(files.train, files.test, test_ids))
         if len(rows.labels) < 2:
             say(f"evaluate_label_influence {evaluation}: {train} has no two labels, so nothing is compared")
             continue
-        matrices = _Matrices(files, rows, bootstrap, confidence, generator(seed, "labels", evaluation))
+        matrices = _Matrices(files, rows, test_ids, bootstrap, confidence, generator(seed, "labels", evaluation))
         for method, stored in methods.items():
             sums = None
             if stored:
                 of_rows, of_tests = _parts(embeddings, stored[0], train), _parts(embeddings, stored[1], test)
-                sums = label_sums_of_embeddings(of_rows, of_tests, matrices.test_ids, rows.codes, tile_examples)
+                sums = label_sums_of_embeddings(of_rows, of_tests, test_ids, rows.codes, tile_examples)
             elif method in texts:
-                pair = (files.train, files.test, matrices.test_ids)
+                pair = (files.train, files.test, test_ids)
                 sums = label_sums_of_texts(method, *pair, rows.codes, seed=seed, tile_examples=tile_examples)
             (listed,) = (path for path in scores if (path.parent.name, path.stem) == (method, evaluation))
             frame, confirmed = matrices.of_method(sums, listed)
@@ -183,10 +186,16 @@ class _Files:
 class _Matrices:
     """The matrices of an evaluation: the measured one, and by `of_method` those of a method."""
 
-    def __init__(self, files: _Files, rows: LabelGroups, bootstrap: int, confidence: float, rng: np.random.Generator):
-        self.rows, self.confidence = rows, confidence
-        self.test_ids = np.sort(read_table(files.validation)["example_ids"].combine_chunks().values.to_numpy())
-        self.equal_tests = equals_a_test(files.train, files.test, self.test_ids)
+    def __init__(
+        self,
+        files: _Files,
+        rows: LabelGroups,
+        test_ids: np.ndarray,
+        bootstrap: int,
+        confidence: float,
+        rng: np.random.Generator,
+    ):
+        self.rows, self.test_ids, self.confidence = rows, test_ids, confidence
         labels = read_table(files.test, ["label"])["label"].take(pa.array(self.test_ids))
         self.tests = LabelGroups.of(labels.combine_chunks(), MOST_TEST_LABELS)
         self.subsets = 0
@@ -226,19 +235,15 @@ class _Matrices:
             predictions["mean_score"] = advantages
         listed = read_table(scores, ["test_id", "sign", "example_id"])
         listed = listed.filter(pc.equal(listed["sign"], "helpful"))
-        # A test's own row, of its own label, is in no subset that was fine-tuned on.
-        listed = listed.filter(pa.array(~self.equal_tests[listed["example_id"].to_numpy()]))
+        listed = listed.filter(pa.array(self.rows.codes[listed["example_id"].to_numpy()] >= 0))
         shown = top_shares(
             self.test_ids, listed["test_id"].to_numpy(), self.rows.codes[listed["example_id"].to_numpy()], groups
         )
         columns |= self._of_tests("top_share", shown)
         # Above what a list of random rows would have.
-        predictions["top_share"] = shown - self._corpus_shares()[:, None]
+        predictions["top_share"] = shown - self.rows.shares[:, None]
         frame = pd.DataFrame(columns).reindex(columns=[*SCHEMA.names])
         return frame, list(self._agreements(predictions)) if self.subsets else []
-
-    def _corpus_shares(self) -> np.ndarray:
-        return self.rows.counts / len(self.rows.codes)
 
     def _labels(self) -> dict[str, Any]:
         rows, tests = len(self.rows.labels), len(self.tests.labels)
@@ -247,7 +252,7 @@ class _Matrices:
             "test_label": np.tile(np.array(self.tests.labels, object), rows),
             "train_rows": np.repeat(self.rows.counts, tests),
             "tests": np.tile(self.tests.counts, rows),
-            "corpus_share": np.repeat(self._corpus_shares(), tests),
+            "corpus_share": np.repeat(self.rows.shares, tests),
             "train_labels_left_out": self.rows.left_out,
             "test_labels_left_out": self.tests.left_out,
         }

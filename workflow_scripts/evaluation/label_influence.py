@@ -7,7 +7,7 @@ from the whole corpus, so that some happen to have more rows of a group than oth
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +27,7 @@ class LabelGroups:
     Parameters
     ----------
     labels: the label of each group; None for the rows without one.
-    codes: int16 [rows], the group of each row; `len(labels)` for rows of other labels.
+    codes: int16 [rows], the group of each row; `len(labels)` for rows of other labels, -1 for rows that don't count.
     left_out: number of labels that aren't a group, because others have more rows.
     """
 
@@ -46,10 +46,19 @@ class LabelGroups:
         place[ranked] = np.minimum(np.arange(len(names)), most)
         return cls([names[one] for one in ranked[:most]], place[indices], max(len(names) - most, 0))
 
+    def without(self, rows: np.ndarray) -> LabelGroups:
+        """Return the same groups, where some rows don't count: `rows`, bool [rows]."""
+        return replace(self, codes=np.where(rows, np.int16(-1), self.codes))
+
     @property
     def counts(self) -> np.ndarray:
         """Number of rows of each group, int64 [groups]."""
-        return np.bincount(self.codes, minlength=len(self.labels) + 1)[: len(self.labels)]
+        return np.bincount(self.codes[self.codes >= 0], minlength=len(self.labels) + 1)[: len(self.labels)]
+
+    @property
+    def shares(self) -> np.ndarray:
+        """Share of each group among the rows that count, float64 [groups]."""
+        return self.counts / max(np.count_nonzero(self.codes >= 0), 1)
 
 
 @dataclass(frozen=True)

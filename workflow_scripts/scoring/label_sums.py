@@ -54,7 +54,7 @@ def label_sums_of_embeddings(
     train: embeddings of the training corpus, one file or its parts.
     test: embeddings of the test corpus, one file or its parts.
     test_ids: int [tests], ids of the tests.
-    groups: int [rows], the group of each row of the training corpus, by its id.
+    groups: int [rows], the group of each row of the training corpus, by its id; -1 for rows that don't count.
     tile_examples: how many rows are read at a time.
 
     Raises
@@ -68,7 +68,7 @@ def label_sums_of_embeddings(
     for path in train:
         for example_ids, tile in embedding_tiles(path, tile_examples):
             _add(sums, groups[example_ids], as_float(tile))
-            counts += np.bincount(groups[example_ids], minlength=number)
+            counts += _count(groups[example_ids], number)
             progress.advance(len(example_ids))
     return LabelSums(sums @ tests.T.astype(np.float64), counts)
 
@@ -91,7 +91,7 @@ def label_sums_of_texts(
     train: `corpora/` file of the training examples.
     test: `corpora/` file of the tests.
     test_ids: int [tests], ids of the tests.
-    groups: int [rows], the group of each row of the training corpus, by its id.
+    groups: int [rows], the group of each row of the training corpus, by its id; -1 for rows that don't count.
     seed: seed of methods that score at random.
     tile_examples: how many rows are scored at a time.
     """
@@ -103,11 +103,15 @@ def label_sums_of_texts(
         for start in range(0, len(test_ids), TESTS_PER_BLOCK):
             block = slice(start, min(start + TESTS_PER_BLOCK, len(test_ids)))
             _add(sums[:, block], groups[example_ids], source.score(tile, block))
-        counts += np.bincount(groups[example_ids], minlength=number)
+        counts += _count(groups[example_ids], number)
         progress.advance(len(example_ids))
     return LabelSums(sums, counts)
 
 
 def _add(sums: np.ndarray, groups: np.ndarray, values: np.ndarray) -> None:
-    for group in np.unique(groups):
+    for group in np.unique(groups[groups >= 0]):
         sums[group] += values[groups == group].sum(axis=0, dtype=np.float64)
+
+
+def _count(groups: np.ndarray, number: int) -> np.ndarray:
+    return np.bincount(groups[groups >= 0], minlength=number)

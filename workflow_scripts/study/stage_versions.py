@@ -29,7 +29,7 @@ STAGE_VERSIONS = {
     "check_leaks": 2,
     "check_labels": 1,
     "evaluate_lds": 3,
-    "evaluate_label_influence": 2,
+    "evaluate_label_influence": 3,
     "package_encoder": 2,
     "push_encoder": 1,
     "draw_base": 2,
