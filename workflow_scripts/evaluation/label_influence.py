@@ -53,7 +53,11 @@ class LabelGroups:
     @property
     def counts(self) -> np.ndarray:
         """Number of rows of each group, int64 [groups]."""
-        return np.bincount(self.codes[self.codes >= 0], minlength=len(self.labels) + 1)[: len(self.labels)]
+        return self.count(self.codes)
+
+    def count(self, codes: np.ndarray) -> np.ndarray:
+        """Return how many of the rows with these `codes` are in each group, int64 [groups]."""
+        return np.bincount(codes[codes >= 0], minlength=len(self.labels) + 1)[: len(self.labels)]
 
     @property
     def shares(self) -> np.ndarray:
@@ -125,9 +129,7 @@ def shares_of_subsets(subsets: Sequence[np.ndarray], groups: LabelGroups) -> np.
     subsets: for each subset, int [size], the ids of its rows.
     groups: the groups of the training rows.
     """
-    number = len(groups.labels)
-    counts = [np.bincount(groups.codes[ids], minlength=number + 1)[:number] / len(ids) for ids in subsets]
-    return np.stack(counts)
+    return np.stack([groups.count(groups.codes[ids]) / len(ids) for ids in subsets])
 
 
 def measured_effects(shares: np.ndarray, losses: np.ndarray, tests: LabelGroups) -> np.ndarray:
