@@ -127,7 +127,7 @@ def evaluate_label_influence(
         )
         rows = LabelGroups.of(read_table(files.train, ["label"])["label"].combine_chunks(), MOST_TRAIN_LABELS)
         test_ids = np.sort(read_table(files.validation)["example_ids"].combine_chunks().values.to_numpy())
-        # A test's own row, of its own label, would score highest, and is in no subset that was fine-tuned on.
+        # A test's own row, of its own label, scores highest: that says nothing of what the label does.
         rows = rows.without(equals_a_test(files.train, files.test, test_ids))
         if len(rows.labels) < 2:
             say(f"evaluate_label_influence {evaluation}: {train} has no two labels, so nothing is compared")
