@@ -44,6 +44,6 @@ rule plan:
     conda:
         "../envs/airrep.yaml"
     params:
-        spec={"version": 1, "benchmarks": f"{RESULTS}/benchmarks"},
+        spec={**stage_specs.spec("write_plan", {}), "benchmarks": f"{RESULTS}/benchmarks"},
     script:
         "../workflow_scripts/plan/show_plan.py"

@@ -315,7 +315,11 @@ def results_of_another_config() -> None:
     path = Path("results/mine/corpora/train.parquet")
     with table_metadata(stage="prepare_corpus", spec="0123456789abcdef"):
         write_table(path, pa.table({"example_id": [0]}))
-    refuse_mixed_results([Artifact(path, "prepare_corpus", {"limit": 9})], Path("results/mine"), "configs/smoke.yaml")
+    refuse_mixed_results(
+        [Artifact(path, "prepare_corpus", {"limit": 9}, {"corpus": path.stem})],
+        Path("results/mine"),
+        "configs/smoke.yaml",
+    )
 
 
 def blocks_of_two_models() -> None:

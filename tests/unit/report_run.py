@@ -8,9 +8,13 @@ import numpy as np
 import pyarrow as pa
 import yaml
 
-from workflow_scripts.core.parquet import write_table
+from workflow_scripts.core.parquet import spec_hash, write_table
 from workflow_scripts.evaluation.evaluate_label_influence import AGREEMENT_SCHEMA
 from workflow_scripts.evaluation.evaluate_label_influence import SCHEMA as INFLUENCE_SCHEMA
+from workflow_scripts.study.artifacts import benchmark_stages
+from workflow_scripts.study.config import load_study
+from workflow_scripts.study.plan import StudyPlan
+from workflow_scripts.study.specs import StageSpecs
 
 HOSTILE = [
     "</script><script>window.__hacked = 1</script>",
@@ -81,8 +85,8 @@ def make_run(
         "report": folder / "report.html",
         **{f"{name}_table": folder / "tables" / f"{name}.csv" for name in ("lds", "training", "costs")},
         "targets": [_targets(folder / "targets" / f"{pool}.parquet", pool) for pool in ("train", *evaluations)],
-        "benchmarks": str(_benchmarks(folder / "benchmarks")),
-        "plan": str(_plan(folder / "plan.json")),
+        "benchmarks": str(_benchmarks(folder / "benchmarks", folder / "config.resolved.yaml")),
+        "plan": str(_plan(folder / "plan.json", folder / "config.resolved.yaml")),
         "tests": tests,
         "examples": examples,
         "characters": 600,
@@ -303,23 +307,43 @@ def _rejected_tokens(path: Path) -> Path:
     return path
 
 
-def _benchmarks(folder: Path) -> Path:
+def specs_of(config: Path) -> StageSpecs:
+    """Specs of the study whose `config.resolved.yaml` this is."""
+    return StageSpecs(StudyPlan(load_study(yaml.safe_load(config.read_text(encoding="utf-8")))))
+
+
+def benchmarks_of(config: Path, stage: str) -> list[Path]:
+    """Benchmark files of a stage's jobs, below `benchmarks/`."""
+    return sorted(path for path, of in benchmark_stages(specs_of(config)).items() if of == stage)
+
+
+def _benchmarks(folder: Path, config: Path) -> Path:
     header = "s\th:m:s\tmax_rss\tmax_vms\tmax_uss\tmax_pss\tio_in\tio_out\tmean_load\tcpu_time\n"
     jobs = {"finetune_shard": [130.5, 129.5, 141.0], "train_encoder": [95.0], "embed_corpus": [4.0, 3.5]}
-    for stage, seconds in jobs.items():
-        (folder / stage).mkdir(parents=True, exist_ok=True)
-        for place, value in enumerate(seconds):
-            row = f"{value}\t0:02:10\t{800 + place}.5\t-\t-\t-\t0\t0\t99\t{value * 0.9}\n"
-            (folder / stage / f"{place}.tsv").write_text(header + row, encoding="utf-8")
-    (folder / "train_encoder" / "empty.tsv").write_text("", encoding="utf-8")
+    files = [
+        (path, value)
+        for stage, seconds in jobs.items()
+        for path, value in zip(benchmarks_of(config, stage)[: len(seconds)], seconds, strict=True)
+    ]
+    # Of jobs of before: other sizes, and a method that was removed.
+    files += [(Path("finetune_shard/train/f0099_s0000.tsv"), 1e6), (Path("score_pairs/gone/heldout.tsv"), 1e6)]
+    for place, (path, value) in enumerate(files):
+        row = f"{value}\t0:02:10\t{800 + place}.5\t-\t-\t-\t0\t0\t99\t{value * 0.9}\n"
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(header + row, encoding="utf-8")
+    (empty,) = benchmarks_of(config, "init_encoder")
+    (folder / empty).parent.mkdir()
+    (folder / empty).write_text("", encoding="utf-8")
     for path in folder.rglob("*.tsv"):
         # All ended at one time, so the longest one covers the others.
         os.utime(path, (1e9, 1e9))
     return folder
 
 
-def _plan(path: Path) -> Path:
+def _plan(path: Path, config: Path) -> Path:
     seconds = {"finetune_shard": 320.0, "train_encoder": 90.0, "embed_corpus": 8.0, "write_report": 5.0}
     stages = [{"stage": stage, "seconds": planned} for stage, planned in seconds.items()]
-    path.write_text(json.dumps({"stages": stages, "total": {"wall_seconds": 120.0}}), encoding="utf-8")
+    study = spec_hash(specs_of(config).spec("write_plan", {})["study"])
+    values = {"study": study, "stages": stages, "total": {"wall_seconds": 120.0}}
+    path.write_text(json.dumps(values), encoding="utf-8")
     return path

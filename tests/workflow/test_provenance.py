@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from tiny_study import make_tiny_study
 from workspace import Workspace
 
-from workflow_scripts.study.artifacts import artifacts
+from workflow_scripts.study.artifacts import artifacts, benchmark_stages
 from workflow_scripts.study.config import load_study
 from workflow_scripts.study.plan import StudyPlan
 from workflow_scripts.study.specs import StageSpecs
@@ -42,6 +42,13 @@ def test_every_job_has_one_artifact(unrun, config):
         (path,) = set(outputs) & found.keys()
         rule = rule.removesuffix("_by_lm")
         assert found[path] == {"score_base": "score_pairs", "predict_held_back": "predict_targets"}.get(rule, rule)
+
+
+def test_every_benchmark_file_of_a_finished_study_is_that_of_a_job(finished):
+    values = yaml.safe_load((finished.folder / "study.yaml").read_text(encoding="utf-8"))
+    folder = finished.folder / "results/smoke/benchmarks"
+    written = {path.relative_to(folder) for path in folder.rglob("*.tsv")}
+    assert written == benchmark_stages(StageSpecs(StudyPlan(load_study(values)))).keys()
 
 
 def verify(workspace: Workspace) -> subprocess.CompletedProcess[str]:

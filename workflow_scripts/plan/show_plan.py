@@ -9,19 +9,22 @@ from workflow_scripts.core.progress import say
 from workflow_scripts.core.stage import run_stage
 from workflow_scripts.report.formatting import count, duration, size
 from workflow_scripts.report.results import gather_costs
+from workflow_scripts.study.config import load_study
 
 COLUMNS = "  {:<24}{:>6}  {:>16}{:>13}{:>9}{:>14}  {:>20}"
 
 
-def show_plan(plan: Path, *, benchmarks: str) -> None:
+def show_plan(plan: Path, *, benchmarks: str, study: dict[str, Any]) -> None:
     """Print a plan and the times that stages took.
 
     Parameters
     ----------
     plan: JSON file that `write_plan` wrote.
     benchmarks: folder of Snakemake's benchmark files; may be absent.
+    study: values of the config.
     """
-    actual = {cost.stage: cost.seconds for cost in gather_costs(Path(benchmarks), plan).stages}
+    costs = gather_costs(Path(benchmarks), plan, load_study(study))
+    actual = {cost.stage: cost.seconds for cost in costs.stages}
     say(plan_text(json.loads(plan.read_text(encoding="utf-8")), actual))
     say(f"\nAs data: {plan}")
 

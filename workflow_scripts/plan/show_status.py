@@ -4,10 +4,10 @@ Run: python -m workflow_scripts.plan.show_status [CONFIG]
 """
 
 import argparse
-import json
 import re
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -18,17 +18,18 @@ import pyarrow.parquet as pq
 
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.parquet import read_table
+from workflow_scripts.core.timing import benchmark_of_log
+from workflow_scripts.provenance.verify import is_made_with
 from workflow_scripts.report.formatting import duration
-from workflow_scripts.study.artifacts import PREDICT_HELD_BACK, SCORE_BASE
+from workflow_scripts.report.results import read_plan
+from workflow_scripts.study.artifacts import artifacts, benchmark_stages
 from workflow_scripts.study.config_files import read_study
 from workflow_scripts.study.plan import StudyPlan
-from workflow_scripts.study.stage_versions import STAGE_VERSIONS
+from workflow_scripts.study.specs import StageSpecs
 
 # Long stages say something every ten seconds; a job that is silent for so long has ended or waits.
 RECENT_SECONDS = 600
 JOBS_SHOWN, SHOWN_CHARACTERS = 10, 160
-# The plan's own jobs are no part of the study.
-RULES = (STAGE_VERSIONS.keys() | {SCORE_BASE, PREDICT_HELD_BACK}) - {"run_pilot", "write_plan"}
 FAILURE = re.compile(r"^(?:error in \w+: .*|\w*(?:Error|Exception|Interrupt)\b.*)", re.MULTILINE)
 
 
@@ -105,22 +106,27 @@ def pool_status(plan: StudyPlan, pool: str, now: float) -> PoolStatus:
     return PoolStatus(pool, runs, finished, diverged, at_work, left, measured)
 
 
-def unfinished_jobs(results: Path, now: float) -> Iterator[JobStatus]:
+def unfinished_jobs(plan: StudyPlan, now: float) -> Iterator[JobStatus]:
     """Yield the jobs that have started and not finished; a finished job has a benchmark file newer than its log.
+
+    Logs of jobs that the study no longer has don't count.
 
     A job that was killed leaves no message; after ten minutes without a line it counts as stopped.
 
     Parameters
     ----------
-    results: folder of the study's results.
+    plan: what the study runs.
     now: the time, in seconds since the epoch.
     """
-    for log in sorted((results / "logs").rglob("*.log")):
-        job = log.relative_to(results / "logs").with_suffix("")
-        if job.parts[0] not in RULES:
+    logs, benchmarks = plan.results / "logs", plan.results / "benchmarks"
+    known = {benchmarks / path for path in benchmark_stages(StageSpecs(plan))}
+    for log in sorted(logs.rglob("*.log")):
+        # A name has no dot; that of a part, or of a format, has one.
+        job = log.relative_to(logs).with_name(log.name.removesuffix(".log"))
+        benchmark = benchmark_of_log(log, job.parts[0].partition("@")[0])
+        if benchmark not in known:
             continue
         written = log.stat().st_mtime
-        benchmark = benchmark_file(results, job)
         if benchmark.exists() and benchmark.stat().st_mtime >= written:
             continue
         words = log.read_text(encoding="utf-8", errors="replace")
@@ -131,33 +137,30 @@ def unfinished_jobs(results: Path, now: float) -> Iterator[JobStatus]:
             yield JobStatus(str(job), state, next(reversed(words.strip().splitlines()), ""))
 
 
-def benchmark_file(results: Path, job: Path) -> Path:
-    """Return the path of the benchmark file of a job.
-
-    Parameters
-    ----------
-    results: folder of the study's results.
-    job: `<rule>` or `<rule>/<wildcards>`.
-    """
-    place = job if len(job.parts) > 1 else job / "study"
-    return results / "benchmarks" / place.parent / f"{place.name}.tsv"
-
-
 def seconds_left(plan: StudyPlan, pools: Sequence[PoolStatus]) -> float | None:
-    """Return the wall seconds of what isn't done yet according to `plan.json`; None without one.
+    """Return the wall seconds of what isn't done yet according to `plan.json`; None without one of this study.
 
-    For fine-tuning the share of runs that is done counts, for other stages the share of jobs.
+    For fine-tuning the share of runs that is done counts, for other stages the share of jobs whose results are there,
+    made with the study's config. Results that will be made again because of their inputs alone count as done.
     """
-    file = plan.results / "plan.json"
-    if not file.exists():
+    specs = StageSpecs(plan)
+    planned = read_plan(plan.results / "plan.json", specs)
+    if planned is None:
         return None
+    done = Counter(one.rule for one in artifacts(specs) if is_made_with(one))
+    # Of temporary results, that the job has run is known.
+    done |= Counter(
+        stage
+        for benchmark, stage in benchmark_stages(specs).items()
+        if stage.startswith("score_part") and (plan.results / "benchmarks" / benchmark).exists()
+    )
     left = 0.0
-    for stage in json.loads(file.read_text(encoding="utf-8"))["stages"]:
+    for stage in planned["stages"]:
         if stage["stage"] == "finetune_shard":
-            done = sum(pool.finished for pool in pools) / sum(pool.runs for pool in pools)
+            share = sum(pool.finished for pool in pools) / sum(pool.runs for pool in pools)
         else:
-            done = len([*(plan.results / "benchmarks" / stage["stage"]).rglob("*.tsv")]) / stage["jobs"]
-        left += stage["wall_seconds"] * max(1 - done, 0.0)
+            share = done[stage["stage"]] / stage["jobs"]
+        left += stage["wall_seconds"] * max(1 - share, 0.0)
     return left
 
 
@@ -177,7 +180,7 @@ def status_text(plan: StudyPlan, now: float) -> str:
         lines += [heading, *map(_pool_line, pools)]
     for name, path in _milestones(plan).items():
         lines.append(f"  {name:<16}{'there: ' + str(path) if path.exists() else 'not yet':>16}")
-    jobs = list(unfinished_jobs(results, now))
+    jobs = list(unfinished_jobs(plan, now))
     for state in ("failed", "stopped", "at work"):
         of_state = [job for job in jobs if job.state == state]
         lines += [f"Jobs {state}: {len(of_state)}"] if of_state or state == "failed" else []

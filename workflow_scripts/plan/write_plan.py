@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from workflow_scripts.core.files import atomic_path
+from workflow_scripts.core.parquet import spec_hash
 from workflow_scripts.core.stage import run_stage
 from workflow_scripts.study.break_even import break_even
 from workflow_scripts.study.config import Study, load_study
@@ -46,6 +47,7 @@ def write_plan(pilot: Path, plan: Path, *, study: dict[str, Any], cores: int, jo
     even = break_even(planned, found, concurrency)
     values = {
         "run": whole.run,
+        "study": spec_hash(study),
         "hardware": found.hardware,
         "concurrency": {**asdict(concurrency), "gpus": found.gpus},
         "stages": [asdict(stage) for stage in stages],

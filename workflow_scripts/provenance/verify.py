@@ -111,6 +111,12 @@ def read_made_with(artifact: Artifact) -> Mapping[str, str] | None:
     return entries if "spec" in entries else None
 
 
+def is_made_with(artifact: Artifact) -> bool:
+    """Return whether an artifact is there, and says that it was made with its `spec`."""
+    made_with = read_made_with(artifact)
+    return made_with is not None and made_with["spec"] == spec_hash(artifact.spec)
+
+
 def refuse_mixed_results(found: Sequence[Artifact], results: Path, config: str, forced: Collection[str] = ()) -> None:
     """Check the models of a study, and those of its artifacts that Snakemake has no record of.
 

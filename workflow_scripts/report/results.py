@@ -13,9 +13,12 @@ import pandas as pd
 
 from workflow_scripts.core.benchmark_files import read_benchmarks, read_record
 from workflow_scripts.core.frames import read_frame, rows_of
-from workflow_scripts.core.parquet import read_metadata
+from workflow_scripts.core.parquet import read_metadata, spec_hash
+from workflow_scripts.study.artifacts import benchmark_stages
 from workflow_scripts.study.config import Study
 from workflow_scripts.study.methods import methods_of
+from workflow_scripts.study.plan import StudyPlan
+from workflow_scripts.study.specs import StageSpecs
 
 METHOD_NAMES = {
     "airrep": "AirRep",
@@ -341,20 +344,23 @@ def _points(values: pd.Series) -> list[tuple[int, float]]:
     return list(zip(values.index.tolist(), values.tolist(), strict=True))
 
 
-def gather_costs(benchmarks: Path, plan: Path) -> RunCost:
-    """Return the time and memory of each rule, beside the expected time.
+def gather_costs(benchmarks: Path, plan: Path, study: Study) -> RunCost:
+    """Return the time and memory of each stage's jobs, beside the expected time.
 
-    Stages that the plan doesn't cover, its own among them, have no expected time.
+    Stages that the plan doesn't cover have no expected time, and none has one where the plan is that of other values.
 
     Parameters
     ----------
     benchmarks: folder of Snakemake's benchmark files, one folder per rule with one TSV per job; may be absent.
     plan: `plan.json`; may be absent.
+    study: the study, of whose jobs alone the files count.
     """
-    planned = json.loads(plan.read_text(encoding="utf-8")) if plan.exists() else {"stages": [], "total": {}}
+    specs = StageSpecs(StudyPlan(study))
+    planned = read_plan(plan, specs) or {"stages": [], "total": {}}
     seconds = {stage["stage"]: stage["seconds"] for stage in planned["stages"]}
-    jobs = read_benchmarks(sorted(benchmarks.rglob("*.tsv")))
-    stages = jobs["path"].map(lambda path: _stage(path.relative_to(benchmarks)))
+    known = {benchmarks / path: stage for path, stage in benchmark_stages(specs).items()}
+    jobs = read_benchmarks(path for path in sorted(known) if path.exists())
+    stages = jobs["path"].map(known)
     start_ups = jobs["path"].map(_start_up_seconds).astype(float).groupby(stages).sum(min_count=1, skipna=False)
     costs = jobs.groupby(stages).agg(
         jobs=("s", "size"), seconds=("s", "sum"), cpu_seconds=("cpu_time", "sum"), peak_mib=("max_rss", "max")
@@ -383,8 +389,18 @@ def _start_up_seconds(benchmark: Path) -> float:
     return record[0].clock if record else math.nan
 
 
-def _stage(benchmark: Path) -> str:
-    return benchmark.parts[0] if len(benchmark.parts) > 1 else benchmark.stem
+def read_plan(path: Path, specs: StageSpecs) -> dict[str, Any] | None:
+    """Return a plan that `write_plan` wrote; None if there is none, or if it is that of other values.
+
+    Parameters
+    ----------
+    path: `plan.json`.
+    specs: those of the study whose plan it must be.
+    """
+    if not path.exists():
+        return None
+    plan = json.loads(path.read_text(encoding="utf-8"))
+    return plan if plan.get("study") == spec_hash(specs.spec("write_plan", {})["study"]) else None
 
 
 def _covered(seconds: pd.Series) -> float:

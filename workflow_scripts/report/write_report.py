@@ -125,7 +125,7 @@ def write_report(
         characters=characters,
         largest_bytes=EXPLORER_BYTES,
     )
-    costs = gather_costs(Path(benchmarks), Path(plan))
+    costs = gather_costs(Path(benchmarks), Path(plan), study)
     page = _render(
         study=study,
         config_text=config.read_text(encoding="utf-8"),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from base64 import urlsafe_b64encode
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,18 @@ SNAKEMAKE_RECORDS = tuple(Path(".snakemake") / name for name in ("metadata", "in
 SCORE_BASE, PREDICT_HELD_BACK = "score_base", "predict_held_back"
 # Stages that reuse what is valid of the earlier version of their result.
 REUSING = frozenset({"finetune_shard", "finetune_runs", "embed_corpus", "embed_by_method"})
+# Benchmark files, below the folder of their rule, of jobs whose wildcards aren't folders one below the other.
+_BENCHMARKS = {
+    "pretrain_base_lm": "study{lm}",
+    "tokenize_corpus": "{corpus}",
+    "init_encoder": "study{variant}",
+    "train_encoder": "study{variant}",
+    "embed_corpus": "{encoder}/{corpus}{part}",
+    "embed_by_method": "{embedding}/{corpus}{part}",
+    "score_part": "{method}/{evaluation}{part}",
+    "write_curated": "{curation}/{rows}.{form}",
+    "drop_rows": "{curation}.{form}",
+}
 # Experiments that fine-tune, and those of them that score a base set of their own.
 DRAWN, WITH_BASE = ("leave_out", "removal", "selection", "curated_data"), ("leave_out", "removal")
 
@@ -35,11 +47,13 @@ class Artifact:
     path: the file or folder.
     stage: the job's stage.
     spec: the spec that the study's config gives the job.
+    wildcards: those of the job's rule that decide the spec.
     """
 
     path: Path
     stage: str
     spec: dict[str, Any]
+    wildcards: Mapping[str, str]
 
     @property
     def rule(self) -> str:
@@ -50,6 +64,14 @@ class Artifact:
         elif self.stage == "predict_targets" and self.path.parent.name == "held_back":
             rule = PREDICT_HELD_BACK
         return rule + ("_by_lm" if "unstored" in self.spec else "")
+
+    @property
+    def benchmark(self) -> Path:
+        """The job's benchmark file, below `benchmarks/`."""
+        if self.rule.startswith(SCORE_BASE):
+            experiment = self.path.parts[self.path.parts.index("experiments") + 1]
+            return Path(SCORE_BASE, experiment, *self.wildcards.values()).with_suffix(".tsv")
+        return _benchmark(self.rule, self.wildcards)
 
     @property
     def models(self) -> list[str]:
@@ -76,7 +98,35 @@ def artifacts(specs: StageSpecs) -> Iterator[Artifact]:
     specs: the specs of the study's jobs.
     """
     for path, stage, wildcards in _StudyArtifacts(specs.plan).all():
-        yield Artifact(specs.plan.results / path, stage, specs.spec(stage, wildcards))
+        yield Artifact(specs.plan.results / path, stage, specs.spec(stage, wildcards), wildcards)
+
+
+def benchmark_stages(specs: StageSpecs) -> dict[Path, str]:
+    """Return the benchmark files of a study's jobs, below `benchmarks/`, and of each the stage that it counts for.
+
+    That is the name of its rule, with that of the LM where it is a further one. Other files that lie there are of jobs
+    of before: of other sizes, or of methods that the study no longer has.
+
+    Parameters
+    ----------
+    specs: the specs of the study's jobs.
+    """
+    plan = specs.plan
+    stages = {one.benchmark: one.rule + one.wildcards.get("lm", "") for one in artifacts(specs)}
+    # Their results are temporary.
+    for method in plan.methods_scored(in_parts=True):
+        rule = "score_part_by_lm" if plan.method(method).is_unstored else "score_part"
+        for evaluation, settings in plan.study.evaluations.items():
+            for part in plan.parts_of(settings.train):
+                stages[_benchmark(rule, {"method": method, "evaluation": evaluation, "part": part})] = rule
+    return stages
+
+
+def _benchmark(rule: str, wildcards: Mapping[str, str]) -> Path:
+    # The rule of a stage where an LM scores writes where the other one does.
+    stage = rule.removesuffix("_by_lm")
+    place = _BENCHMARKS[stage].format(**wildcards) if stage in _BENCHMARKS else "/".join(wildcards.values()) or "study"
+    return Path(stage + (wildcards["lm"] if stage == "tokenize_corpus" else ""), f"{place}.tsv")
 
 
 def are_in_doubt(found: Iterable[Artifact], records: Path) -> bool:

@@ -7,11 +7,13 @@ import pyarrow as pa
 import pytest
 import yaml
 
-from workflow_scripts.core.parquet import write_table
+from workflow_scripts.core.parquet import spec_hash, write_table
 from workflow_scripts.plan.show_status import status_text, unfinished_jobs
+from workflow_scripts.study.artifacts import artifacts
 from workflow_scripts.study.config import load_study
 from workflow_scripts.study.document_config import ROOT
 from workflow_scripts.study.plan import StudyPlan
+from workflow_scripts.study.specs import StageSpecs
 from workflow_scripts.targets.finetune_shard import SCHEMA
 
 NOW = 1_000_000.0
@@ -85,18 +87,21 @@ def test_jobs_that_did_not_end_well_are_named_with_their_last_words(plan):
     log(plan, "finetune_shard/train/f0000_s0000", "1 of 12 runs, 0:10:00 left\n", age=5)
     # It ended well once, and was started again since.
     log(plan, "finetune_shard/train/f0001_s0000", "2 of 12 runs\n", age=5_000, benchmark_age=9_000)
-    log(plan, "predict_held_back/tfidf", "error in predict_held_back: no room\n")
+    log(plan, "score_pairs/tfidf/heldout", "error in score_pairs: no room\n")
     log(plan, "run_pilot", "not a job of the study\n")
-    jobs = {job.job: (job.state, job.said) for job in unfinished_jobs(plan.results, NOW)}
+    log(plan, "score_pairs/ekfac/heldout", "error in score_pairs: a method that was removed\n")
+    log(plan, "finetune_shard/train/f0002_s0000", "error in finetune_shard: a job of another size\n")
+    jobs = {job.job: (job.state, job.said) for job in unfinished_jobs(plan, NOW)}
     assert jobs == {
         "prepare_corpus/pool": ("failed", "error in prepare_corpus: pool.jsonl has no rows"),
         "train_encoder": ("failed", "RuntimeError: out of memory"),
-        "predict_held_back/tfidf": ("failed", "error in predict_held_back: no room"),
+        "score_pairs/tfidf/heldout": ("failed", "error in score_pairs: no room"),
         "finetune_shard/train/f0000_s0000": ("at work", "1 of 12 runs, 0:10:00 left"),
         "finetune_shard/train/f0001_s0000": ("stopped", "2 of 12 runs"),
     }
     text = status_text(plan, NOW)
-    assert "Jobs failed: 3\n  predict_held_back/tfidf: error in predict_held_back: no room\n" in text
+    assert "\n  score_pairs/tfidf/heldout: error in score_pairs: no room\n" in text
+    assert "Jobs failed: 3\n" in text
     assert "\n  prepare_corpus/pool: error in prepare_corpus: pool.jsonl has no rows\n" in text
     assert "Jobs stopped: 1" in text
 
@@ -108,10 +113,33 @@ def test_time_left_is_the_plans_for_what_is_not_done(plan):
         {"stage": "train_encoder", "jobs": 1, "wall_seconds": 100.0},
     ]
     plan.results.mkdir(parents=True)
-    (plan.results / "plan.json").write_text(json.dumps({"stages": stages}))
+    specs = StageSpecs(plan)
+    values = {"study": spec_hash(specs.spec("write_plan", {})["study"]), "stages": stages}
+    (plan.results / "plan.json").write_text(json.dumps(values))
     assert "Time left by the plan: 9 min 0 s" in status_text(plan, NOW)
-    for corpus in ("train", "pool", "tests", "pretraining"):
-        log(plan, f"prepare_corpus/{corpus}", "", age=9, benchmark_age=8)
+    for one in artifacts(specs):
+        if one.stage == "prepare_corpus":
+            write_table(one.path, pa.table({"example_id": [0]}), spec=spec_hash(one.spec))
+    # What was made with other values will be made again.
+    (encoder,) = (one for one in artifacts(specs) if one.stage == "train_encoder")
+    write_table(encoder.path, pa.table({"step": [0]}), spec="0123456789abcdef")
     losses(plan.results / "targets" / "train" / "f0000_s0000.parquet", 12, 10)
     # 28 of 40 runs and the encoder are left.
     assert "Time left by the plan: 6 min 20 s" in status_text(plan, NOW)
+    (plan.results / "plan.json").write_text(json.dumps(values | {"study": "of other values"}))
+    assert "Time left: unknown without a plan (make plan)" in status_text(plan, NOW)
+
+
+def test_jobs_of_variants_and_further_lms_are_seen(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    values = yaml.safe_load((ROOT / "configs/methods_mini.yaml").read_text(encoding="utf-8"))
+    plan = StudyPlan(load_study(values))
+    (variant, *_), (lm, *_) = (name for name in plan.variants if name), (name for name in plan.language_models if name)
+    jobs = [f"train_encoder{variant}", f"pretrain_base_lm{lm}", f"tokenize_corpus{lm}/pool"]
+    for job in jobs:
+        log(plan, job, f"error in {job.partition('@')[0]}: no room\n")
+    log(plan, f"init_encoder{variant}", "fine\n", age=50)
+    ended = plan.results / "benchmarks" / "init_encoder" / f"study{variant}.tsv"
+    ended.parent.mkdir(parents=True)
+    ended.write_text("s\n1.0\n")
+    assert {(job.job, job.state) for job in unfinished_jobs(plan, NOW)} == {(job, "failed") for job in jobs}

@@ -1,6 +1,7 @@
 """The report's content, its escaping and its size, on a small made-up run."""
 
 import json
+import os
 import re
 import shutil
 from html.parser import HTMLParser
@@ -11,7 +12,7 @@ import pyarrow as pa
 import pytest
 import yaml
 from pyarrow.csv import read_csv
-from report_run import HOSTILE, METHOD_LDS, TOPICS, make_run
+from report_run import HOSTILE, METHOD_LDS, TOPICS, benchmarks_of, make_run
 
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.parquet import read_table, write_table
@@ -284,7 +285,7 @@ def test_time_is_stacked_by_what_it_goes_into_the_fastest_method_first(tmp_path)
 
 def test_start_up_of_a_stage_stands_beside_its_time(tmp_path):
     arguments = make_run(tmp_path)
-    for path in (tmp_path / "benchmarks" / "finetune_shard").glob("*.tsv"):
+    for path in (tmp_path / "benchmarks" / "finetune_shard").rglob("*.tsv"):
         record_of(path).write_text(json.dumps({**Seconds(5, 4).entries("start_up"), **Seconds(1, 1).entries("work")}))
     write_report(**arguments)
     costs = {row["stage"]: row["start_up_seconds"] for row in read_csv(arguments["costs_table"]).to_pylist()}
@@ -311,9 +312,37 @@ def test_validations_are_drawn_as_they_were_measured_and_losses_smoothed():
 
 def test_a_plan_of_some_stages_is_not_held_against_the_time_of_all(tmp_path):
     arguments = make_run(tmp_path)
-    for stage in ("embed_by_method", "fit_method"):
-        shutil.copytree(tmp_path / "benchmarks" / "embed_corpus", tmp_path / "benchmarks" / stage)
-    assert "the plan said 2 min 0 s, without embed_by_method, fit_method." in written_with(arguments).words
+    folder, config = tmp_path / "benchmarks", arguments["config"]
+    (measured,) = benchmarks_of(config, "train_encoder")
+    for stage in ("init_encoder", "check_leaks"):
+        (path,) = benchmarks_of(config, stage)
+        (folder / path).parent.mkdir(exist_ok=True)
+        shutil.copy(folder / measured, folder / path)
+    assert "the plan said 2 min 0 s, without check_leaks, init_encoder." in written_with(arguments).words
+
+
+@pytest.mark.parametrize("other", [{"study": "0" * 16}, {"study": None}])
+def test_a_plan_of_other_values_is_no_plan(tmp_path, other):
+    arguments = make_run(tmp_path)
+    plan = Path(arguments["plan"])
+    plan.write_text(json.dumps(json.loads(plan.read_text(encoding="utf-8")) | other), encoding="utf-8")
+    words = written_with(arguments).words
+    assert "At least one job was running for 2 min 21 s" in words
+    assert "the plan said" not in words
+
+
+def test_a_pause_between_jobs_does_not_count_and_an_overlap_counts_once(tmp_path):
+    # They took 130.5, 129.5 and 141 s: from 869.5 to 1,010, and from 4,859 to 5,000.
+    arguments = make_run(tmp_path)
+    for path in (tmp_path / "benchmarks").rglob("*.tsv"):
+        os.utime(path, (1e9 + 950, 1e9 + 950))
+    for path, end in zip(benchmarks_of(arguments["config"], "finetune_shard"), (1000, 1010, 5000), strict=False):
+        os.utime(tmp_path / "benchmarks" / path, (1e9 + end, 1e9 + end))
+    found = results.gather_costs(
+        tmp_path / "benchmarks", Path("absent"), load_study(yaml.safe_load(arguments["config"].read_text()))
+    )
+    # The shorter jobs of other stages ended at 950: the encoder's began at 855.
+    assert found.wall_seconds == pytest.approx((1010 - 855) + 141)
 
 
 def test_evaluations_stand_in_the_order_of_the_config(tmp_path):
@@ -377,8 +406,10 @@ def test_axis_holds_its_values_between_round_marks():
 
 
 def test_every_method_of_the_table_is_drawn(tmp_path):
-    words = written(tmp_path).words
-    assert all(f"{value:.2f}".replace("-", "−") in words for value in METHOD_LDS.values())
+    page = written(tmp_path)
+    for name, lds in METHOD_LDS.items():
+        shown = f"{lds:.2f}".replace("-", "−")
+        assert re.search(rf"{re.escape(method_name(name))}[^\d−]*{shown} \[", page.words), name
 
 
 def test_the_main_row_is_the_one_that_differences_are_taken_from(tmp_path):
