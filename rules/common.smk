@@ -173,8 +173,11 @@ def threads_of_encoder():
 
 
 def finetuning_first(wildcards):
-    """Training waits for its targets, and only the LDS table for those of an evaluation; but these take longest."""
-    return 2 if wildcards.pool == "train" else 1
+    """Training waits for its targets, and only the LDS table for those of an evaluation; but these take longest.
+
+    What predicts targets has no priority of its own, so that those of an evaluation don't go before it.
+    """
+    return 2 if wildcards.pool == "train" else int(plan_of_study.surrogate is None)
 
 
 def any_of(methods):

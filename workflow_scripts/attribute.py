@@ -161,6 +161,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("--max-rejected-share must be from 0 to 1")
     if given.format == "parquet" and not given.output:
         parser.error("--format parquet needs --output FILE")
+    if given.output and not given.output.parent.is_dir():
+        parser.error(f"--output {given.output}: there is no folder {given.output.parent}; make it, or name another one")
     if given.response and not given.query:
         parser.error("--response belongs to --query; a file of --queries has its own responses")
     if given.contrast is not None and not (given.query and given.response):

@@ -166,6 +166,9 @@ class ModelHub:
             files |= {
                 one["value"]["path"]: self._large_files[one["value"]["oid"]] for one in lines if one["key"] == "lfsFile"
             }
+            for one in lines:
+                if one["key"] == "deletedFile":
+                    del files[one["value"]["path"]]
             commit = self.commit_files(found[1], files)
             done = {"commitUrl": f"{self.url}/{found[1]}/commit/{commit}", "commitOid": commit}
             return 200, {}, json.dumps(done).encode()

@@ -272,6 +272,7 @@ def test_errors_are_one_message(folder, more, words):
     [
         (["--query", "a", "--top", "0"], "--top must be at least 1"),
         (["--query", "a", "--format", "parquet"], "--format parquet needs --output FILE"),
+        (["--query", "a", "--output", "nowhere/a.json"], "there is no folder nowhere; make it, or name another one"),
         (["--queries", "a", "--response", "b"], "--response belongs to --query"),
         (["--queries", "a", "--contrast", "b"], "--contrast belongs to --query and --response"),
         (["--query", "a", "--by", "label", "--min-score", "1"], "--min-score chooses examples, and --by counts all"),

@@ -22,6 +22,9 @@ RECORDS_VARIABLE = "AIRREP_MODEL_RECORDS"
 # What loading a model may read; not its README, nor the state of an optimiser.
 READ_SUFFIXES = frozenset({".json", ".safetensors", ".txt", ".model", ".tiktoken", ".jinja", ".py"})
 
+# Folders of an encoder that embeds prompts and responses by two models.
+ENCODER_PARTS = ("prompt", "response")
+
 
 @dataclass(frozen=True)
 class FileState:
@@ -71,10 +74,12 @@ class ModelContent:
 def model_files(model: str) -> dict[str, Path]:
     """Return the files of a model's folder that loading may read, by their path within it.
 
-    They lie at its top and in the folders that a `modules.json` names; checkpoints of a training are not among them.
+    They lie at its top and in the folders that a `modules.json` names, both of an encoder's folders `prompt` and
+    `response` too; checkpoints of a training are not among them.
     """
     folder = Path(model)
-    folders = {folder, *(folder / name for name in _module_folders(folder / "modules.json"))}
+    parts = [folder, *(folder / name for name in ENCODER_PARTS)]
+    folders = {*parts, *(part / name for part in parts for name in _module_folders(part / "modules.json"))}
     files = [path for one in folders if one.is_dir() for path in one.iterdir() if path.suffix in READ_SUFFIXES]
     return {path.relative_to(folder).as_posix(): path for path in sorted(files) if path.is_file()}
 
@@ -95,6 +100,11 @@ def content_of(model: str, known: ModelContent | None = None) -> ModelContent:
     return ModelContent(model, files)
 
 
+def is_unknown(content: str) -> bool:
+    """Return whether a recorded hash is that of no file, as those of encoders in two folders once were."""
+    return content == ModelContent("").hash
+
+
 def record_path(records: Path, model: str) -> Path:
     """Return the path of the record of a model's content in the folder `records`."""
     digest = hashlib.sha256(model.encode()).hexdigest()[:8]
@@ -105,7 +115,9 @@ def read_record(records: Path, model: str) -> ModelContent | None:
     """Return the recorded content of a model; None if there is no record, or it is damaged."""
     try:
         values = json.loads(record_path(records, model).read_text(encoding="utf-8"))
-        return ModelContent(values["model"], {name: FileState(**state) for name, state in values["files"].items()})
+        files = {name: FileState(**state) for name, state in values["files"].items()}
+        # Those of encoders in two folders were not looked for once.
+        return ModelContent(values["model"], files) if files else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 

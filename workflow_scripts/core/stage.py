@@ -109,7 +109,8 @@ def run_job(smk: Any, stage: Callable[..., object]) -> None:
             made_with = {"stage": smk.rule, "spec": spec_hash(smk.params.spec), **_contents(smk.params.spec)}
             with pinned(gpus), table_metadata(**made_with):
                 require_promised_gpus(gpus)
-                if deterministic:
+                # A job without either computes by NumPy alone.
+                if deterministic and (gpus or "torch" in sys.modules):
                     use_deterministic_algorithms()
                 work = _call(stage, smk.resources.get("processes", 1), arguments)
             _stamp(smk.output, made_with)

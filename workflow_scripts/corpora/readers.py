@@ -227,7 +227,7 @@ def _read_parquet(file: io.BufferedReader) -> _Rows:
     for batch in table.iter_batches(PARQUET_BATCH_ROWS):
         try:
             yield from ((row, "", schema) for row in batch.to_pylist())
-        except (ValueError, pa.ArrowException):
+        except (ValueError, OverflowError, pa.ArrowException):
             rows = (_parquet_row(batch.slice(index, 1)) for index in range(batch.num_rows))
             yield from ((*row, schema) for row in rows)
 
@@ -250,7 +250,7 @@ def _repeated_names(fields: Iterable[pa.Field], prefix: str) -> list[str]:
 def _parquet_row(row: pa.RecordBatch) -> tuple[dict[str, object] | None, str]:
     try:
         return row.to_pylist()[0], ""
-    except (ValueError, pa.ArrowException) as error:
+    except (ValueError, OverflowError, pa.ArrowException) as error:
         return None, f"a cell can't be read: {error}"
 
 

@@ -18,6 +18,7 @@ from workflow_scripts.core.files import stamp_of
 from workflow_scripts.core.model_contents import (
     ModelContent,
     content_of,
+    is_unknown,
     read_record,
     replaced_model,
     write_record,
@@ -77,7 +78,7 @@ def mismatches(found: Sequence[Artifact], results: Path) -> Iterator[Mismatch]:
         for model, content in json.loads(made_with.get(CONTENTS, "{}")).items():
             if model not in contents and Path(model).is_dir():
                 contents[model] = _content_now(model, results)
-            if model in artifact.models and contents.get(model, content) != content:
+            if model in artifact.models and contents.get(model, content) != content and not is_unknown(content):
                 models.append((model, content, contents[model]))
         is_other = made_with["spec"] != spec_hash(artifact.spec)
         if is_other and earlier is None:
@@ -175,7 +176,7 @@ def _check_model(model: str, users: Sequence[Artifact], records: Path) -> None:
         for artifact in users:
             made_with = read_made_with(artifact) or {}
             content = json.loads(made_with.get(CONTENTS, "{}")).get(model, found.hash)
-            if content != found.hash and not _is_taken_again(artifact, found):
+            if content != found.hash and not is_unknown(content) and not _is_taken_again(artifact, found):
                 raise replaced_model(content, found, str(artifact.path))
     write_record(records, found)
 

@@ -11,11 +11,15 @@ from workflow_scripts.core.hub import HUB_ERRORS, hub_trouble, patiently, short_
 from workflow_scripts.core.progress import say
 from workflow_scripts.core.stage import run_stage
 
+# What an encoder of another view or layout may have left there: loading would prefer its folders to the new files.
+OF_ENCODERS = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+
 
 def push_encoder(release: Path, pushed: Path, *, hub: str) -> None:
     """Upload the packaged encoder, and record the commit.
 
-    A repository that doesn't exist is created as a private one, because the card names the sources of the data.
+    A repository that doesn't exist is created as a private one, because the card names the sources of the data. Files
+    of a model that lie there and aren't of this one are deleted in the same commit, others are kept.
 
     Parameters
     ----------
@@ -30,7 +34,13 @@ def push_encoder(release: Path, pushed: Path, *, hub: str) -> None:
     hub_api = HfApi()
 
     def upload() -> CommitInfo:
-        return hub_api.upload_folder(repo_id=hub, folder_path=release, commit_message="Encoder", ignore_patterns=[".*"])
+        return hub_api.upload_folder(
+            repo_id=hub,
+            folder_path=release,
+            commit_message="Encoder",
+            ignore_patterns=[".*"],
+            delete_patterns=OF_ENCODERS,
+        )
 
     try:
         patiently(lambda: hub_api.create_repo(hub, private=True, exist_ok=True))

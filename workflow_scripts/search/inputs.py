@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import ValidationError
 
 from workflow_scripts.core.errors import StudyError, UnusableRowError
 from workflow_scripts.core.parquet import read_batches, read_table
@@ -18,6 +19,7 @@ from workflow_scripts.corpora.readers import read_rows
 from workflow_scripts.corpora.row_formats import read_example
 from workflow_scripts.corpora.tables import CORPUS_SCHEMA, ROWS_AT_ONCE, WHERE
 from workflow_scripts.search.query import Query
+from workflow_scripts.study.messages import explain
 from workflow_scripts.study.sections import COLUMN_MEANINGS, Corpus
 
 REJECTED_SHOWN = 10
@@ -37,7 +39,11 @@ def prepared_corpus(source: str, folder: Path, **reading: Any) -> Path:
         return path
     corpus = folder / f"{len(list(folder.iterdir()))}.parquet"
     rejected = corpus.with_suffix(".rejected.parquet")
-    settings = Corpus(source=source, **reading).model_dump(exclude={"without"})
+    try:
+        settings = Corpus(source=source, **reading).model_dump(exclude={"without"})
+    except ValidationError as error:
+        found = "\n".join(explain(one, Corpus) for one in error.errors())
+        raise StudyError(f"the corpus can't be read:\n{found}") from None
     try:
         prepare_corpus(corpus, rejected, **settings)
     except TooManyRejectedError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -11,7 +12,9 @@ from workflow_scripts.core import model_contents
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.model_contents import (
     RECORDS_VARIABLE,
+    ModelContent,
     content_of,
+    is_unknown,
     local_models,
     model_files,
     read_record,
@@ -37,6 +40,26 @@ def model(tmp_path, monkeypatch):
 def test_the_content_is_what_loading_may_read(model):
     expected = {"model.safetensors", "config.json", "modules.json", "1_Pooling/config.json"}
     assert model_files("lm").keys() == expected
+
+
+def test_an_encoder_of_two_folders_is_looked_into(tmp_path):
+    for part in ("prompt", "response"):
+        (tmp_path / part / "2_Dense").mkdir(parents=True)
+        (tmp_path / part / "modules.json").write_text(json.dumps([{"path": ""}, {"path": "2_Dense"}]))
+        for name in ("model.safetensors", "2_Dense/model.safetensors"):
+            (tmp_path / part / name).write_text(part)
+    before = content_of(str(tmp_path))
+    assert len(before.files) == 6
+    (tmp_path / "response/2_Dense/model.safetensors").write_text("other weights")
+    assert not before.is_current()
+    assert content_of(str(tmp_path)).hash != before.hash
+
+
+def test_a_record_of_no_file_is_none(model):
+    write_record(Path("records"), ModelContent("lm"))
+    assert read_record(Path("records"), "lm") is None
+    assert is_unknown(ModelContent("lm").hash)
+    assert not is_unknown(content_of("lm").hash)
 
 
 def test_other_bytes_of_one_size_and_age_are_another_content(model):

@@ -131,9 +131,19 @@ def test_a_long_csv_cell_is_read(tmp_path):
 
 def test_a_parquet_cell_that_is_not_utf8_costs_its_row_alone(tmp_path):
     column = pa.array([b"a", b"\xe9", b"b"]).view(pa.string())
-    pq.write_table(pa.table({"prompt": column}), tmp_path / "rows.parquet")
+    _one_bad_cell(pa.table({"prompt": column}), tmp_path)
+
+
+def test_a_date_that_python_cannot_hold_costs_its_row_alone(tmp_path):
+    # As databases write infinity.
+    dates = pa.array([0, 2**63 - 1, 0], pa.timestamp("us"))
+    _one_bad_cell(pa.table({"prompt": ["a", "c", "b"], "at": dates}), tmp_path)
+
+
+def _one_bad_cell(table, tmp_path):
+    pq.write_table(table, tmp_path / "rows.parquet")
     good, bad, last = read_rows(str(tmp_path / "rows.parquet"))
-    assert (good.cells, last.cells) == ({"prompt": "a"}, {"prompt": "b"})
+    assert (good.cells["prompt"], last.cells["prompt"]) == ("a", "b")
     assert bad.cells is None
     assert bad.reason.startswith("a cell can't be read: ")
     assert (good.number, bad.number, last.number) == (1, 2, 3)

@@ -92,12 +92,19 @@ def test_the_files_of_a_push_arrive_in_a_private_repository(open_hub, release, t
     assert pushed == {"hub": "me/mine", "commit": f"{open_hub.url}/me/mine/commit/{commit}"}
 
 
-def test_a_push_to_a_repository_that_is_there_changes_nothing_but_its_files(open_hub, release, tmp_path):
-    open_hub.commit_files("me/mine", {"README.md": b"", "LICENSE": b"mine"})
+def test_a_push_to_a_repository_that_is_there_replaces_its_model_and_keeps_other_files(open_hub, release, tmp_path):
+    # The encoder of before had two folders, or its own projection.
+    left = ["prompt/model.safetensors", "response/config.json", "2_Dense/model.safetensors", "old.txt"]
+    open_hub.commit_files(
+        "me/mine", {"README.md": b"", "LICENSE": b"mine", "a.png": b"", **dict.fromkeys(left, b"old")}
+    )
     push_encoder(release, tmp_path / "pushed.json", hub="me/mine")
     assert open_hub.visibility == {}
     files = list(open_hub.commits["me/mine"].values())[-1]
     assert (files["README.md"], files["LICENSE"]) == ((release / "README.md").read_bytes(), b"mine")
+    own = {path.relative_to(release).as_posix() for path in release.rglob("*") if path.is_file()}
+    assert {name for name in files if name not in own} == {"LICENSE", "a.png"} | {".gitattributes"} & files.keys()
+    assert b"old" not in files.values()
 
 
 @pytest.mark.parametrize(
