@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+import yaml
 from harness import in_fresh_process, matrix_rate, precision, report
 from lengths import flan_like_examples
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
@@ -79,9 +80,12 @@ def make_tuner(lm: PreTrainedModel, **choices: bool | None) -> Finetuner:
 
 def drawn_examples(folder: str, examples: int) -> tuple[list[TokenizedExample], list[TokenizedExample]]:
     """Return what is trained on and what is evaluated: rows of the LM's study, or made-up ones of real lengths."""
-    tokens = Path(folder).parent / "tokens" / "train.parquet"
-    if tokens.exists():
-        rows = list(read_examples(tokens).values())
+    study = Path(folder).parent
+    if (study / "config.resolved.yaml").exists():
+        corpus = yaml.safe_load((study / "config.resolved.yaml").read_text(encoding="utf-8"))["targets"]["corpus"]
+        rows = list(read_examples(study / "tokens" / f"{corpus}.parquet").values())
+        if len(rows) < 2 * examples:
+            raise SystemExit(f"{study} has {len(rows):,} rows of {corpus}; --examples {examples} needs twice as many.")
         return rows[:examples], rows[examples : 2 * examples]
     vocabulary = AutoConfig.from_pretrained(folder).vocab_size
     return flan_like_examples(examples, vocabulary, 1), flan_like_examples(examples, vocabulary, 2)
@@ -190,6 +194,10 @@ def main() -> None:
     parser.add_argument("--autocast", action="store_true", help="in bfloat16, without a copy of the weights")
     parser.add_argument("--compile", action="store_true")
     arguments = parser.parse_args()
+    if arguments.study and not (arguments.study / "config.resolved.yaml").exists():
+        parser.error(
+            f"--study {arguments.study}: there is no config.resolved.yaml; name the results of a finished study"
+        )
     choices = {"bfloat16_weights": False if arguments.autocast else None, "compile": arguments.compile}
     rows = []
     rate = matrix_rate()

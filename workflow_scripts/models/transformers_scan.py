@@ -2,7 +2,7 @@
 
 It finds the names of its classes in some 3,000 files, and remembers what it found in 128 folders, of which it has over
 500. So the second of its packages that asks reads all of them again: a quarter of a second of each job that has a
-model (docs/results/speed.md).
+model (`benchmarks/startup.py`).
 """
 
 from __future__ import annotations

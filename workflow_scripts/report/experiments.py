@@ -268,9 +268,12 @@ def _transfer(rows: pd.DataFrame) -> Experiment:
     }
     sentences = [words[advice] for advice in rows["advice"].dropna()][:1]
 
+    several = set(rows.loc[rows.duplicated("method"), "method"])
+
     def note(row: Any) -> str:
+        pooling = f"{row.pooling} pooling, " if row.method in several else ""
         kept = "" if math.isnan(row.retained) else f", {100 * row.retained:.0f} % of its share of the ceiling kept"
-        return f"{decimal(row.lds_home)} at home{kept}"
+        return f"{pooling}{decimal(row.lds_home)} at home{kept}"
 
     first = rows.iloc[0]
     title = f"LDS on “{first['evaluation']}”, beside “{first['home']}”"
@@ -328,7 +331,7 @@ def _figure(title: str, x_title: str, lines: dict[str, list[tuple[float, float]]
         y_place, y_ticks = _log_scale([y for _, y in points if y > 0])
     else:
         x_axis = linear_axis(0, max(x for x, _ in points))
-        y_axis = linear_axis(min(0.0, *(y for _, y in points)), max(y for _, y in points))
+        y_axis = linear_axis(min(0.0, *(y for _, y in points)), max(0.0, *(y for _, y in points)))
         (x_place, x_ticks), (y_place, y_ticks) = (x_axis.place, x_axis.ticks), (y_axis.place, y_axis.ticks)
         lines = {method: [(0.0, 0.0), *line] for method, line in lines.items()}
     made = []

@@ -167,7 +167,7 @@ class StageCost:
     stage: name of the rule.
     jobs: number of jobs.
     seconds: wall seconds, summed over the jobs.
-    cpu_seconds: CPU seconds, summed over the jobs.
+    cpu_seconds: CPU seconds, summed over the jobs; None if measured of none.
     peak_bytes: resident memory of the largest job, in bytes; None if not measured.
     planned_seconds: wall seconds that the plan expected; None if it has none.
     start_up_seconds: of `seconds`, what the jobs' start-up took; None if a job has no record of it.
@@ -176,7 +176,7 @@ class StageCost:
     stage: str
     jobs: int
     seconds: float
-    cpu_seconds: float
+    cpu_seconds: float | None
     peak_bytes: float | None
     planned_seconds: float | None = None
     start_up_seconds: float | None = None
@@ -241,9 +241,10 @@ def gather_results(lds: Path, differences: Path, study: Study) -> list[Evaluatio
     study: the study.
     """
     by_evaluation = {str(name): rows for name, rows in read_frame(lds).groupby("evaluation", sort=False)}
-    leads = read_frame(differences)
+    leads, plan = read_frame(differences), StudyPlan(study)
+    main = plan.main_method() if plan.trained_methods() else None
     return [
-        _evaluation(name, by_evaluation[name], leads[leads["evaluation"] == name], study.encoder_training.pooling)
+        _evaluation(name, by_evaluation[name], leads[leads["evaluation"] == name], main, study.encoder_training.pooling)
         for name in dict.fromkeys([*study.evaluations, *by_evaluation])
         if name in by_evaluation
     ]
@@ -272,8 +273,10 @@ def gather_average(average: Path, results: Sequence[EvaluationResult]) -> list[A
     ]
 
 
-def _evaluation(name: str, rows: pd.DataFrame, differences: pd.DataFrame, pooling: str) -> EvaluationResult:
-    main = _main_row(rows, differences, pooling)
+def _evaluation(
+    name: str, rows: pd.DataFrame, differences: pd.DataFrame, method: str | None, pooling: str
+) -> EvaluationResult:
+    main = _main_row(rows, differences, method, pooling)
     leads = _leads(differences, main)
     rows = rows.assign(tell_pooling=rows.duplicated("method", keep=False))
     made = [_row(row, leads) for row in rows.sort_values("lds", ascending=False, kind="stable").itertuples()]
@@ -288,12 +291,19 @@ def _evaluation(name: str, rows: pd.DataFrame, differences: pd.DataFrame, poolin
     )
 
 
-def _main_row(rows: pd.DataFrame, differences: pd.DataFrame, pooling: str) -> tuple[str, str] | None:
-    """Return AirRep's row that the differences are taken from; where there are none, that of `pooling`, or another."""
-    ours = rows.loc[rows["method"] == MAIN_METHOD, "pooling"].tolist()
-    leading = differences.loc[differences["method_a"] == MAIN_METHOD, "pooling_a"].tolist()
+def _main_row(
+    rows: pd.DataFrame, differences: pd.DataFrame, method: str | None, pooling: str
+) -> tuple[str, str] | None:
+    """Return the row that the differences are taken from; where there are none, that of `pooling`, or another.
+
+    It is a row of `method`, the trained encoder's that others are compared with; None where there is none.
+    """
+    if method is None:
+        return None
+    ours = rows.loc[rows["method"] == method, "pooling"].tolist()
+    leading = differences.loc[differences["method_a"] == method, "pooling_a"].tolist()
     poolings = [*leading, *(one for one in ours if one == pooling), *ours]
-    return (MAIN_METHOD, poolings[0]) if ours else None
+    return (method, poolings[0]) if ours else None
 
 
 def _leads(differences: pd.DataFrame, main: tuple[str, str] | None) -> dict[tuple[str, str], Difference]:
@@ -363,7 +373,7 @@ def gather_costs(benchmarks: Path, plan: Path, study: Study) -> RunCost:
     stages = jobs["path"].map(known)
     start_ups = jobs["path"].map(_start_up_seconds).astype(float).groupby(stages).sum(min_count=1, skipna=False)
     costs = jobs.groupby(stages).agg(
-        jobs=("s", "size"), seconds=("s", "sum"), cpu_seconds=("cpu_time", "sum"), peak_mib=("max_rss", "max")
+        jobs=("s", "size"), seconds=("s", "sum"), cpu_seconds=("cpu_time", _sum_of_known), peak_mib=("max_rss", "max")
     )
     # Snakemake writes MiB
     return RunCost(
@@ -372,7 +382,7 @@ def gather_costs(benchmarks: Path, plan: Path, study: Study) -> RunCost:
                 row.Index,
                 row.jobs,
                 row.seconds,
-                row.cpu_seconds,
+                _known(row.cpu_seconds),
                 _known(row.peak_mib * 2**20),
                 seconds.get(row.Index),
                 _known(start_ups[row.Index]),
@@ -382,6 +392,10 @@ def gather_costs(benchmarks: Path, plan: Path, study: Study) -> RunCost:
         wall_seconds=_covered(jobs.groupby("path")["s"].sum()),
         planned_wall_seconds=planned["total"].get("wall_seconds"),
     )
+
+
+def _sum_of_known(values: pd.Series) -> float:
+    return values.sum(min_count=1)
 
 
 def _start_up_seconds(benchmark: Path) -> float:

@@ -178,7 +178,7 @@ class _StudyArtifacts:
                 yield f"models/{name}", "fetch_model", {"snapshot": name}
         tokens = self._tokens()
         read = {lm for lm, _ in tokens} | {
-            "" for variant in self._initialized() if self.plan.reads_tokens_of_lm(variant)
+            "" for variant in self.plan.initialized_variants() if self.plan.reads_tokens_of_lm(variant)
         }
         for lm in sorted(read):
             if self.plan.is_builtin(lm):
@@ -212,32 +212,12 @@ class _StudyArtifacts:
                 yield f"targets/{pool}/{block}.parquet", "finetune_shard", {"pool": pool, "block": block}
             yield f"targets/{pool}.parquet", "collect_targets", {"pool": pool}
 
-    def _encoder_names(self) -> set[str]:
-        return {name for method in self.methods if (name := self.plan.method(method).encoder)}
-
-    def _trained(self) -> list[str]:
-        """Return the variants that are trained."""
-        variants = {
-            at + name for kind, at, name in (one.partition("@") for one in self._encoder_names()) if kind == "trained"
-        }
-        return sorted(variants | {""}) if self.study.targets else []
-
-    def _initialized(self) -> list[str]:
-        """Return the variants that have an encoder of their own before training."""
-        if not self.study.targets:
-            return []
-        starts = {variant if self.plan.has_own_initialization(variant) else "" for variant in self._trained()}
-        variants = {
-            at + name for kind, at, name in (one.partition("@") for one in self._encoder_names()) if kind == "untrained"
-        }
-        return sorted(starts | variants)
-
     def _encoders(self) -> Iterator[_Job]:
-        for variant in self._initialized():
+        for variant in self.plan.initialized_variants():
             yield f"encoder_untrained{variant}", "init_encoder", {"variant": variant}
         if self.plan.surrogate:
             yield f"targets/{SURROGATE_POOL}.parquet", "predict_targets", {"pool": SURROGATE_POOL}
-        for variant in self._trained():
+        for variant in self.plan.trained_variants():
             yield f"encoder{variant}.log.parquet", "train_encoder", {"variant": variant}
         if not self.study.targets:
             yield "encoder", "take_encoder", {}

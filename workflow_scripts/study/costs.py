@@ -288,14 +288,11 @@ def _encoder_work(plan: StudyPlan, pilot: Pilot, tests: int) -> dict[str, list[W
     rows = pilot.corpora[targets.corpus].rows
     return {
         "check_leaks": [{"job_start": 1, "compared_row": rows * len(plan.study.evaluations) + tests}],
-        "init_encoder": [
-            {**start, "encoder_start": 1}
-            for variant in plan.variants
-            if not variant or plan.has_own_initialization(variant)
-        ],
+        "init_encoder": [{**start, "encoder_start": 1} for _ in plan.initialized_variants()],
         # The study's own comes first.
         "train_encoder": [
-            {**start, "encoder_tokenized_row": rows, **_training_work(plan, variant)} for variant in plan.variants
+            {**start, "encoder_tokenized_row": rows, **_training_work(plan, variant)}
+            for variant in plan.trained_variants()
         ],
         "package_encoder": [start],
     }
@@ -439,6 +436,7 @@ def counted_alike(plan: StudyPlan) -> list[str]:
         *(
             f"A step of the encoder variant {name} is taken to cost what one of the study's own encoder does."
             for name in study.encoder_variants
+            if f"@{name}" in plan.trained_variants()
         ),
         *(
             f"Runs of the LM {name} are taken to cost what those of the study's own LM do; its making and its tokens "

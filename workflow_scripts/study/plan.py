@@ -303,6 +303,21 @@ class StudyPlan:
         own = self.study.encoder_training.validation_folds
         return min(own, self.encoder_training(at + name).validation_folds) if kind == "trained" else own
 
+    def trained_variants(self) -> list[str]:
+        """Return the variants that are trained: the study's own encoder, and those that methods read."""
+        return sorted(self._variants_read("trained") | {""}) if self.study.targets else []
+
+    def initialized_variants(self) -> list[str]:
+        """Return the variants that have an encoder of their own before training."""
+        if not self.study.targets:
+            return []
+        starts = {variant if self.has_own_initialization(variant) else "" for variant in self.trained_variants()}
+        return sorted(starts | self._variants_read("untrained"))
+
+    def _variants_read(self, kind: str) -> set[str]:
+        names = (self.method(method).encoder or "" for method in self.study.scoring.methods)
+        return {at + variant for encoder, at, variant in (name.partition("@") for name in names) if encoder == kind}
+
     def main_method(self) -> str:
         """Return the method that the other rows of the LDS table are compared with: AirRep, if it is among them."""
         trained = self.trained_methods()

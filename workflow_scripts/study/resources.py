@@ -21,7 +21,7 @@ RUNTIME_MARGIN = 2.0
 SHORTEST_RUNTIME_MINUTES = 15
 # Of scoring in a group, where the limits of all its jobs add up.
 SHORTEST_SCORING_MINUTES = 5
-# They get no GPU by default, because it rarely pays off, but `--set-resources score_part:gpu=1` gives them one.
+# They get no GPU by default, because it rarely pays off; on one machine `--set-resources score_part:gpu=1` gives one.
 GPU_ON_REQUEST = ("score_pairs", "score_part", "choose_pooling", "predict_targets")
 
 

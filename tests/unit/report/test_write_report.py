@@ -420,11 +420,14 @@ def test_the_main_row_is_the_one_that_differences_are_taken_from(tmp_path):
     pairs = {"method_a": ["airrep"] * 2, "pooling_a": ["attention"] * 2, "pooling_b": ["mean"] * 2}
     differences = pd.DataFrame({**pairs, "method_b": ["airrep", "tfidf"], "difference": [-0.01, 0.01]})
     leads = results._leads(differences.assign(ci_low=-0.05, ci_high=0.06), ("airrep", "attention"))
-    main = results._main_row(frame, differences, pooling="mean")
+    main = results._main_row(frame, differences, "airrep", pooling="mean")
     assert main == ("airrep", "attention")
     assert leads["tfidf", "mean"].ci_low == -0.05
-    assert results._main_row(frame, differences.iloc[:0], pooling="mean") == ("airrep", "mean")
-    assert results._main_row(frame.iloc[2:], differences.iloc[:0], pooling="mean") is None
+    assert results._main_row(frame, differences.iloc[:0], "airrep", pooling="mean") == ("airrep", "mean")
+    assert results._main_row(frame.iloc[2:], differences.iloc[:0], "airrep", pooling="mean") is None
+    assert results._main_row(frame, differences, None, pooling="mean") is None
+    frame, differences = (table.replace("airrep", "airrep_mean") for table in (frame, differences))
+    assert results._main_row(frame, differences, "airrep_mean", pooling="mean") == ("airrep_mean", "attention")
 
 
 def test_a_corpus_that_an_lm_learns_from_is_used(tmp_path):

@@ -177,7 +177,8 @@ def test_a_part_of_a_source_is_found_by_reading_all_of_it():
 
 
 def test_an_encoder_variant_is_trained_at_the_pace_of_the_studys_own():
-    plan = changed(encoder_variants={"short": {"encoder_training": {"steps": 10}}})
+    variants = {name: {"encoder_training": {"steps": 10}} for name in ("short", "unread")}
+    plan = changed(encoder_variants=variants, scoring={"methods": ["airrep", "airrep@short"]})
     own, both = by_stage(smoke(), pilot(smoke())), by_stage(plan, pilot(plan))
     assert (both["train_encoder"].jobs, both["init_encoder"].jobs) == (2, 1)
     added = both["train_encoder"].seconds - own["train_encoder"].seconds

@@ -367,10 +367,8 @@
           box.left >= 0 && box.right <= frame.width && taken.every((other) => box.right <= other.left || other.right <= box.left || box.bottom <= other.top || other.bottom <= box.top);
         const side = sides.find(free);
         // Where a name has no place, its point says it when it is pointed at.
-        if (!side) {
-          label.remove();
-          continue;
-        }
+        label.style.visibility = side ? "" : "hidden";
+        if (!side) continue;
         label.style.transform = `translate(${side.right}px, ${side.down}px)`;
         taken.push(side.box);
       }

@@ -10,8 +10,9 @@
   const field = {};
   for (const id of ["prompt", "response", "contrast", "sign", "label", "top", "least", "fold", "mark", "file", "queries"]) field[id] = byId(id);
   const ask = document.querySelector(".ask-button");
-  // What is shown, the file that was asked for, and a number for each request, of which only the last is shown.
-  const state = { answers: null, file: null, common: new Set(), request: 0 };
+  // What is shown, and the question that it answers; the file that was asked for; and a number for each request, of
+  // which only the last is shown.
+  const state = { answers: null, question: null, file: null, common: new Set(), request: 0 };
 
   // ---- building blocks
 
@@ -30,28 +31,29 @@
 
   // ---- asking
 
-  function wishes(format) {
-    const asked = { top: Number(field.top.value), sign: field.sign.value, fold: field.fold.checked, format };
-    if (field.label.value) asked.label = [JSON.parse(field.label.value)];
-    if (field.least.value) asked.min_score = Number(field.least.value);
-    return asked;
-  }
-
-  function request(format) {
-    const asked = wishes(format);
-    if (state.file) {
-      const address = new URLSearchParams({ name: state.file.name });
-      for (const [name, value] of Object.entries(asked)) for (const one of [value].flat()) address.append(name, one);
-      return fetch(`/api/file?${address}`, { method: "POST", body: state.file, headers: { "content-type": "application/octet-stream" } });
-    }
+  // What the fields ask for now.
+  function question() {
+    const wishes = { top: Number(field.top.value), sign: field.sign.value, fold: field.fold.checked };
+    if (field.label.value) wishes.label = [JSON.parse(field.label.value)];
+    if (field.least.value) wishes.min_score = Number(field.least.value);
     const query = { prompt: field.prompt.value, response: field.response.value };
     if (field.contrast.value) query.contrast = field.contrast.value;
+    return { file: state.file, wishes, query };
+  }
+
+  function request({ file, wishes, query }, format) {
+    const asked = { ...wishes, format };
+    if (file) {
+      const address = new URLSearchParams({ name: file.name });
+      for (const [name, value] of Object.entries(asked)) for (const one of [value].flat()) address.append(name, one);
+      return fetch(`/api/file?${address}`, { method: "POST", body: file, headers: { "content-type": "application/octet-stream" } });
+    }
     const body = JSON.stringify({ ...asked, queries: [query] });
     return fetch("/api/attribute", { method: "POST", body, headers: { "content-type": "application/json" } });
   }
 
-  async function answered(format) {
-    const answer = await request(format).catch(() => {
+  async function answered(asked, format) {
+    const answer = await request(asked, format).catch(() => {
       throw new Error("The server doesn't answer. Is it still running?");
     });
     if (answer.ok) return answer;
@@ -66,16 +68,23 @@
   }
 
   async function show() {
-    if (!state.file && !field.prompt.value.trim()) return;
+    // Nothing that was asked before is shown from here on.
     const mine = ++state.request;
+    const asked = question();
+    if (!asked.file && !asked.query.prompt.trim()) {
+      ask.disabled = false;
+      byId("answers").classList.remove("waiting");
+      return;
+    }
     ask.disabled = true;
     byId("answers").classList.add("waiting");
     try {
-      const answers = await (await answered("json")).json();
+      const answers = await (await answered(asked, "json")).json();
       if (mine !== state.request) return;
       say(null);
       const chosen = state.answers && state.answers.answers.length === answers.answers.length ? field.queries.value : "0";
       state.answers = answers;
+      state.question = asked;
       byId("answers").hidden = false;
       fillQueries(chosen);
       showLeftOut();
@@ -94,7 +103,7 @@
 
   async function download(format) {
     try {
-      const address = URL.createObjectURL(await (await answered(format)).blob());
+      const address = URL.createObjectURL(await (await answered(state.question, format)).blob());
       const link = element("a", { href: address, download: `training_examples.${format}` });
       document.body.append(link);
       link.click();
