@@ -194,10 +194,8 @@ def main() -> None:
     parser.add_argument("--autocast", action="store_true", help="in bfloat16, without a copy of the weights")
     parser.add_argument("--compile", action="store_true")
     arguments = parser.parse_args()
-    if arguments.study and not (arguments.study / "config.resolved.yaml").exists():
-        parser.error(
-            f"--study {arguments.study}: there is no config.resolved.yaml; name the results of a finished study"
-        )
+    if arguments.study and not (arguments.study / "targets" / "train.parquet").exists():
+        parser.error(f"{arguments.study} has no targets; name the results of a finished study that trains an encoder")
     choices = {"bfloat16_weights": False if arguments.autocast else None, "compile": arguments.compile}
     rows = []
     rate = matrix_rate()

@@ -20,6 +20,7 @@ import yaml
 from harness import report
 
 from workflow_scripts.report.results import gather_costs
+from workflow_scripts.study.config_files import read_study
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PARTS = ("Snakefile", "config.yaml", "rules", "profiles", "configs", "workflow_scripts", "docs", "envs")
@@ -49,7 +50,7 @@ def one_round(folder: Path, config: str, run: str, cores: int) -> tuple[dict[str
     plan_took = snakemake(folder, config, cores, "plan")
     run_took = snakemake(folder, config, cores)
     results = folder / "results" / run
-    costs = gather_costs(results / "benchmarks", results / "plan.json")
+    costs = gather_costs(results / "benchmarks", results / "plan.json", read_study(REPOSITORY / config))
     by_stage = {cost.stage: {"planned": cost.planned_seconds or 0.0, "took": cost.seconds} for cost in costs.stages}
     row = {
         "plan took": plan_took,

@@ -167,8 +167,12 @@ def scores(case: Case, device: torch.device) -> None:
                 here.merge(score_on_device(tiles, queries, top, membership, device, here.weighting))
             found = torch.from_numpy(here.groups(pooling)), torch.from_numpy(there.groups(pooling))
             case.check(f"groups by {pooling} of {precision}, against the CPU", distance(*found), 1e-5)
-        found = torch.from_numpy(here.top("helpful")[1]), torch.from_numpy(there.top("helpful")[1])
+        (own_ids, own_scores), (ids_there, scores_there) = here.top("helpful"), there.top("helpful")
+        found = torch.from_numpy(own_scores), torch.from_numpy(scores_there)
         case.check(f"top scores of {precision}, against the CPU", distance(*found), 1e-5)
+        # Scores that are equal to rounding may change places.
+        same = float((own_ids == ids_there).mean())
+        case.check(f"share of the same top examples of {precision}", same, 0.995, at_least=True)
 
 
 # Cosines of unit vectors may be this far apart; an inverse of AdamW's or Fisher's estimates makes more of rounding.

@@ -23,7 +23,7 @@ RECORDS_VARIABLE = "AIRREP_MODEL_RECORDS"
 READ_SUFFIXES = frozenset({".json", ".safetensors", ".txt", ".model", ".tiktoken", ".jinja", ".py"})
 
 # Folders of an encoder that embeds prompts and responses by two models.
-ENCODER_PARTS = ("prompt", "response")
+SPLIT_FOLDERS = ("prompt", "response")
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def model_files(model: str) -> dict[str, Path]:
     `response` too; checkpoints of a training are not among them.
     """
     folder = Path(model)
-    parts = [folder, *(folder / name for name in ENCODER_PARTS)]
+    parts = [folder, *(folder / name for name in SPLIT_FOLDERS)]
     folders = {*parts, *(part / name for part in parts for name in _module_folders(part / "modules.json"))}
     files = [path for one in folders if one.is_dir() for path in one.iterdir() if path.suffix in READ_SUFFIXES]
     return {path.relative_to(folder).as_posix(): path for path in sorted(files) if path.is_file()}

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from workflow_scripts.core.model_contents import SPLIT_FOLDERS
 from workflow_scripts.core.progress import say
-from workflow_scripts.encoder.model import SPLIT_FOLDERS, AttributionEncoder, EncoderTokens, token_counts
+from workflow_scripts.encoder.model import AttributionEncoder, EncoderTokens, token_counts
 from workflow_scripts.models.packing import token_budget
 from workflow_scripts.study.choices import View
 

@@ -13,9 +13,10 @@ from torch import nn
 
 from workflow_scripts.core.errors import StudyError, lacks_memory
 from workflow_scripts.core.files import file_hash
+from workflow_scripts.core.model_contents import SPLIT_FOLDERS
 from workflow_scripts.core.progress import say
 from workflow_scripts.encoder.initialization import random_projections
-from workflow_scripts.encoder.model import A_WORD, SPLIT_FOLDERS, AttributionEncoder, position_limit
+from workflow_scripts.encoder.model import A_WORD, AttributionEncoder, position_limit
 from workflow_scripts.encoder.published_format import PROJECTOR, WEIGHTS, is_published_layout, published_config
 from workflow_scripts.encoder.sentence_modules import SentenceModules
 from workflow_scripts.models.device import best_device

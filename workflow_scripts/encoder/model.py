@@ -16,6 +16,7 @@ from torch import nn
 from torch.func import functional_call
 
 from workflow_scripts.core.files import atomic_folder
+from workflow_scripts.core.model_contents import SPLIT_FOLDERS
 from workflow_scripts.corpora.templates import EncoderText
 from workflow_scripts.language_model.losses import compile_layers
 from workflow_scripts.models.device import autocast, to_device
@@ -27,7 +28,6 @@ from workflow_scripts.study.choices import View
 
 DENSE_FOLDERS = ("2_Dense", "3_Dense")  # without and with a Normalize module before it
 # Under the view `split`, each part is a model folder of its own, and an embedding is both vectors side by side.
-SPLIT_FOLDERS = ("prompt", "response")
 # Too short for any truncation.
 A_WORD = "a"
 # Default of the most tokens in one forward pass, by type of device.

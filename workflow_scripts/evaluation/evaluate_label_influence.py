@@ -89,7 +89,7 @@ def evaluate_label_influence(
 
     Intervals are by the bootstrap. Tests are resampled within their label. Where fine-tuning was measured, subsets are
     resampled too, the same for all methods. Training rows are not resampled: the matrix is that of this corpus, all of
-    whose rows are scored.
+    whose rows are scored, but for those that equal a test.
 
     Parameters
     ----------
@@ -125,10 +125,10 @@ def evaluate_label_influence(
             subsets=_of(subsets, evaluation) if any(path.stem == evaluation for path in subsets) else None,
             targets=_of(targets, evaluation) if any(path.stem == evaluation for path in targets) else None,
         )
-        rows = LabelGroups.of(read_table(files.train, ["label"])["label"].combine_chunks(), MOST_TRAIN_LABELS)
+        labels = read_table(files.train, ["label"])["label"].combine_chunks()
         test_ids = np.sort(read_table(files.validation)["example_ids"].combine_chunks().values.to_numpy())
         # A test's own row, of its own label, scores highest: that says nothing of what the label does.
-        rows = rows.without(equals_a_test(files.train, files.test, test_ids))
+        rows = LabelGroups.of(labels, MOST_TRAIN_LABELS, ~equals_a_test(files.train, files.test, test_ids))
         if len(rows.labels) < 2:
             say(f"evaluate_label_influence {evaluation}: {train} has no two labels, so nothing is compared")
             continue

@@ -36,8 +36,20 @@ class LabelGroups:
     left_out: int
 
     @classmethod
-    def of(cls, labels: pa.StringArray, most: int) -> LabelGroups:
-        """Return the groups of the `most` most frequent labels; of equally frequent ones the first by name."""
+    def of(cls, labels: pa.StringArray, most: int, counted: np.ndarray | None = None) -> LabelGroups:
+        """Return the groups of the `most` most frequent labels; of equally frequent ones the first by name.
+
+        Parameters
+        ----------
+        labels: the label of each row.
+        most: number of groups at most.
+        counted: bool [rows], the rows that count; None for all. A label that none of them has is no group.
+        """
+        if counted is not None:
+            groups = cls.of(labels.filter(pa.array(counted)), most)
+            codes = np.full(len(labels), -1, np.int16)
+            codes[counted] = groups.codes
+            return replace(groups, codes=codes)
         encoded = pc.dictionary_encode(labels, null_encoding="encode")
         names, indices = encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
         counts = np.bincount(indices, minlength=len(names))
@@ -45,10 +57,6 @@ class LabelGroups:
         place = np.empty(len(names), np.int16)
         place[ranked] = np.minimum(np.arange(len(names)), most)
         return cls([names[one] for one in ranked[:most]], place[indices], max(len(names) - most, 0))
-
-    def without(self, rows: np.ndarray) -> LabelGroups:
-        """Return the same groups, where some rows don't count: `rows`, bool [rows]."""
-        return replace(self, codes=np.where(rows, np.int16(-1), self.codes))
 
     @property
     def counts(self) -> np.ndarray:

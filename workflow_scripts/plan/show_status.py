@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.parquet import read_table
 from workflow_scripts.core.timing import benchmark_of_log
-from workflow_scripts.provenance.verify import is_made_with
+from workflow_scripts.provenance.verify import matches_spec
 from workflow_scripts.report.formatting import duration
 from workflow_scripts.report.results import read_plan
 from workflow_scripts.study.artifacts import artifacts, benchmark_stages
@@ -147,7 +147,7 @@ def seconds_left(plan: StudyPlan, pools: Sequence[PoolStatus]) -> float | None:
     planned = read_plan(plan.results / "plan.json", specs)
     if planned is None:
         return None
-    done = Counter(one.rule for one in artifacts(specs) if is_made_with(one))
+    done = Counter(one.counted_as for one in artifacts(specs) if matches_spec(one))
     # Of temporary results, that the job has run is known.
     done |= Counter(
         stage

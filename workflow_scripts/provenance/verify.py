@@ -112,7 +112,7 @@ def read_made_with(artifact: Artifact) -> Mapping[str, str] | None:
     return entries if "spec" in entries else None
 
 
-def is_made_with(artifact: Artifact) -> bool:
+def matches_spec(artifact: Artifact) -> bool:
     """Return whether an artifact is there, and says that it was made with its `spec`."""
     made_with = read_made_with(artifact)
     return made_with is not None and made_with["spec"] == spec_hash(artifact.spec)

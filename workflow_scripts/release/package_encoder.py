@@ -8,10 +8,10 @@ from pathlib import Path
 import yaml
 
 from workflow_scripts.core.files import atomic_folder
+from workflow_scripts.core.model_contents import SPLIT_FOLDERS
 from workflow_scripts.core.parquet import read_table
 from workflow_scripts.core.stage import run_stage
 from workflow_scripts.encoder.loading import load_encoder
-from workflow_scripts.encoder.model import SPLIT_FOLDERS
 from workflow_scripts.encoder.published_format import save_published
 from workflow_scripts.release.model_card import model_card
 from workflow_scripts.study.config import load_study

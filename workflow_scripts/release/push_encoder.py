@@ -11,15 +11,20 @@ from workflow_scripts.core.hub import HUB_ERRORS, hub_trouble, patiently, short_
 from workflow_scripts.core.progress import say
 from workflow_scripts.core.stage import run_stage
 
-# What an encoder of another view or layout may have left there: loading would prefer its folders to the new files.
-OF_ENCODERS = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+# What an encoder of another view or layout may have left there: loading would prefer it to the new files.
+STALE = [
+    *("prompt/*", "response/*", "1_Pooling/*", "2_Normalize/*", "2_Dense/*", "3_Dense/*"),
+    *("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json", "config.json"),
+    *("model.safetensors", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"),
+]
 
 
 def push_encoder(release: Path, pushed: Path, *, hub: str) -> None:
     """Upload the packaged encoder, and record the commit.
 
-    A repository that doesn't exist is created as a private one, because the card names the sources of the data. Files
-    of a model that lie there and aren't of this one are deleted in the same commit, others are kept.
+    A repository that doesn't exist is created as a private one, because the card names the sources of the data. What
+    an encoder of another view or layout may have left there (`STALE`) is deleted in the same commit; other files are
+    kept.
 
     Parameters
     ----------
@@ -39,7 +44,7 @@ def push_encoder(release: Path, pushed: Path, *, hub: str) -> None:
             folder_path=release,
             commit_message="Encoder",
             ignore_patterns=[".*"],
-            delete_patterns=OF_ENCODERS,
+            delete_patterns=STALE,
         )
 
     try:

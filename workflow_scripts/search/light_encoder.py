@@ -12,11 +12,11 @@ import numpy as np
 from safetensors import safe_open
 from tokenizers import Tokenizer
 
+from workflow_scripts.core.model_contents import SPLIT_FOLDERS
 from workflow_scripts.corpora.templates import EncoderText
 from workflow_scripts.encoder.sentence_modules import SentenceModules
 from workflow_scripts.study.choices import View
 
-SPLIT_FOLDERS = ("prompt", "response")
 # Coefficients of Abramowitz and Stegun 7.1.26; its error is below 1.5e-7.
 _ERF = (0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061405429)
 _ERF_SCALE = 0.3275911

@@ -59,18 +59,29 @@ class Artifact:
     def rule(self) -> str:
         """The job's rule: it has the stage's name, but for base sets, held-back folds, and where an LM scores."""
         rule = self.stage
-        if self.stage == "score_pairs" and "experiments" in self.path.parts:
+        if self.stage == "score_pairs" and self._experiment:
             rule = SCORE_BASE
         elif self.stage == "predict_targets" and self.path.parent.name == "held_back":
             rule = PREDICT_HELD_BACK
         return rule + ("_by_lm" if "unstored" in self.spec else "")
 
     @property
+    def _experiment(self) -> str:
+        """The experiment in whose folder the artifact lies; empty for none."""
+        # Below results/<run>/, whose name may be any.
+        kind, name = (*self.path.parts[2:4], "", "")[:2]
+        return name if kind == "experiments" else ""
+
+    @property
+    def counted_as(self) -> str:
+        """The stage that the job's costs count for: its rule, with the name of the LM where it is a further one."""
+        return self.rule + self.wildcards.get("lm", "")
+
+    @property
     def benchmark(self) -> Path:
         """The job's benchmark file, below `benchmarks/`."""
         if self.rule.startswith(SCORE_BASE):
-            experiment = self.path.parts[self.path.parts.index("experiments") + 1]
-            return Path(SCORE_BASE, experiment, *self.wildcards.values()).with_suffix(".tsv")
+            return Path(SCORE_BASE, self._experiment, *self.wildcards.values()).with_suffix(".tsv")
         return _benchmark(self.rule, self.wildcards)
 
     @property
@@ -104,15 +115,14 @@ def artifacts(specs: StageSpecs) -> Iterator[Artifact]:
 def benchmark_stages(specs: StageSpecs) -> dict[Path, str]:
     """Return the benchmark files of a study's jobs, below `benchmarks/`, and of each the stage that it counts for.
 
-    That is the name of its rule, with that of the LM where it is a further one. Other files that lie there are of jobs
-    of before: of other sizes, or of methods that the study no longer has.
+    Other files that lie there are of earlier jobs: of other sizes, or of methods that the study no longer has.
 
     Parameters
     ----------
     specs: the specs of the study's jobs.
     """
     plan = specs.plan
-    stages = {one.benchmark: one.rule + one.wildcards.get("lm", "") for one in artifacts(specs)}
+    stages = {one.benchmark: one.counted_as for one in artifacts(specs)}
     # Their results are temporary.
     for method in plan.methods_scored(in_parts=True):
         rule = "score_part_by_lm" if plan.method(method).is_unstored else "score_part"

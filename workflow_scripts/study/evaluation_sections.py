@@ -146,7 +146,8 @@ class Release(Section):
     )
     hub: str | None = Field(
         None,
-        description="Hub id to push it to, e.g. `me/my-encoder`; a new repository is a private one. Off if `null`.",
+        description="Hub id to push it to, e.g. `me/my-encoder`; a new repository is a private one. An "
+        "earlier encoder that lies there is replaced, other files are kept. Off if `null`.",
     )
 
 

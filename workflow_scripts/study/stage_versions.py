@@ -56,5 +56,5 @@ STAGE_VERSIONS = {
     "summarize_curation": 1,
     "list_suspects": 1,
     "run_pilot": 3,
-    "write_plan": 6,
+    "write_plan": 7,
 }

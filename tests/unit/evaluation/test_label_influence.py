@@ -241,6 +241,23 @@ def test_means_are_those_of_every_pair_of_row_and_test_but_for_rows_that_equal_a
         assert row.top_share == (1.0 if row.train_label == "sums" and not equal else 0.0)
 
 
+def test_a_label_of_which_every_row_equals_a_test_is_none(files):
+    pool = read_table(files["corpora"][1])
+    # All rows of "maps", the rarest label.
+    hashes = [*pool["hash"].to_pylist()[:80], *(f"asked {row}" for row in range(10))]
+    write_table(files["corpora"][1], pool.set_column(pool.column_names.index("hash"), "hash", pa.array(hashes)))
+    frame = influence(files)
+    assert set(frame["train_label"]) == {"sums", "rhymes", None}
+    assert frame[frame["method"] == "airrep"]["mean_score"].notna().all()
+
+
+def test_a_corpus_of_tests_alone_is_not_compared(files):
+    pool = read_table(files["corpora"][1])
+    hashes = pa.array([f"asked {row % 23}" for row in range(len(pool))])
+    write_table(files["corpora"][1], pool.set_column(pool.column_names.index("hash"), "hash", hashes))
+    assert not len(influence(files))
+
+
 def none(label):
     return label if isinstance(label, str) else None
 

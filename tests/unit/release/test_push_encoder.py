@@ -93,18 +93,18 @@ def test_the_files_of_a_push_arrive_in_a_private_repository(open_hub, release, t
 
 
 def test_a_push_to_a_repository_that_is_there_replaces_its_model_and_keeps_other_files(open_hub, release, tmp_path):
-    # The encoder of before had two folders, or its own projection.
-    left = ["prompt/model.safetensors", "response/config.json", "2_Dense/model.safetensors", "old.txt"]
-    open_hub.commit_files(
-        "me/mine", {"README.md": b"", "LICENSE": b"mine", "a.png": b"", **dict.fromkeys(left, b"old")}
-    )
+    # The earlier encoder had two folders, or a projection of its own.
+    stale = ["prompt/model.safetensors", "response/config.json", "2_Dense/model.safetensors", "special_tokens_map.json"]
+    kept = ["LICENSE", "eval/results.json", "requirements.txt"]
+    there = {"README.md": b"", **dict.fromkeys(stale, b"stale"), **dict.fromkeys(kept, b"mine")}
+    open_hub.commit_files("me/mine", there)
     push_encoder(release, tmp_path / "pushed.json", hub="me/mine")
     assert open_hub.visibility == {}
     files = list(open_hub.commits["me/mine"].values())[-1]
-    assert (files["README.md"], files["LICENSE"]) == ((release / "README.md").read_bytes(), b"mine")
     own = {path.relative_to(release).as_posix() for path in release.rglob("*") if path.is_file()}
-    assert {name for name in files if name not in own} == {"LICENSE", "a.png"} | {".gitattributes"} & files.keys()
-    assert b"old" not in files.values()
+    assert files.keys() - own - {".gitattributes"} == set(kept)
+    assert files["README.md"] == (release / "README.md").read_bytes()
+    assert b"stale" not in files.values()
 
 
 @pytest.mark.parametrize(

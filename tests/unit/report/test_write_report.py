@@ -243,7 +243,7 @@ def test_a_study_without_lds_shows_its_explorer_and_claims_nothing(tmp_path):
 
 def test_report_without_a_plan_says_how_to_make_one(tmp_path):
     words = written(tmp_path, change={"plan": str(tmp_path / "absent")}).words
-    assert "There was no plan: make plan makes one, before a run." in words
+    assert "There was no plan of this study as it is: make plan makes one, before a run." in words
     assert "finetune_shard 3 6 min 41 s 80 %" in words
 
 

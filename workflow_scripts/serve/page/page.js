@@ -140,11 +140,12 @@
     const strongest = Math.max(...scores, 0);
     const several = new Set(answer.examples.map((one) => one.source_file)).size > 1;
     const words = field.mark.checked ? wordsOf(answer) : new Set();
-    const signs = field.sign.value === "both" ? SIGNS : [field.sign.value];
+    const { file, wishes } = state.question;
+    const signs = wishes.sign === "both" ? SIGNS : [wishes.sign];
     const rows = answer.examples.reduce((sum, one) => sum + 1 + one.same.length, 0);
     const cards = answer.examples.length;
     byId("summary").textContent = `${plural(cards, "example")}${rows > cards ? `, ${number(rows)} rows with those that say the same` : ""}${answer.query_contrast === null ? "" : "; scores are for the answer minus those for the other one"}.`;
-    byId("query").hidden = !state.file;
+    byId("query").hidden = !file;
     byId("query").replaceChildren(passage("Prompt", answer.query_prompt, 0, new Set()), passage("Answer", answer.query_response, 0, new Set()));
     byId("lists").replaceChildren(...signs.map((sign) => list(sign, answer, strongest, several, words)));
   }
@@ -248,7 +249,7 @@
     });
   for (const id of ["sign", "label", "top", "least", "fold"]) field[id].addEventListener("change", show);
   field.mark.addEventListener("change", () => state.answers && showAnswer());
-  field.queries.addEventListener("change", showAnswer);
+  field.queries.addEventListener("change", () => state.answers && showAnswer());
   field.file.addEventListener("change", () => field.file.files.length && chooseFile(field.file.files[0]));
   byId("no-file").addEventListener("click", () => chooseFile(null));
   for (const format of ["csv", "json"]) byId(format).addEventListener("click", () => download(format));
