@@ -111,7 +111,7 @@ class EvaluationResult:
     ceiling: noise ceiling of the LDS.
     seed_agreement: correlation of two runs on the same subsets.
     rows: LDS of every method and pooling, best first.
-    main: the row of AirRep with the pooling that it was trained with; None if there is none.
+    main: the trained encoder's row, which the others are compared with; None if there is none.
     """
 
     name: str
