@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -71,7 +72,9 @@ class FinishedRuns:
         """
         self.tables[run] = table
         if is_rank_zero():
-            write_table(self.folder / f"{'_'.join(map(str, run))}.parquet", table, key=self.key)
+            # Another process with the same job may publish it meanwhile, and delete the folder.
+            with contextlib.suppress(FileNotFoundError):
+                write_table(self.folder / f"{'_'.join(map(str, run))}.parquet", table, key=self.key)
 
     def publish(self, runs: Sequence[Run], schema: pa.Schema) -> None:
         """Write all `runs` in this order to the file `losses` and delete the single files.

@@ -1,5 +1,6 @@
 """The cut into blocks, a kill and a growth change no number."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -178,3 +179,18 @@ def test_a_finished_run_that_measured_nothing_is_done_again(tmp_path):
     losses = tmp_path / "block.parquet"
     FinishedRuns(losses, "key", names).add((0, 0, 0), pa.table({name: pa.array([], pa.int32()) for name in names}))
     assert (0, 0, 0) not in FinishedRuns(losses, "key", names)
+
+
+def test_another_process_that_publishes_the_block_meanwhile_ends_nothing(tiny, tmp_path, straight, monkeypatch):
+    """It deletes the folder of single runs while one of them is written there."""
+    deleted = []
+
+    def publish(descriptor):
+        for folder in tmp_path.glob(".block.*.runs"):
+            shutil.rmtree(folder)
+            deleted.append(folder)
+
+    monkeypatch.setattr("workflow_scripts.core.files.os.fsync", publish)
+    path = tiny.block(tmp_path / "block.parquet")
+    assert len(deleted) == 6
+    assert read_table(path).equals(straight)
