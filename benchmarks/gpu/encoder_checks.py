@@ -173,6 +173,14 @@ def scores(case: Case, device: torch.device) -> None:
         # Scores that are equal to rounding may change places.
         same = float((own_ids == ids_there).mean())
         case.check(f"share of the same top examples of {precision}", same, 0.995, at_least=True)
+    torch.use_deterministic_algorithms(True)
+    try:
+        one, other = (score_on_device(tiles, queries, top, membership, device, here.weighting) for _ in range(2))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    case.check(
+        "two deterministic passes, group sums", float(np.abs(one.sums.weighted - other.sums.weighted).max()), 0.0
+    )
 
 
 # Cosines of unit vectors may be this far apart; an inverse of AdamW's or Fisher's estimates makes more of rounding.

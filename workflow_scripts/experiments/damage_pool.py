@@ -72,6 +72,11 @@ def damage_pool(
     _refuse_seen_rows(train, trained_on)
     table = read_table(train, ["label", "response"])
     is_test = equals_a_test(train, test, read_tests(validation))
+    if is_test.all():
+        raise StudyError(
+            f"experiments.detection: every row of {train} equals one of the trusted tests, so none can be damaged. "
+            "Name an evaluation with another pool."
+        )
     rng = generator(seed, "detection", "damage")
     draw = _Draw(table["label"].to_pylist(), table["response"].to_pylist(), is_test, rng)
     number = max(round(share * table.num_rows), 2)

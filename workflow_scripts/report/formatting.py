@@ -49,7 +49,7 @@ def duration(seconds: float | None) -> str:
     """Return seconds in a readable unit, from ms to h; missing ones as a dash."""
     if seconds is None or math.isnan(seconds):
         return ABSENT
-    # What rounds to 0.1 s is told in seconds.
+    # What rounds to 0.1 s is shown in seconds.
     if seconds < 0.0995:
         return f"{1000 * seconds:.2g} ms" if seconds else "0 s"
     if seconds < 60:

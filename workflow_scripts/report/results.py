@@ -357,7 +357,7 @@ def _points(values: pd.Series) -> list[tuple[int, float]]:
 def gather_costs(benchmarks: Path, plan: Path, study: Study) -> RunCost:
     """Return the time and memory of each stage's jobs, beside the expected time.
 
-    Stages that the plan doesn't cover have no expected time, and none has one where the plan is that of other values.
+    Stages that the plan doesn't cover have no expected time. A plan that was made for other values counts as none.
 
     Parameters
     ----------
@@ -404,7 +404,7 @@ def _start_up_seconds(benchmark: Path) -> float:
 
 
 def read_plan(path: Path, specs: StageSpecs) -> dict[str, Any] | None:
-    """Return a plan that `write_plan` wrote; None if there is none, or if it is that of other values.
+    """Return a plan that `write_plan` wrote; None if there is none, or if it was made for other values.
 
     Parameters
     ----------

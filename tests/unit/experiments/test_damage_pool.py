@@ -121,6 +121,11 @@ def test_a_row_that_equals_a_trusted_test_is_left_alone(tmp_path):
     assert not set(damage(tmp_path, rows(), tests=tests)[2]) & set(tests)
 
 
+def test_a_pool_of_tests_alone_is_refused(tmp_path):
+    with pytest.raises(StudyError, match=r"every row of .*pool\.parquet equals one of the trusted tests"):
+        damage(tmp_path, rows(), tests=range(60))
+
+
 def test_a_pool_that_a_model_is_trained_on_is_refused(tmp_path, capsys):
     def corpus(name, listed):
         return read_corpus(str(write_lines(tmp_path / f"{name}.jsonl", listed)), tmp_path / f"{name}.parquet")

@@ -126,13 +126,3 @@ def test_nothing_is_computed_in_tf32(monkeypatch):
     finally:
         torch.set_float32_matmul_precision("highest")
     assert set(seen) == {"highest"}
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="on a CPU torch refuses none of the operations concerned")
-def test_deterministic_algorithms_are_all_that_is_used():
-    examples, queries, membership = study(3)
-    torch.use_deterministic_algorithms(True)
-    try:
-        score_on_device(tiles(examples, 50), queries, TOP, membership, torch.device("cuda"), Weighting())
-    finally:
-        torch.use_deterministic_algorithms(False)
