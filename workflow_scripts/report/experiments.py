@@ -14,7 +14,7 @@ import pandas as pd
 from workflow_scripts.core.frames import read_frame, rows_of
 from workflow_scripts.report.charts import Axis, Tick, linear_axis
 from workflow_scripts.report.formatting import count, decimal, duration, interval
-from workflow_scripts.report.results import MAIN_METHOD, method_name
+from workflow_scripts.report.results import method_name
 
 RANDOM_NAMES = {
     "random_removal": "Random examples",
@@ -42,11 +42,11 @@ RANKINGS = {
 class Row:
     """One method's value with its interval; `note` is a remark on it."""
 
+    method: str
     name: str
     value: float
     low: float | None
     high: float | None
-    main: bool
     note: str = ""
 
 
@@ -66,11 +66,11 @@ class ResultTable:
 class Line:
     """A method's line in a figure: SVG points, and the position of its name in percent."""
 
+    method: str
     name: str
     points: str
     x: float
     y: float
-    main: bool
 
 
 @dataclass(frozen=True)
@@ -95,14 +95,17 @@ class Experiment:
     figures: list[Figure] = field(default_factory=list)
 
 
-def gather_experiments(tables: Sequence[Path]) -> list[Experiment]:
-    """Return the experiments of these tables, `evaluation/<name>.parquet`; a table without rows is left out."""
+def gather_experiments(tables: Sequence[Path], main: str) -> list[Experiment]:
+    """Return the experiments of these tables, `evaluation/<name>.parquet`; a table without rows is left out.
+
+    `main` is the method that stands for the study where one figure shows one trained encoder.
+    """
     makers: dict[str, Callable[[pd.DataFrame], Experiment]] = {
         "loo": _leave_out,
         "removal": _removal,
         "selection": _selection,
         "classification": _classification,
-        "amortisation": _amortisation,
+        "amortisation": lambda rows: _amortisation(rows, main),
         "transfer": _transfer,
         "curated_data": _curated_data,
         "detection": _detection,
@@ -113,10 +116,6 @@ def gather_experiments(tables: Sequence[Path]) -> list[Experiment]:
 
 def _name(method: str) -> str:
     return RANDOM_NAMES.get(method) or method_name(method)
-
-
-def _is_main(method: str) -> bool:
-    return method == MAIN_METHOD
 
 
 def _table(
@@ -132,7 +131,7 @@ def _table(
 ) -> ResultTable:
     rows = rows.sort_values(value, ascending=lowest_first, kind="stable")
     made = [
-        Row(_name(row.method), getattr(row, value), row.ci_low, row.ci_high, _is_main(row.method), note(row))
+        Row(row.method, _name(row.method), getattr(row, value), row.ci_low, row.ci_high, note(row))
         for row in rows_of(rows)
     ]
     known = rows[[value, "ci_low", "ci_high"]].to_numpy()
@@ -223,18 +222,16 @@ def _classification(rows: pd.DataFrame) -> Experiment:
     return Experiment("Data classification", question, tables=tables)
 
 
-def _amortisation(rows: pd.DataFrame) -> Experiment:
-    methods = rows["method"].unique()
-    main = MAIN_METHOD if MAIN_METHOD in methods else methods[0]
+def _amortisation(rows: pd.DataFrame, main: str) -> Experiment:
     rows = rows[rows["method"] == main]
     sentences = [_overtakes(row) for row in rows.itertuples()]
     if whole := int(rows["jobs_with_start_up"].max()):
         sentences.append(
             f"{count(whole)} jobs ran before jobs recorded their start-up, so it is among the seconds paid once."
         )
-    first = rows.iloc[0]
+    first: Any = rows.iloc[0]
     costs = {main: (first["fixed_seconds"], first["seconds_per_example"])} | {
-        row.rival: (row.rival_fixed_seconds, row.rival_seconds_per_example) for row in rows.itertuples()
+        row.rival: (row.rival_fixed_seconds, row.rival_seconds_per_example) for row in rows_of(rows)
     }
     met = rows["crossover_examples"].dropna()
     last = math.ceil(math.log10(max([*met, 1e5]))) + 1
@@ -339,7 +336,7 @@ def _figure(title: str, x_title: str, lines: dict[str, list[tuple[float, float]]
         placed = [(x_place(x), round(100 - y_place(y), 2)) for x, y in sorted(line) if y > 0 or not logarithmic]
         if placed:
             text = " ".join(f"{x},{y}" for x, y in placed)
-            made.append(Line(_name(method), text, *placed[-1], main=_is_main(method)))
+            made.append(Line(method, _name(method), text, *placed[-1]))
     return Figure(title, x_title, x_ticks, y_ticks, made)
 
 

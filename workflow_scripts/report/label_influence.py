@@ -15,7 +15,7 @@ from workflow_scripts.core.frames import read_frame, rows_of
 from workflow_scripts.report.charts import linear_axis
 from workflow_scripts.report.experiments import ResultTable, Row
 from workflow_scripts.report.formatting import count, decimal, share
-from workflow_scripts.report.results import MAIN_METHOD, method_name
+from workflow_scripts.report.results import method_name
 
 NO_LABEL = "no label"
 MEASURED = "Measured by fine-tuning"
@@ -81,24 +81,25 @@ class LabelInfluence:
     agreements: list[ResultTable]
 
 
-def gather_label_influence(influence: Path, agreements: Path) -> list[LabelInfluence]:
+def gather_label_influence(influence: Path, agreements: Path, main: str) -> list[LabelInfluence]:
     """Return the section's content for each evaluation whose training rows have labels, in the order of the tables.
 
     Parameters
     ----------
     influence: table that `evaluate_label_influence` wrote.
     agreements: its table of agreements with the measured matrix.
+    main: method whose maps are shown first; where it isn't in the tables, another.
     """
     rows, agreed = read_frame(influence), read_frame(agreements)
     return [
-        _of_evaluation(str(name), of_one, agreed[agreed["evaluation"] == name])
+        _of_evaluation(str(name), of_one, agreed[agreed["evaluation"] == name], main)
         for name, of_one in rows.groupby("evaluation", sort=False)
     ]
 
 
-def _of_evaluation(name: str, rows: pd.DataFrame, agreed: pd.DataFrame) -> LabelInfluence:
+def _of_evaluation(name: str, rows: pd.DataFrame, agreed: pd.DataFrame, main: str) -> LabelInfluence:
     methods = list(dict.fromkeys(rows["method"]))
-    main = MAIN_METHOD if MAIN_METHOD in methods else methods[0]
+    main = main if main in methods else methods[0]
     of_method = {method: rows[rows["method"] == method] for method in methods}
     first = of_method[main]
     has_measured = bool(first["measured"].notna().any())
@@ -199,8 +200,5 @@ def _table(title: str, rows: pd.DataFrame) -> ResultTable:
     ceiling = next(iter(rows["ceiling"].dropna()), None)
     values = rows[["agreement", "ci_low", "ci_high"]].to_numpy()
     shown: Sequence[float] = [0.0, ceiling or 0.0, *values[np.isfinite(values)]]
-    made = [
-        Row(method_name(row.method), row.agreement, row.ci_low, row.ci_high, row.method == MAIN_METHOD)
-        for row in rows_of(rows)
-    ]
+    made = [Row(row.method, method_name(row.method), row.agreement, row.ci_low, row.ci_high) for row in rows_of(rows)]
     return ResultTable(title, "Rank correlation", 2, linear_axis(min(shown), max(shown)), made, ceiling)

@@ -49,7 +49,6 @@ METHOD_NAMES = {
     "length": "Length only",
     "random": "Random",
 }
-MAIN_METHOD = "airrep"
 # What a method costs for each new corpus, and what it costs once.
 PER_CORPUS, ONCE = ("embedding", "scoring"), ("fitting", "warmup")
 COST_PARTS = (*PER_CORPUS, *ONCE)

@@ -32,6 +32,7 @@ from workflow_scripts.report.results import (
     gather_training,
 )
 from workflow_scripts.study.config import Study, load_study
+from workflow_scripts.study.plan import StudyPlan
 
 EXPLORER_BYTES = 14_500_000
 NOT_MEASURED = pa.table({"not measured in this study": pa.array([], pa.string())})
@@ -126,6 +127,7 @@ def write_report(
         largest_bytes=EXPLORER_BYTES,
     )
     costs = gather_costs(Path(benchmarks), Path(plan), study)
+    main = StudyPlan(study).main_method()
     page = _render(
         study=study,
         config_text=config.read_text(encoding="utf-8"),
@@ -142,8 +144,9 @@ def write_report(
         curves=report_charts.training_curves(*gather_training(training)) if training else [],
         costs=costs,
         profiles=gather_profiles(corpora, rejected, tokens, rejected_tokens, study),
-        labels=gather_label_influence(influence, agreements),
-        experiments=gather_experiments(experiments),
+        main=main,
+        labels=gather_label_influence(influence, agreements, main),
+        experiments=gather_experiments(experiments, main),
         explorer_shown=bool(explorer["evaluations"]),
         explorer=Markup(json_for_html(explorer)),
         asked={"characters": characters, "examples": examples},

@@ -49,7 +49,7 @@ STAGE_VERSIONS = {
     "score_harm": 1,
     "measure_losses": 1,
     "evaluate_detection": 1,
-    "write_report": 9,
+    "write_report": 10,
     "select_examples": 1,
     "write_curated": 1,
     "drop_rows": 1,

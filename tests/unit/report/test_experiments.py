@@ -92,7 +92,7 @@ def experiments(tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluation")
     for name, rows in TABLES.items():
         write_table(folder / f"{name}.parquet", pa.Table.from_pylist(rows))
-    return {one.title: one for one in gather_experiments([folder / f"{name}.parquet" for name in TABLES])}
+    return {one.title: one for one in gather_experiments([folder / f"{name}.parquet" for name in TABLES], "airrep")}
 
 
 def test_rows_stand_best_first_and_variants_and_random_ones_have_names(experiments):
@@ -114,7 +114,7 @@ def test_rows_stand_best_first_and_variants_and_random_ones_have_names(experimen
 def test_removal_lines_begin_at_nothing_removed(experiments):
     (figure,) = experiments["Removal curve"].figures
     main, random = figure.lines
-    assert (main.name, main.main, random.name) == ("AirRep", True, "Random examples")
+    assert (main.name, main.method, random.name) == ("AirRep", "airrep", "Random examples")
     assert main.points.split()[0] == "0.0,100.0"
     assert main.points.split()[-1] == "100.0,0.0"  # 4 removed, a rise of 0.4: the ends of both axes
 
@@ -146,9 +146,9 @@ def test_a_value_that_is_not_known_stands_last(tmp_path):
     rows = [value("full_data", "f1", 0.6), value("airrep", "f1", 0.5), value("random_selection", "f1", 0.4)]
     rows[0] |= {"value": None, "ci_low": None, "ci_high": None}  # all of its runs diverged
     write_table(tmp_path / "selection.parquet", pa.Table.from_pylist([*rows, value("airrep", "loss", 1.0)]))
-    (experiment,) = gather_experiments([tmp_path / "selection.parquet"])
+    (experiment,) = gather_experiments([tmp_path / "selection.parquet"], "airrep")
     assert [row.name for row in experiment.tables[0].rows] == ["AirRep", "Random examples", "All data"]
 
 
 def test_a_study_without_experiments_has_no_section():
-    assert gather_experiments([]) == []
+    assert gather_experiments([], "airrep") == []

@@ -32,11 +32,11 @@ ROWS = [
 ]
 
 
-def gathered(folder, rows, agreements=()):
+def gathered(folder, rows, agreements=(), main="airrep"):
     paths = [folder / "influence.parquet", folder / "agreements.parquet"]
     write_table(paths[0], pa.Table.from_pylist(rows, SCHEMA))
     write_table(paths[1], pa.Table.from_pylist(list(agreements), AGREEMENT_SCHEMA))
-    return gather_label_influence(*paths)
+    return gather_label_influence(*paths, main)
 
 
 def test_cells_have_values_of_two_digits_and_the_colour_of_their_sign(tmp_path):
@@ -98,10 +98,12 @@ def test_airrep_comes_first_and_agreements_the_best_first(tmp_path):
     assert one.maps[1].title == "Predicted by AirRep"
     assert [name for name, _ in one.others] == ["TF-IDF"]
     (table,) = one.agreements
-    assert [(made.name, made.value, made.main) for made in table.rows] == [
-        ("AirRep", 0.6, True),
-        ("TF-IDF", 0.2, False),
+    assert [(made.method, made.name, made.value) for made in table.rows] == [
+        ("airrep", "AirRep", 0.6),
+        ("tfidf", "TF-IDF", 0.2),
     ]
+    (other,) = gathered(tmp_path, rows, agreements, main="tfidf")
+    assert (other.maps[1].title, [name for name, _ in other.others]) == ("Predicted by TF-IDF", ["AirRep"])
     assert table.ceiling == 0.9
 
 
