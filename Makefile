@@ -18,16 +18,24 @@ endif
 
 .PHONY: run fetch plan status verify serve smoke test test-long test-models test-faults test-load audit lint slurm-test gpu-test bench clean
 
+# Snakemake names a missing config in a traceback.
+define CONFIG_EXISTS
+@test -f "$(CONFIG)" || { echo "there is no config $(CONFIG); write CONFIG= and the path of a study's YAML file" >&2; exit 1; }
+endef
+
 run: $(VENV)/.installed
+	$(CONFIG_EXISTS)
 	$(BIN)/snakemake --cores $(CORES) --configfile $(CONFIG)
 	@$(BIN)/python -m workflow_scripts.report.show_results $(CONFIG)
 
 # All that a study reads from the hub, for nodes without a network.
 fetch: $(VENV)/.installed
+	$(CONFIG_EXISTS)
 	$(BIN)/snakemake fetch --cores $(CORES) --configfile $(CONFIG)
 
 # What a study will cost, before it runs: CONFIG=configs/....yaml.
 plan: $(VENV)/.installed
+	$(CONFIG_EXISTS)
 	@$(BIN)/snakemake plan --cores $(CORES) --configfile $(CONFIG)
 
 # How far a study is, from its files alone.

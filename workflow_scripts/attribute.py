@@ -163,9 +163,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("--format parquet needs --output FILE")
     if given.output and not given.output.parent.is_dir():
         parser.error(f"--output {given.output}: there is no folder {given.output.parent}; make it, or name another one")
-    if given.response and not given.query:
+    if given.output and given.output.is_dir():
+        parser.error(f"--output {given.output} is a folder; name a file in it")
+    if given.response and given.query is None:
         parser.error("--response belongs to --query; a file of --queries has its own responses")
-    if given.contrast is not None and not (given.query and given.response):
+    if given.contrast is not None and (given.query is None or not given.response):
         parser.error("--contrast belongs to --query and --response")
     if given.by and given.min_score is not None:
         parser.error("--min-score chooses examples, and --by counts all of them; leave one of the two out")

@@ -143,6 +143,16 @@ def key_twice() -> None:
     read_config(path)
 
 
+def file_of(content: bytes) -> Callable[[], object]:
+    def read() -> None:
+        path = Path("configs/mine.yaml")
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+        read_config(path)
+
+    return read
+
+
 CONFIG = section_of(
     "The config",
     {
@@ -151,7 +161,11 @@ CONFIG = section_of(
         "a key that stands twice": key_twice,
         "a missing key": config_without("targets.folds"),
         "a missing section": config_without("evaluations"),
-        "an empty file": lambda: load_study({}, origin="configs/mine.yaml"),
+        "an empty file": file_of(b""),
+        "a list": file_of(b"- run: mine\n"),
+        "a bracket that nothing closes": file_of(b"run: mine\ntargets: {folds: 4\n"),
+        "a file that isn't UTF-8": file_of("run: größe".encode("latin-1")),
+        "no key of a study": lambda: load_study({}, origin="configs/mine.yaml"),
         "a number below the smallest": config_with("targets.folds", 0),
         "a share above 1": config_with("finetuning.max_diverged_share", 5),
         "a number with a thousands separator": config_with("encoder_training.steps", "2,000"),
@@ -190,6 +204,26 @@ CONFIG = section_of(
         ),
         "a selection of the name of random rows": config_with(
             "curation.random_selection", {"evaluation": "heldout", "size": 10}
+        ),
+        "a corpus that the study itself writes": config_with(
+            "corpora.pool.source", "results/smoke/corpora/pool.parquet"
+        ),
+        "an encoder that the study itself writes": config_with("encoder.model", "results/smoke/encoder"),
+        "a reviewed list that the study itself writes": config_with(
+            "curation.helpful",
+            {
+                "evaluation": "heldout",
+                "size": 10,
+                "rule": "most_harmful",
+                "drop": "results/smoke/curation/helpful/review.jsonl",
+            },
+        ),
+        "no pooling": config_with("scoring.poolings", {"tfidf": []}),
+        "a sentence encoder of the name of other results": config_with(
+            "scoring.sentence_encoders", {"gte-tests": "thenlper/gte-small"}
+        ),
+        "a number of processes of one encoder": config_with(
+            "encoder_variants", {"long": {"encoder_training": {"processes": 4}}}
         ),
         "a pooling that two subsets can't choose": two_subsets_choose("poolings", {"tfidf": ["mean", "chosen"]}),
         "a selection by a rule that isn't there": config_with("curation.helpful.rule", "best"),

@@ -202,7 +202,7 @@ def own_gpus(count: int, gpus: Sequence[str], folder: Path | None = None) -> Ite
 
     Raises
     ------
-    StudyError: `count` exceeds the number of `gpus`.
+    StudyError: `count` exceeds the number of `gpus`, or the folder belongs to somebody else.
     """
     if count > len(gpus):
         raise StudyError(
@@ -210,7 +210,13 @@ def own_gpus(count: int, gpus: Sequence[str], folder: Path | None = None) -> Ite
             f"--resources gpu={len(gpus)}, or lower the rule's `gpu`."
         )
     folder = folder or Path(tempfile.gettempdir()) / f"airrep-gpus-{os.getuid()}"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # In a folder of everybody's, another user may have made it first.
+    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+        raise StudyError(
+            f"{folder}, where jobs lock their GPUs, belongs to another user. Have it removed, or set TMPDIR to "
+            "a folder of yours."
+        )
     held: dict[str, IO[str]] = {}
     locks = {gpu: folder / f"{lock_name(gpu)}.lock" for gpu in gpus}
     try:
@@ -242,7 +248,7 @@ def lock_name(gpu: str, environment: Mapping[str, str] = os.environ) -> str:
 
 
 def _try_lock(path: Path) -> IO[str] | None:
-    file = open(path, "w")  # noqa: SIM115
+    file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600), "r+")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -2,8 +2,10 @@
 
 import numpy as np
 
-RANDOM = "random_removal"
-WHOLE = "whole"
+from workflow_scripts.study.choices import RANDOM_REMOVAL, WHOLE_BASE
+
+RANDOM = RANDOM_REMOVAL
+WHOLE = WHOLE_BASE
 
 
 def most_helpful(example_ids: np.ndarray, scores: np.ndarray) -> np.ndarray:

@@ -7,10 +7,10 @@ import pandas as pd
 
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.frames import read_frame
-from workflow_scripts.study.choices import RANDOM_SELECTION
+from workflow_scripts.study.choices import FULL_DATA, RANDOM_SELECTION
 
 RANDOM = RANDOM_SELECTION
-FULL = "full_data"
+FULL = FULL_DATA
 
 
 def group_by_task(corpus: Path, test_ids: np.ndarray, tasks: int | None) -> dict[str, np.ndarray]:

@@ -4,10 +4,11 @@ Run: python -m workflow_scripts.plan.show_status [CONFIG]
 """
 
 import argparse
+import contextlib
 import re
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -22,7 +23,7 @@ from workflow_scripts.core.timing import benchmark_of_log
 from workflow_scripts.provenance.verify import matches_spec
 from workflow_scripts.report.formatting import duration
 from workflow_scripts.report.results import read_plan
-from workflow_scripts.study.artifacts import artifacts, benchmark_stages
+from workflow_scripts.study.artifacts import Artifact, artifacts, benchmark_stages
 from workflow_scripts.study.config_files import read_study
 from workflow_scripts.study.plan import StudyPlan
 from workflow_scripts.study.specs import StageSpecs
@@ -73,37 +74,49 @@ class JobStatus:
     said: str
 
 
-def pool_status(plan: StudyPlan, pool: str, now: float) -> PoolStatus:
+def pool_status(plan: StudyPlan, pool: str, now: float, blocks: Sequence[Artifact]) -> PoolStatus:
     """Return the progress of a pool's fine-tuning, including the runs of unfinished jobs.
+
+    Results of other values don't count.
 
     Parameters
     ----------
     plan: what the study runs.
     pool: name of the pool.
     now: the time, in seconds since the epoch.
+    blocks: what the pool's jobs write.
     """
     folds, subsets, seeds = plan.runs(pool)
     measured = plan.measured_examples(pool)
-    folder = plan.results / "targets" / pool
     finished = diverged = at_work = 0
     rate = 0.0
-    for block in plan.blocks(pool):
-        whole = folder / f"{block}.parquet"
-        if whole.exists():
+    for block in blocks:
+        whole = block.path
+        if matches_spec(block):
             # `tests: null`: how many there are is known from the first losses on.
             measured = measured or len(pc.unique(read_table(whole, ["example_id"])["example_id"]))
             finished += pq.read_metadata(whole).num_rows // measured
             diverged += pc.sum(pc.equal(read_table(whole, ["status"])["status"], "diverged")).as_py() // measured
             continue
-        singles = sorted(folder.glob(f".{block}.*.runs/*.parquet"), key=lambda path: path.stat().st_mtime)
-        finished += len(singles)
-        if singles and now - singles[-1].stat().st_mtime < RECENT_SECONDS:
+        times = _times_of_runs(whole)
+        finished += len(times)
+        if times and now - times[-1] < RECENT_SECONDS:
             at_work += 1
-            took = singles[-1].stat().st_mtime - singles[0].stat().st_mtime
-            rate += (len(singles) - 1) / took if took > 0 else 0.0
+            took = times[-1] - times[0]
+            rate += (len(times) - 1) / took if took > 0 else 0.0
     runs = folds * subsets * seeds
     left = (runs - finished) / rate if rate else None
     return PoolStatus(pool, runs, finished, diverged, at_work, left, measured)
+
+
+def _times_of_runs(block: Path) -> list[float]:
+    """Return when each run of an unfinished job was written, sorted; of jobs with other values, the last one counts."""
+    of_jobs: dict[Path, list[float]] = defaultdict(list)
+    for path in block.parent.glob(f".{block.stem}.*.runs/*.parquet"):
+        # The job may finish meanwhile, and then deletes them.
+        with contextlib.suppress(FileNotFoundError):
+            of_jobs[path.parent].append(path.stat().st_mtime)
+    return sorted(max(of_jobs.values(), key=max, default=[]))
 
 
 def unfinished_jobs(plan: StudyPlan, now: float) -> Iterator[JobStatus]:
@@ -173,13 +186,17 @@ def status_text(plan: StudyPlan, now: float) -> str:
     now: the time, in seconds since the epoch.
     """
     results = plan.results
-    pools = [pool_status(plan, pool, now) for pool in plan.pools]
+    found = {one.path: one for one in artifacts(StageSpecs(plan))}
+    folders = {pool: results / "targets" / pool for pool in plan.pools}
+    blocks = {pool: [one for path, one in found.items() if path.parent == folders[pool]] for pool in plan.pools}
+    pools = [pool_status(plan, pool, now, blocks[pool]) for pool in plan.pools]
     lines = [f"Study {plan.study.run}: {results}"]
     if pools:
         heading = f"  {'pool':<16}{'runs done':>16}{'targets done':>28}{'diverged':>10}{'jobs at work':>14}  time left"
         lines += [heading, *map(_pool_line, pools)]
-    for name, path in _milestones(plan).items():
-        lines.append(f"  {name:<16}{'there: ' + str(path) if path.exists() else 'not yet':>16}")
+    for name, (path, artifact) in _milestones(plan).items():
+        is_there = f"there: {path}" if matches_spec(found[artifact]) else f"of other values: {path}"
+        lines.append(f"  {name:<16}{is_there if path.exists() else 'not yet':>16}")
     jobs = list(unfinished_jobs(plan, now))
     for state in ("failed", "stopped", "at work"):
         of_state = [job for job in jobs if job.state == state]
@@ -187,7 +204,7 @@ def status_text(plan: StudyPlan, now: float) -> str:
         lines += [f"  {job.job}: {job.said[:SHOWN_CHARACTERS]}" for job in of_state[:JOBS_SHOWN]]
         lines += [f"  and {len(of_state) - JOBS_SHOWN} more"] if len(of_state) > JOBS_SHOWN else []
     left = seconds_left(plan, pools)
-    if (results / "report.html").exists() and not jobs and all(pool.finished >= pool.runs for pool in pools):
+    if not jobs and all(map(matches_spec, found.values())):
         lines.append("Time left: none, all is done")
     elif left is None:
         lines.append("Time left: unknown without a plan (make plan)")
@@ -196,15 +213,19 @@ def status_text(plan: StudyPlan, now: float) -> str:
     return "\n".join(lines)
 
 
-def _milestones(plan: StudyPlan) -> dict[str, Path]:
-    """Return the main results of this study; without targets or an LDS, those are not among them."""
+def _milestones(plan: StudyPlan) -> dict[str, tuple[Path, Path]]:
+    """Return the main results of this study, and of each the artifact that says what it was made with.
+
+    Without targets or an LDS, those are not among them.
+    """
+    encoder = "encoder.log.parquet" if plan.study.targets else "encoder"
     ends = [
-        ("targets", "targets/train.parquet", plan.study.targets),
-        ("encoder", "encoder", plan.study.targets or plan.trained_methods()),
-        ("LDS", "evaluation/lds.parquet", plan.lds_evaluations),
-        ("report", "report.html", True),
+        ("targets", "targets/train.parquet", "targets/train.parquet", plan.study.targets),
+        ("encoder", "encoder", encoder, plan.study.targets or plan.trained_methods()),
+        ("LDS", "evaluation/lds.parquet", "evaluation/lds.parquet", plan.lds_evaluations),
+        ("report", "report.html", "report.html", True),
     ]
-    return {name: plan.results / path for name, path, is_made in ends if is_made}
+    return {name: (plan.results / path, plan.results / artifact) for name, path, artifact, is_made in ends if is_made}
 
 
 def _pool_line(status: PoolStatus) -> str:

@@ -11,6 +11,7 @@ from workflow_scripts.core.files import atomic_path
 from workflow_scripts.core.parquet import spec_hash
 from workflow_scripts.core.stage import run_stage
 from workflow_scripts.study.break_even import break_even
+from workflow_scripts.study.choices import SMALLEST_NUMBER_OF_SUBSETS
 from workflow_scripts.study.config import Study, load_study
 from workflow_scripts.study.costs import (
     Concurrency,
@@ -92,9 +93,13 @@ def _cheaper(study: Study, pilot: Pilot, concurrency: Concurrency) -> Iterator[d
             }
     if not StudyPlan(study).lds_evaluations:
         return
+    least = SMALLEST_NUMBER_OF_SUBSETS
     halved = {
-        name: one.model_copy(update={"subsets": math.ceil(one.subsets / 2)}) for name, one in study.evaluations.items()
+        name: one.model_copy(update={"subsets": min(one.subsets, max(math.ceil(one.subsets / 2), least))})
+        for name, one in study.evaluations.items()
     }
+    if halved == study.evaluations:
+        return
     changed = study.model_copy(update={"evaluations": halved})
     yield {
         "setting": "evaluations: half of the subsets",

@@ -113,9 +113,11 @@ def read_made_with(artifact: Artifact) -> Mapping[str, str] | None:
 
 
 def matches_spec(artifact: Artifact) -> bool:
-    """Return whether an artifact is there, and says that it was made with its `spec`."""
+    """Return whether an artifact is there and doesn't say that it was made with another spec than its `spec`."""
     made_with = read_made_with(artifact)
-    return made_with is not None and made_with["spec"] == spec_hash(artifact.spec)
+    if made_with is None:
+        return artifact.path.exists()
+    return made_with["spec"] == spec_hash(artifact.spec)
 
 
 def refuse_mixed_results(found: Sequence[Artifact], results: Path, config: str, forced: Collection[str] = ()) -> None:

@@ -12,5 +12,7 @@ WEIGHING: frozenset[Pooling] = frozenset({"attention", "signed", "chosen"})
 View = Literal["joint", "split"]
 # A correlation over fewer subsets is 1 or -1.
 SMALLEST_NUMBER_OF_SUBSETS = 3
-# What tables of experiments call random rows.
-RANDOM_SELECTION = "random_selection"
+# What tables of experiments call rows that are no method's.
+RANDOM_SELECTION, RANDOM_REMOVAL, FULL_DATA, WHOLE_BASE = "random_selection", "random_removal", "full_data", "whole"
+BASE_LM, WARM_LM = "base_lm", "warm_lm"
+NO_METHODS = frozenset({RANDOM_SELECTION, RANDOM_REMOVAL, FULL_DATA, WHOLE_BASE, BASE_LM, WARM_LM})

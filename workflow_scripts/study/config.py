@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.tracking import TrackerName
-from workflow_scripts.study.choices import RANDOM_SELECTION, SMALLEST_NUMBER_OF_SUBSETS
+from workflow_scripts.study.choices import NO_METHODS, SMALLEST_NUMBER_OF_SUBSETS
 from workflow_scripts.study.curation_section import Curation
 from workflow_scripts.study.evaluation_sections import Evaluation, Judging, Release, Report, Scoring, Warmup
 from workflow_scripts.study.experiment_sections import CuratedData, Experiments
@@ -28,6 +28,7 @@ from workflow_scripts.study.sections import (
     Section,
     Targets,
 )
+from workflow_scripts.study.sources import local_files
 
 # Experiments that read what was fine-tuned for an evaluation, or fine-tune on its pool.
 FINE_TUNED = ("leave_out", "removal", "selection", "transfer")
@@ -114,6 +115,29 @@ class Study(Section):
                     f"{key}: there is no corpus {named!r}; write one of {', '.join(self.corpora)}, "
                     "or add it under corpora"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _no_input_is_a_result(self) -> Study:
+        """Refuse inputs in the folder that the study writes: jobs delete and replace what lies there."""
+        named: dict[str, str | None] = {
+            f"corpora.{name}.source": corpus.source for name, corpus in self.corpora.items()
+        }
+        named |= {"language_model.model": self.language_model.model, "encoder.model": self.encoder.model}
+        named |= {f"language_models.{name}.model": one.get("model") for name, one in self.language_models.items()}
+        variants = {name: one.encoder.get("model") for name, one in self.encoder_variants.items()}
+        named |= {f"encoder_variants.{name}.encoder.model": model for name, model in variants.items()}
+        named |= {f"scoring.sentence_encoders.{name}": model for name, model in self.scoring.sentence_encoders.items()}
+        named |= {f"curation.{name}.drop": choice.drop for name, choice in self.curation.items()}
+        results = os.path.realpath(os.path.join("results", self.run))
+        for key, path in named.items():
+            for file in [path, *map(str, local_files(path))] if path else []:
+                real = os.path.realpath(os.path.expanduser(file))
+                if os.path.commonpath([results, real]) == results:
+                    raise ValueError(
+                        f"{key}: {file!r} lies in results/{self.run}, where this study writes; choose another "
+                        "name for run, or copy it elsewhere and name the copy"
+                    )
         return self
 
     @model_validator(mode="after")
@@ -214,8 +238,6 @@ class Study(Section):
                 f"encoder.model: without targets nothing trains {model!r}; add targets, or write the folder or hub id "
                 "of a trained encoder"
             )
-        if os.path.normpath(model) == os.path.join("results", self.run, "encoder"):
-            raise ValueError(f"encoder.model: {model!r} is where this study writes; choose another name for run")
         if self.release.hub:
             raise ValueError("release.hub: without targets there is no encoder of this study's to push; leave it out")
         if self.encoder_variants:
@@ -295,8 +317,8 @@ class Study(Section):
     @model_validator(mode="after")
     def _curation_fits(self) -> Study:
         for name, choice in self.curation.items():
-            if name == RANDOM_SELECTION:
-                raise ValueError(f"curation.{name}: that is what tables call random rows; choose another name")
+            if name in NO_METHODS:
+                raise ValueError(f"curation.{name}: tables call other rows so; choose another name")
             if choice.evaluation not in self.evaluations:
                 raise ValueError(
                     f"curation.{name}: there is no evaluation {choice.evaluation!r}; write one of "

@@ -20,12 +20,20 @@ def read_config(path: Path) -> dict[str, Any]:
 
     Raises
     ------
-    StudyError: there is no such file, or a key stands twice.
+    StudyError: there is no such file, it isn't YAML with keys, or a key stands twice.
     """
-    if not path.exists():
+    if not path.is_file():
         raise StudyError(f"there is no config {path}; write the path of a study's YAML file")
     refuse_repeated_keys([path])
-    values: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.MarkedYAMLError as error:
+        place = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise StudyError(f"{path} isn't YAML: {place}{error.problem}") from None
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise StudyError(f"{path} isn't YAML: {str(error).splitlines()[0]}") from None
+    if not isinstance(values, dict):
+        raise StudyError(f"{path} has no keys; docs/config.md lists those of a study")
     return values
 
 

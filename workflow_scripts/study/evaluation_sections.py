@@ -6,9 +6,9 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from workflow_scripts.study.choices import WEIGHING, Pooling
-from workflow_scripts.study.methods import METHODS, methods_of
-from workflow_scripts.study.sections import Name, Positive, Section, Share
+from workflow_scripts.study.choices import NO_METHODS, WEIGHING, Pooling
+from workflow_scripts.study.methods import METHODS, OF_TESTS, methods_of
+from workflow_scripts.study.sections import Name, Positive, Section
 
 
 class Evaluation(Section):
@@ -96,6 +96,10 @@ class Scoring(Section):
     def _methods_exist(self) -> Scoring:
         if taken := sorted(METHODS.keys() & self.sentence_encoders.keys()):
             raise ValueError(f"sentence_encoders: {taken[0]!r} is another method's name; choose another one")
+        # Their embeddings lie in folders of these names.
+        folders = (name for name in self.sentence_encoders if name == "trained" or name.endswith(OF_TESTS))
+        if taken := [*(NO_METHODS & self.sentence_encoders.keys()), *folders]:
+            raise ValueError(f"sentence_encoders: results of other kinds are called {taken[0]!r}; choose another name")
         known = [*METHODS, *self.sentence_encoders]
         for key, names in {"methods": self.methods, "poolings": self.poolings}.items():
             for name in names:
@@ -105,6 +109,8 @@ class Scoring(Section):
                 if method not in known:
                     raise ValueError(f"{key}: there is no method {name!r}; write one of {', '.join(known)}")
         for name, poolings in self.poolings.items():
+            if not poolings or len(set(poolings)) < len(poolings):
+                raise ValueError(f"poolings.{name}: write each pooling once, and at least one, e.g. [mean]")
             if len(WEIGHING & set(poolings)) > 1:
                 raise ValueError(
                     f"poolings.{name}: one pass computes only one of {', '.join(sorted(WEIGHING))}; write one of them"
@@ -132,8 +138,11 @@ class Judging(Section):
 
     bootstrap: Positive = Field(1000, description="Bootstrap draws over tests and subsets.")
     confidence: float = Field(0.95, gt=0, lt=1, description="Coverage of the intervals.")
-    near_duplicate: Share = Field(
-        0.9, description="Jaccard similarity of word 3-grams from which a test row is reported as seen."
+    near_duplicate: float = Field(
+        0.9,
+        gt=0,
+        le=1,
+        description="Jaccard similarity of word 3-grams from which a test row is reported as seen.",
     )
 
 

@@ -93,6 +93,9 @@ def _binary_ekfac(dimension: int) -> Method:
     return Method(("mean",), own=replace(spec, settings=settings, by_role=True, binary=True))
 
 
+# Suffix of the folder of a method's embeddings of tests, where they are computed differently.
+OF_TESTS = "-tests"
+
 METHODS = {
     "airrep": Method(("attention",), encoder="trained"),
     "airrep_mean": Method(("mean",), encoder="trained"),

@@ -13,10 +13,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from workflow_scripts.study.choices import SMALLEST_NUMBER_OF_SUBSETS
+from workflow_scripts.study.choices import BASE_LM, SMALLEST_NUMBER_OF_SUBSETS, WARM_LM
 from workflow_scripts.study.config import Study
 from workflow_scripts.study.methods import (
     METHODS,
+    OF_TESTS,
     EmbeddingSpec,
     Method,
     find_method,
@@ -29,8 +30,6 @@ from workflow_scripts.study.sources import HubDataset, hub_dataset, is_hub_id, l
 TRAIN_POOL = "train"
 # Folds whose targets a method predicts.
 SURROGATE_POOL = "surrogate"
-# Suffix of the folder of a method's embeddings of tests, where they are computed differently.
-OF_TESTS = "-tests"
 # The pool of the experiment `detection` once rows of it are damaged; no corpus of a config can have this name.
 DAMAGED_POOL = "@damaged"
 # Table of each experiment, under evaluation/.
@@ -429,7 +428,7 @@ class StudyPlan:
 
     def detection_losses(self) -> list[str]:
         """Return the names of the LMs by whose losses the experiment `detection` ranks rows too."""
-        return ["base_lm", "warm_lm"] if self.experiment("detection") and self.study.uses_lm else []
+        return [BASE_LM, WARM_LM] if self.experiment("detection") and self.study.uses_lm else []
 
     def corpora_trained_on(self) -> list[str]:
         """Return the names of the corpora that the study's encoder and LMs are trained on, sorted."""
@@ -467,7 +466,7 @@ class StudyPlan:
             return None
         own = [method.own for method in map(self.method, self.study.scoring.methods) if method.own]
         is_warm = bool(self.detection_losses()) or any(one.language_model == "warm" for one in own)
-        return "warm_lm" if is_warm else "base_lm"
+        return WARM_LM if is_warm else BASE_LM
 
     def curated_files(self, curation: str) -> list[str]:
         """Return the files of a selection: rows, summary, and where rows are dropped the corpus without them."""

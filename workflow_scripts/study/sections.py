@@ -362,4 +362,12 @@ class EncoderVariant(Section):
     """A further encoder, trained on the same targets: the keys in which it differs."""
 
     encoder: dict[str, Any] = Field(default_factory=dict, description="Keys of `encoder`.")
-    encoder_training: dict[str, Any] = Field(default_factory=dict, description="Keys of `encoder_training`.")
+    encoder_training: dict[str, Any] = Field(
+        default_factory=dict, description="Keys of `encoder_training`, but for `processes`, which is one for all."
+    )
+
+    @model_validator(mode="after")
+    def _processes_are_the_studys(self) -> EncoderVariant:
+        if "processes" in self.encoder_training:
+            raise ValueError("encoder_training.processes is one for all encoders; write it under encoder_training")
+        return self

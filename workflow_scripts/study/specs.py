@@ -10,8 +10,8 @@ from typing import Any
 
 from workflow_scripts.study.evaluation_sections import Evaluation
 from workflow_scripts.study.method_costs import fitting_jobs, fixed_costs, warmup_jobs
-from workflow_scripts.study.methods import methods_of
-from workflow_scripts.study.plan import OF_TESTS, StudyPlan
+from workflow_scripts.study.methods import OF_TESTS, methods_of
+from workflow_scripts.study.plan import StudyPlan
 from workflow_scripts.study.stage_versions import STAGE_VERSIONS
 
 # Stages that compute on a GPU, where a job has one. For others `deterministic` changes nothing.

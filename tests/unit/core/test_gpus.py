@@ -160,6 +160,24 @@ def test_more_gpus_than_there_are(tmp_path):
         pass
 
 
+def test_locks_lie_in_a_folder_of_ones_own_and_no_link_is_followed(tmp_path, monkeypatch):
+    mine = tmp_path / "mine.txt"
+    mine.write_text("work")
+    folder = tmp_path / "locks"
+    with own_gpus(1, ["0"], folder) as held:
+        assert held == ["0"]
+    assert folder.stat().st_mode & 0o777 == 0o700
+    (lock,) = folder.iterdir()
+    lock.unlink()
+    lock.symlink_to(mine)
+    with pytest.raises(OSError, match="symbolic links"), own_gpus(1, ["0"], folder):
+        pass
+    assert mine.read_text() == "work"
+    monkeypatch.setattr(os, "getuid", lambda: folder.stat().st_uid + 1)
+    with pytest.raises(StudyError, match="belongs to another user"), own_gpus(1, ["0"], folder):
+        pass
+
+
 def test_no_two_jobs_share_a_gpu(tmp_path):
     context = multiprocessing.get_context("fork")
     events = context.Queue()

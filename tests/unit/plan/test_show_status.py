@@ -26,12 +26,12 @@ def plan(tmp_path, monkeypatch):
     return StudyPlan(load_study(yaml.safe_load((ROOT / "configs/smoke.yaml").read_text(encoding="utf-8"))))
 
 
-def losses(path, runs, measured, diverged=0, written=NOW):
+def losses(path, runs, measured, diverged=0, written=NOW, **metadata):
     """Write the losses of `runs` runs, the first of them diverged."""
     status = ["diverged" if run < diverged else "ok" for run in range(runs) for _ in range(measured)]
     columns = {name: [0] * len(status) for name in SCHEMA.names} | {"status": status}
     columns["example_id"] = list(range(measured)) * runs
-    write_table(path, pa.table(columns, schema=SCHEMA))
+    write_table(path, pa.table(columns, schema=SCHEMA), **metadata)
     os.utime(path, (written, written))
 
 
@@ -78,6 +78,38 @@ def test_runs_of_finished_and_unfinished_jobs_are_counted(plan):
     # 2 runs in 40 s, so the other 9 take 180 s.
     assert "train 15 of 24 150 of 240 1 1 0:03:00" in shown
     assert "heldout 16 of 16 320 of 320 0 0 done" in shown
+
+
+def test_what_was_made_with_other_values_is_not_done(plan):
+    targets = plan.results / "targets"
+    losses(targets / "train" / "f0000_s0000.parquet", 24, 10, spec="0123456789abcdef")
+    for key, runs, written in (("other", 9, NOW - 5_000), ("this", 2, NOW - 20)):
+        for run in range(runs):
+            losses(targets / "train" / f".f0000_s0000.{key}.runs" / f"0_{run}_0.parquet", 1, 10, written=written)
+    losses(targets / "train.parquet", 24, 10, spec="0123456789abcdef")
+    (plan.results / "report.html").write_text("of earlier values")
+    (plan.results / ".report.html.made_with").write_text('{"stage": "write_report", "spec": "0123456789abcdef"}')
+    shown = words(status_text(plan, NOW))
+    assert "train 2 of 24 20 of 240" in shown
+    assert "targets of other values: results/smoke/targets/train.parquet encoder not yet" in shown
+    assert "report of other values: results/smoke/report.html" in shown
+    assert "Time left: unknown" in shown
+
+
+def test_all_is_done_once_every_result_is_there(plan):
+    found = list(artifacts(StageSpecs(plan)))
+    for one in found:
+        if one.path.suffix == ".parquet":
+            losses(one.path, 1, 10, spec=spec_hash(one.spec))
+        elif one.path.suffix:
+            one.path.parent.mkdir(parents=True, exist_ok=True)
+            one.path.write_text("")
+        else:
+            one.path.mkdir(parents=True)
+    (plan.results / "config.resolved.yaml").unlink()
+    assert "Time left: unknown" in status_text(plan, NOW)
+    (plan.results / "config.resolved.yaml").write_text("nothing that can be read")
+    assert "Time left: none, all is done" in status_text(plan, NOW)
 
 
 def test_jobs_that_did_not_end_well_are_named_with_their_last_words(plan):

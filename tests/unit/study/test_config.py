@@ -69,6 +69,18 @@ def test_a_good_study_loads_with_its_defaults():
         ("scoring.methods", ["bm25", "bm25"], "scoring: methods: 'bm25' is listed twice; write it once"),
         ("scoring.sentence_encoders", {"rds": "x"}, "sentence_encoders: 'rds' is another method's name"),
         ("scoring.poolings", {"gte": ["mean"]}, "poolings: there is no method 'gte'; write one of airrep, "),
+        ("scoring.poolings", {"bm25": []}, "poolings.bm25: write each pooling once, and at least one, e.g. [mean]"),
+        ("scoring.poolings", {"bm25": ["mean", "mean"]}, "poolings.bm25: write each pooling once, and at least one"),
+        ("scoring.sentence_encoders", {"trained": "x"}, "results of other kinds are called 'trained'; choose another"),
+        ("scoring.sentence_encoders", {"gte-tests": "x"}, "results of other kinds are called 'gte-tests'"),
+        ("scoring.sentence_encoders", {"full_data": "x"}, "results of other kinds are called 'full_data'"),
+        (
+            "encoder_variants",
+            {"long": {"encoder_training": {"processes": 4}}},
+            "encoder_training.processes is one for all encoders",
+        ),
+        ("corpora.train.source", "results/smoke/corpora/../mine.jsonl", "lies in results/smoke, where this study"),
+        ("judging.near_duplicate", 0, "judging.near_duplicate: Input should be greater than 0"),
         ("scoring.poolings", {"bm25": ["max"]}, "'attention', 'signed', 'mean', 'sum' or 'chosen' (you wrote 'max')"),
         ("warmup", {"corpus": "trian"}, "warmup.corpus: there is no corpus 'trian'; write one of pool, pretraining"),
         ("scoring.methods", [], "scoring.methods: List should have at least 1 item"),
@@ -186,7 +198,7 @@ def test_scores_alone_need_no_targets_and_no_lm():
     ("change", "expected"),
     [
         ({"encoder": {}}, "encoder.model: without targets nothing trains 'builtin:small'; add targets, or write"),
-        ({"encoder": {"model": "results/mine/encoder"}}, "is where this study writes; choose another name for run"),
+        ({"encoder": {"model": "results/mine/encoder"}}, "encoder.model: 'results/mine/encoder' lies in results/mine"),
         ({"scoring": {"methods": ["untrained", "bm25"]}}, "without targets none is trained; write [bm25]"),
         (
             {"scoring": {"methods": ["airrep", "bm25"], "blends": ["airrep+bm25"]}},
