@@ -162,6 +162,51 @@ def half_copied_lm() -> None:
     load_language_model("lm")
 
 
+def quantized_lm() -> None:
+    from workflow_scripts.language_model.losses import load_language_model
+
+    small_lm()
+    config = json.loads(Path("lm/config.json").read_text())
+    Path("lm/config.json").write_text(
+        json.dumps({**config, "quantization_config": {"quant_method": "gptq", "bits": 4}})
+    )
+    load_language_model("lm")
+
+
+def lm_with_code_that_imports_more() -> None:
+    from workflow_scripts.models.loading import load_config
+
+    Path("lm").mkdir()
+    Path("lm/config.json").write_text(json.dumps({"model_type": "mine", "auto_map": {"AutoConfig": "mine.Mine"}}))
+    Path("lm/mine.py").write_text("import a_package_of_theirs\nclass Mine: pass\n")
+    load_config("lm", None, True)
+
+
+def more_tokens_than_positions() -> None:
+    from transformers import GPT2Config
+
+    from workflow_scripts.language_model.tokenize_corpus import tokenize_corpus
+
+    tiny_tokenizer(eos_token="b")
+    GPT2Config(vocab_size=3, n_embd=16, n_layer=1, n_head=1, n_positions=32).save_pretrained("lm")
+    paths = [Path("pool.parquet"), Path("tokens.parquet"), Path("rejected.parquet")]
+    more = {"revision": None, "trust_remote_code": False, "chat_template": False}
+    tokenize_corpus(*paths, model="lm", max_tokens=64, **more)
+
+
+def lm_that_diverged() -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from workflow_scripts.language_model.losses import load_language_model
+
+    small_lm()
+    weights = load_file("lm/model.safetensors")
+    weights["model.norm.weight"].fill_(torch.nan)
+    save_file(weights, "lm/model.safetensors", metadata={"format": "pt"})
+    load_language_model("lm")
+
+
 def lm_of_another_size() -> None:
     from workflow_scripts.language_model.losses import load_language_model
 
@@ -272,6 +317,10 @@ MODELS = section_of(
         "an end-of-text token that the LM doesn't have": end_without_embedding,
         "an LM of which a part is missing": half_copied_lm,
         "weights of another size than the LM's config.json says": lm_of_another_size,
+        "a quantized LM": quantized_lm,
+        "a model whose code imports what isn't installed": lm_with_code_that_imports_more,
+        "more tokens than the LM has positions": more_tokens_than_positions,
+        "an LM whose weights aren't numbers": lm_that_diverged,
         "an encoder as an LM": lm_that_reads_ahead,
         "an encoder of which a part is missing": half_copied_encoder,
         "a projection made for another hidden size": foreign_projection,

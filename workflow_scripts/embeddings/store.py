@@ -24,6 +24,7 @@ from workflow_scripts.core.distributed import (
     is_rank_zero,
     sum_over_processes,
 )
+from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.files import earlier_of
 from workflow_scripts.core.parquet import rows_of_groups, table_writer, write_table
 from workflow_scripts.core.progress import Progress, say
@@ -73,11 +74,14 @@ def write_embeddings(
 
     If `embeddings` or its earlier version (`core.files.earlier_of`) exists and was made with the same `key`, rows with
     the same hash are copied from it, and also from the blocks of an interrupted run, which are kept beside `embeddings`
-    until it is complete. In several processes
-    (`core.distributed`) all embed, and rank 0 writes.
+    until it is complete. In several processes (`core.distributed`) all embed, and rank 0 writes.
 
     While a block is embedded, the next ones are prepared in a thread and the previous ones written in another. An error
     in either ends the call with that error; blocks that were embedded before it are written.
+
+    Raises
+    ------
+    StudyError: an embedding is not finite, or not in `precision`.
 
     Parameters
     ----------
@@ -133,7 +137,11 @@ def write_embeddings(
         nonlocal embedded
         is_new = fetch is not None
         if fetch:
-            work.vectors[work.new] = quantize(fetch()) if precision == "binary" else fetch()
+            computed = fetch()
+            # What float16 can't hold is refused.
+            with np.errstate(over="ignore"):
+                work.vectors[work.new] = quantize(computed) if precision == "binary" else computed
+            _require_finite(title, work, computed, precision)
             embedded += len(work.new)
         pass_time(counts=is_new)
         progress.advance(len(work.vectors))
@@ -174,6 +182,21 @@ def write_embeddings(
     barrier()
     if is_rank_zero():
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _require_finite(title: str, work: _Work, computed: np.ndarray, precision: str) -> None:
+    """Raise `StudyError` if a new embedding is not finite, as computed or as stored."""
+    ids = work.block.example_ids.to_numpy()[work.new]
+    if not (finite := np.isfinite(computed).all(axis=1)).all():
+        raise StudyError(
+            f"{title}: the embedding of example_id {ids[~finite][0]} is not a finite number. Its text has no token, or "
+            "the model is damaged."
+        )
+    if precision == "float16" and not (finite := np.isfinite(work.vectors[work.new]).all(axis=1)).all():
+        raise StudyError(
+            f"{title}: the embedding of example_id {ids[~finite][0]} has numbers beyond float16. Write "
+            "scoring.embedding_precision: float32."
+        )
 
 
 @dataclass(frozen=True)

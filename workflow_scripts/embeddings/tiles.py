@@ -15,6 +15,7 @@ from workflow_scripts.embeddings.binary import dequantize, stored_dimension
 
 # Numbers in a tile: 512 MiB in float32.
 MOST_NUMBERS = 2**27
+NOT_FINITE = "is not a finite number: the encoder is damaged. Train it again."
 
 
 def embedding_tiles(path: Path, examples: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -67,7 +68,7 @@ def read_embeddings(paths: Sequence[Path], example_ids: np.ndarray) -> np.ndarra
 
     Raises
     ------
-    StudyError: a file is damaged, its ids don't ascend, or an example is in no file.
+    StudyError: a file is damaged, its ids don't ascend, or an example is in no file or has no finite embedding.
     """
     return take_embeddings((tile for path in paths for tile in embedding_tiles(path, 8192)), example_ids, paths[0])
 
@@ -83,7 +84,7 @@ def take_embeddings(tiles: Iterable[tuple[np.ndarray, np.ndarray]], example_ids:
 
     Raises
     ------
-    StudyError: an example is in no tile.
+    StudyError: an example is in no tile, or its embedding is not finite.
     """
     place = {int(example_id): row for row, example_id in enumerate(example_ids)}
     found: dict[int, np.ndarray] = {}
@@ -95,7 +96,10 @@ def take_embeddings(tiles: Iterable[tuple[np.ndarray, np.ndarray]], example_ids:
             f"{path} lacks {len(missing):,} of the test examples, e.g. example_id {missing[0]}: it was made from "
             "another corpus. Delete the file and run again."
         )
-    return np.stack([found[row] for row in range(len(example_ids))])
+    taken = np.stack([found[row] for row in range(len(example_ids))])
+    if not (finite := np.isfinite(taken).all(axis=1)).all():
+        raise StudyError(f"{path}: the embedding of example_id {example_ids[~finite][0]} {NOT_FINITE}")
+    return taken
 
 
 def inner_products(tests: np.ndarray) -> Callable[[np.ndarray, slice], np.ndarray]:
@@ -121,9 +125,9 @@ def inner_products(tests: np.ndarray) -> Callable[[np.ndarray, slice], np.ndarra
             examples = as_float(tile)
         chosen = tests[columns]
         scores = np.matmul(examples, chosen.T, out=scratch("scores", (len(examples), len(chosen)), np.float32))
-        # A number that is not finite makes all scores of its example so, even where the test has a 0.
+        # A number that is not finite makes all scores of its example so, even where a test, which is finite, has a 0.
         if not np.isfinite(scores[:, :1].sum()):
-            raise StudyError("an embedding is not a finite number: the encoder is damaged. Train it again.")
+            raise StudyError(f"an embedding {NOT_FINITE}")
         return scores
 
     return score

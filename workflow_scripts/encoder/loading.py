@@ -60,9 +60,6 @@ def load_encoder(
 ) -> AttributionEncoder:
     """Load an encoder from a folder or hub id, onto the job's GPU if it has one.
 
-    A model that has projections keeps them, its view, and whether they read means of length 1. A model without gets
-    random ones (paper, section 3.2).
-
     A model that has projections keeps them, its view, whether they read means of length 1, and where texts are cut.
     For one without, random projections to `dimension` are made from `seed` (paper, section 3.2).
 

@@ -27,7 +27,6 @@ from workflow_scripts.models.transformers_import import BertModel, PreTrainedMod
 from workflow_scripts.study.choices import View
 
 DENSE_FOLDERS = ("2_Dense", "3_Dense")  # without and with a Normalize module before it
-# Under the view `split`, each part is a model folder of its own, and an embedding is both vectors side by side.
 # Too short for any truncation.
 A_WORD = "a"
 # Default of the most tokens in one forward pass, by type of device.
@@ -251,6 +250,8 @@ class AttributionEncoder(nn.Module):
         """
         parts = ("",) if self.view == "joint" else SPLIT_FOLDERS
         attention = self.transformer.config._attn_implementation
+        # A tokenizer keeps which end it cut last: training may read the last tokens, and scoring reads the first.
+        self.tokenize([(A_WORD,) * len(self.projections)])
         # What it had before: some kinds have no other (FNet).
         self.transformer.set_attn_implementation(getattr(self.transformer, "airrep_plain_attention", attention))
         with atomic_folder(folder) as temporary:

@@ -87,7 +87,7 @@ def train_encoder(
     Raises
     ------
     StudyError: the encoder or a file can't be read, targets and subsets don't belong together, a loss is not finite,
-        or the tracker isn't installed or can't start.
+        no fold can validate, or the tracker isn't installed or can't start.
     """
     if tracking:
         require_tracker(tracking.tracker)
@@ -139,9 +139,20 @@ def train_encoder(
     if not state.log:
         if training.learned_scale:
             _start_scales(model, objective, tokens, (measured or predicted)[0], *passes)
-        record(0, None, validate())
+        untrained_lds = validate()
+        if not math.isfinite(untrained_lds):
+            raise StudyError(
+                "the encoder can't be validated: for no test of the held-out folds do the labels and its group scores "
+                "differ between subsets. Raise targets.subsets_per_fold or encoder_training.validation_folds; where "
+                "all texts are alike as far as they are read, raise encoder.max_tokens or encoder.prompt_words."
+            )
+        record(0, None, untrained_lds)
         say(f"train_encoder: validation LDS {state.best_score:.3f} before training")
     for step in range(state.steps_done + 1, training.steps + 1):
+        # Asked before a step, so that a run that is resumed after its last one ends there too.
+        if training.patience and state.validations_since_best >= training.patience:
+            say(f"train_encoder: no better validation LDS in {training.patience} validations, so it stops here")
+            break
         fold = _fold_of_step(step, measured, predicted, training.surrogate_share, seed)
         draw = draw_step(fold, training.subsets_per_step, training.examples_per_step, seed, "step", step)
         for group in optimizer.param_groups:
@@ -163,9 +174,6 @@ def train_encoder(
             say(f"train_encoder: validation LDS {score:.3f} after {step} steps")
             if is_rank_zero():
                 state.save()
-            if training.patience and state.validations_since_best >= training.patience:
-                say(f"train_encoder: no better validation LDS in {training.patience} validations, so it stops here")
-                break
     if curves:
         curves.close()
     if is_rank_zero():
@@ -244,9 +252,8 @@ def _start_scales(
 @torch.no_grad()
 def _fold_scale(model: AttributionEncoder, objective: Objective) -> None:
     factor = torch.exp(objective.log_scale / 2)
-    for projection in model.projections:
-        projection.weight.mul_(factor)
-        projection.bias.mul_(factor)
+    for parameter in model.projections.parameters():
+        parameter.mul_(factor)
 
 
 if __name__ == "__main__":

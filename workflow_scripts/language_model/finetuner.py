@@ -106,14 +106,15 @@ class Finetuner:
         for parameter in self.parameters:
             parameter.grad = torch.zeros_like(parameter)
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
         self.reset()
 
     @torch.no_grad()
     def reset(self) -> None:
-        """Restore the base weights and a zero optimiser state, without allocating anything."""
+        """Restore the base weights and a zero optimiser state, without allocating anything; gradients are dropped."""
         torch._foreach_copy_(self.parameters, self.base_weights)
         torch._foreach_zero_([tensor for state in self.optimizer.state.values() for tensor in state.values()])
+        # Zeros that the last run left would have AdamW step parameters which this run has no gradient of yet.
+        self.optimizer.zero_grad(set_to_none=True)
         self._renew_copy()
 
     def _renew_copy(self) -> None:

@@ -52,7 +52,7 @@ def load_language_model(
 
     Raises
     ------
-    StudyError: the model can't be loaded, or reads the tokens that it should predict.
+    StudyError: the model can't be loaded, isn't finite, or reads the tokens that it should predict.
     """
     lm = load_weights(AutoModelForCausalLM, model, revision, trust_remote_code)
     lm.to(device or best_device()).eval()
@@ -64,13 +64,18 @@ def load_language_model(
 
 @torch.no_grad()
 def _require_causal(lm: PreTrainedModel, model: str | Path) -> None:
-    """Raise `StudyError` if what is predicted for a token depends on that token or a later one."""
+    """Raise `StudyError` if predictions aren't finite, or one depends on the token that it is for, or a later one."""
     rng = np.random.default_rng(0)
     tokens = torch.from_numpy(rng.permutation(lm.config.get_text_config().vocab_size)[:CAUSAL_TOKENS])[None]
     other = tokens.clone()
     other[0, -1] = tokens[0, 0]
     with without_tf32():
         one, two = (lm(input_ids=each.to(lm.device), use_cache=False).logits[0, :-1] for each in (tokens, other))
+    if not (one.isfinite().all() and two.isfinite().all()):
+        raise StudyError(
+            f"{model}: its logits are not finite numbers: it diverged when it was trained, or its files are damaged. "
+            "Use another copy; one that this study trained is made again by a lower learning rate."
+        )
     if not (one - two).abs().max() <= TOLERANCE * one.abs().max():
         raise StudyError(
             f"{model}: {type(lm).__name__} reads the tokens that it should predict, so its losses say nothing. Name an "

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.parquet import read_table
 from workflow_scripts.core.progress import Progress
 from workflow_scripts.core.seeds import derive_seed, generator
@@ -60,6 +61,10 @@ def pretrain_base_lm(
     learning_rate: peak learning rate.
     max_tokens: longest example in tokens; the rest is cut.
     seed: seed of weights and batches.
+
+    Raises
+    ------
+    StudyError: a loss is not finite.
     """
     table = read_table(corpus, ["prompt", "response"])
     texts = [
@@ -134,7 +139,7 @@ def _train(
     mean_tokens = np.mean([len(example.tokens) for example in examples])
     batch_examples = max(round(batch_tokens / mean_tokens), 1)
     progress = Progress("pretrain_base_lm", steps, "steps")
-    for _ in range(steps):
+    for step in range(1, steps + 1):
         batch = [examples[i] for i in rng.integers(len(examples), size=batch_examples)]
         losses, counts = summed_losses(lm, batch)
         loss = losses.sum() / counts.sum()
@@ -143,6 +148,8 @@ def _train(
         torch.nn.utils.clip_grad_norm_(lm.parameters(), 1.0)
         optimizer.step()
         schedule.step()
+        if not math.isfinite(loss.item()):
+            raise StudyError(f"pretraining diverged at step {step}. Lower language_model.pretraining.learning_rate.")
         progress.advance(note=f"loss {loss.item():.3f}")
 
 

@@ -15,7 +15,13 @@ from workflow_scripts.core.stage import run_stage
 from workflow_scripts.corpora.tables import WHERE
 from workflow_scripts.corpora.templates import chat_messages, language_model_prompt
 from workflow_scripts.language_model.tokens import NO_RESPONSE
-from workflow_scripts.models.loading import ids_beyond, load_config, load_tokenizer, model_folder
+from workflow_scripts.models.loading import (
+    ids_beyond,
+    load_config,
+    load_tokenizer,
+    model_folder,
+    position_table,
+)
 
 SCHEMA = pa.schema(
     [
@@ -62,7 +68,7 @@ def tokenize_corpus(
     Raises
     ------
     StudyError: the tokenizer can't be loaded, belongs to another model than the LM, has no end-of-text token or no
-        chat template where one is asked for, or its template refuses every row.
+        chat template where one is asked for, or its template refuses every row; or the LM has fewer positions.
     """
     tokenizer = load_tokenizer(language_model or model, revision, trust_remote_code)
     if chat_template and not tokenizer.chat_template:
@@ -72,7 +78,12 @@ def tokenize_corpus(
         )
     if tokenizer.eos_token_id is None:
         raise StudyError(f"the tokenizer of {model!r} has no end-of-text token; choose another model.")
-    unknown = _ids_without_embedding(tokenizer, language_model or model, revision, trust_remote_code)
+    source = (language_model or model, revision, trust_remote_code)
+    # A tokenizer alone belongs to no LM.
+    has_config = (model_folder(*source[:2], weights=False) / "config.json").exists()
+    config = load_config(*source) if has_config else None
+    _require_positions(config, model, max_tokens, trust_remote_code)
+    unknown = ids_beyond(tokenizer, config.get_text_config().vocab_size, source[0]) if config else {}
     if tokenizer.eos_token_id in unknown:
         raise StudyError(
             f"{model!r}: the end-of-text token {tokenizer.eos_token!r} was added to the tokenizer and has no embedding "
@@ -135,15 +146,14 @@ def tokenize_corpus(
     )
 
 
-def _ids_without_embedding(
-    tokenizer: Any, model: str | Path, revision: str | None, trust_remote_code: bool
-) -> dict[int, str]:
-    """Return the added tokens of the tokenizer that the LM has no embedding for, by their ids."""
-    # A tokenizer alone belongs to no LM.
-    if not (model_folder(model, revision, weights=False) / "config.json").exists():
-        return {}
-    config = load_config(model, revision, trust_remote_code).get_text_config()
-    return ids_beyond(tokenizer, config.vocab_size, model)
+def _require_positions(config: Any, model: str, max_tokens: int, trust_remote_code: bool) -> None:
+    """Raise `StudyError` if the LM looks positions up in a table with fewer rows than `max_tokens`."""
+    limit = getattr(config, "max_position_embeddings", None)
+    if config is not None and limit and limit < max_tokens and position_table(config, trust_remote_code):
+        raise StudyError(
+            f"language_model.max_tokens is {max_tokens:,}, and {model!r} has embeddings for {limit:,} positions; write "
+            f"{limit}."
+        )
 
 
 class _Row(TypedDict):

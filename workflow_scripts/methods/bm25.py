@@ -6,13 +6,21 @@ import bm25s
 import numpy as np
 from scipy.sparse import coo_array, csc_array
 
-from workflow_scripts.methods.text_scorer import Texts, TextScorer
+from workflow_scripts.methods.text_scorer import Texts, TextScorer, without_words
 
 
 def open_scorer(train: Texts, test: Texts, seed: int) -> TextScorer:
-    """Return a scorer with the scores of `bm25s.BM25.get_scores`; `seed` is not used."""
+    """Return a scorer with the scores of `bm25s.BM25.get_scores`; `seed` is not used.
+
+    Raises
+    ------
+    StudyError: no training text has a word.
+    """
     index = bm25s.BM25()
-    index.index(bm25s.tokenize(train.joined(), show_progress=False), show_progress=False)
+    documents = bm25s.tokenize(train.joined(), show_progress=False)
+    if not any(documents.ids):
+        raise without_words("bm25")
+    index.index(documents, show_progress=False)
     queries = bm25s.tokenize(test.joined(), return_ids=False, show_progress=False)
 
     # bm25s keeps the score of each (document, word); a query's score is the sum over its words.

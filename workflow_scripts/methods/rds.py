@@ -25,16 +25,20 @@ def open_embedder(reader: LanguageModelReader, fitted: Mapping[str, torch.Tensor
     for_tests: not used: tests are embedded as training examples are.
     """
 
+    # Not always the hidden size that the config says: OPT may project its last states.
+    with torch.inference_mode():
+        width = _mean_states(reader, [np.zeros(1, np.int64)]).shape[1]
+
     @torch.inference_mode()
     def embed(examples: Sequence[TokenizedExample]) -> np.ndarray:
         lengths = np.fromiter((len(example.tokens) for example in examples), np.int64, len(examples))
-        vectors = np.empty((len(examples), reader.lm.config.get_text_config().hidden_size), np.float32)
+        vectors = np.empty((len(examples), width), np.float32)
         for batch in token_budget(lengths, reader.batch_tokens):
             for chosen in shared_passes(reader.lm, lengths[batch]):
                 vectors[batch[chosen]] = _mean_states(reader, [examples[i].tokens for i in batch[chosen]])
         return unit_length(vectors)
 
-    return Embedder(reader.lm.config.get_text_config().hidden_size, embed)
+    return Embedder(width, embed)
 
 
 def _mean_states(reader: LanguageModelReader, examples: Sequence[np.ndarray]) -> np.ndarray:

@@ -40,7 +40,10 @@ def open_embedder(reader: None, fitted: dict[str, torch.Tensor], for_tests: bool
     # Those of its modules, e.g. of a Dense.
     for part in sorted(path for path in folder.iterdir() if path.is_dir()):
         require_whole_files(part)
-    options = {"device": str(best_device()), "model_kwargs": {"use_safetensors": True}}
+    options = {
+        "device": str(best_device()),
+        "model_kwargs": {"use_safetensors": True, "dtype": torch.float32},
+    }
     try:
         encoder = SentenceTransformer(str(folder), **options)
     except LOADING_ERRORS as error:
@@ -50,7 +53,7 @@ def open_embedder(reader: None, fitted: dict[str, torch.Tensor], for_tests: bool
     by_inner_product = encoder.similarity_fn_name == "dot"
 
     def embed(texts: Sequence[str]) -> np.ndarray:
-        vectors = encoder.encode(texts, show_progress_bar=False)
+        vectors = encoder.encode(texts, show_progress_bar=False).astype(np.float32, copy=False)
         return vectors if by_inner_product else unit_length(vectors)
 
     return Embedder(encoder.get_embedding_dimension(), embed)

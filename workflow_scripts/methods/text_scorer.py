@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.parquet import read_table
 
 
@@ -60,3 +61,11 @@ class TextScorer:
 
     score: Callable[[slice, slice], np.ndarray]
     bytes_per_example: float
+
+
+def without_words(method: str) -> StudyError:
+    """Return the error for a training corpus in whose texts a method finds no word, e.g. one of single digits."""
+    return StudyError(
+        f"{method} compares words, and no text of the training corpus has one that it reads. Leave {method} out of "
+        "scoring.methods."
+    )

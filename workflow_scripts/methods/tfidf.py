@@ -5,13 +5,21 @@ from __future__ import annotations
 import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from workflow_scripts.methods.text_scorer import Texts, TextScorer
+from workflow_scripts.methods.text_scorer import Texts, TextScorer, without_words
 
 
 def open_scorer(train: Texts, test: Texts, seed: int) -> TextScorer:
-    """Return a scorer of the cosine of TF-IDF vectors of prompt and response; `seed` is not used."""
+    """Return a scorer of the cosine of TF-IDF vectors of prompt and response; `seed` is not used.
+
+    Raises
+    ------
+    StudyError: no training text has a word.
+    """
     vectorizer = TfidfVectorizer(dtype=np.float32)
-    examples = vectorizer.fit_transform(train.joined())
+    texts = train.joined()
+    if not any(map(vectorizer.build_analyzer(), texts)):
+        raise without_words("tfidf")
+    examples = vectorizer.fit_transform(texts)
     tests = vectorizer.transform(test.joined())
 
     def score(rows: slice, columns: slice) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import numpy as np
+
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.progress import say
 from workflow_scripts.core.stage import run_stage
@@ -50,9 +52,12 @@ def warmup_lm(
     chosen = warmup_sample(read_examples(tokens), examples, seed)
     say(f"warmup_lm: {len(chosen):,} examples, {finetuning.epochs} epoch(s)")
     before = tuner.losses(chosen).mean()
-    if not tuner.finetune(chosen, seed, "warmup"):
+    ended = tuner.finetune(chosen, seed, "warmup")
+    after = tuner.losses(chosen).mean()
+    # The last update comes after the last loss of the run.
+    if not (ended and np.isfinite(after)):
         raise StudyError("the warm-up diverged. Lower warmup.learning_rate.")
-    say(f"warmup_lm: mean loss {before:.3f} before, {tuner.losses(chosen).mean():.3f} after")
+    say(f"warmup_lm: mean loss {before:.3f} before, {after:.3f} after")
     save_folder(warm, tuner.lm, load_tokenizer(*source))
 
 

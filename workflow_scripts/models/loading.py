@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -35,8 +35,9 @@ os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
 FEWEST_WORDS = 2
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 ADAPTER = "adapter_config.json"
-# What the libraries raise over files that they can't read, or, where a model's code lies elsewhere, over the hub.
-LOADING_ERRORS = (OSError, ValueError, HTTPError, SafetensorError)
+# What the libraries raise over files that they can't read, over a package that a model needs and isn't installed, or,
+# where a model's code lies elsewhere, over the hub.
+LOADING_ERRORS = (OSError, ValueError, ImportError, HTTPError, SafetensorError)
 
 
 CONVERT = (
@@ -82,6 +83,29 @@ def load_config(model: str | Path, revision: str | None, trust_remote_code: bool
     from transformers import AutoConfig
 
     return load_pretrained(AutoConfig, model_folder(model, revision, weights=False), revision, trust_remote_code)
+
+
+def position_table(config: PretrainedConfig, trust_remote_code: bool) -> int | None:
+    """Return for how many tokens a causal LM has embeddings of positions; None if it computes positions.
+
+    Parameters
+    ----------
+    config: the LM's; only its layers are made, without weights.
+    trust_remote_code: whether code that comes with the model may run.
+    """
+    import torch
+
+    from workflow_scripts.models.transformers_import import AutoModelForCausalLM
+
+    limit: int = config.max_position_embeddings
+    with torch.device("meta"):
+        lm = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    for name, module in lm.named_modules():
+        # `wpe`, `embed_positions`, `position_embeddings`, ...; OPT has two rows before the first position.
+        is_of_positions = "pos" in name.rpartition(".")[2] or name.endswith("wpe")
+        if is_of_positions and isinstance(module, torch.nn.Embedding) and module.num_embeddings >= limit:
+            return limit
+    return None
 
 
 def require_words(tokenizer: PreTrainedTokenizerBase, model: str | Path) -> None:
@@ -182,6 +206,7 @@ def load_weights(
     folder = model_folder(model, revision)
     require_no_adapter(folder, model)
     require_safetensors(folder)
+    _require_plain_weights(folder, model)
     options |= {"dtype": torch.float32, "use_safetensors": True}
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     verbosity = logging.get_verbosity()
@@ -208,6 +233,15 @@ def require_safetensors(model: str | Path) -> None:
         return
     others = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".h5", ".msgpack"))
     raise StudyError(f"{model} has no weights in safetensors{f', but {others[0]}' if others else ''}. {CONVERT}")
+
+
+def _require_plain_weights(folder: Path, model: str | Path) -> None:
+    """Raise `StudyError` if the weights are quantized: they can be neither trained nor read in float32."""
+    config = folder / "config.json"
+    with suppress(OSError, ValueError):
+        if quantized := json.loads(config.read_text(encoding="utf-8")).get("quantization_config"):
+            method = quantized.get("quant_method", "quantized")
+            raise StudyError(f"{model}: its weights are quantized ({method}). Name the model that they were made from.")
 
 
 def model_folder(model: str | Path, revision: str | None = None, *, weights: bool = True) -> Path:

@@ -9,6 +9,7 @@ import torch
 
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.embeddings.binary import SCALE_BYTES, sign_table
+from workflow_scripts.embeddings.tiles import NOT_FINITE
 from workflow_scripts.models.device import to_device, without_tf32
 from workflow_scripts.scoring.corpus_scores import TESTS_PER_BLOCK, PartScores
 from workflow_scripts.scoring.group_scores import GroupSums, Membership, Weighting
@@ -71,7 +72,7 @@ def score_on_device(
                 block.add_groups(scores.index_select(0, chosen), owner, to_device(sizes, device))
         on_tile(len(example_ids))
     if not finite:
-        raise StudyError("an embedding is not a finite number: the encoder is damaged. Train it again.")
+        raise StudyError(f"an embedding {NOT_FINITE}")
     helpful, harmful = (_joined([block.result(sign) for block in blocks]) for sign in (1, -1))
     sums = [torch.cat(arrays, dim=1).cpu().numpy() for arrays in zip(*(block.sums for block in blocks), strict=True)]
     return PartScores(helpful, harmful, GroupSums(members, *sums))

@@ -1,5 +1,6 @@
 """Embeddings stand in the corpus's order, and rows that were embedded before are not embedded again."""
 
+import re
 import threading
 
 import numpy as np
@@ -299,3 +300,25 @@ def test_few_blocks_are_in_memory_at_once(tiny, tmp_path, monkeypatch, bytes_wai
     embed(tiny, tiny.corpus, tmp_path / "e.parquet")
     assert waiting == [0]
     assert most[0] <= allowed
+
+
+@pytest.mark.parametrize(
+    ("precision", "number", "message"),
+    [
+        ("float32", np.nan, "the embedding of example_id 7 is not a finite number"),
+        ("float16", np.inf, "the embedding of example_id 7 is not a finite number"),
+        ("float16", 1e5, "the embedding of example_id 7 has numbers beyond float16. Write scoring.embedding_precision"),
+    ],
+)
+def test_an_embedding_that_is_no_finite_number_is_named(tiny, tmp_path, monkeypatch, precision, number, message):
+    embed_share = stage.embed_share
+
+    def embedded(*arguments):
+        vectors = embed_share(*arguments).clone()
+        vectors[7, 3] = number
+        return vectors
+
+    monkeypatch.setattr(stage, "embed_share", embedded)
+    with pytest.raises(StudyError, match=re.escape(message)):
+        embed(tiny, tiny.corpus, tmp_path / "e.parquet", embedding_precision=precision)
+    assert not (tmp_path / "e.parquet").exists()

@@ -17,6 +17,7 @@ from workflow_scripts.encoder.loading import load_encoder
 from workflow_scripts.encoder.model import AttributionEncoder
 from workflow_scripts.encoder.objective import Objective, group_scores, ranking_loss
 from workflow_scripts.encoder.training import Draw, backpropagate_step, draw_step
+from workflow_scripts.models.loading import load_tokenizer
 from workflow_scripts.targets.tables import read_folds
 
 
@@ -246,10 +247,10 @@ def test_folds_line_up_with_their_files(files):
                 assert fold.labels[index, column] == targets[4 * number + index, test]
 
 
-def train(tiny, files, folder, tracking=None, **changes):
+def train(tiny, files, folder, tracking=None, untrained=None, **changes):
     stage.train_encoder(
         **files,
-        untrained=tiny.untrained,
+        untrained=untrained or tiny.untrained,
         encoder=folder / "encoder",
         log=folder / "log.parquet",
         tracking=tracking,
@@ -347,6 +348,51 @@ def test_the_best_checkpoint_is_kept_and_patience_stops(tiny, files, tmp_path, m
     scores = iter([0.1, 0.5])
     best, _ = train(tiny, files, tmp_path / "short", steps=2, learned_scale=False)
     assert all(torch.equal(kept[name], best[name]) for name in best)
+
+
+def test_a_training_that_had_ended_ends_again_where_it_did(tiny, files, tmp_path, monkeypatch):
+    """Its encoder couldn't be written, as on a full disk: the next job must not train on."""
+    given = [0.1, 0.5, 0.2, 0.3]
+    monkeypatch.setattr(stage, "validation_lds", lambda *_: scores.pop(0))
+    scores = [*given]
+    expected, expected_log = train(tiny, files, tmp_path / "whole", patience=2)
+    publish = stage._publish
+    monkeypatch.setattr(stage, "_publish", lambda *_: 1 / 0)
+    scores = [*given]
+    with pytest.raises(ZeroDivisionError):
+        train(tiny, files, tmp_path / "again", patience=2)
+    monkeypatch.setattr(stage, "_publish", publish)
+    scores = [0.9]
+    found, log = train(tiny, files, tmp_path / "again", patience=2)
+    assert log.equals(expected_log)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_folds_that_can_validate_nothing_stop_the_training(tiny, files, tmp_path, monkeypatch):
+    monkeypatch.setattr(stage, "validation_lds", lambda *_: float("nan"))
+    with pytest.raises(StudyError, match="the encoder can't be validated"):
+        train(tiny, files, tmp_path)
+    assert not (tmp_path / "encoder").exists()
+
+
+@pytest.mark.parametrize("learned_scale", [True, False])
+def test_projections_may_have_no_bias(tiny, files, tmp_path, learned_scale):
+    start = load_encoder(tiny.untrained, 64)
+    for number, projection in enumerate(start.projections):
+        plain = torch.nn.Linear(projection.in_features, projection.out_features, bias=False)
+        start.projections[number] = plain
+    start.save(tmp_path / "start")
+    weights, _ = train(tiny, files, tmp_path, untrained=tmp_path / "start", learned_scale=learned_scale)
+    assert not any(name.startswith("projections") and name.endswith("bias") for name in weights)
+
+
+def test_the_ends_of_texts_are_read_in_training_alone(tiny, files, tmp_path):
+    train(tiny, files, tmp_path, truncation="last")
+    text = " ".join(read_table(files["corpus"], ["prompt"])["prompt"].to_pylist())
+    model = load_encoder(tmp_path / "encoder", 64)
+    saved = load_tokenizer(tmp_path / "encoder")(text, truncation=True)["input_ids"]
+    assert saved == model.tokenize([(text,)])[0][0].tolist()
+    assert saved != model.tokenize([(text,)], "last")[0][0].tolist()
 
 
 def test_training_improves_on_what_it_sees(tiny, files, tmp_path):

@@ -6,15 +6,18 @@ import torch
 from exact_gradients import exact_gradients
 from sentence_transformers import SentenceTransformer
 from tiny_study import FINETUNING
+from transformers import OPTConfig, OPTForCausalLM
 
 from workflow_scripts.core.parquet import read_metadata, read_table, write_table
 from workflow_scripts.corpora.templates import encoder_texts
-from workflow_scripts.language_model.losses import evaluate, load_language_model
-from workflow_scripts.language_model.tokens import read_examples
+from workflow_scripts.language_model.losses import evaluate, load_language_model, use_packing
+from workflow_scripts.language_model.tokens import TokenizedExample, read_examples
 from workflow_scripts.methods.embed_by_method import embed_by_method
+from workflow_scripts.methods.embedder import LanguageModelReader
 from workflow_scripts.methods.example_gradients import mlp_layers
 from workflow_scripts.methods.fit_method import fit_method
 from workflow_scripts.methods.less import ADAPTER, adamw_step, add_adapters
+from workflow_scripts.methods.rds import open_embedder as open_rds
 from workflow_scripts.methods.warmup import warmup_sample
 from workflow_scripts.methods.warmup_lm import warmup_lm
 from workflow_scripts.study.methods import METHODS
@@ -173,6 +176,30 @@ def test_adapters_leave_the_head_alone_and_the_loss_as_it_was(tiny):
     again = add_adapters(load_language_model(tiny.language_model), 2, 8, seed=3)
     name = next(name for name in adapters if f"lora_A.{ADAPTER}" in name)
     torch.testing.assert_close(adapters[name].weight, again[name].weight)
+
+
+def test_a_sentence_encoder_stored_in_half_precision_computes_in_single(tiny, tmp_path):
+    """Squares of numbers as large as these are beyond float16."""
+    model = SentenceTransformer(str(tiny.untrained), device="cpu")
+    with torch.no_grad():
+        model[0].auto_model.encoder.layer[-1].output.LayerNorm.weight *= 3000
+    model.similarity_fn_name = "cosine"
+    model.half().save(str(tmp_path / "model"))
+    values = {**EMBEDDING, "embedding_precision": "float32", "lm_source": None, "module": "sentence_encoder"}
+    path = tmp_path / "embeddings.parquet"
+    embed_by_method(tiny.corpus, path, settings={"model": str(tmp_path / "model")}, **values)
+    found = np.stack(read_table(path)["embedding"].to_numpy())
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-5)
+
+
+def test_rds_has_the_width_of_the_states_that_the_lm_gives(tiny):
+    sizes = {"hidden_size": 32, "ffn_dim": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    lm = OPTForCausalLM(OPTConfig(vocab_size=64, word_embed_proj_dim=16, max_position_embeddings=64, **sizes)).eval()
+    lm.config.use_cache = False
+    use_packing(lm)
+    embedder = open_rds(LanguageModelReader(lm, 256, "float32"), {}, False)
+    vectors = embedder.embed([TokenizedExample(np.arange(3, 9), 2)])
+    assert (embedder.dimension, vectors.shape) == (16, (1, 16))
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "dot"])

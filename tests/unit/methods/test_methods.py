@@ -6,6 +6,7 @@ import pytest
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.metrics.pairwise import cosine_similarity
 
+from workflow_scripts.core.errors import StudyError
 from workflow_scripts.methods.loading import load_text_method
 from workflow_scripts.methods.text_scorer import Texts
 from workflow_scripts.scoring.group_scores import POOLINGS
@@ -31,6 +32,17 @@ def test_tfidf_gives_scikit_learns_cosine():
     expected = cosine_similarity(vectorizer.transform(TRAIN.joined()), vectorizer.transform(TEST.joined()))
     found = load_text_method("tfidf")(TRAIN, TEST, 0).score(EVERYTHING, EVERYTHING)
     np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["tfidf", "bm25"])
+def test_texts_without_words_are_told(method):
+    digits = Texts(np.arange(2), ["2 + 2", "3 + 4"], ["4", "7"])
+    with pytest.raises(StudyError, match=f"Leave {method} out of scoring.methods"):
+        load_text_method(method)(digits, TEST, 0)
+    some = Texts(np.arange(2), ["2 + 2", "cats and mats"], ["4", "7"])
+    scores = load_text_method(method)(some, TEST, 0).score(EVERYTHING, EVERYTHING)
+    assert (scores[0] == 0).all()
+    assert scores[1].max() > 0
 
 
 def test_bm25_gives_bm25s_scores():
