@@ -40,10 +40,13 @@ try:
         # Only here: it reads tables.
         from workflow_scripts.provenance.verify import (
             forced_rules,
+            makes_results,
             refuse_mixed_results,
         )
 
-        refuse_mixed_results(found, Path(RESULTS), CONFIG_FILE, forced_rules(sys.argv))
+        if makes_results(sys.argv):
+            forced = forced_rules(sys.argv, {one.rule for one in found})
+            refuse_mixed_results(found, Path(RESULTS), CONFIG_FILE, forced)
 except StudyError as error:
     raise WorkflowError(str(error)) from None
 

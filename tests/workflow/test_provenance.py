@@ -115,6 +115,34 @@ def test_results_without_records_that_the_study_does_not_read_are_let_be(unrecor
     }
 
 
+def test_a_corpus_that_is_replaced_by_an_older_file_is_refused(finished, tmp_path):
+    """Snakemake goes by times, so it would keep the rows of the earlier one."""
+    workspace = finished.copy(tmp_path / "copy")
+    source, corpus = workspace.folder / "mine.jsonl", "results/smoke/corpora/pool.parquet"
+
+    def write(answer: str, seconds: int) -> None:
+        rows = [json.dumps({"prompt": f"question {number}", "response": answer}) for number in range(3)]
+        source.write_text("\n".join(rows), encoding="utf-8")
+        os.utime(source, (seconds, seconds))
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return workspace.smoke(corpus, *arguments, corpora__pool={"source": "mine.jsonl"})
+
+    write("first", 2_000_000)
+    assert run().returncode == 0
+    write("other", 1_000_000)
+    done = run()
+    assert done.returncode == 1
+    assert f"mine.jsonl was replaced by an older file since {corpus} was made from it" in done.stdout
+    assert "To read it again, run `touch mine.jsonl`" in done.stdout
+    assert run("--forcerun", "prepare_corpus", "--dry-run").returncode == 0
+    assert run("-nF").returncode == 0
+    assert run("--unlock").returncode == 0
+    source.touch()
+    assert run().returncode == 0
+    assert set(pq.read_table(workspace.folder / corpus)["response"].to_pylist()) == {"other"}
+
+
 @pytest.fixture(scope="module")
 def of_local_models(finished, tmp_path_factory) -> Workspace:
     """The smoke study on an LM and an encoder from folders, as far as its tokens and its first encoder."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import os
 import shutil
@@ -71,6 +72,27 @@ def folder_hash(folder: Path) -> str:
         return file_hash(snapshot)
     files = sorted(path for path in Path(folder).rglob("*") if path.suffix in {".safetensors", ".json", ".txt"})
     return file_hash(*files)
+
+
+def begun_folder(artifact: Path, key: str, kind: str) -> Path:
+    """Return the hidden folder where a job keeps what it has done of `artifact`, until it is complete.
+
+    Parameters
+    ----------
+    artifact: what the job will write.
+    key: 16 hex digits, the hash of everything that decides it, so that only a job with the same values goes on from it.
+    kind: what the folder holds, e.g. `runs`.
+    """
+    return artifact.with_name(f".{artifact.stem}.{key}.{kind}")
+
+
+def delete_begun(folder: Path) -> None:
+    """Delete the `begun_folder` of a job that is complete, and those that jobs with other values left of the same."""
+    name, _, kind = folder.name.rsplit(".", 2)
+    for other in folder.parent.glob(f"{glob.escape(name)}.*.{kind}"):
+        # A name with more in it is of another artifact, e.g. a part of a corpus.
+        if other.name.rsplit(".", 2)[0] == name:
+            shutil.rmtree(other, ignore_errors=True)
 
 
 def earlier_of(artifact: Path) -> Path:

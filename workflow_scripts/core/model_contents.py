@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from workflow_scripts.core.errors import StudyError
+from workflow_scripts.core.file_states import FileState
 from workflow_scripts.core.files import atomic_path
 
 # Names the folder of the study's records; the Snakefile sets it, and jobs inherit it.
@@ -24,24 +25,6 @@ READ_SUFFIXES = frozenset({".json", ".safetensors", ".txt", ".model", ".tiktoken
 
 # Folders of an encoder that embeds prompts and responses by two models.
 SPLIT_FOLDERS = ("prompt", "response")
-
-
-@dataclass(frozen=True)
-class FileState:
-    """A file when it was hashed.
-
-    Parameters
-    ----------
-    size: bytes.
-    mtime_ns: time of its last change, in nanoseconds since the epoch.
-    ctime_ns: the same for its entry in the file system, which a copy with an earlier mtime changes too.
-    sha256: hash of its bytes.
-    """
-
-    size: int
-    mtime_ns: int
-    ctime_ns: int
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -66,9 +49,7 @@ class ModelContent:
     def is_current(self) -> bool:
         """Return whether the folder has the same files with the same sizes and times; no file is read."""
         found = model_files(self.model)
-        return found.keys() == self.files.keys() and all(
-            _is_same(path, self.files[name]) for name, path in found.items()
-        )
+        return found.keys() == self.files.keys() and all(self.files[name].is_of(path) for name, path in found.items())
 
 
 def model_files(model: str) -> dict[str, Path]:
@@ -94,7 +75,7 @@ def content_of(model: str, known: ModelContent | None = None) -> ModelContent:
     """
     earlier = known.files if known else {}
     files = {
-        name: earlier[name] if name in earlier and _is_same(path, earlier[name]) else _state(path)
+        name: earlier[name] if name in earlier and earlier[name].is_of(path) else FileState.of(path)
         for name, path in model_files(model).items()
     }
     return ModelContent(model, files)
@@ -201,15 +182,3 @@ def _module_folders(modules: Path) -> list[str]:
     # Who loads the model says what is wrong with it.
     except (OSError, ValueError, KeyError, TypeError):
         return []
-
-
-def _is_same(path: Path, state: FileState) -> bool:
-    now = path.stat()
-    return (now.st_size, now.st_mtime_ns, now.st_ctime_ns) == (state.size, state.mtime_ns, state.ctime_ns)
-
-
-def _state(path: Path) -> FileState:
-    now = path.stat()
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return FileState(now.st_size, now.st_mtime_ns, now.st_ctime_ns, digest)

@@ -16,9 +16,10 @@ from typing import Any, TextIO, get_args, get_type_hints
 from pydantic import BaseModel
 
 from workflow_scripts.core.errors import StudyError, lacks_memory
+from workflow_scripts.core.file_states import record_inputs
 from workflow_scripts.core.files import atomic_path, earlier_of, stamp_of
 from workflow_scripts.core.gpus import gpus_asked_for, pinned, require_promised_gpus, use_deterministic_algorithms
-from workflow_scripts.core.model_contents import local_models, resolved_content
+from workflow_scripts.core.model_contents import RECORDS_VARIABLE, local_models, resolved_content
 from workflow_scripts.core.parquet import CONTENTS, spec_hash, table_metadata
 from workflow_scripts.core.redaction import redact_output, redacted
 from workflow_scripts.core.timing import Seconds, start_stage, work_so_far, write_record
@@ -33,6 +34,8 @@ _STORAGE_TROUBLES = {
     errno.EROFS: _RIGHTS,
     errno.EACCES: _RIGHTS,
 }
+# Rules whose jobs divide runs among them, in another way once the config says so.
+_SHARING = frozenset({"finetune_shard", "finetune_runs"})
 # What bounds a stage's memory; fine-tuning and losses take smaller passes by themselves (`language_model.oom_retry`),
 # answers don't.
 _MEMORY_KEYS = {
@@ -82,7 +85,10 @@ def run_job(smk: Any, stage: Callable[..., object]) -> None:
     Every table says the hash of the spec and the content of each local model folder that the spec names; beside other
     results, a hidden file says so (`core.files.stamp_of`). A folder that was replaced while the study ran is refused.
 
-    The earlier versions of its outputs (`core.files.earlier_of`) are deleted once the job has succeeded.
+    What the user's own files held that the job has read is recorded beside its first output (`core.file_states`).
+
+    The earlier versions of its outputs (`core.files.earlier_of`) are deleted once the job has succeeded; those of a
+    fine-tuning job, whose runs other jobs of the same rule may look for, once a job has read all of them.
 
     Parameters
     ----------
@@ -114,9 +120,9 @@ def run_job(smk: Any, stage: Callable[..., object]) -> None:
                     use_deterministic_algorithms()
                 work = _call(stage, smk.resources.get("processes", 1), arguments)
             _stamp(smk.output, made_with)
+            _record_inputs(smk)
             write_record(Path(smk.log[0]), smk.rule, work)
-            for path in _output_paths(smk.output):
-                earlier_of(path).unlink(missing_ok=True)
+            _delete_earlier(smk)
         except Exception as error:
             known = isinstance(error, StudyError)
             message = str(error) if known else storage_trouble(error) or memory_trouble(error, smk.rule)
@@ -176,6 +182,27 @@ def _stamp(outputs: Any, made_with: Mapping[str, str]) -> None:
         return
     with atomic_path(stamp_of(paths[0])) as temporary:
         temporary.write_text(json.dumps(made_with, indent=2) + "\n", encoding="utf-8")
+
+
+def _delete_earlier(smk: Any) -> None:
+    own = [] if smk.rule in _SHARING else _output_paths(smk.output)
+    results = _study_folder()
+    read = [path for path in map(Path, smk.input) if results in path.parents]
+    for path in [*own, *read]:
+        earlier_of(path).unlink(missing_ok=True)
+
+
+def _study_folder() -> Path | None:
+    """Return the folder of the study's results; None outside Snakemake."""
+    records = os.environ.get(RECORDS_VARIABLE)
+    return Path(records).parent if records else None
+
+
+def _record_inputs(smk: Any) -> None:
+    """Record what the files of the user's held that a job has read."""
+    results, outputs = _study_folder(), _output_paths(smk.output)
+    if results and outputs and (given := [path for path in map(Path, smk.input) if results not in path.parents]):
+        record_inputs(outputs[0], given)
 
 
 def _call(stage: Callable[..., object], processes: int, arguments: dict[str, Any]) -> Seconds:

@@ -132,7 +132,7 @@ def prepare_corpus(
             say(f"prepare_corpus: {source}: {tally.labels()}")
         if tally.unread_columns:
             say(f"prepare_corpus: {source}: columns that aren't read: {tally.unread()}")
-        tally.check(source, columns, part, max_rejected_share, kept)
+        tally.check(source, columns, part, limit, max_rejected_share, kept)
     os.replace(kept, rejected)
 
 
@@ -235,6 +235,7 @@ class _Tally:
         source: str,
         columns: Columns,
         part: tuple[float, float],
+        limit: int | None,
         max_rejected_share: float,
         kept: Path,
     ) -> None:
@@ -242,10 +243,13 @@ class _Tally:
         if not self.read:
             raise StudyError(f"{source} has no rows")
         if self.unseen_columns:
-            raise StudyError(
-                f"columns: {_shown_map(columns, self.unseen_columns)}: {source} has no such column; "
-                f"it has {', '.join(map(repr, self.seen_columns)) or 'none'}"
-            )
+            stopped = self.accepted == limit
+            within = f" in the {self.read:,} rows that were read" if stopped else ""
+            said = f"columns: {_shown_map(columns, self.unseen_columns)}: {source} has no such column{within}"
+            # Not every row needs a label.
+            if not stopped or self.unseen_columns - set(map(plain_name, _listed(columns.get("label", [])))):
+                raise StudyError(f"{said}; it has {', '.join(map(repr, self.seen_columns)) or 'none'}")
+            say(f"prepare_corpus: {said}, so none of them has a label")
         if self.rejected > max_rejected_share * self.read:
             raise TooManyRejectedError(
                 f"{source}: {self.rejected:,} of {self.read:,} rows can't be used, more than "

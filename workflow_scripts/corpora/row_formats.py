@@ -170,9 +170,9 @@ def _chat_column(cells: Cells, columns: Mapping[str, Sequence[str]]) -> str | No
         return columns["messages"][0]
     if "prompt" in columns or "response" in columns:
         return None
-    # A table that mixes shapes has the columns of all of them, null where another shape is used.
+    # A table that mixes shapes has the columns of all of them, null or empty where another shape is used.
     for column in CHAT_COLUMNS:
-        if cells.peek(column) is not None:
+        if not _is_empty(cells.peek(column)):
             return column
     has_pair = any(prompt in cells and response in cells for prompt, response in TEXT_SHAPES)
     if isinstance(cells.peek("data"), list) and not has_pair:
@@ -217,7 +217,7 @@ def _text_columns(cells: Cells, columns: Mapping[str, Sequence[str]]) -> tuple[S
     filled = [
         pair
         for pair in named
-        if any(cells.peek(name) is not None for name in pair[0]) and cells.peek(pair[1]) is not None
+        if not (all(_is_empty(cells.peek(name)) for name in pair[0]) or _is_empty(cells.peek(pair[1])))
     ]
     if named:
         return (filled or named)[0]
@@ -290,11 +290,23 @@ def _chosen(answer: object, column: str, choices: Mapping[str, str]) -> str:
     readings = {text} if name in texts else set()
     if name in choices:
         readings.add(choices[name])
-    elif name.isdecimal() and int(name) < len(texts):
+    # The first comparison is for numbers of more digits than Python reads.
+    elif len(name) <= len(str(len(texts))) and name.isdecimal() and int(name) < len(texts):
         readings.add(texts[int(name)])
     if len(readings) > 1:
         raise UnusableRowError(f"{shown(column)} may be a choice's text or its place: {shown(text)}")
-    return next(iter(readings), text)
+    return readings.pop() if readings else _lettered(text, column, choices)
+
+
+def _lettered(answer: str, column: str, choices: Mapping[str, str]) -> str:
+    """Return the choice that `answer` names by a letter in another way (`b`, `B.`, `(B)`), or else `answer` itself."""
+    letter = answer.strip().strip("().:").casefold()
+    named = [text for name, text in choices.items() if name.casefold() == letter]
+    if len(letter) != 1 or not letter.isalpha() or len(named) > 1:
+        return answer
+    if not named and all(len(name) == 1 and name.isalpha() for name in choices):
+        raise UnusableRowError(f"{shown(column)} is the letter of no choice: {shown(answer)} of {', '.join(choices)}")
+    return named[0] if named else answer
 
 
 def _label(cells: Cells, columns: Mapping[str, Sequence[str]]) -> tuple[str | None, str | None]:

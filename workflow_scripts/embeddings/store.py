@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import math
-import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,7 +24,7 @@ from workflow_scripts.core.distributed import (
     sum_over_processes,
 )
 from workflow_scripts.core.errors import StudyError
-from workflow_scripts.core.files import earlier_of
+from workflow_scripts.core.files import begun_folder, delete_begun, earlier_of
 from workflow_scripts.core.parquet import rows_of_groups, table_writer, write_table
 from workflow_scripts.core.progress import Progress, say
 from workflow_scripts.core.timing import NO_TIME, Seconds, process_seconds, start_work
@@ -97,7 +96,7 @@ def write_embeddings(
         (`core.timing`; whoever calls has loaded its model). Processor time is that of all processes.
     """
     start_up = start_work().start_up
-    folder = embeddings.with_name(f".{embeddings.stem}.{key}.blocks")
+    folder = begun_folder(embeddings, key, "blocks")
     of_interrupted_run = sorted(folder.glob("*.parquet"))
     stored = StoredEmbeddings([earlier_of(embeddings), embeddings, *of_interrupted_run], key)
     # Of a corpus that has changed since, a block of another number may be read after this run has written its own.
@@ -181,7 +180,7 @@ def write_embeddings(
     # Nobody reads the blocks any more.
     barrier()
     if is_rank_zero():
-        shutil.rmtree(folder, ignore_errors=True)
+        delete_begun(folder)
 
 
 def _require_finite(title: str, work: _Work, computed: np.ndarray, precision: str) -> None:

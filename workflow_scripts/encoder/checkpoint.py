@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from workflow_scripts.core.distributed import broadcast_from_rank_zero
-from workflow_scripts.core.files import atomic_path
+from workflow_scripts.core.files import atomic_path, delete_begun
 from workflow_scripts.core.progress import say
 
 
@@ -133,8 +132,8 @@ class TrainingState:
             module.load_state_dict(_with_prefix(weights, f"{name}."))
 
     def clear(self) -> None:
-        """Delete the state on disk, once the result is written."""
-        shutil.rmtree(self.file.parent, ignore_errors=True)
+        """Delete the state on disk, once the result is written, and those of trainings with other settings."""
+        delete_begun(self.file.parent)
 
 
 def _digest(tensors: dict[str, torch.Tensor], facts: dict[str, Any]) -> str:

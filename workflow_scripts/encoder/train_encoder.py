@@ -11,7 +11,7 @@ import torch
 
 from workflow_scripts.core.distributed import broadcast_from_rank_zero, is_rank_zero
 from workflow_scripts.core.errors import StudyError
-from workflow_scripts.core.files import file_hash, folder_hash
+from workflow_scripts.core.files import begun_folder, file_hash, folder_hash
 from workflow_scripts.core.gpus import determinism
 from workflow_scripts.core.parquet import read_table, spec_hash, write_table
 from workflow_scripts.core.progress import Progress, say
@@ -120,7 +120,7 @@ def train_encoder(
 
     parameters = [p for p in (*model.parameters(), *objective.parameters()) if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=training.learning_rate, weight_decay=0.0, fused=True)
-    folder = encoder.with_name(f".{encoder.name}.{key}.state")
+    folder = begun_folder(encoder, key, "state")
     state = TrainingState(folder, {"encoder": model, "objective": objective}, optimizer)
     state.restore()
     curves = _curves(tracking, encoder, key, state) if tracking and is_rank_zero() else None

@@ -46,7 +46,7 @@ def finetune_runs(
 
     The order of the batches depends on `seed`, the experiment and the number of a run's own seed, so that runs on lists
     that differ only in what is left out can be compared. Finished runs are kept in a folder beside `measured` until the
-    job is done, and a job whose runs changed keeps those that it still has.
+    job is done, and a job whose runs changed keeps those that it, or another job, had.
 
     Parameters
     ----------
@@ -82,6 +82,7 @@ def finetune_runs(
         }
     )
     finished = FinishedRuns(measured, key, MEASURED_SCHEMA.names[:2])
+    finished.look_for(list(listed))
     missing = broadcast_from_rank_zero([run for run in listed if run not in finished])
     title = f"finetune_runs {experiment} {job + 1} of {jobs}"
     progress = Progress(title, len(listed), "runs", done=len(listed) - len(missing))

@@ -40,12 +40,13 @@ def resolve_config(
     snapshots: Sequence[Path] = (),
     datasets: Sequence[Path] = (),
     study: dict[str, Any],
+    stages: dict[str, int],
 ) -> None:
     """Write the study's values in force, and its provenance.
 
-    The provenance has the time, the git commit (with `+changes` if the tree was not clean), versions of Python and of
-    the libraries, the hardware, a hash of every prepared corpus, id, revision and commit of every hub model and data
-    set, and the content hash of every local model.
+    The provenance has the time, the git commit (with `+changes` if the tree was not clean), versions of the stages, of
+    Python and of the libraries, the hardware, a hash of every prepared corpus, id, revision and commit of every hub
+    model and data set, and the content hash of every local model.
 
     Parameters
     ----------
@@ -55,6 +56,7 @@ def resolve_config(
     snapshots: folders that hub models were fetched to.
     datasets: JSON files with the commits of hub datasets.
     study: the study's values in force.
+    stages: version of each stage, which rises where it computes something else.
     """
     with atomic_path(config) as temporary:
         values = yaml.safe_dump(study, sort_keys=False, allow_unicode=True)
@@ -63,6 +65,7 @@ def resolve_config(
     facts: dict[str, object] = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "git_commit": git_commit(),
+        "stages": stages,
         "versions": {
             "python": platform.python_version(),
             **{name: installed[name] for name in VERSIONS if name in installed},

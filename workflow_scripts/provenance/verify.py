@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from workflow_scripts.core.errors import StudyError
+from workflow_scripts.core.file_states import replaced_input
 from workflow_scripts.core.files import stamp_of
 from workflow_scripts.core.model_contents import (
     ModelContent,
@@ -30,6 +32,14 @@ from workflow_scripts.study.plan import StudyPlan
 from workflow_scripts.study.specs import StageSpecs
 
 SHOWN_KEYS = 5
+# Of Snakemake, and make no results.
+OTHER_COMMANDS = frozenset(
+    {
+        *("--unlock", "--cleanup-metadata", "--cm", "--cleanup-shadow", "--delete-all-output", "--delete-temp-output"),
+        *("--list-rules", "--list", "-l", "--list-target-rules", "--lt", "--list-changes", "--lc", "--lint"),
+        *("--summary", "-S", "--detailed-summary", "-D", "--dag", "--rulegraph", "--filegraph", "--d3dag", "--report"),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -121,7 +131,7 @@ def matches_spec(artifact: Artifact) -> bool:
 
 
 def refuse_mixed_results(found: Sequence[Artifact], results: Path, config: str, forced: Collection[str] = ()) -> None:
-    """Check the models of a study, and those of its artifacts that Snakemake has no record of.
+    """Check the models of a study, the user's files, and those of its artifacts that Snakemake has no record of.
 
     A local model that artifacts were made with and that has no record yet gets one.
 
@@ -134,12 +144,18 @@ def refuse_mixed_results(found: Sequence[Artifact], results: Path, config: str, 
 
     Raises
     ------
-    StudyError: a model was replaced, or an artifact was not made with this config: the message says which, and what
-        can be done.
+    StudyError: a model or an input was replaced, or an artifact was not made with this config: the message says
+        which, and what can be done.
     """
     records = results / "models"
     for model in sorted({model for artifact in found for model in artifact.models}):
         _check_model(model, [one for one in found if model in one.models and one.path.exists()], records)
+    for artifact in found:
+        if artifact.rule not in forced and artifact.path.exists() and (path := replaced_input(artifact.path)):
+            raise StudyError(
+                f"{path} was replaced by an older file since {artifact.path} was made from it, and Snakemake goes by "
+                f"times. To read it again, run `touch {shlex.quote(str(path))}`; or put the earlier one back."
+            )
     unrecorded = [artifact for artifact in found if artifact.path.exists() and not artifact.is_recorded()]
     if others := [mismatch for mismatch in mismatches(unrecorded, results) if mismatch.artifact.rule not in forced]:
         raise StudyError(
@@ -151,12 +167,26 @@ def refuse_mixed_results(found: Sequence[Artifact], results: Path, config: str, 
         )
 
 
-def forced_rules(arguments: Sequence[str]) -> list[str]:
-    """Return the rules that a command of Snakemake forces; it tells the Snakefile only of what it has parsed before."""
+def forced_rules(arguments: Sequence[str], rules: Iterable[str]) -> list[str]:
+    """Return the rules that a command of Snakemake forces; it tells the Snakefile only of what it has parsed before.
+
+    Parameters
+    ----------
+    arguments: the command's arguments.
+    rules: all rules, which `--forceall` forces.
+    """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--forcerun", "-R", nargs="*", default=[])
-    forced: list[str] = parser.parse_known_args(arguments)[0].forcerun
-    return forced
+    parser.add_argument("--forceall", "-F", action="store_true")
+    # Short ones are written together, e.g. -nF.
+    parser.add_argument("-n", "-p", "-k", action="store_true")
+    given = parser.parse_known_args(arguments)[0]
+    return list(rules) if given.forceall else list(given.forcerun)
+
+
+def makes_results(arguments: Sequence[str]) -> bool:
+    """Return whether a command of Snakemake makes results; others unlock, list or delete."""
+    return not OTHER_COMMANDS & {argument.partition("=")[0] for argument in arguments}
 
 
 def rerun_command(others: Sequence[Mismatch], config: str) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from workflow_scripts.core.file_states import has_other_inputs
 from workflow_scripts.core.model_contents import local_models, read_record
 from workflow_scripts.study.plan import DAMAGED_POOL, EXPERIMENT_TABLES, SURROGATE_POOL, StudyPlan
 from workflow_scripts.study.specs import StageSpecs
@@ -142,7 +143,8 @@ def _benchmark(rule: str, wildcards: Mapping[str, str]) -> Path:
 def are_in_doubt(found: Iterable[Artifact], records: Path) -> bool:
     """Return whether existing artifacts may not be what the study's config and models make; no artifact is read.
 
-    That is where Snakemake has no record of one, and where a local model has none, or other files than its record.
+    That is where Snakemake has no record of one, where a file that one was made from has another size or time, and
+    where a local model has no record, or other files than its record.
 
     Parameters
     ----------
@@ -151,7 +153,7 @@ def are_in_doubt(found: Iterable[Artifact], records: Path) -> bool:
     """
     found = list(found)
     existing = [artifact for artifact in found if artifact.path.exists()]
-    if any(not artifact.is_recorded() for artifact in existing):
+    if any(not artifact.is_recorded() or has_other_inputs(artifact.path) for artifact in existing):
         return True
     loaded = {model for artifact in existing for model in artifact.models}
     for model in {model for artifact in found for model in artifact.models}:

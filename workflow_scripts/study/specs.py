@@ -128,7 +128,8 @@ class StageSpecs:
         }
 
     def _resolve_config(self) -> dict[str, Any]:
-        return {"study": self._study_values()}
+        # Where a stage computes something else, what is recorded of the code is recorded again.
+        return {"study": self._study_values(), "stages": {**STAGE_VERSIONS}}
 
     def _study_values(self) -> dict[str, Any]:
         # As the stages' own specs: what is off has no part in them, or a new key would recompute finished studies.

@@ -5,7 +5,7 @@
 STAGE_VERSIONS = {
     "resolve_config": 1,
     "resolve_dataset": 1,
-    "prepare_corpus": 4,
+    "prepare_corpus": 5,
     "fetch_model": 1,
     "pretrain_base_lm": 1,
     "tokenize_corpus": 2,

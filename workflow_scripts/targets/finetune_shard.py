@@ -53,8 +53,8 @@ def finetune_shard(
     """Run every (fold, index, seed) of a block of subsets, and write the evaluated examples' losses.
 
     A run depends on (study seed, pool, fold, index, number of the seed) alone, so the division into blocks changes no
-    number. Finished runs are kept in a folder beside `losses` until the block is complete, and a block that grew keeps
-    the runs it had; both only if they come from the same LM, tokens and settings.
+    number. Finished runs are kept in a folder beside `losses` until the block is complete, and runs that this block or
+    another one had are kept where blocks have other sizes now; only if they come from the same LM, tokens and settings.
 
     Parameters
     ----------
@@ -88,6 +88,7 @@ def finetune_shard(
         }
     )
     finished = FinishedRuns(losses, key, SCHEMA.names[:3])
+    finished.look_for(runs)
     # Meanwhile the job of a killed driver may write other runs of the same block.
     missing = broadcast_from_rank_zero([run for run in runs if run not in finished])
     progress = Progress(

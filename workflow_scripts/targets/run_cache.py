@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ import pyarrow as pa
 
 from workflow_scripts.core.distributed import is_rank_zero
 from workflow_scripts.core.errors import StudyError
-from workflow_scripts.core.files import earlier_of
+from workflow_scripts.core.files import begun_folder, delete_begun, earlier_of
 from workflow_scripts.core.parquet import has_other_models, read_metadata, read_table, write_table
 from workflow_scripts.core.progress import say
 
@@ -28,20 +27,40 @@ class FinishedRuns:
     Parameters
     ----------
     losses: Parquet file with all runs of the job; its runs, and those of its earlier version, are read if they exist.
+        Files of other jobs lie beside it.
     key: hash of everything that decides a run's result, stored in each file.
     names: columns that identify a run; `run in finished` compares their values.
     """
 
     def __init__(self, losses: Path, key: str, names: Sequence[str]):
         self.losses, self.key, self.names = Path(losses), key, names
-        self.folder = self.losses.with_name(f".{self.losses.stem}.{key}.runs")
+        self.folder = begun_folder(self.losses, key, "runs")
         self.tables: dict[Run, pa.Table] = {}
         places = [earlier_of(self.losses), self.losses, *sorted(self.folder.glob("*.parquet"))]
         for path in places if is_rank_zero() else []:
             if path.exists():
                 self._take(path)
 
-    def _take(self, path: Path) -> None:
+    def look_for(self, runs: Sequence[Run]) -> None:
+        """Take what is missing of `runs` from the files of other jobs, which had them if jobs had another size then.
+
+        Only where jobs are run again, and with the same `key`.
+        """
+        again = sorted(self.losses.parent.glob(".*.earlier")) if is_rank_zero() else []
+        if not again or not self._is_valid(again[0]):
+            return
+        for path in [*again, *sorted(self.losses.parent.glob("[!.]*.parquet"))]:
+            if missing := [run for run in runs if run not in self]:
+                self._take(path, missing)
+
+    def _is_valid(self, path: Path) -> bool:
+        try:
+            metadata = read_metadata(path)
+        except StudyError:
+            return False
+        return metadata.get("key") == self.key and not has_other_models(metadata)
+
+    def _take(self, path: Path, wanted: Collection[Run] | None = None) -> None:
         try:
             metadata = read_metadata(path)
             if metadata.get("key") != self.key or has_other_models(metadata):
@@ -57,7 +76,8 @@ class FinishedRuns:
         firsts = np.flatnonzero(np.r_[True, changes])
         for first, last in zip(firsts, [*firsts[1:], table.num_rows], strict=True):
             run = tuple(table[name][first].as_py() for name in self.names)
-            self.tables[run] = table.slice(first, last - first)
+            if wanted is None or run in wanted:
+                self.tables[run] = table.slice(first, last - first)
 
     def __contains__(self, run: Run) -> bool:
         return run in self.tables
@@ -87,4 +107,4 @@ class FinishedRuns:
         if is_rank_zero():
             tables = [self.tables[run] for run in runs] or [schema.empty_table()]
             write_table(self.losses, pa.concat_tables(tables), key=self.key)
-            shutil.rmtree(self.folder, ignore_errors=True)
+            delete_begun(self.folder)

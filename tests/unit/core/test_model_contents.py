@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from workflow_scripts.core import model_contents
 from workflow_scripts.core.errors import StudyError
+from workflow_scripts.core.file_states import FileState
 from workflow_scripts.core.model_contents import (
     RECORDS_VARIABLE,
     ModelContent,
@@ -76,8 +76,8 @@ def test_other_bytes_of_one_size_and_age_are_another_content(model):
 def test_only_files_that_changed_are_read_again(model, monkeypatch):
     before = content_of("lm")
     read = []
-    state = model_contents._state
-    monkeypatch.setattr(model_contents, "_state", lambda path: read.append(path.name) or state(path))
+    state = FileState.of
+    monkeypatch.setattr(FileState, "of", lambda path: read.append(path.name) or state(path))
     assert content_of("lm", before) == before
     assert read == []
     (model / "config.json").write_text("other")

@@ -113,6 +113,6 @@ def test_no_traceback_and_no_record_of_a_library_tells_a_token():
 def test_the_provenance_holds_no_token(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_TOKEN", PLAIN)
     study = {"language_model": {"model": FORMS["in an address"](PLAIN)}}
-    resolve_config([], tmp_path / "config.yaml", tmp_path / "provenance.json", study=study)
+    resolve_config([], tmp_path / "config.yaml", tmp_path / "provenance.json", study=study, stages={})
     assert "huggingface.co" in (tmp_path / "config.yaml").read_text()
     assert not is_told("".join(path.read_text() for path in tmp_path.iterdir()), PLAIN)

@@ -1,6 +1,7 @@
 """The bridge from a job to a stage: names, specs, log, errors."""
 
 import errno
+import json
 import os
 from importlib import import_module
 from pathlib import Path
@@ -10,10 +11,12 @@ from typing import get_args, get_type_hints
 import pyarrow as pa
 import pytest
 import torch
+from snakemake.iocontainers import Namedlist
 
 import workflow_scripts
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.files import earlier_of, keep_earlier
+from workflow_scripts.core.model_contents import RECORDS_VARIABLE
 from workflow_scripts.core.parquet import read_metadata, read_table, spec_hash, write_table
 from workflow_scripts.core.progress import say
 from workflow_scripts.core.stage import run_job, run_stage
@@ -32,6 +35,10 @@ def job(folder, spec, **inputs):
         log=[str(folder / "logs" / "stage.log")],
         rule="some_stage",
     )
+
+
+def named(**paths):
+    return Namedlist(fromdict={name: str(path) for name, path in paths.items()})
 
 
 @pytest.fixture(autouse=True)
@@ -72,6 +79,31 @@ def test_the_earlier_version_of_an_output_is_kept_until_the_job_has_succeeded(tm
     run_job(job(tmp_path, {"version": 1}), lambda table: write_table(table, pa.table({"x": [2]})))
     assert read_table(table)["x"].to_pylist() == [2]
     assert not earlier_of(table).exists()
+
+
+def test_earlier_versions_of_fine_tuning_stay_until_they_were_read(tmp_path, monkeypatch):
+    """Other jobs of the rule look for runs in them."""
+    monkeypatch.setenv(RECORDS_VARIABLE, str(tmp_path / "models"))
+    table = tmp_path / "table.parquet"
+    write_table(table, pa.table({"x": [1]}))
+    keep_earlier(table)
+    job_of_runs, reader = job(tmp_path, {"version": 1}), job(tmp_path, {"version": 1})
+    job_of_runs.rule = "finetune_shard"
+    run_job(job_of_runs, lambda table: write_table(table, pa.table({"x": [2]})))
+    assert earlier_of(table).exists()
+    reader.input, reader.output = named(table=table), named(out=tmp_path / "out.parquet")
+    run_job(reader, lambda table, out: write_table(out, pa.table({"x": [2]})))
+    assert not earlier_of(table).exists()
+
+
+def test_what_the_users_files_held_is_recorded(tmp_path, monkeypatch):
+    monkeypatch.setenv(RECORDS_VARIABLE, str(tmp_path / "results/models"))
+    (tmp_path / "mine.jsonl").write_text("mine")
+    table = tmp_path / "results/corpora/pool.parquet"
+    one = job(tmp_path, {"version": 1})
+    one.input, one.output = named(source=tmp_path / "mine.jsonl"), named(table=table)
+    run_job(one, lambda source, table: write_table(table, pa.table({"x": [2]})))
+    assert json.loads((table.parent / ".pool.parquet.inputs").read_text()).keys() == {str(tmp_path / "mine.jsonl")}
 
 
 def test_an_earlier_version_that_cannot_be_kept_stops_nothing(tmp_path, monkeypatch, capsys):

@@ -195,7 +195,7 @@ def test_the_provenance_names_the_commit(hub, tmp_path):
     commit = put(hub, train__jsonl=json_lines(ROWS))
     resolved(tmp_path)
     file = tmp_path / "provenance.json"
-    resolve_config([], tmp_path / "c.yaml", file, datasets=[tmp_path / "datasets/data.json"], study={})
+    resolve_config([], tmp_path / "c.yaml", file, datasets=[tmp_path / "datasets/data.json"], study={}, stages={})
     assert json.loads(file.read_text())["datasets"] == [{"dataset": NAME, "revision": "main", "commit": commit}]
 
 

@@ -252,6 +252,11 @@ TURNS = {"user": "Hi!", "assistant": "Hello."}
         ({"question": "a", "choices": ["x", "y"], "answer": 1.0}, "a\nA. x\nB. y", "y"),
         ({"question": "a", "choices": ["x", "y"], "answer": "B"}, "a\nA. x\nB. y", "y"),
         ({"question": "a", "choices": ["x", "y"], "answer": "y"}, "a\nA. x\nB. y", "y"),
+        ({"question": "a", "choices": ["x", "y"], "answer": "b"}, "a\nA. x\nB. y", "y"),
+        ({"question": "a", "choices": ["x", "y"], "answer": "(B)."}, "a\nA. x\nB. y", "y"),
+        ({"question": "a", "choices": ["b", "a"], "answer": "b"}, "a\nA. b\nB. a", "b"),
+        ({"question": "a", "choices": {"x": "3", "X": "4"}, "answer": "(x)"}, "a\nx. 3\nX. 4", "(x)"),
+        ({"question": "a", "choices": {"label": ["1", "2"], "text": ["x", "y"]}, "answer": "z"}, "a\n1. x\n2. y", "z"),
         ({"question": "a", "choices": '["x", "y"]', "answer": "1"}, "a\nA. x\nB. y", "y"),
         ({"question": "a", "choices": ["x", "y"], "answer": "It is y."}, "a\nA. x\nB. y", "It is y."),
         ({"question": "a", "options": {"A": "x", "B": "y"}, "answer": "B"}, "a\nA. x\nB. y", "y"),
@@ -340,6 +345,7 @@ def test_turns_of_two_layouts_in_one_struct_are_read():
     [
         ({"question": "a", "choices": ["x", "y"], "answer": 2}, "'answer' is the place of no choice: 2 of 2"),
         ({"question": "a", "choices": ["1", "0"], "answer": "0"}, "may be a choice's text or its place: '0'"),
+        ({"question": "a", "choices": ["x", "y"], "answer": "c."}, "'answer' is the letter of no choice: 'c.' of A, B"),
         ({"question": "a", "choices": 3, "answer": "0"}, "'choices' is a number"),
         ({"question": "a", "choices": ["x", None], "answer": 0}, "'choices' is null"),
         ({"question": "a", "answerKey": "B"}, "the row has 'answerkey', but no choices"),
@@ -370,3 +376,16 @@ def test_columns_and_keys_of_turns_that_are_not_read_are_named():
     turns = [{**CHAT[1], "name": "Ann", "id": None}, {**CHAT[2], "reasoning_content": "Hm.", "value": 0.5}]
     unread = read_example({"messages": turns, "prompt": "a"}, {}).unread
     assert unread == ("prompt", "messages[].name", "messages[].reasoning_content", "messages[].value")
+
+
+def test_an_answer_of_more_digits_than_python_reads_is_an_answer():
+    digits = "1" * 5000
+    assert read_example({"question": "a", "choices": ["x", "y"], "answer": digits}, {}).response == digits
+
+
+def test_columns_of_another_shape_may_be_empty_as_csv_has_them():
+    row = {"instruction": "", "output": "", "messages": "", "question": "why", "answer": "because"}
+    found = read_example(row, {})
+    assert (found.prompt, found.response) == ("why", "because")
+    with pytest.raises(UnusableRowError, match="'instruction' is empty"):
+        read_example({"instruction": "", "output": ""}, {})

@@ -188,22 +188,21 @@ def test_a_stopped_run_of_a_corpus_that_grew_in_front_keeps_what_is_whose(tiny, 
     assert sum(embedded) == 60
 
 
-def test_blocks_of_other_settings_or_cut_off_are_not_taken(tiny, tmp_path, monkeypatch, embedded):
+@pytest.mark.parametrize(("settings", "expected"), [({}, [50, 20]), ({"prompt_words": 2}, [50, 50, 20])])
+def test_blocks_of_other_settings_or_cut_off_are_not_taken(tiny, tmp_path, monkeypatch, embedded, settings, expected):
     monkeypatch.setattr(stage, "ROWS_AT_ONCE", 50)
-    path = tmp_path / "e.parquet"
     with monkeypatch.context() as patch:
         stop_after(patch, 2)
         with pytest.raises(KeyboardInterrupt):
-            embed(tiny, tiny.corpus, path)
+            embed(tiny, tiny.corpus, tmp_path / "e.parquet")
     _, second = sorted(tmp_path.glob(".e.*.blocks/*.parquet"))
     second.write_bytes(second.read_bytes()[:-10])
     embedded.clear()
-    embed(tiny, tiny.corpus, tmp_path / "e.parquet", prompt_words=2)
-    assert embedded == [50, 50, 20]
-    embedded.clear()
-    path.unlink()
-    embed(tiny, tiny.corpus, path)
-    assert embedded == [50, 20]
+    # Those of a part of the corpus are another job's.
+    (tmp_path / f".e.1of2.{'0' * 16}.blocks").mkdir()
+    embed(tiny, tiny.corpus, tmp_path / "e.parquet", **settings)
+    assert embedded == expected
+    assert [path.name for path in tmp_path.glob(".e.*.blocks")] == [f".e.1of2.{'0' * 16}.blocks"]
 
 
 def in_small_groups(corpus, path, rows):

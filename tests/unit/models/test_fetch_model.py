@@ -125,7 +125,9 @@ def test_the_provenance_names_the_commit(hub, lm, tiny, tmp_path):
     commit = hub.commit(MODEL, lm)
     snapshot = fetch(tmp_path / "snapshot", revision=None)
     for name, snapshots in (("with", [snapshot]), ("without", [])):
-        resolve_config([tiny.corpus], tmp_path / "c.yaml", tmp_path / f"{name}.json", snapshots=snapshots, study={})
+        resolve_config(
+            [tiny.corpus], tmp_path / "c.yaml", tmp_path / f"{name}.json", snapshots=snapshots, study={}, stages={}
+        )
     found = json.loads((tmp_path / "with.json").read_text())["models"]
     assert found == [{"model": MODEL, "revision": None, "commit": commit}]
     assert "models" not in json.loads((tmp_path / "without.json").read_text())

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 from tiny_study import FINETUNING, SAMPLING
 
-from workflow_scripts.core.files import earlier_of
+from workflow_scripts.core.files import earlier_of, keep_earlier
 from workflow_scripts.core.parquet import read_table
 from workflow_scripts.language_model.finetuner import Finetuner
 from workflow_scripts.study.stage_versions import STAGE_VERSIONS
@@ -23,6 +23,12 @@ from workflow_scripts.targets.run_cache import FinishedRuns
 def straight(tiny):
     """Two folds x three subsets in one block."""
     return read_table(tiny.block(tiny.folder / "straight.parquet"))
+
+
+@pytest.fixture(scope="module")
+def straight_of_three(tiny):
+    """Three folds x two subsets in one block."""
+    return read_table(tiny.block(tiny.folder / "straight_of_three.parquet", folds=[0, 3], indexes=[0, 2]))
 
 
 @pytest.fixture
@@ -111,6 +117,30 @@ def test_runs_of_an_older_version_of_the_stage_are_not_taken(tiny, tmp_path, tra
     monkeypatch.setitem(STAGE_VERSIONS, "finetune_shard", STAGE_VERSIONS["finetune_shard"] + 1)
     tiny.block(path, folds=[0, 1], indexes=[0, 1])
     assert len(trained) == 2
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ([(0, 1), (1, 3)], [(0, 3)]),
+        ([(0, 3)], [(0, 1), (1, 2), (2, 3)]),
+        ([(0, 2), (2, 3)], [(0, 1), (1, 3)]),
+    ],
+    ids=str,
+)
+def test_runs_of_jobs_of_another_size_are_taken(tiny, tmp_path, trained, straight_of_three, before, after):
+    """As when `folds_per_job` has changed: Snakemake deletes the new blocks, and keeps them as earlier ones."""
+    for number, folds in enumerate(before):
+        tiny.block(tmp_path / f"f{number:04d}_s0000.parquet", folds=folds, indexes=[0, 2])
+    paths = [tmp_path / f"f{number:04d}_s0000.parquet" for number in range(len(after))]
+    for path in paths:
+        keep_earlier(path)
+        path.unlink(missing_ok=True)
+    done = len(trained)
+    for path, folds in zip(paths, after, strict=True):
+        tiny.block(path, folds=folds, indexes=[0, 2])
+    assert len(trained) == done
+    assert pa.concat_tables([read_table(path) for path in paths]).equals(straight_of_three)
 
 
 def test_a_truncated_file_is_done_again(tiny, tmp_path, straight, trained, capsys):
