@@ -6,6 +6,7 @@ if study.targets:
             corpus=f"{RESULTS}/corpora/{study.targets.corpus}.parquet",
             tests=[f"{RESULTS}/corpora/{evaluation.test}.parquet" for evaluation in study.evaluations.values()],
             validations=expand(f"{RESULTS}/subsets/{{evaluation}}.validation.parquet", evaluation=study.evaluations),
+            lm_corpora=expand(f"{RESULTS}/corpora/{{corpus}}.parquet", corpus=plan_of_study.corpora_of_lms()),
         output:
             leaks=f"{RESULTS}/evaluation/leaks.parquet",
         log:

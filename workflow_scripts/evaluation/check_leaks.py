@@ -34,7 +34,13 @@ ROWS_AT_ONCE = 20_000
 
 
 def check_leaks(
-    corpus: Path, tests: Sequence[Path], validations: Sequence[Path], leaks: Path, *, near_duplicate: float
+    corpus: Path,
+    tests: Sequence[Path],
+    validations: Sequence[Path],
+    leaks: Path,
+    lm_corpora: Sequence[Path] = (),
+    *,
+    near_duplicate: float,
 ) -> None:
     """Write the test examples with a near duplicate in the encoder's corpus, each with the most similar example there.
 
@@ -45,20 +51,24 @@ def check_leaks(
     validations: for each evaluation, the file with the ids of its test examples,
         `<evaluation>.validation.parquet`.
     leaks: Parquet file to write, one row per near duplicate.
+    lm_corpora: `corpora/` files that the study's LMs are pretrained or warmed up on, which must have no test either.
     near_duplicate: smallest Jaccard similarity of the sets of word 3-grams that is reported. Texts of fewer than three
         words are only compared exactly.
 
     Raises
     ------
-    StudyError: a test example is in `corpus` word for word.
+    StudyError: a test example is in `corpus` or one of `lm_corpora` word for word.
     """
     seen = read_table(corpus, COLUMNS)
+    read_by_lms = {path: read_table(path, ["hash", *WHERE]) for path in lm_corpora}
     found = []
     for test_corpus, validation in zip(tests, validations, strict=True):
         evaluation = validation.name.removesuffix(".validation.parquet")
         chosen = read_table(validation)["example_ids"].combine_chunks().values
         table = read_table(test_corpus, COLUMNS).take(chosen)
-        _refuse_exact(evaluation, table, seen, corpus)
+        _refuse_exact(evaluation, table, seen, corpus, "encoder")
+        for path, read in read_by_lms.items():
+            _refuse_exact(evaluation, table, read, path, "LM")
         near = _near_duplicates(evaluation, table, seen, near_duplicate)
         found.append(near)
         duplicated = f"{len(near):,} of {table.num_rows:,} tests"
@@ -66,7 +76,7 @@ def check_leaks(
     write_frame(leaks, pd.concat(found), SCHEMA)
 
 
-def _refuse_exact(evaluation: str, tests: pa.Table, seen: pa.Table, corpus: Path) -> None:
+def _refuse_exact(evaluation: str, tests: pa.Table, seen: pa.Table, corpus: Path, reader: str) -> None:
     place = pc.index_in(tests["hash"], seen["hash"])
     leaked = tests.filter(pc.is_valid(place))
     if len(leaked):
@@ -74,7 +84,7 @@ def _refuse_exact(evaluation: str, tests: pa.Table, seen: pa.Table, corpus: Path
         same = seen.slice(its_example, 1).to_pylist()[0]
         raise StudyError(
             f"{len(leaked):,} test examples of {evaluation!r} occur word for word in {corpus.stem!r}, which the "
-            f"encoder is trained on (e.g. row {first['source_row']} of {first['source_file']} "
+            f"{reader} is trained on (e.g. row {first['source_row']} of {first['source_file']} "
             f"is its row {same['source_row']} of {same['source_file']}). Write parts that don't "
             f"overlap, or `without: [<the test corpus>]` under corpora.{corpus.stem}."
         )

@@ -36,27 +36,32 @@ def draw_leave_out(
     tests = read_tests(validation)
     rows = [({"size": 0, "group": 0}, ListedRun(base_ids, base_ids[:0], tests))]
     for size in sizes:
-        for group in range(groups):
-            left_out = draw_group(base_ids, size, group, seed)
+        for group, left_out in enumerate(draw_groups(base_ids, size, groups, seed)):
             rows.append(({"size": size, "group": group}, ListedRun(base_ids, left_out, tests)))
     write_runs(runs, rows, FIELDS, seeds)
 
 
-def draw_group(base_ids: np.ndarray, size: int, group: int, seed: int) -> np.ndarray:
-    """Return the ids of a group's examples, int32 [size].
+def draw_groups(base_ids: np.ndarray, size: int, groups: int, seed: int) -> list[np.ndarray]:
+    """Return the ids of each group's examples, int32 [size]; no two groups are the same.
 
-    A shuffled base set is cut into groups; for more groups, it is shuffled again.
+    A shuffled base set is cut into groups; for more groups, it is shuffled again. More groups change none of the first.
 
     Parameters
     ----------
     base_ids: int32 [examples], ids of the base set.
     size: number of examples in a group.
-    group: number of the group, from 0.
+    groups: how many to draw; there must be so many.
     seed: the study's seed.
     """
-    round_, place = divmod(group, len(base_ids) // size)
-    shuffled = generator(seed, "leave_out", "groups", size, round_).permutation(base_ids)
-    return shuffled[place * size : (place + 1) * size]
+    drawn: dict[frozenset[int], np.ndarray] = {}
+    round_ = 0
+    while len(drawn) < groups:
+        shuffled = generator(seed, "leave_out", "groups", size, round_).permutation(base_ids)
+        for first in range(0, len(base_ids) - size + 1, size):
+            group = shuffled[first : first + size]
+            drawn.setdefault(frozenset(group.tolist()), group)
+        round_ += 1
+    return list(drawn.values())[:groups]
 
 
 if __name__ == "__main__":

@@ -34,8 +34,8 @@ def evaluate_transfer(
 ) -> None:
     """Write one row per method and pooling that has an LDS on both evaluations.
 
-    `retained` is the LDS on `evaluation` as a share of its ceiling, divided by the same on `home`. `advice` is null
-    except for `method`:
+    `retained` is the LDS on `evaluation` as a share of its ceiling, divided by the same on `home`; null where an
+    interval of the two isn't above zero. `advice` is null except for `method`:
 
     - `reuse`: it keeps nine tenths of its LDS, or is above every method that reads no trained encoder (paired
       interval above zero).
@@ -55,10 +55,11 @@ def evaluate_transfer(
     """
     rows, leads = read_frame(lds), read_frame(differences)
     keys = ["method", "pooling"]
-    before = rows.loc[rows["evaluation"] == home, [*keys, "lds", "ceiling"]]
+    before = rows.loc[rows["evaluation"] == home, [*keys, "lds", "ci_low", "ceiling"]]
     rows_away = rows[rows["evaluation"] == evaluation].merge(before, on=keys, suffixes=("", "_home"))
     shares = (rows_away["lds"] / rows_away["ceiling"]) / (rows_away["lds_home"] / rows_away["ceiling_home"])
-    comparable = (rows_away[["lds_home", "ceiling", "ceiling_home"]] > 0).all(axis=1)
+    # Where nothing shows that it predicts anything, a share says nothing.
+    comparable = (rows_away[["ci_low", "ci_low_home", "ceiling", "ceiling_home"]] > 0).all(axis=1)
     rows_away = rows_away.assign(home=home, retained=shares.where(comparable))
     leads = leads[(leads["evaluation"] == evaluation) & (leads["method_a"] == method)]
     advised = rows_away["retained"].map(lambda retained: advice(retained, leads, trained)).astype("str")

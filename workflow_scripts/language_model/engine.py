@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from workflow_scripts.core.errors import StudyError
 from workflow_scripts.language_model.finetuner import Finetuner
-from workflow_scripts.language_model.losses import load_language_model
+from workflow_scripts.language_model.losses import load_language_model, use_packing
+from workflow_scripts.models.packing import BUCKETS
 from workflow_scripts.models.transformers_import import PreTrainedModel
 from workflow_scripts.study.sections import Finetuning
 
@@ -63,8 +64,12 @@ def open_tuner(source: LanguageModelSource, finetuning: Finetuning) -> Finetuner
             f"finetuning.engine is deepspeed, but {error.name} is not installed: run "
             "`pip install -r envs/requirements-deepspeed.lock` in the workflow's environment, or write engine: native."
         ) from None
+    lm = load_language_model(model, revision, trust_remote_code, device="cpu")
+    if lm.airrep_packed and finetuning.precision == "bfloat16":
+        # The kernel that GPUs have for it can't be tested here, on the CPU.
+        use_packing(lm, attention=BUCKETS)
     return ZeroFinetuner(
-        load_language_model(model, revision, trust_remote_code, device="cpu"),
+        lm,
         stage=finetuning.zero_stage,
         offload=finetuning.offload,
         **finetuning.model_dump(include=_SETTINGS),

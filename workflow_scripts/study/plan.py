@@ -436,6 +436,17 @@ class StudyPlan:
         of_lm += [self.study.language_model.pretraining.corpus] if self.has_builtin_lm else []
         return sorted({*of_lm, *([self.study.targets.corpus] if self.study.targets else [])})
 
+    def corpora_of_lms(self) -> list[str]:
+        """Return the names of the corpora, other than the encoder's, that LMs are pretrained or warmed up on, sorted.
+
+        The corpus of an evaluation, which a warm-up may read, has equal rows where its tests come from it too.
+        """
+        names = [None, *self.study.language_models] if self.study.uses_lm else []
+        lms = [self.study.language_model_named(name) for name in names]
+        read = {lm.pretraining.corpus for lm in lms if lm.model == "builtin:tiny"} | {self.study.warmup.corpus}
+        evaluated = {evaluation.train for evaluation in self.study.evaluations.values()}
+        return sorted({name for name in read if name} - evaluated - {self.targets.corpus})
+
     def classified(self) -> list[str]:
         """Return the names of the evaluations whose tests are classified."""
         if self.study.experiments.classification is None:

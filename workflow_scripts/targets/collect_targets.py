@@ -42,8 +42,8 @@ def collect_targets(
 
     The delta is the base LM's loss minus the fine-tuned LM's, in nats per response token: positive where training on
     the subset helped. The label r(x, S) of example x and subset S is minus the loss (mean over seeds), standardised
-    over the subsets of the fold; null for a run that diverged. The file's metadata counts the `runs`, and how many
-    `diverged`.
+    over the subsets of the fold; null where all runs on a subset diverged. The file's metadata counts the `runs`, and
+    how many `diverged`.
 
     Parameters
     ----------

@@ -16,7 +16,7 @@ def corpus(path, rows):
     return path
 
 
-def check(tmp_path, seen, tests, chosen, near_duplicate=0.6):
+def check(tmp_path, seen, tests, chosen, near_duplicate=0.6, lm_corpora=()):
     validation = tmp_path / "held.validation.parquet"
     write_table(validation, pa.table({"fold": [0], "example_ids": [chosen]}))
     leaks = tmp_path / "leaks.parquet"
@@ -25,6 +25,7 @@ def check(tmp_path, seen, tests, chosen, near_duplicate=0.6):
         [corpus(tmp_path / "tests.parquet", tests)],
         [validation],
         leaks,
+        lm_corpora,
         near_duplicate=near_duplicate,
     )
     return read_table(leaks).to_pylist()
@@ -39,6 +40,14 @@ def test_an_exact_duplicate_is_refused(tmp_path):
         match=r"1 test examples of 'held' occur word for word in 'train'.*row 3 of tests.jsonl is its row 3 of train",
     ):
         check(tmp_path, SEEN, [("new question here", "yes"), SEEN[1]], [0, 1])
+
+
+def test_an_lm_that_has_read_a_test_is_refused(tmp_path):
+    tests = [("new question here", "yes"), ("a", "b"), ("c", "d")]
+    read = corpus(tmp_path / "pretraining.parquet", [("c", "d"), ("a", "b")])
+    with pytest.raises(StudyError, match="1 test examples of 'held' occur word for word in 'pretraining', which the"):
+        check(tmp_path, SEEN, tests, [0, 1], lm_corpora=[read])
+    assert check(tmp_path, SEEN, tests, [0], lm_corpora=[read]) == []
 
 
 def test_a_leaked_row_that_is_no_test_does_not_count(tmp_path):

@@ -10,7 +10,7 @@ from workflow_scripts.core.parquet import read_table, write_table
 from workflow_scripts.evaluation.blends import Blend, write_blend
 from workflow_scripts.experiments.base_set import read_base, read_base_scores
 from workflow_scripts.experiments.draw_base import draw_base
-from workflow_scripts.experiments.draw_leave_out import draw_group, draw_leave_out
+from workflow_scripts.experiments.draw_leave_out import draw_groups, draw_leave_out
 from workflow_scripts.experiments.evaluate_leave_out import evaluate_leave_out
 from workflow_scripts.experiments.runs import MEASURED_SCHEMA
 from workflow_scripts.targets.sampling import usable_ids
@@ -75,10 +75,15 @@ def evaluated(files, blends=(), **methods):
 
 def test_groups_are_disjoint_while_the_base_set_suffices():
     base = np.arange(100, 110)
-    groups = [draw_group(base, 3, group, 1).tolist() for group in range(6)]
+    groups = [group.tolist() for group in draw_groups(base, 3, 6, 1)]
     assert len({*groups[0], *groups[1], *groups[2]}) == len({*groups[3], *groups[4], *groups[5]}) == 9
     assert groups[:3] != groups[3:]
-    assert draw_group(base, 3, 4, 1).tolist() == groups[4] != draw_group(base, 3, 4, 2).tolist()
+    assert draw_groups(base, 3, 5, 1)[4].tolist() == groups[4] != draw_groups(base, 3, 5, 2)[4].tolist()
+
+
+def test_no_group_is_drawn_twice():
+    """All pairs of eight examples, of which the first rounds repeat some."""
+    assert len({frozenset(group.tolist()) for group in draw_groups(np.arange(8), 2, 28, 1)}) == 28
 
 
 def test_the_runs_are_the_base_set_and_it_without_each_group(files):

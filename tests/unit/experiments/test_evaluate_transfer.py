@@ -9,7 +9,7 @@ from workflow_scripts.experiments.evaluate_transfer import evaluate_transfer
 TRAINED = ["airrep", "airrep_mean"]
 
 
-def evaluated(tmp_path, away, leads):
+def evaluated(tmp_path, away, leads, below=0.0):
     """LDS at home 0.5 for AirRep and 0.3 for TF-IDF, ceilings 0.8 there and 1.0 away."""
     lds = {("airrep", "home"): 0.5, ("tfidf", "home"): 0.3, ("airrep", "away"): away, ("tfidf", "away"): 0.3}
     rows = [
@@ -18,7 +18,7 @@ def evaluated(tmp_path, away, leads):
             "evaluation": e,
             "pooling": "p",
             "lds": v,
-            "ci_low": v,
+            "ci_low": v - below,
             "ci_high": v,
             "ceiling": {"home": 0.8}.get(e, 1.0),
         }
@@ -55,3 +55,8 @@ def test_advice(tmp_path, away, leads, advice):
     assert rows["tfidf"]["advice"] is None
     assert rows["airrep"]["retained"] == pytest.approx((away / 1.0) / (0.5 / 0.8))
     assert rows["tfidf"]["lds_home"] == 0.3
+
+
+def test_an_lds_that_may_be_zero_is_no_evidence(tmp_path):
+    row = evaluated(tmp_path, 0.6, {"tfidf": -0.1, "untrained": -0.1}, below=0.7)["airrep"]
+    assert (row["advice"], row["retained"]) == ("retrain", None)
