@@ -16,6 +16,12 @@ const blocks = (() => {
 
   const number = (value) => value.toLocaleString("en");
 
+  // All scores of a question have the digits that the strongest one deserves.
+  function scoreText(value, strongest) {
+    const digits = Math.min(Math.max(2 - Math.floor(Math.log10(strongest || 1)), 0), 8);
+    return (value < 0 ? "−" : value > 0 ? "+" : "") + Math.abs(value).toFixed(digits);
+  }
+
   // `whole` is the length of the text where `shown` is only its beginning, else 0; `parts` are what the page makes of
   // `shown`.
   function passage(title, shown, whole, parts = [shown]) {
@@ -41,5 +47,5 @@ const blocks = (() => {
     return block;
   }
 
-  return { element, number, passage };
+  return { element, number, passage, scoreText };
 })();

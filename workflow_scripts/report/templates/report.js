@@ -7,7 +7,7 @@
   const SIGNS = ["helpful", "harmful"];
   const NO_LABEL = -1;
 
-  const { element, number, passage } = blocks;
+  const { element, number, passage, scoreText } = blocks;
   const byId = (id) => document.getElementById(id);
   const data = JSON.parse(byId("explorer-data").textContent);
 
@@ -44,12 +44,6 @@
 
   const testExample = (place) => example(evaluation().test, evaluation().tests[place]);
   const labelText = (label) => (label === NO_LABEL ? "no label" : data.labels[label]);
-
-  // All scores of a test have the digits that its strongest one deserves.
-  function scoreText(value, strongest) {
-    const digits = Math.min(Math.max(2 - Math.floor(Math.log10(strongest || 1)), 0), 8);
-    return (value < 0 ? "−" : value > 0 ? "+" : "") + Math.abs(value).toFixed(digits);
-  }
 
   // ---- the list of tests
 

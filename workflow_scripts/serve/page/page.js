@@ -5,7 +5,7 @@
   const SIGNS = ["helpful", "harmful"];
   const WORD = /[\p{L}\p{N}_]+/gu;
 
-  const { element, number } = blocks;
+  const { element, number, scoreText } = blocks;
   const byId = (id) => document.getElementById(id);
   const field = {};
   for (const id of ["prompt", "response", "contrast", "sign", "label", "top", "least", "fold", "mark", "file", "queries"]) field[id] = byId(id);
@@ -21,12 +21,6 @@
   function visible(text) {
     const picture = (letter) => (letter.charCodeAt(0) < 32 ? String.fromCharCode(0x2400 + letter.charCodeAt(0)) : "\ufffd");
     return text.replace(/\r\n/g, "\n").replace(/[\x00-\x08\x0b-\x1f\x7f-\x9f]/g, picture);
-  }
-
-  // All scores of an answer have the digits that its strongest one deserves.
-  function scoreText(value, strongest) {
-    const digits = Math.min(Math.max(2 - Math.floor(Math.log10(strongest || 1)), 0), 8);
-    return (value < 0 ? "−" : value > 0 ? "+" : "") + Math.abs(value).toFixed(digits);
   }
 
   // ---- asking
