@@ -38,15 +38,10 @@ try:
     # Jobs read the Snakefile too, and need not ask again.
     if workflow.is_main_process and are_in_doubt(found := list(artifacts(stage_specs)), Path(RESULTS, "models")):
         # Only here: it reads tables.
-        from workflow_scripts.provenance.verify import (
-            forced_rules,
-            makes_results,
-            refuse_mixed_results,
-        )
+        from workflow_scripts.provenance.verify import Command, refuse_mixed_results
 
-        if makes_results(sys.argv):
-            forced = forced_rules(sys.argv, {one.rule for one in found})
-            refuse_mixed_results(found, Path(RESULTS), CONFIG_FILE, forced)
+        if (command := Command.read(sys.argv[1:])).makes_results:
+            refuse_mixed_results(found, Path(RESULTS), CONFIG_FILE, command)
 except StudyError as error:
     raise WorkflowError(str(error)) from None
 

@@ -115,7 +115,11 @@ def arguments_parser() -> argparse.ArgumentParser:
         default=Corpus(source="-").max_rejected_share,
         help="stop when more than this share of the rows of a file can't be used (default: %(default)s)",
     )
-    parser.add_argument("--response", default="", help="response that belongs to --query")
+    parser.add_argument(
+        "--response",
+        default="",
+        help="response that belongs to --query; without one, an encoder of the view `split` compares prompts alone",
+    )
     parser.add_argument(
         "--contrast", help="another answer to --query: scores are then for --response minus those for this one"
     )

@@ -358,7 +358,7 @@ def damaged_file() -> None:
 
 def results_of_another_config() -> None:
     from workflow_scripts.core.parquet import table_metadata, write_table
-    from workflow_scripts.provenance.verify import refuse_mixed_results
+    from workflow_scripts.provenance.verify import Command, refuse_mixed_results
     from workflow_scripts.study.artifacts import Artifact
 
     path = Path("results/mine/corpora/train.parquet")
@@ -368,6 +368,7 @@ def results_of_another_config() -> None:
         [Artifact(path, "prepare_corpus", {"limit": 9}, {"corpus": path.stem})],
         Path("results/mine"),
         "configs/smoke.yaml",
+        Command(),
     )
 
 

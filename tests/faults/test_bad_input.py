@@ -18,7 +18,7 @@ def test_a_message_says_what_to_write_and_where(messages):
     for one, message in zip(ALL, messages, strict=True):
         assert "Traceback" not in message, one.what
         if one in CONFIG or one in WRONG_KINDS:
-            assert message.startswith("configs/mine.yaml has "), one.what
+            assert message.startswith(("configs/mine.yaml has ", "configs/mine.yaml isn't YAML: ")), one.what
 
 
 def test_every_key_of_the_config_is_tried(messages):

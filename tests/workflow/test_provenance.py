@@ -134,9 +134,10 @@ def test_a_corpus_that_is_replaced_by_an_older_file_is_refused(finished, tmp_pat
     done = run()
     assert done.returncode == 1
     assert f"mine.jsonl was replaced by an older file since {corpus} was made from it" in done.stdout
-    assert "To read it again, run `touch mine.jsonl`" in done.stdout
+    assert "To read it again, run `touch mine.jsonl`, or snakemake with `--forcerun prepare_corpus`" in done.stdout
+    assert "was replaced by an older file" in run("-npk").stdout
     assert run("--forcerun", "prepare_corpus", "--dry-run").returncode == 0
-    assert run("-nF").returncode == 0
+    assert run("-nFp").returncode == 0
     assert run("--unlock").returncode == 0
     source.touch()
     assert run().returncode == 0

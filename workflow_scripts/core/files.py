@@ -96,7 +96,10 @@ def delete_begun(folder: Path) -> None:
 
 
 def earlier_of(artifact: Path) -> Path:
-    """Return where the earlier version of a file lies until the job that makes it again has succeeded."""
+    """Return where the earlier version of a file lies until the job that makes it again has succeeded.
+
+    That of a fine-tuning job stays until a job has read all of them (`core.stage`).
+    """
     return artifact.with_name(f".{artifact.name}.earlier")
 
 

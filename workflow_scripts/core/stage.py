@@ -16,7 +16,7 @@ from typing import Any, TextIO, get_args, get_type_hints
 from pydantic import BaseModel
 
 from workflow_scripts.core.errors import StudyError, lacks_memory
-from workflow_scripts.core.file_states import record_inputs
+from workflow_scripts.core.file_states import FileState, record_inputs
 from workflow_scripts.core.files import atomic_path, earlier_of, stamp_of
 from workflow_scripts.core.gpus import gpus_asked_for, pinned, require_promised_gpus, use_deterministic_algorithms
 from workflow_scripts.core.model_contents import RECORDS_VARIABLE, local_models, resolved_content
@@ -112,6 +112,7 @@ def run_job(smk: Any, stage: Callable[..., object]) -> None:
     _use_threads(smk.threads)
     with _log_to(smk.log[0]):
         try:
+            given = _users_files(smk)
             made_with = {"stage": smk.rule, "spec": spec_hash(smk.params.spec), **_contents(smk.params.spec)}
             with pinned(gpus), table_metadata(**made_with):
                 require_promised_gpus(gpus)
@@ -120,7 +121,8 @@ def run_job(smk: Any, stage: Callable[..., object]) -> None:
                     use_deterministic_algorithms()
                 work = _call(stage, smk.resources.get("processes", 1), arguments)
             _stamp(smk.output, made_with)
-            _record_inputs(smk)
+            if _study_folder() and (outputs := _output_paths(smk.output)):
+                record_inputs(outputs[0], given)
             write_record(Path(smk.log[0]), smk.rule, work)
             _delete_earlier(smk)
         except Exception as error:
@@ -198,11 +200,11 @@ def _study_folder() -> Path | None:
     return Path(records).parent if records else None
 
 
-def _record_inputs(smk: Any) -> None:
-    """Record what the files of the user's held that a job has read."""
-    results, outputs = _study_folder(), _output_paths(smk.output)
-    if results and outputs and (given := [path for path in map(Path, smk.input) if results not in path.parents]):
-        record_inputs(outputs[0], given)
+def _users_files(smk: Any) -> dict[Path, FileState]:
+    """Return the files of the user's that a job will read, as they are now."""
+    results = _study_folder()
+    given = [path for path in map(Path, smk.input) if results and results not in path.parents]
+    return {path: FileState.unread(path) for path in given if path.is_file()}
 
 
 def _call(stage: Callable[..., object], processes: int, arguments: dict[str, Any]) -> Seconds:

@@ -243,13 +243,12 @@ class _Tally:
         if not self.read:
             raise StudyError(f"{source} has no rows")
         if self.unseen_columns:
-            stopped = self.accepted == limit
-            within = f" in the {self.read:,} rows that were read" if stopped else ""
-            said = f"columns: {_shown_map(columns, self.unseen_columns)}: {source} has no such column{within}"
-            # Not every row needs a label.
-            if not stopped or self.unseen_columns - set(map(plain_name, _listed(columns.get("label", [])))):
-                raise StudyError(f"{said}; it has {', '.join(map(repr, self.seen_columns)) or 'none'}")
-            say(f"prepare_corpus: {said}, so none of them has a label")
+            # Where reading stopped at the limit, later rows may have it.
+            within = f" in the {self.read:,} rows that `limit` had read" if self.accepted == limit else ""
+            raise StudyError(
+                f"columns: {_shown_map(columns, self.unseen_columns)}: {source} has no such column{within}; "
+                f"it has {', '.join(map(repr, self.seen_columns)) or 'none'}"
+            )
         if self.rejected > max_rejected_share * self.read:
             raise TooManyRejectedError(
                 f"{source}: {self.rejected:,} of {self.read:,} rows can't be used, more than "

@@ -301,12 +301,12 @@ def _chosen(answer: object, column: str, choices: Mapping[str, str]) -> str:
 def _lettered(answer: str, column: str, choices: Mapping[str, str]) -> str:
     """Return the choice that `answer` names by a letter in another way (`b`, `B.`, `(B)`), or else `answer` itself."""
     letter = answer.strip().strip("().:").casefold()
-    named = [text for name, text in choices.items() if name.casefold() == letter]
-    if len(letter) != 1 or not letter.isalpha() or len(named) > 1:
+    if not re.fullmatch("[a-z]", letter) or any(text.casefold().startswith(letter) for text in choices.values()):
         return answer
-    if not named and all(len(name) == 1 and name.isalpha() for name in choices):
+    named = [text for name, text in choices.items() if name.casefold() == letter]
+    if not named and all(re.fullmatch("[A-Za-z]", name) for name in choices):
         raise UnusableRowError(f"{shown(column)} is the letter of no choice: {shown(answer)} of {', '.join(choices)}")
-    return named[0] if named else answer
+    return named[0] if len(named) == 1 else answer
 
 
 def _label(cells: Cells, columns: Mapping[str, Sequence[str]]) -> tuple[str | None, str | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import unicodedata
 from collections import defaultdict
@@ -15,6 +16,8 @@ SHORTEST_ANSWER_WORDS = 3
 NEAR = 0.8
 # What is beyond isn't compared, so that no text can make it slow.
 COMPARED_CHARACTERS = 4_000
+# At the edges of a word they say nothing.
+SENTENCE_MARKS = ".,;:!?…\"'“”‘’«»()[]。，、；：！？「」"
 
 _WORD = re.compile(r"\w+")
 
@@ -24,8 +27,8 @@ def first_of_same(rows: Iterable[tuple[str, str]]) -> list[int]:
 
     Two rows say the same if their responses have the same words, three or more; or if these are fewer and the word
     3-grams of prompt and response together have a Jaccard similarity of at least 0.8. Another answer, by a single word,
-    is never the same. Case and punctuation count for nothing, nor does what is beyond the first 4,000 characters of a
-    prompt or a response. A row is compared with the first row of each group.
+    is never the same (`answer_words`). Of a prompt, case and punctuation count for nothing, nor does what is beyond its
+    first 4,000 characters. A row is compared with the first row of each group.
 
     Parameters
     ----------
@@ -37,7 +40,7 @@ def first_of_same(rows: Iterable[tuple[str, str]]) -> list[int]:
     grams_of: dict[int, set[tuple[str, ...]]] = {}
     answers: dict[int, tuple[str, ...]] = {}
     for place, (prompt, response) in enumerate(rows):
-        asked, answer = _words(prompt), _words(response)
+        asked, answer = _words(prompt), answer_words(response)
         words = (*asked, *answer)
         # Short rows have no 3-grams; the mark tells a whole row from an answer.
         keys = [("", *asked, "", *answer), *([answer] if len(answer) >= SHORTEST_ANSWER_WORDS else [])]
@@ -55,6 +58,19 @@ def first_of_same(rows: Iterable[tuple[str, str]]) -> list[int]:
             known.setdefault(key, first)
         firsts.append(first)
     return firsts
+
+
+def answer_words(text: str) -> tuple[str, ...]:
+    """Return the words of an answer, the same for two that differ in case, spaces and sentence marks alone.
+
+    Other signs tell answers apart: -5 and 5, C++ and C, x < y and x > y. What is beyond the first 4,000 characters is
+    one more word, its hash.
+    """
+    start, rest = (
+        [stripped for word in part.casefold().split() if (stripped := word.strip(SENTENCE_MARKS))]
+        for part in (text[:COMPARED_CHARACTERS], text[COMPARED_CHARACTERS:])
+    )
+    return (*start, hashlib.sha256("\n".join(rest).encode()).hexdigest()) if rest else tuple(start)
 
 
 def _similar(left: AbstractSet[Any], right: AbstractSet[Any]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from workflow_scripts.core.parquet import read_batches
-from workflow_scripts.corpora.row_formats import prompt_key
+from workflow_scripts.corpora.same_text import answer_words
 from workflow_scripts.corpora.tables import take_examples
 
 # Smallest Jaccard similarity of the sets of words of two prompts that ask nearly the same.
@@ -25,7 +26,7 @@ class NearPrompts:
     Parameters
     ----------
     rows: int64 [some], how many there are.
-    other_answers: int64 [some], how many of them have another answer; case, spaces and punctuation don't count.
+    other_answers: int64 [some], how many of them have another answer (`corpora.same_text.answer_words`).
     nearest: int64 [some], id of the most similar one with another answer, -1 if there is none; of equal ones the first.
     """
 
@@ -80,5 +81,6 @@ def find_near_prompts(corpus: Path, example_ids: np.ndarray) -> NearPrompts:
 
 
 def _keys(texts: pa.Array | pa.ChunkedArray) -> np.ndarray:
-    """Return a number for each text, the same for those that differ in case, spaces and punctuation alone."""
-    return np.array([prompt_key(text) for text in texts.to_pylist()], np.uint64)
+    """Return a number for each answer, the same for those that `answer_words` takes for the same."""
+    hashes = (hashlib.sha256("\n".join(answer_words(text)).encode()).digest() for text in texts.to_pylist())
+    return np.array([int.from_bytes(digest[:8], "big") for digest in hashes], np.uint64)

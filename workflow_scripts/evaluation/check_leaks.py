@@ -51,7 +51,7 @@ def check_leaks(
     validations: for each evaluation, the file with the ids of its test examples,
         `<evaluation>.validation.parquet`.
     leaks: Parquet file to write, one row per near duplicate.
-    lm_corpora: `corpora/` files that the study's LMs are pretrained or warmed up on, which must have no test either.
+    lm_corpora: `corpora/` files that the study's LMs are pretrained on, which must have no test either.
     near_duplicate: smallest Jaccard similarity of the sets of word 3-grams that is reported. Texts of fewer than three
         words are only compared exactly.
 

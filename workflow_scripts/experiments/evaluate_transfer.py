@@ -37,8 +37,8 @@ def evaluate_transfer(
     `retained` is the LDS on `evaluation` as a share of its ceiling, divided by the same on `home`; null where an
     interval of the two isn't above zero. `advice` is null except for `method`:
 
-    - `reuse`: it keeps nine tenths of its LDS, or is above every method that reads no trained encoder (paired
-      interval above zero).
+    - `reuse`: `retained` is known, and it keeps nine tenths of its LDS, or is above every method that reads no trained
+      encoder (paired interval above zero).
     - `fine-tune`: it is above the untrained encoder, but another method does as well: what it learned transfers in
       part, so continue its training with targets of the new LM.
     - `retrain`: there is no evidence that it transfers.
@@ -82,7 +82,7 @@ def advice(retained: float, leads: pd.DataFrame, trained: list[str]) -> str:
     """
     rivals = leads[~leads["method_b"].isin(trained)]
     before_training = rivals[rivals["method_b"].str.match(r"untrained[^+]*$")]
-    if retained >= ENOUGH or _is_above(rivals):
+    if retained >= ENOUGH or (retained > 0 and _is_above(rivals)):
         return "reuse"
     return "fine-tune" if _is_above(before_training) else "retrain"
 

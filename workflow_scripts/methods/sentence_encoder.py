@@ -48,6 +48,8 @@ def open_embedder(reader: None, fitted: dict[str, torch.Tensor], for_tests: bool
         encoder = SentenceTransformer(str(folder), **options)
     except LOADING_ERRORS as error:
         raise cant_be_loaded(model, error) from error
+    # Other modules too have the precision that they are stored in.
+    encoder.float()
     if isinstance(encoder.tokenizer, PreTrainedTokenizerBase):
         require_words(encoder.tokenizer, model)
     by_inner_product = encoder.similarity_fn_name == "dot"

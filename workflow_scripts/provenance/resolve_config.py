@@ -44,7 +44,7 @@ def resolve_config(
 ) -> None:
     """Write the study's values in force, and its provenance.
 
-    The provenance has the time, the git commit (with `+changes` if the tree was not clean), versions of the stages, of
+    The provenance has the time, the git commit (with `+changes` if the tree was not clean), versions of stages, of
     Python and of the libraries, the hardware, a hash of every prepared corpus, id, revision and commit of every hub
     model and data set, and the content hash of every local model.
 

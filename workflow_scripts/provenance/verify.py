@@ -6,16 +6,18 @@ Run: python -m workflow_scripts.provenance.verify [CONFIG]
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import shlex
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from workflow_scripts.core.errors import StudyError
-from workflow_scripts.core.file_states import replaced_input
+from workflow_scripts.core.file_states import FileState, has_other_inputs, replaced_input
 from workflow_scripts.core.files import stamp_of
 from workflow_scripts.core.model_contents import (
     ModelContent,
@@ -32,13 +34,11 @@ from workflow_scripts.study.plan import StudyPlan
 from workflow_scripts.study.specs import StageSpecs
 
 SHOWN_KEYS = 5
-# Of Snakemake, and make no results.
-OTHER_COMMANDS = frozenset(
-    {
-        *("--unlock", "--cleanup-metadata", "--cm", "--cleanup-shadow", "--delete-all-output", "--delete-temp-output"),
-        *("--list-rules", "--list", "-l", "--list-target-rules", "--lt", "--list-changes", "--lc", "--lint"),
-        *("--summary", "-S", "--detailed-summary", "-D", "--dag", "--rulegraph", "--filegraph", "--d3dag", "--report"),
-    }
+# Options of Snakemake.
+_MAKE_NO_RESULTS = (
+    *("unlock", "cleanup_metadata", "cleanup_shadow", "delete_all_output", "delete_temp_output", "lint", "report"),
+    *("list_rules", "list_target_rules", "list_changes", "list_input_changes", "list_params_changes"),
+    *("summary", "detailed_summary", "dag", "rulegraph", "filegraph", "d3dag"),
 )
 
 
@@ -82,7 +82,7 @@ def mismatches(found: Sequence[Artifact], results: Path) -> Iterator[Mismatch]:
     earlier: dict[Path, dict[str, Any]] | None = None
     for artifact in found:
         made_with = read_made_with(artifact)
-        if made_with is None:
+        if not made_with:
             continue
         models = []
         for model, content in json.loads(made_with.get(CONTENTS, "{}")).items():
@@ -102,7 +102,7 @@ def mismatches(found: Sequence[Artifact], results: Path) -> Iterator[Mismatch]:
 def read_made_with(artifact: Artifact) -> Mapping[str, str] | None:
     """Return what an artifact says of the job that made it, with the hash of its `spec`.
 
-    None if it doesn't exist, is damaged, or was made before such artifacts said so.
+    None if it doesn't exist, or was made before such artifacts said so; nothing of a damaged one.
     """
     if not artifact.path.exists():
         return None
@@ -118,7 +118,7 @@ def read_made_with(artifact: Artifact) -> Mapping[str, str] | None:
             return None
     # Who reads it says so.
     except (StudyError, ValueError):
-        return None
+        return {}
     return entries if "spec" in entries else None
 
 
@@ -127,10 +127,10 @@ def matches_spec(artifact: Artifact) -> bool:
     made_with = read_made_with(artifact)
     if made_with is None:
         return artifact.path.exists()
-    return made_with["spec"] == spec_hash(artifact.spec)
+    return made_with.get("spec") == spec_hash(artifact.spec)
 
 
-def refuse_mixed_results(found: Sequence[Artifact], results: Path, config: str, forced: Collection[str] = ()) -> None:
+def refuse_mixed_results(found: Sequence[Artifact], results: Path, config: str, command: Command) -> None:
     """Check the models of a study, the user's files, and those of its artifacts that Snakemake has no record of.
 
     A local model that artifacts were made with and that has no record yet gets one.
@@ -140,7 +140,7 @@ def refuse_mixed_results(found: Sequence[Artifact], results: Path, config: str, 
     found: the artifacts of the study.
     results: its results folder.
     config: name of its config, for the message.
-    forced: rules whose jobs are run again in any case, with all that follows from them.
+    command: what Snakemake was asked for; jobs that it forces are run again, with all that follows from them.
 
     Raises
     ------
@@ -150,14 +150,19 @@ def refuse_mixed_results(found: Sequence[Artifact], results: Path, config: str, 
     records = results / "models"
     for model in sorted({model for artifact in found for model in artifact.models}):
         _check_model(model, [one for one in found if model in one.models and one.path.exists()], records)
+    states: dict[Path, FileState] = {}
     for artifact in found:
-        if artifact.rule not in forced and artifact.path.exists() and (path := replaced_input(artifact.path)):
+        # What another config made is made again anyway.
+        if command.forces(artifact) or not has_other_inputs(artifact.path) or not matches_spec(artifact):
+            continue
+        if path := replaced_input(artifact.path, states):
             raise StudyError(
                 f"{path} was replaced by an older file since {artifact.path} was made from it, and Snakemake goes by "
-                f"times. To read it again, run `touch {shlex.quote(str(path))}`; or put the earlier one back."
+                f"times. To read it again, run `touch {shlex.quote(str(path))}`, or snakemake with `--forcerun "
+                f"{artifact.rule}`; or put the earlier one back."
             )
     unrecorded = [artifact for artifact in found if artifact.path.exists() and not artifact.is_recorded()]
-    if others := [mismatch for mismatch in mismatches(unrecorded, results) if mismatch.artifact.rule not in forced]:
+    if others := [one for one in mismatches(unrecorded, results) if not command.forces(one.artifact)]:
         raise StudyError(
             f"Snakemake has no record of {len(unrecorded)} results in {results} (`.snakemake` was deleted, or they "
             f"come from elsewhere), and {len(others)} of them don't belong to this config: {others[0].artifact.path} "
@@ -167,26 +172,44 @@ def refuse_mixed_results(found: Sequence[Artifact], results: Path, config: str, 
         )
 
 
-def forced_rules(arguments: Sequence[str], rules: Iterable[str]) -> list[str]:
-    """Return the rules that a command of Snakemake forces; it tells the Snakefile only of what it has parsed before.
+@dataclass(frozen=True)
+class Command:
+    """What a command of Snakemake does, which tells the Snakefile only of what it has parsed before.
 
     Parameters
     ----------
-    arguments: the command's arguments.
-    rules: all rules, which `--forceall` forces.
+    makes_results: whether it makes results; others unlock, list or delete.
+    forces_all: whether it runs all jobs again.
+    forced: rules whose jobs it runs again.
     """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--forcerun", "-R", nargs="*", default=[])
-    parser.add_argument("--forceall", "-F", action="store_true")
-    # Short ones are written together, e.g. -nF.
-    parser.add_argument("-n", "-p", "-k", action="store_true")
-    given = parser.parse_known_args(arguments)[0]
-    return list(rules) if given.forceall else list(given.forcerun)
 
+    makes_results: bool = True
+    forces_all: bool = False
+    forced: frozenset[str] = frozenset()
 
-def makes_results(arguments: Sequence[str]) -> bool:
-    """Return whether a command of Snakemake makes results; others unlock, list or delete."""
-    return not OTHER_COMMANDS & {argument.partition("=")[0] for argument in arguments}
+    @classmethod
+    def read(cls, arguments: Sequence[str]) -> Command:
+        """Return what Snakemake reads of its arguments; what an ordinary run does, where these are another program's.
+
+        Parameters
+        ----------
+        arguments: the words of the command, without its name.
+        """
+        # Imported already, but in tests.
+        from snakemake.cli import parse_args  # type: ignore[import-untyped]
+
+        nowhere = io.StringIO()
+        try:
+            with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+                given = parse_args(list(arguments))[1]
+        except (SystemExit, Exception):
+            return cls()
+        makes_none = any(getattr(given, name, None) for name in _MAKE_NO_RESULTS)
+        return cls(not makes_none, bool(given.forceall), frozenset(given.forcerun or ()))
+
+    def forces(self, artifact: Artifact) -> bool:
+        """Return whether the job that makes an artifact runs again in any case."""
+        return self.forces_all or artifact.rule in self.forced
 
 
 def rerun_command(others: Sequence[Mismatch], config: str) -> str:
@@ -264,7 +287,7 @@ def main() -> None:
     except StudyError as error:
         sys.exit(f"error: {error}")
     existing = [artifact for artifact in found if artifact.path.exists()]
-    silent = [artifact for artifact in existing if read_made_with(artifact) is None]
+    silent = [artifact for artifact in existing if not read_made_with(artifact)]
     print(
         f"{specs.plan.results}: {len(existing)} of {len(found)} results are there, {len(others)} don't belong to {path}"
     )

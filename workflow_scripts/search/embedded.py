@@ -57,8 +57,16 @@ class EmbeddedCorpus:
     prompt_words: int
 
     def vectors(self, queries: Sequence[Query]) -> np.ndarray:
-        """Return the vectors of queries, float32 [queries, dimension]; with a `contrast`, the difference of two."""
+        """Return the vectors of queries, float32 [queries, dimension]; with a `contrast`, the difference of two.
+
+        Under the view `split`, a query without a response is compared by its prompt alone: what an encoder makes of an
+        empty text would rank the same short answers first, whatever was asked.
+        """
         vectors = self._vectors([(query.prompt, query.response) for query in queries])
+        if self.view == "split":
+            without = [place for place, query in enumerate(queries) if not query.response.strip()]
+            # Both parts have as many numbers.
+            vectors[without, vectors.shape[1] // 2 :] = 0
         against = [place for place, query in enumerate(queries) if query.contrast is not None]
         if against:
             others = [(queries[place].prompt, queries[place].contrast or "") for place in against]

@@ -132,7 +132,7 @@ class Study(Section):
         results = os.path.realpath(os.path.join("results", self.run))
         for key, path in named.items():
             for file in [path, *map(str, local_files(path))] if path else []:
-                real = os.path.realpath(os.path.expanduser(file))
+                real = os.path.realpath(os.path.expanduser(str(file)))
                 if os.path.commonpath([results, real]) == results:
                     raise ValueError(
                         f"{key}: {file!r} lies in results/{self.run}, where this study writes; choose another "

@@ -437,15 +437,15 @@ class StudyPlan:
         return sorted({*of_lm, *([self.study.targets.corpus] if self.study.targets else [])})
 
     def corpora_of_lms(self) -> list[str]:
-        """Return the names of the corpora, other than the encoder's, that LMs are pretrained or warmed up on, sorted.
+        """Return the names of the corpora, other than the encoder's, that LMs are pretrained on, sorted.
 
-        The corpus of an evaluation, which a warm-up may read, has equal rows where its tests come from it too.
+        Those of evaluations are not among them: their tests may come from the same corpus.
         """
         names = [None, *self.study.language_models] if self.study.uses_lm else []
         lms = [self.study.language_model_named(name) for name in names]
-        read = {lm.pretraining.corpus for lm in lms if lm.model == "builtin:tiny"} | {self.study.warmup.corpus}
+        read = {lm.pretraining.corpus for lm in lms if lm.model == "builtin:tiny"}
         evaluated = {evaluation.train for evaluation in self.study.evaluations.values()}
-        return sorted({name for name in read if name} - evaluated - {self.targets.corpus})
+        return sorted(read - evaluated - {self.targets.corpus})
 
     def classified(self) -> list[str]:
         """Return the names of the evaluations whose tests are classified."""

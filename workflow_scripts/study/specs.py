@@ -128,8 +128,10 @@ class StageSpecs:
         }
 
     def _resolve_config(self) -> dict[str, Any]:
-        # Where a stage computes something else, what is recorded of the code is recorded again.
-        return {"study": self._study_values(), "stages": {**STAGE_VERSIONS}}
+        # Where a stage of the encoder or its targets computes something else, what is recorded of the code is recorded
+        # again.
+        stages = ("prepare_corpus", "tokenize_corpus", "finetune_shard", "collect_targets", "train_encoder")
+        return {"study": self._study_values(), "stages": {stage: STAGE_VERSIONS[stage] for stage in stages}}
 
     def _study_values(self) -> dict[str, Any]:
         # As the stages' own specs: what is off has no part in them, or a new key would recompute finished studies.

@@ -54,7 +54,7 @@ STAGE_VERSIONS = {
     "write_curated": 1,
     "drop_rows": 1,
     "summarize_curation": 1,
-    "list_suspects": 1,
+    "list_suspects": 2,
     "run_pilot": 3,
     "write_plan": 7,
 }

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from workflow_scripts.core.distributed import is_rank_zero
 from workflow_scripts.core.errors import StudyError
@@ -16,6 +17,10 @@ from workflow_scripts.core.parquet import has_other_models, read_metadata, read_
 from workflow_scripts.core.progress import say
 
 Run = tuple[int | str, ...]
+
+
+def _file_of(run: Run) -> str:
+    return f"{'_'.join(map(str, run))}.parquet"
 
 
 class FinishedRuns:
@@ -42,16 +47,40 @@ class FinishedRuns:
                 self._take(path)
 
     def look_for(self, runs: Sequence[Run]) -> None:
-        """Take what is missing of `runs` from the files of other jobs, which had them if jobs had another size then.
+        """Take what is missing of `runs` from other jobs, which had them if jobs had another size then.
 
-        Only where jobs are run again, and with the same `key`.
+        Those are files of jobs that are run again now, and single runs of jobs that were interrupted, with the same
+        `key`. The latter are looked for by name.
         """
-        again = sorted(self.losses.parent.glob(".*.earlier")) if is_rank_zero() else []
+        if not is_rank_zero():
+            return
+        for folder in self.losses.parent.glob(f".*.{self.key}.runs"):
+            for run in runs:
+                if run not in self and (path := folder / _file_of(run)).exists():
+                    self._take(path)
+        again = sorted(self.losses.parent.glob(".*.earlier"))
         if not again or not self._is_valid(again[0]):
             return
         for path in [*again, *sorted(self.losses.parent.glob("[!.]*.parquet"))]:
-            if missing := [run for run in runs if run not in self]:
+            missing = {run for run in runs if run not in self}
+            if not missing:
+                return
+            if self._may_hold(path, missing):
                 self._take(path, missing)
+
+    def _may_hold(self, path: Path, runs: Collection[Run]) -> bool:
+        """Return whether a file may have some of `runs`, by the least and largest values of its columns."""
+        try:
+            footer = pq.read_metadata(path)
+        except (OSError, pa.ArrowException):
+            return False
+        place = {footer.schema.column(at).path: at for at in range(footer.num_columns)}
+        for number, name in enumerate(self.names):
+            groups = [footer.row_group(group).column(place[name]) for group in range(footer.num_row_groups)]
+            bounds = [(group.statistics.min, group.statistics.max) for group in groups if group.statistics]
+            if len(bounds) == len(groups):
+                runs = {run for run in runs if any(least <= run[number] <= most for least, most in bounds)}
+        return bool(runs)
 
     def _is_valid(self, path: Path) -> bool:
         try:
@@ -94,7 +123,7 @@ class FinishedRuns:
         if is_rank_zero():
             # Another process with the same job may publish it meanwhile, and delete the folder.
             with contextlib.suppress(FileNotFoundError):
-                write_table(self.folder / f"{'_'.join(map(str, run))}.parquet", table, key=self.key)
+                write_table(self.folder / _file_of(run), table, key=self.key)
 
     def publish(self, runs: Sequence[Run], schema: pa.Schema) -> None:
         """Write all `runs` in this order to the file `losses` and delete the single files.
@@ -107,4 +136,8 @@ class FinishedRuns:
         if is_rank_zero():
             tables = [self.tables[run] for run in runs] or [schema.empty_table()]
             write_table(self.losses, pa.concat_tables(tables), key=self.key)
-            delete_begun(self.folder)
+            for run in runs:
+                (self.folder / _file_of(run)).unlink(missing_ok=True)
+            # What is left are runs of another job now.
+            if not any(self.folder.glob("*.parquet")):
+                delete_begun(self.folder)

@@ -1,5 +1,7 @@
 """Which rows of a list say the same."""
 
+import pytest
+
 from workflow_scripts.corpora.same_text import COMPARED_CHARACTERS, first_of_same
 
 LONG = "the quick brown fox jumps over the lazy dog while all of the others sleep under a wide and starry summer sky"
@@ -39,9 +41,27 @@ def test_rows_of_a_few_words_are_the_same_if_all_of_them_are():
     assert first_of_same([]) == []
 
 
-def test_what_is_beyond_the_first_characters_is_not_compared():
+def test_of_long_prompts_the_beginning_is_compared_and_of_answers_all():
     text = "word " * COMPARED_CHARACTERS
-    assert first_of_same([("", text + "one"), ("", text + "another")]) == [0, 0]
+    assert first_of_same([(text + "one", "so it is"), (text + "another", "So it is!")]) == [0, 0]
+    assert first_of_same([("", text + "one"), ("", text + "another"), ("", text.upper() + " One.")]) == [0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        ("I would use C++ for that.", "I would use C# for that.", "I would use C for that."),
+        ("The answer is -5.", "The answer is 5."),
+        ("x < y holds", "x > y holds"),
+        ("It is 1.5 of them", "It is 1/5 of them"),
+        ("👍", "👎"),
+        ("-5", "5"),
+    ],
+)
+def test_signs_tell_answers_apart(answers):
+    rows = [("What is it?", answer) for answer in answers]
+    assert first_of_same(rows) == list(range(len(answers)))
+    assert first_of_same([rows[0], ("What is it?", f" “{answers[0].upper()}” ")]) == [0, 0]
 
 
 def test_vowel_signs_and_tones_tell_answers_apart():

@@ -57,6 +57,7 @@ def test_advice(tmp_path, away, leads, advice):
     assert rows["tfidf"]["lds_home"] == 0.3
 
 
-def test_an_lds_that_may_be_zero_is_no_evidence(tmp_path):
-    row = evaluated(tmp_path, 0.6, {"tfidf": -0.1, "untrained": -0.1}, below=0.7)["airrep"]
-    assert (row["advice"], row["retained"]) == ("retrain", None)
+@pytest.mark.parametrize(("lead", "advice"), [(-0.1, "retrain"), (0.1, "fine-tune")])
+def test_an_lds_that_may_be_zero_is_no_evidence(tmp_path, lead, advice):
+    row = evaluated(tmp_path, 0.6, {"tfidf": lead, "untrained": lead}, below=0.7)["airrep"]
+    assert (row["advice"], row["retained"]) == (advice, None)

@@ -106,10 +106,16 @@ def test_all_is_done_once_every_result_is_there(plan):
             one.path.write_text("")
         else:
             one.path.mkdir(parents=True)
-    (plan.results / "config.resolved.yaml").unlink()
-    assert "Time left: unknown" in status_text(plan, NOW)
-    (plan.results / "config.resolved.yaml").write_text("nothing that can be read")
+    config = plan.results / "config.resolved.yaml"
+    (spec,) = (spec_hash(one.spec) for one in found if one.path == config)
+    stamp = json.dumps({"stage": "resolve_config", "spec": spec})
+    config.with_name(".config.resolved.yaml.made_with").write_text(stamp)
     assert "Time left: none, all is done" in status_text(plan, NOW)
+    config.unlink()
+    assert "Time left: unknown" in status_text(plan, NOW)
+    config.write_text("")
+    (plan.results / "evaluation/lds.parquet").write_text("damaged")
+    assert "Time left: unknown" in status_text(plan, NOW)
 
 
 def test_jobs_that_did_not_end_well_are_named_with_their_last_words(plan):

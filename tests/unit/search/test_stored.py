@@ -1,10 +1,14 @@
 """Exact search of stored embeddings: top rows and groups, whatever the tiles."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from curated_study import write_embeddings
 
 from workflow_scripts.core.errors import StudyError
+from workflow_scripts.search.embedded import EmbeddedCorpus
+from workflow_scripts.search.query import Query
 from workflow_scripts.search.stored import group_scores, top_scores
 
 
@@ -53,3 +57,10 @@ def test_numbers_that_are_not_finite_are_refused(tmp_path):
     path = write_embeddings(tmp_path / "embeddings.parquet", [[1.0, np.nan]])
     with pytest.raises(StudyError, match="an embedding is not a finite number"):
         top_scores(path, np.ones((1, 2), np.float32), 1, "helpful")
+
+
+@pytest.mark.parametrize(("view", "expected"), [("split", [1, 1, 0, 0]), ("joint", [1, 1, 1, 1])])
+def test_a_question_without_an_answer_is_compared_by_its_prompt(view, expected):
+    embedded = EmbeddedCorpus(Path("e.parquet"), lambda texts: np.ones((len(texts), 4), np.float32), view, 256)
+    found = embedded.vectors([Query("why", " "), Query("why", "because"), Query("why", "because", contrast="so")])
+    assert found.tolist() == [expected, [1, 1, 1, 1], [0, 0, 0, 0]]

@@ -143,6 +143,37 @@ def test_runs_of_jobs_of_another_size_are_taken(tiny, tmp_path, trained, straigh
     assert pa.concat_tables([read_table(path) for path in paths]).equals(straight_of_three)
 
 
+def test_runs_of_an_interrupted_job_of_another_size_are_taken(tiny, tmp_path, trained, straight_of_three, monkeypatch):
+    """As when a job doesn't fit its time limit, and `folds_per_job` is lowered."""
+    publish = FinishedRuns.publish
+    monkeypatch.setattr(FinishedRuns, "publish", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        tiny.block(tmp_path / "f0000_s0000.parquet", folds=[0, 2], indexes=[0, 2])
+    monkeypatch.setattr(FinishedRuns, "publish", publish)
+    trained.clear()
+    paths = [tmp_path / f"f{number:04d}_s0000.parquet" for number in range(3)]
+    for number, path in enumerate(paths):
+        tiny.block(path, folds=[number, number + 1], indexes=[0, 2])
+    assert [run[0] for run in trained] == [2, 2]
+    assert pa.concat_tables([read_table(path) for path in paths]).equals(straight_of_three)
+
+
+def test_files_that_hold_none_of_the_runs_are_not_read(tiny, tmp_path, trained, monkeypatch):
+    paths = [tmp_path / f"f{number:04d}_s0000.parquet" for number in range(3)]
+    for number, path in enumerate(paths):
+        tiny.block(path, folds=[number, number + 1], indexes=[0, 1])
+    keep_earlier(paths[0])
+    paths[0].unlink()
+    trained.clear()
+    read, take = [], FinishedRuns._take
+    monkeypatch.setattr(
+        FinishedRuns, "_take", lambda self, path, *wanted: read.append(path.name) or take(self, path, *wanted)
+    )
+    tiny.block(paths[0], folds=[0, 1], indexes=[0, 2])
+    assert trained == [(0, 1, 0)]
+    assert read == [".f0000_s0000.parquet.earlier"]
+
+
 def test_a_truncated_file_is_done_again(tiny, tmp_path, straight, trained, capsys):
     path = tiny.block(tmp_path / "block.parquet")
     path.write_bytes(path.read_bytes()[:-40])
