@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from workflow_scripts.attribute import Query, as_text, attribute, main, prepared_corpus
 from workflow_scripts.core.errors import StudyError
+from workflow_scripts.core.parquet import read_metadata, read_table, write_table
 from workflow_scripts.corpora.templates import encoder_text
 from workflow_scripts.encoder.init_encoder import small_encoder, wordpiece_tokenizer
 from workflow_scripts.encoder.loading import load_encoder
@@ -130,6 +131,11 @@ def test_queries_are_cut_as_the_corpus_was_or_refused(folder, tmp_path, queries)
     stored = pq.read_table(options["embeddings"])["embedding"].to_pylist()[3]
     own = next(row["score"] for row in made.to_pylist() if row["example_id"] == 3)
     assert own == pytest.approx(np.dot(stored, stored), rel=1e-2)
+    with pytest.raises(StudyError, match=r"from the first 4 words of each prompt, .* Write --prompt-words 4\."):
+        attribute(*files, asked, **options)
+    # As a file of an earlier version, which doesn't say it.
+    file = options["embeddings"]
+    write_table(file, read_table(file), encoder=read_metadata(file)["encoder"])
     with pytest.raises(StudyError, match=r"with --prompt-words 256\. Give --prompt-words the encoder\.prompt_words"):
         attribute(*files, asked, **options)
 

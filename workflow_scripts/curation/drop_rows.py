@@ -48,7 +48,10 @@ def drop_rows(
                 yield WritableRow(row.name, row.cells, row.schema)
 
     written = write_rows(kept, rows(), form)
-    say(f"drop_rows: {len(dropped):,} rows dropped, {written:,} kept in {kept}")
+    say(
+        f"drop_rows: {len(dropped):,} rows dropped, {written:,} kept in {kept}; rows of the source that the corpus "
+        "doesn't have (refused, outside its part, beyond its limit) are in neither"
+    )
 
 
 def _reviewed_ids(reviewed: Path, corpus: Path, prefix: str) -> set[int]:

@@ -17,6 +17,7 @@ from workflow_scripts.core.errors import StudyError
 from workflow_scripts.core.files import atomic_path
 from workflow_scripts.core.parquet import table_writer
 from workflow_scripts.corpora.cells import kind_of
+from workflow_scripts.corpora.json_rows import RepeatedKey
 
 BATCH_ROWS = 10_000
 BATCH_CHARACTERS = 2**23
@@ -58,9 +59,17 @@ def _write_json_lines(path: Path, rows: Iterable[WritableRow]) -> int:
     written = 0
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         for row in rows:
+            _require_names(row)
             file.write(_json_line(row))
             written += 1
     return written
+
+
+def _require_names(row: WritableRow) -> None:
+    for name, value in row.cells.items():
+        if isinstance(value, RepeatedKey):
+            column = f"the column {name!r}" if name else "a column without a name"
+            raise StudyError(f"{row.name}: {column} stands there twice. Rename or remove one of the two in the source.")
 
 
 def _json_line(row: WritableRow) -> bytes:
@@ -128,6 +137,7 @@ def _batches(rows: Iterable[WritableRow]) -> Iterator[list[WritableRow]]:
     batch: list[WritableRow] = []
     characters = 0
     for row in rows:
+        _require_names(row)
         if batch and (len(batch) == BATCH_ROWS or characters > BATCH_CHARACTERS or row.schema is not batch[0].schema):
             yield batch
             batch, characters = [], 0

@@ -41,7 +41,8 @@ def embed_corpus(
     Rows are batched by length within blocks of 16,384, so memory does not grow with the corpus. If `embeddings` exists
     and comes from the same encoder and settings, rows with the same content hash are copied from it, and also from the
     blocks of an interrupted run, which are kept beside `embeddings` until it is complete. The file's metadata holds
-    `encoder`, the hash of the encoder's folder, and what was measured, see `embeddings.store.write_embeddings`.
+    `encoder`, the hash of the encoder's folder, `prompt_words`, and what was measured, see
+    `embeddings.store.write_embeddings`.
 
     In several processes (`core.distributed`), each tokenises and embeds its share of a block, and rank 0 writes.
 
@@ -96,6 +97,7 @@ def embed_corpus(
         precision=embedding_precision,
         key=key,
         encoder=folder_hash(encoder),
+        prompt_words=str(prompt_words),
     )
 
 

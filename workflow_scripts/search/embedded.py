@@ -122,7 +122,7 @@ def embedded_corpus(
     if embeddings is not None and embeddings.exists() and without_torch:
         light = load_light_encoder(folder)
     if light is not None and embeddings is not None:
-        _check_embeddings(embeddings, corpus, folder, light.dimension)
+        _check_embeddings(embeddings, corpus, folder, light.dimension, prompt_words)
         embedded = EmbeddedCorpus(embeddings, light.encode, light.view, prompt_words)
         if (embedded.distances(corpus) <= MAX_DISTANCE).all():
             yield embedded
@@ -136,7 +136,7 @@ def embedded_corpus(
         file = embeddings or Path(temporary) / "embeddings.parquet"
         embedded = EmbeddedCorpus(file, encode, model.view, prompt_words)
         if file.exists():
-            _check_embeddings(file, corpus, folder, model.dimension)
+            _check_embeddings(file, corpus, folder, model.dimension, prompt_words)
             # A number that is none is told where it is scored.
             if (embedded.distances(corpus) > MAX_FOREIGN_DISTANCE).any():
                 raise StudyError(
@@ -176,8 +176,9 @@ def _embed(corpus: Path, folder: Path, embeddings: Path, prompt_words: int, max_
     )
 
 
-def _check_embeddings(embeddings: Path, corpus: Path, folder: Path, dimension: int) -> None:
-    made_by = read_metadata(embeddings).get("encoder")
+def _check_embeddings(embeddings: Path, corpus: Path, folder: Path, dimension: int, prompt_words: int) -> None:
+    metadata = read_metadata(embeddings)
+    made_by, words = metadata.get("encoder"), metadata.get("prompt_words")
     try:
         size = pq.read_schema(embeddings).field("embedding").type.list_size
     except (KeyError, AttributeError):
@@ -187,8 +188,14 @@ def _check_embeddings(embeddings: Path, corpus: Path, folder: Path, dimension: i
             f"{embeddings} was made by another encoder than {folder}. Name another file, or one that doesn't exist "
             "yet, and it is made."
         )
+    # Those of earlier versions don't say it.
+    if words not in (None, str(prompt_words)):
+        raise StudyError(
+            f"{embeddings} was made from the first {words} words of each prompt, and --prompt-words is {prompt_words}. "
+            f"Write --prompt-words {words}."
+        )
     if not read_table(embeddings, ["hash"])["hash"].equals(read_table(corpus, ["hash"])["hash"]):
         raise StudyError(
-            f"{embeddings} was made from another corpus than {corpus}. Name another file, or one that doesn't exist "
-            "yet, and it is made."
+            f"{embeddings} was made from another corpus, or from this one before it was changed. Name another file, or "
+            "one that doesn't exist yet, and it is made."
         )

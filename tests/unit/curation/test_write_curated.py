@@ -93,6 +93,14 @@ def test_a_csv_file_gives_its_cells(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("form", ["jsonl", "parquet"])
+@pytest.mark.parametrize(("header", "named"), [("topic", "the column 'topic'"), ("", "a column without a name")])
+def test_two_columns_of_one_name_are_told(tmp_path, form, header, named):
+    (tmp_path / "rows.csv").write_text(f"prompt,response,{header},{header}\na,b,,\n")
+    with pytest.raises(StudyError, match=f"row 1 of rows.csv: {named} stands there twice. Rename or remove one"):
+        curate(tmp_path, tmp_path / "rows.csv", [0], form=form)
+
+
 def test_parquet_keeps_the_types_of_a_parquet_source(tmp_path):
     schema = pa.schema(
         [
