@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import glob
 import io
+import itertools
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from workflow_scripts.study.sources import FORMATS, HubDataset, broken_links, hu
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 LONGEST_CSV_CELL = 2**26
+# As spreadsheets of various languages write them.
+CSV_SEPARATORS = ",;\t"
 PARQUET_BATCH_ROWS = 1024
 
 
@@ -190,7 +193,12 @@ def _read_csv(file: io.BufferedReader) -> _Rows:
     csv.field_size_limit(LONGEST_CSV_CELL)
     # As in _read_json, only the row that has bytes that aren't UTF-8 is rejected.
     text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
-    rows = csv.reader(text, strict=True)
+    names = text.readline()
+    if "\0" in names:
+        raise UnusableRowError("not UTF-8: it has NUL characters, as UTF-16 does; save it as UTF-8")
+    # That by which the line has most names.
+    separator = max(CSV_SEPARATORS, key=lambda one: len(next(csv.reader([names], delimiter=one), [])))
+    rows = csv.reader(itertools.chain([names], text), strict=True, delimiter=separator)
     try:
         header = next(rows, [])
     except csv.Error as error:

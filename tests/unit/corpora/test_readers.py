@@ -124,6 +124,15 @@ def test_a_bad_row_of_a_json_array_or_csv_costs_no_other(tmp_path):
     assert rows[-1].cells == {"prompt": "l", "response": "m"}
 
 
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_csv_may_have_other_separators(tmp_path, separator):
+    rows = [["prompt", "response", "label"], ["a, b; c", "d", "x"], ["e", "f\tg\nh", ""]]
+    text = io.StringIO()
+    csv.writer(text, delimiter=separator).writerows(rows)
+    expected = [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]
+    assert _cells(_write(tmp_path / "rows.csv", text.getvalue().encode())) == expected
+
+
 def test_a_long_csv_cell_is_read(tmp_path):
     long = "a" * 300_000
     assert _cells(_write(tmp_path / "rows.csv", f"prompt\n{long}\n".encode())) == [{"prompt": long}]
@@ -162,6 +171,11 @@ def _one_bad_cell(table, tmp_path):
         ("rows.csv", b'a,b\n1,2\n"3,4\n5,6\n', "a quote that opens after line 2 is never closed"),
         ("rows.csv", b'"a"b,c\nx,y\n', "in the line of column names"),
         ("rows.csv", b'a,"b\n', "in the line of column names"),
+        (
+            "rows.csv",
+            "a,b\n1,2\n".encode("utf-16"),
+            "not UTF-8: it has NUL characters, as UTF-16 does; save it as UTF-8",
+        ),
     ],
 )
 def test_files_that_cannot_be_read_end_in_a_clear_error(tmp_path, name, data, words):
