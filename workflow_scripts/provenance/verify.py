@@ -196,7 +196,7 @@ class Command:
         arguments: the words of the command, without its name.
         """
         # Imported already, but in tests.
-        from snakemake.cli import parse_args  # type: ignore[import-untyped]
+        from snakemake.cli import parse_args  # type: ignore[import-untyped]  # it has no types
 
         nowhere = io.StringIO()
         try:
