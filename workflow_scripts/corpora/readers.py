@@ -196,10 +196,10 @@ def _read_csv(file: io.BufferedReader) -> _Rows:
     names = text.readline()
     if "\0" in names:
         raise UnusableRowError("not UTF-8: it has NUL characters, as UTF-16 does; save it as UTF-8")
-    # That by which the line has most names.
-    separator = max(CSV_SEPARATORS, key=lambda one: len(next(csv.reader([names], delimiter=one), [])))
-    rows = csv.reader(itertools.chain([names], text), strict=True, delimiter=separator)
     try:
+        # That by which the line has most names.
+        separator = max(CSV_SEPARATORS, key=lambda one: len(next(csv.reader([names], delimiter=one), [])))
+        rows = csv.reader(itertools.chain([names], text), strict=True, delimiter=separator)
         header = next(rows, [])
     except csv.Error as error:
         raise UnusableRowError(f"not CSV: {error} in the line of column names") from None

@@ -9,7 +9,7 @@ import re
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -74,7 +74,7 @@ class JobStatus:
     said: str
 
 
-def pool_status(plan: StudyPlan, pool: str, now: float, blocks: Sequence[Artifact]) -> PoolStatus:
+def pool_status(plan: StudyPlan, pool: str, now: float, done: Collection[Path]) -> PoolStatus:
     """Return the progress of a pool's fine-tuning, including the runs of unfinished jobs.
 
     Results of other values don't count.
@@ -84,15 +84,15 @@ def pool_status(plan: StudyPlan, pool: str, now: float, blocks: Sequence[Artifac
     plan: what the study runs.
     pool: name of the pool.
     now: the time, in seconds since the epoch.
-    blocks: what the pool's jobs write.
+    done: the study's results that were made with its values.
     """
     folds, subsets, seeds = plan.runs(pool)
     measured = plan.measured_examples(pool)
     finished = diverged = at_work = 0
     rate = 0.0
-    for block in blocks:
-        whole = block.path
-        if matches_spec(block):
+    for block in plan.blocks(pool):
+        whole = plan.results / "targets" / pool / f"{block}.parquet"
+        if whole in done:
             # `tests: null`: how many there are is known from the first losses on.
             measured = measured or len(pc.unique(read_table(whole, ["example_id"])["example_id"]))
             finished += pq.read_metadata(whole).num_rows // measured
@@ -150,7 +150,7 @@ def unfinished_jobs(plan: StudyPlan, now: float) -> Iterator[JobStatus]:
             yield JobStatus(str(job), state, next(reversed(words.strip().splitlines()), ""))
 
 
-def seconds_left(plan: StudyPlan, pools: Sequence[PoolStatus]) -> float | None:
+def seconds_left(plan: StudyPlan, pools: Sequence[PoolStatus], done: Iterable[Artifact]) -> float | None:
     """Return the wall seconds of what isn't done yet according to `plan.json`; None without one of this study.
 
     For fine-tuning the share of runs that is done counts, for other stages the share of jobs whose results are there,
@@ -160,9 +160,9 @@ def seconds_left(plan: StudyPlan, pools: Sequence[PoolStatus]) -> float | None:
     planned = read_plan(plan.results / "plan.json", specs)
     if planned is None:
         return None
-    done = Counter(one.counted_as for one in artifacts(specs) if matches_spec(one))
+    jobs = Counter(one.counted_as for one in done)
     # Of temporary results, that the job has run is known.
-    done |= Counter(
+    jobs |= Counter(
         stage
         for benchmark, stage in benchmark_stages(specs).items()
         if stage.startswith("score_part") and (plan.results / "benchmarks" / benchmark).exists()
@@ -172,7 +172,7 @@ def seconds_left(plan: StudyPlan, pools: Sequence[PoolStatus]) -> float | None:
         if stage["stage"] == "finetune_shard":
             share = sum(pool.finished for pool in pools) / sum(pool.runs for pool in pools)
         else:
-            share = done[stage["stage"]] / stage["jobs"]
+            share = jobs[stage["stage"]] / stage["jobs"]
         left += stage["wall_seconds"] * max(1 - share, 0.0)
     return left
 
@@ -187,15 +187,14 @@ def status_text(plan: StudyPlan, now: float) -> str:
     """
     results = plan.results
     found = {one.path: one for one in artifacts(StageSpecs(plan))}
-    folders = {pool: results / "targets" / pool for pool in plan.pools}
-    blocks = {pool: [one for path, one in found.items() if path.parent == folders[pool]] for pool in plan.pools}
-    pools = [pool_status(plan, pool, now, blocks[pool]) for pool in plan.pools]
+    done = {path: one for path, one in found.items() if matches_spec(one)}
+    pools = [pool_status(plan, pool, now, done) for pool in plan.pools]
     lines = [f"Study {plan.study.run}: {results}"]
     if pools:
         heading = f"  {'pool':<16}{'runs done':>16}{'targets done':>28}{'diverged':>10}{'jobs at work':>14}  time left"
         lines += [heading, *map(_pool_line, pools)]
     for name, (path, artifact) in _milestones(plan).items():
-        is_there = f"there: {path}" if matches_spec(found[artifact]) else f"of other values: {path}"
+        is_there = f"there: {path}" if artifact in done else f"of other values: {path}"
         lines.append(f"  {name:<16}{is_there if path.exists() else 'not yet':>16}")
     jobs = list(unfinished_jobs(plan, now))
     for state in ("failed", "stopped", "at work"):
@@ -203,8 +202,8 @@ def status_text(plan: StudyPlan, now: float) -> str:
         lines += [f"Jobs {state}: {len(of_state)}"] if of_state or state == "failed" else []
         lines += [f"  {job.job}: {job.said[:SHOWN_CHARACTERS]}" for job in of_state[:JOBS_SHOWN]]
         lines += [f"  and {len(of_state) - JOBS_SHOWN} more"] if len(of_state) > JOBS_SHOWN else []
-    left = seconds_left(plan, pools)
-    if not jobs and all(map(matches_spec, found.values())):
+    left = seconds_left(plan, pools, done.values())
+    if not jobs and len(done) == len(found):
         lines.append("Time left: none, all is done")
     elif left is None:
         lines.append("Time left: unknown without a plan (make plan)")

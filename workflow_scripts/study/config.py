@@ -120,9 +120,7 @@ class Study(Section):
     @model_validator(mode="after")
     def _no_input_is_a_result(self) -> Study:
         """Refuse inputs in the folder that the study writes: jobs delete and replace what lies there."""
-        named: dict[str, str | None] = {
-            f"corpora.{name}.source": corpus.source for name, corpus in self.corpora.items()
-        }
+        named: dict[str, Any] = {f"corpora.{name}.source": corpus.source for name, corpus in self.corpora.items()}
         named |= {"language_model.model": self.language_model.model, "encoder.model": self.encoder.model}
         named |= {f"language_models.{name}.model": one.get("model") for name, one in self.language_models.items()}
         variants = {name: one.encoder.get("model") for name, one in self.encoder_variants.items()}
@@ -131,13 +129,15 @@ class Study(Section):
         named |= {f"curation.{name}.drop": choice.drop for name, choice in self.curation.items()}
         results = os.path.realpath(os.path.join("results", self.run))
         for key, path in named.items():
-            for file in [path, *map(str, local_files(path))] if path else []:
-                real = os.path.realpath(os.path.expanduser(str(file)))
-                if os.path.commonpath([results, real]) == results:
-                    raise ValueError(
-                        f"{key}: {file!r} lies in results/{self.run}, where this study writes; choose another "
-                        "name for run, or copy it elsewhere and name the copy"
-                    )
+            # A path of another kind is told where its section is read.
+            files = [os.path.expanduser(path), *map(str, local_files(path))] if isinstance(path, str) else []
+            # Of many files in one folder, one look at the folder does.
+            places = {file if os.path.islink(file) or os.path.isdir(file) else os.path.dirname(file) for file in files}
+            if any(os.path.commonpath([results, os.path.realpath(place)]) == results for place in places):
+                raise ValueError(
+                    f"{key}: {path!r} lies in results/{self.run}, where this study writes; choose another name for "
+                    "run, or copy it elsewhere and name the copy"
+                )
         return self
 
     @model_validator(mode="after")

@@ -441,9 +441,8 @@ class StudyPlan:
 
         Those of evaluations are not among them: their tests may come from the same corpus.
         """
-        names = [None, *self.study.language_models] if self.study.uses_lm else []
-        lms = [self.study.language_model_named(name) for name in names]
-        read = {lm.pretraining.corpus for lm in lms if lm.model == "builtin:tiny"}
+        lms = ["", *self.study.language_models] if self.study.uses_lm else []
+        read = {self.language_model(lm).pretraining.corpus for lm in lms if self.is_builtin(lm)}
         evaluated = {evaluation.train for evaluation in self.study.evaluations.values()}
         return sorted(read - evaluated - {self.targets.corpus})
 

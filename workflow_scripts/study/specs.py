@@ -14,6 +14,11 @@ from workflow_scripts.study.methods import OF_TESTS, methods_of
 from workflow_scripts.study.plan import StudyPlan
 from workflow_scripts.study.stage_versions import STAGE_VERSIONS
 
+# Stages that decide the numbers of an encoder.
+STAGES_OF_ENCODER = (
+    *("prepare_corpus", "pretrain_base_lm", "tokenize_corpus", "sample_subsets", "finetune_shard", "collect_targets"),
+    *("predict_targets", "init_encoder", "train_encoder"),
+)
 # Stages that compute on a GPU, where a job has one. For others `deterministic` changes nothing.
 COMPUTED_ON_GPUS = (
     "pretrain_base_lm",
@@ -128,10 +133,9 @@ class StageSpecs:
         }
 
     def _resolve_config(self) -> dict[str, Any]:
-        # Where a stage of the encoder or its targets computes something else, what is recorded of the code is recorded
-        # again.
-        stages = ("prepare_corpus", "tokenize_corpus", "finetune_shard", "collect_targets", "train_encoder")
-        return {"study": self._study_values(), "stages": {stage: STAGE_VERSIONS[stage] for stage in stages}}
+        # Where one of these computes something else, what is recorded of the code is recorded again.
+        stages = {stage: STAGE_VERSIONS[stage] for stage in STAGES_OF_ENCODER}
+        return {"study": self._study_values(), "stages": stages}
 
     def _study_values(self) -> dict[str, Any]:
         # As the stages' own specs: what is off has no part in them, or a new key would recompute finished studies.

@@ -59,7 +59,8 @@ class FinishedRuns:
                 if run not in self and (path := folder / _file_of(run)).exists():
                     self._take(path)
         again = sorted(self.losses.parent.glob(".*.earlier"))
-        if not again or not self._is_valid(again[0]):
+        # All were made with one key; where it is another one, none is opened in vain.
+        if not again or not self._is_ours(again[0]):
             return
         for path in [*again, *sorted(self.losses.parent.glob("[!.]*.parquet"))]:
             missing = {run for run in runs if run not in self}
@@ -82,18 +83,19 @@ class FinishedRuns:
                 runs = {run for run in runs if any(least <= run[number] <= most for least, most in bounds)}
         return bool(runs)
 
-    def _is_valid(self, path: Path) -> bool:
+    def _is_ours(self, path: Path) -> bool:
+        """Return whether a file was made with this key and these models; a damaged one says so, and wasn't."""
         try:
             metadata = read_metadata(path)
-        except StudyError:
+        except StudyError as error:
+            say(f"{error} Its runs are repeated.")
             return False
         return metadata.get("key") == self.key and not has_other_models(metadata)
 
     def _take(self, path: Path, wanted: Collection[Run] | None = None) -> None:
+        if not self._is_ours(path):
+            return
         try:
-            metadata = read_metadata(path)
-            if metadata.get("key") != self.key or has_other_models(metadata):
-                return
             table = read_table(path)
         except StudyError as error:
             say(f"{error} Its runs are repeated.")
@@ -136,8 +138,11 @@ class FinishedRuns:
         if is_rank_zero():
             tables = [self.tables[run] for run in runs] or [schema.empty_table()]
             write_table(self.losses, pa.concat_tables(tables), key=self.key)
-            for run in runs:
-                (self.folder / _file_of(run)).unlink(missing_ok=True)
-            # What is left are runs of another job now.
+            # Also where a job of another size had left them. What stays there are runs of other jobs now.
+            for folder in self.losses.parent.glob(f".*.{self.key}.runs"):
+                for run in runs:
+                    (folder / _file_of(run)).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
             if not any(self.folder.glob("*.parquet")):
                 delete_begun(self.folder)

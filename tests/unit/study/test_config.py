@@ -80,6 +80,11 @@ def test_a_good_study_loads_with_its_defaults():
             "encoder_training.processes is one for all encoders",
         ),
         ("corpora.train.source", "results/smoke/corpora/../mine.jsonl", "lies in results/smoke, where this study"),
+        (
+            "encoder_variants",
+            {"long": {"encoder": {"model": 5}}},
+            "encoder_variants.long.encoder.model: Input should be a",
+        ),
         ("judging.near_duplicate", 0, "judging.near_duplicate: Input should be greater than 0"),
         ("scoring.poolings", {"bm25": ["max"]}, "'attention', 'signed', 'mean', 'sum' or 'chosen' (you wrote 'max')"),
         ("warmup", {"corpus": "trian"}, "warmup.corpus: there is no corpus 'trian'; write one of pool, pretraining"),

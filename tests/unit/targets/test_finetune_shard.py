@@ -155,6 +155,7 @@ def test_runs_of_an_interrupted_job_of_another_size_are_taken(tiny, tmp_path, tr
     for number, path in enumerate(paths):
         tiny.block(path, folds=[number, number + 1], indexes=[0, 2])
     assert [run[0] for run in trained] == [2, 2]
+    assert sorted(tmp_path.iterdir()) == paths
     assert pa.concat_tables([read_table(path) for path in paths]).equals(straight_of_three)
 
 
