@@ -40,15 +40,12 @@ def open_embedder(reader: None, fitted: dict[str, torch.Tensor], for_tests: bool
     # Those of its modules, e.g. of a Dense.
     for part in sorted(path for path in folder.iterdir() if path.is_dir()):
         require_whole_files(part)
-    options = {
-        "device": str(best_device()),
-        "model_kwargs": {"use_safetensors": True, "dtype": torch.float32},
-    }
+    options = {"device": str(best_device()), "model_kwargs": {"use_safetensors": True}}
     try:
         encoder = SentenceTransformer(str(folder), **options)
     except LOADING_ERRORS as error:
         raise cant_be_loaded(model, error) from error
-    # Other modules too have the precision that they are stored in.
+    # Its modules have the precision that they are stored in.
     encoder.float()
     if isinstance(encoder.tokenizer, PreTrainedTokenizerBase):
         require_words(encoder.tokenizer, model)
